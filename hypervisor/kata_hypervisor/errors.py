@@ -1,0 +1,33 @@
+"""Errors of the hypervisor room.
+
+    HypervisorError
+    ├── LaunchError            the VMM could not be started, or died before the guest was ready
+    ├── ConfinementError       what the kernel says of the VMM is not what the configuration asked for
+    ├── HostUnfitError         this host lacks what the configuration needs (no /dev/kvm, full /dev/shm ...)
+    └── NotSupportedError      this driver cannot do what was asked
+
+Messages are lower case without a full stop, say what was attempted and what to do, and are complete:
+they reach the user through containerd as they stand.
+"""
+
+from __future__ import annotations
+
+
+class HypervisorError(Exception):
+    """Root of all errors that a hypervisor driver raises on purpose."""
+
+
+class LaunchError(HypervisorError):
+    """The VMM or one of its helpers could not be started, or ended before the guest was ready."""
+
+
+class ConfinementError(HypervisorError):
+    """The kernel's word about a VMM process differs from what the configuration asked for."""
+
+
+class HostUnfitError(HypervisorError):
+    """This host cannot run what the configuration describes."""
+
+
+class NotSupportedError(HypervisorError):
+    """The driver cannot do this, and says so instead of pretending."""

@@ -1,0 +1,79 @@
+"""What a driver may ask of the host: start a named child, and hear of its end.
+
+Drivers never fork. The runtime's broker does, and this is the contract between the two. A test double
+needs neither root nor a VMM.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kata_hypervisor.seccomp.proof import ThreadConfinement
+
+
+@dataclass(frozen=True, slots=True)
+class ExitStatus:
+    """How a child ended: an exit code, or the signal that killed it."""
+
+    code: int | None = None
+    signal: int | None = None
+
+    def __str__(self) -> str:
+        if self.signal is not None:
+            try:
+                name = signal.Signals(self.signal).name
+            except ValueError:
+                name = f"signal {self.signal}"
+            return f"killed by {name}"
+        return f"exit status {self.code}"
+
+
+class Child(Protocol):
+    """A process that the host started for a driver."""
+
+    @property
+    def name(self) -> str:
+        """The role under which it was started, such as "qemu" or "virtiofsd"."""
+
+    @property
+    def pid(self) -> int:
+        """Process id on the host."""
+
+    @property
+    def exited(self) -> ExitStatus | None:
+        """How it ended, or None while it runs."""
+
+    async def wait(self) -> ExitStatus:
+        """Return once the process has ended and was reaped; any number of tasks may wait."""
+
+    async def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal; does nothing when the process has ended."""
+
+
+class Host(Protocol):
+    """The host's side of a driver."""
+
+    async def spawn(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        fds: Mapping[int, int],
+        environment: Mapping[str, str] | None = None,
+    ) -> Child:
+        """Start a child, its descriptors set from `fds`.
+
+        `fds` maps the descriptor number in the child to a descriptor of the caller; 0, 1 and 2 that are not
+        named are /dev/null. The caller keeps its descriptors and closes them itself, right after the call,
+        so that the child's death is seen as an end of file. The child gets PR_SET_PDEATHSIG, a clean
+        environment and no other descriptor.
+
+        Raises:
+            LaunchError: the executable cannot be started (missing, not executable, no memory ...).
+        """
+
+    async def confinement(self, child: Child) -> list[ThreadConfinement]:
+        """The kernel's word about each thread of the child, from /proc, main thread first."""

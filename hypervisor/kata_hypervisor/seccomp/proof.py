@@ -1,0 +1,69 @@
+"""The kernel's word about a process: the seccomp state of each of its threads.
+
+Standard library only: the broker imports this before anything else is loaded.
+Source: proc_pid_status(5), fields Name, Seccomp and Seccomp_filters.
+"""
+
+from __future__ import annotations
+
+import os
+
+MODES = {0: "disabled", 1: "strict", 2: "filter"}
+
+
+class ThreadConfinement:
+    """One thread's seccomp state as /proc reports it."""
+
+    __slots__ = ("filters", "mode", "name", "no_new_privs", "tid")
+
+    def __init__(self, tid: int, name: str, mode: int, filters: int, no_new_privs: bool) -> None:
+        self.tid = tid
+        self.name = name
+        self.mode = mode
+        self.filters = filters
+        self.no_new_privs = no_new_privs
+
+    @property
+    def confined(self) -> bool:
+        """Whether a filter is in force on this thread."""
+        return self.mode == 2 and self.filters > 0
+
+    def __repr__(self) -> str:
+        return f"ThreadConfinement(tid={self.tid}, name={self.name!r}, mode={self.mode}, filters={self.filters})"
+
+
+def read_threads(pid: int, proc: str = "/proc") -> list[ThreadConfinement]:
+    """Read the state of every thread of a process, ordered by thread id (the main thread first).
+
+    A thread that ends while it is read is left out. The directory is read again until two readings name the
+    same threads, so that one started in between is not missed.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    found: dict[int, ThreadConfinement] = {}
+    while True:
+        try:
+            tids = {int(entry) for entry in os.listdir(f"{proc}/{pid}/task")}
+        except FileNotFoundError:
+            raise ProcessLookupError(f"no process {pid}") from None
+        if tids == found.keys():
+            return [found[tid] for tid in sorted(found)]
+        found = {tid: found[tid] for tid in found.keys() & tids}
+        for tid in tids - found.keys():
+            try:
+                found[tid] = _read_status(f"{proc}/{pid}/task/{tid}/status", tid)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+
+
+def _read_status(path: str, tid: int) -> ThreadConfinement:
+    fields: dict[str, str] = {}
+    with open(path, encoding="utf-8", errors="replace") as status:
+        for line in status:
+            key, _, value = line.partition(":")
+            fields[key] = value.strip()
+    mode = int(fields.get("Seccomp", "0"))
+    # Kernels before 5.9 do not count the filters: a thread in filter mode has at least one.
+    filters = int(fields.get("Seccomp_filters", "1" if mode == 2 else "0"))
+    return ThreadConfinement(tid, fields.get("Name", "?"), mode, filters, fields.get("NoNewPrivs", "0") == "1")
