@@ -130,6 +130,11 @@ class Hypervisor(abc.ABC):
         """The processes that serve the machine, the VMM itself first."""
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the operator should know about this machine, one line each. Valid after `start`."""
+        return ()
+
+    @property
     @abc.abstractmethod
     def console_tail(self) -> str:
         """The last lines that the guest wrote to its console (at most 8 KiB)."""

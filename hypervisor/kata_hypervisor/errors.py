@@ -12,13 +12,22 @@ they reach the user through containerd as they stand.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 
 class HypervisorError(Exception):
     """Root of all errors that a hypervisor driver raises on purpose."""
 
 
 class LaunchError(HypervisorError):
-    """The VMM or one of its helpers could not be started, or ended before the guest was ready."""
+    """The VMM or one of its helpers could not be started, or ended before the guest was ready.
+
+    diagnostics: last lines of stderr and of the guest's console, by heading; empty when nothing ran.
+    """
+
+    def __init__(self, message: str, diagnostics: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.diagnostics: Mapping[str, str] = diagnostics or {}
 
 
 class ConfinementError(HypervisorError):

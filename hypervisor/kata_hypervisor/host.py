@@ -76,4 +76,8 @@ class Host(Protocol):
         """
 
     async def confinement(self, child: Child) -> list[ThreadConfinement]:
-        """The kernel's word about each thread of the child, from /proc, main thread first."""
+        """The kernel's word about each thread of the child, from /proc, main thread first.
+
+        Raises:
+            ProcessLookupError: the child has ended.
+        """

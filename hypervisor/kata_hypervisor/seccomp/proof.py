@@ -7,6 +7,7 @@ Source: proc_pid_status(5), fields Name, Seccomp and Seccomp_filters.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 MODES = {0: "disabled", 1: "strict", 2: "filter"}
 
@@ -29,7 +30,9 @@ class ThreadConfinement:
         return self.mode == 2 and self.filters > 0
 
     def __repr__(self) -> str:
-        return f"ThreadConfinement(tid={self.tid}, name={self.name!r}, mode={self.mode}, filters={self.filters})"
+        return (
+            f"ThreadConfinement(tid={self.tid}, name={self.name!r}, mode={self.mode}, filters={self.filters})"
+        )
 
 
 def read_threads(pid: int, proc: str = "/proc") -> list[ThreadConfinement]:
@@ -57,6 +60,37 @@ def read_threads(pid: int, proc: str = "/proc") -> list[ThreadConfinement]:
                 continue
 
 
+def inherited_filters(proc: str = "/proc") -> int:
+    """Count the filters in force on the caller's own main thread: a child starts with as many.
+
+    A runtime that itself runs confined (in a container, under systemd's SystemCallFilter) hands its filters
+    down, and a VMM in filter mode then proves nothing. Read it before the caller seals itself.
+    """
+    return _read_status(f"{proc}/self/status", os.getpid()).filters
+
+
+def find_breach(threads: Sequence[ThreadConfinement], confined: bool, inherited: int = 0) -> str | None:
+    """Compare the kernel's word with what the configuration asks for.
+
+    confined: whether every thread must be under a filter of its own, or none may be. inherited: how many
+    filters the process started with. Returns None when they agree, else one sentence about the first thread
+    for which they differ.
+    """
+    if not threads:
+        return "no thread of it could be read"
+    for thread in threads:
+        agrees = thread.confined and thread.filters > inherited if confined else thread.filters == inherited
+        if not agrees:
+            mode = 2 if confined or inherited else 0
+            wanted = f"more than {inherited}" if confined else f"{inherited}"
+            return (
+                f'thread "{thread.name}" (tid {thread.tid}) is in seccomp mode {thread.mode} '
+                f"({MODES.get(thread.mode, 'unknown')}) with {thread.filters} filters, "
+                f"expected mode {mode} ({MODES[mode]}) with {wanted}"
+            )
+    return None
+
+
 def _read_status(path: str, tid: int) -> ThreadConfinement:
     fields: dict[str, str] = {}
     with open(path, encoding="utf-8", errors="replace") as status:
@@ -66,4 +100,5 @@ def _read_status(path: str, tid: int) -> ThreadConfinement:
     mode = int(fields.get("Seccomp", "0"))
     # Kernels before 5.9 do not count the filters: a thread in filter mode has at least one.
     filters = int(fields.get("Seccomp_filters", "1" if mode == 2 else "0"))
-    return ThreadConfinement(tid, fields.get("Name", "?"), mode, filters, fields.get("NoNewPrivs", "0") == "1")
+    no_new_privs = fields.get("NoNewPrivs", "0") == "1"
+    return ThreadConfinement(tid, fields.get("Name", "?"), mode, filters, no_new_privs)

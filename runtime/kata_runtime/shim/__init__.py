@@ -1,0 +1,1 @@
+"""containerd's side: the launcher, the daemon, and the services that it answers."""

@@ -1,0 +1,71 @@
+# The front door: `make help` lists what there is.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+IMAGE := /var/lib/kata-containers/image
+STAMP := $(VENV)/.installed
+ROOMS := configuration runtime hypervisor agent
+PROTOS := agent/kata_agent/protos runtime/kata_runtime/containerd_api
+
+.DEFAULT_GOAL := help
+.PHONY: help setup packages run test lint unit integration image bench protos check-protos format install clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: setup ## run a container in a virtual machine through containerd, and show what confines it
+	@cd examples/quickstart && ../../$(BIN)/python run.py --image $(IMAGE) $(ARGS)
+
+test: lint unit integration ## everything: checks, unit tests, integration tests with the real containerd and QEMU
+
+setup: packages $(STAMP) ## install what is missing: system packages and the Python environment
+
+packages:
+	@sh examples/quickstart/install-packages.sh
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; install it (Debian: apt-get install python3)"; exit 1; }
+	@echo "==> Python environment in $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+lint: setup check-protos ## ruff, mypy --strict, import-linter, generated code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: setup ## fast tests, without root or KVM
+	$(BIN)/pytest -m 'not integration and not rig' $(ARGS)
+
+integration: setup image ## tests with root, containerd, QEMU, virtiofsd
+	$(BIN)/pytest -m 'integration' $(ARGS)
+
+image: setup ## build the guest image, or see that it is up to date
+	@$(BIN)/kata-ctl image build --output $(IMAGE)
+
+bench: setup image ## benchmarks: ratios measured side by side in one run
+	$(BIN)/python tests/benchmarks/run.py --image $(IMAGE) $(ARGS)
+
+protos: setup ## generate the protobuf modules from their .proto files
+	@for folder in $(PROTOS); do \
+		root=$${folder%%/*}; \
+		$(BIN)/python -m grpc_tools.protoc -I$$root --python_out=$$root --pyi_out=$$root $$folder/*.proto || exit 1; \
+	done
+
+check-protos: protos ## fail when the generated modules differ from what is checked in
+	@git diff --exit-code --stat -- '*_pb2.py' '*_pb2.pyi' || { echo "generated code is out of date: run make protos and commit"; exit 1; }
+
+format: setup ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: setup ## install the shim's two names into /usr/local/bin, for this checkout's environment
+	$(BIN)/kata-ctl shim install /usr/local/bin
+
+clean: ## remove the Python environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,181 @@
+"""From the first instruction of PID 1 to the first connection, and back after each that is lost."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import glob
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple, NoReturn
+
+from kata_agent.constants import AGENT_PORT, STREAM_PORT
+from kata_agent.guest import VERSION, cgroup, log, mounts, syscalls
+from kata_agent.guest.reaper import Reaper
+from kata_agent.guest.runtime import Crun
+from kata_agent.guest.sandbox import BASE, Sandbox
+from kata_agent.guest.service import AgentService
+from kata_agent.guest.streams import Acceptor, StreamTable
+from kata_agent.guest.wiring import PIPE_SIZE
+from kata_agent.mux.guest import MuxGuest
+from kata_agent.ttrpc.blocking import BlockingServer
+
+PORT_NAME = "org.kata.agent.0"
+SCRATCH = "/run/kata-agent"
+_SIOCGIFFLAGS = 0x8913
+_SIOCSIFFLAGS = 0x8914
+_IFF_UP = 1
+_RETRY_PAUSE = 0.1
+
+
+class Options(NamedTuple):
+    """What the kernel's command line asks of the agent.
+
+    verbose: agent.log=debug or trace. pipe_size: agent.container_pipe_size, in bytes.
+    """
+
+    verbose: bool = False
+    pipe_size: int = PIPE_SIZE
+
+
+def parse_options(command_line: str) -> Options:
+    """Read the agent's options from the kernel's command line; those of other agents are ignored.
+
+    Raises:
+        ValueError: agent.container_pipe_size is not a number.
+    """
+    pairs = (word.partition("=") for word in command_line.split())
+    values = {name: value for name, _, value in pairs}
+    size = int(values.get("agent.container_pipe_size") or 0)
+    return Options(
+        verbose=values.get("agent.log", "") in ("debug", "trace"),
+        pipe_size=size if size > 0 else PIPE_SIZE,
+    )
+
+
+def main() -> NoReturn:
+    """Be the guest's init. A failure to get ready is one line on the console, and the end of the machine."""
+    try:
+        _run()
+    except BaseException as error:
+        log.info(f"fatal: {_reason(error)}")
+    os.sync()
+    syscalls.reboot(syscalls.RB_POWER_OFF)
+    raise SystemExit(1)
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+
+
+def _run() -> NoReturn:
+    os.umask(0o022)
+    mounts.mount_missing()
+    with open("/proc/cmdline", encoding="utf-8", errors="replace") as file:
+        options = parse_options(file.read())
+    log.set_verbose(options.verbose)
+    cgroup.prepare()
+    bring_up_loopback()
+    os.makedirs(SCRATCH, mode=0o700, exist_ok=True)
+    os.makedirs(BASE, exist_ok=True)
+    reaper = Reaper()
+    reaper.start()
+    sandbox = Sandbox(reaper, Crun(reaper, scratch=SCRATCH), StreamTable(), pipe_size=options.pipe_size)
+    sandbox.oom.start()
+    server = BlockingServer(AgentService(sandbox).handlers(), log=log.info)
+    port = serial_port()
+    with open("/proc/uptime", encoding="ascii") as file:
+        log.info(f"version {VERSION} ready on {port or 'vsock'} after {file.read().split()[0]} s")
+    if port is None:
+        serve_vsock(server, sandbox.streams)
+    serve_serial(port, server, sandbox.streams)
+
+
+def bring_up_loopback() -> None:
+    """Switch the interface `lo` on."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        request = fcntl.ioctl(sock, _SIOCGIFFLAGS, struct.pack("16sh14x", b"lo", 0))
+        (flags,) = struct.unpack_from("h", request, 16)
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
+
+
+def serial_port(sysfs: str = "/sys/class/virtio-ports") -> str | None:
+    """The device node of the serial port that the host gave the agent; None if it gave none."""
+    for path in glob.glob(f"{sysfs}/*/name"):
+        with open(path, encoding="utf-8", errors="replace") as file:
+            if file.read().strip() == PORT_NAME:
+                return f"/dev/{path.split('/')[-2]}"
+    return None
+
+
+def serve_serial(port: str, server: BlockingServer, streams: StreamTable) -> NoReturn:
+    """Serve what the host multiplexes over a serial port, again after each time it hung up."""
+    while True:
+        descriptor = os.open(port, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            guest = MuxGuest(descriptor)
+            start_serving(guest.listen(AGENT_PORT), guest.listen(STREAM_PORT), server, streams)
+            guest.run()
+            log.debug("the host closed the serial port")
+        except (OSError, ValueError) as error:  # ValueError: the mux's protocol errors
+            log.info(f"serial port lost: {error}")
+            time.sleep(_RETRY_PAUSE)
+        finally:
+            os.close(descriptor)
+
+
+def serve_vsock(server: BlockingServer, streams: StreamTable) -> NoReturn:
+    """Serve what the host connects to over vsock."""
+    start_serving(VsockAcceptor(AGENT_PORT), VsockAcceptor(STREAM_PORT), server, streams)
+    while True:
+        time.sleep(3600)
+
+
+def start_serving(calls: Acceptor, stdio: Acceptor, server: BlockingServer, streams: StreamTable) -> None:
+    """Take in connections of both kinds, until their acceptors fail."""
+
+    def accept_calls() -> None:
+        while True:
+            connection, number = calls.accept()
+            threading.Thread(
+                target=server.serve, args=(connection,), name=f"connection {number}", daemon=True
+            ).start()
+
+    _start("calls", accept_calls)
+    _start("streams", lambda: streams.accept_forever(stdio))
+
+
+def _start(name: str, function: Callable[[], None]) -> None:
+    def run() -> None:
+        try:
+            function()
+        except ConnectionError as error:
+            log.debug(f"no more {name}: {error}")
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+
+
+class VsockAcceptor:
+    """Listens on a port of the kernel's vsock; the number of a stream is the host's port."""
+
+    def __init__(self, port: int) -> None:
+        self._sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
+        self._sock.bind((socket.VMADDR_CID_ANY, port))
+        self._sock.listen(128)
+
+    def accept(self) -> tuple[socket.socket, int]:
+        """The next connection; waits a little where the guest is out of descriptors."""
+        while True:
+            try:
+                connection, (_, port) = self._sock.accept()
+            except OSError as error:
+                if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ECONNABORTED):
+                    raise
+                log.info(f"accept a connection: {error}")
+                time.sleep(_RETRY_PAUSE)
+                continue
+            return connection, port

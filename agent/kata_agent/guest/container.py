@@ -1,0 +1,243 @@
+"""A container: its bundle, its processes, and everything the host may do with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from kata_agent.guest import files, log, mounts
+from kata_agent.guest.cgroup import Cgroup
+from kata_agent.guest.errors import ExistsError, GuestError, NotFoundError, StateError
+from kata_agent.guest.process import Process
+from kata_agent.guest.reaper import Reaper
+from kata_agent.guest.runtime import Crun
+from kata_agent.guest.stdio import Stdio
+from kata_agent.guest.wiring import PIPE_SIZE, Wiring
+
+_MOST_ENDED = 256  # processes that ended and of which only the exit status is of interest
+_KILL_TIMEOUT = 10.0  # seconds; a process that takes longer to die hangs in the kernel
+
+Start = Callable[[tuple[int, int, int], str | None], int]
+"""Starts a process with these descriptors, or the terminal of this console socket; returns its pid."""
+
+
+class Container:
+    """One container.
+
+    cid: its id. spec: the OCI spec, complete but for root.path, which is set here. cgroup: where the spec
+    puts it. init: its first process. All methods may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        cid: str,
+        spec: dict[str, Any],
+        cgroup: Cgroup,
+        *,
+        crun: Crun,
+        reaper: Reaper,
+        base: str = "/run/kata-containers",
+        pipe_size: int = PIPE_SIZE,
+    ) -> None:
+        self.cid = cid
+        self.cgroup = cgroup
+        self.init: Process | None = None
+        self._spec = spec
+        self._crun = crun
+        self._reaper = reaper
+        self._bundle = f"{base}/{cid}"
+        self._pipe_size = pipe_size
+        self._lock = threading.Lock()
+        self._processes: dict[str, Process] = {}
+        self._starting: set[str] = set()
+        self._paused = False
+
+    def create(self, stdio: Stdio) -> None:
+        """Set the container up, short of starting its program. On failure nothing of it is left.
+
+        Raises:
+            GuestError: crun's reason, such as an executable that does not exist.
+        """
+        try:
+            self._prepare_bundle()
+            process = self._spec["process"]
+            self.init = self._launch(
+                self.cid,
+                stdio,
+                bool(process.get("terminal")),
+                lambda child, console: self._crun.create(self.cid, self._bundle, child, console),
+            )
+        except BaseException:
+            stdio.close()
+            self._crun.delete(self.cid)
+            self._remove_bundle()
+            raise
+
+    def _prepare_bundle(self) -> None:
+        rootfs = f"{self._bundle}/rootfs"
+        os.makedirs(rootfs, mode=0o755, exist_ok=True)
+        root = self._spec.setdefault("root", {})
+        if rootfs not in mounts.mount_points():  # else one of the container's storages is mounted there
+            source = mounts.check_target(root.get("path", ""), "rootfs")
+            if not os.path.isdir(source):
+                raise NotFoundError(f"rootfs {source} does not exist in the guest: is it shared?")
+            mounts.bind(source, rootfs)
+        root["path"] = rootfs
+        with open(f"{self._bundle}/config.json", "w", encoding="utf-8") as file:
+            json.dump(self._spec, file)
+
+    def _remove_bundle(self) -> None:
+        mounts.detach(f"{self._bundle}/rootfs")
+        files.remove_tree(self._bundle)
+
+    def _launch(self, process_id: str, stdio: Stdio, terminal: bool, start: Start) -> Process:
+        """Wire a process up, start it, and watch it."""
+        wiring = Wiring(terminal=terminal, wanted=stdio.wanted, pipe_size=self._pipe_size)
+        process = Process(process_id, self._reaper, stdio)
+        try:
+            with self._reaper.expecting():
+                pid = start(wiring.child, wiring.console)
+                try:
+                    ends = wiring.connect()
+                except BaseException:
+                    os.kill(pid, signal.SIGKILL)
+                    raise
+                process.attach(pid, ends)
+        finally:
+            wiring.close()
+        return process
+
+    def start(self) -> None:
+        """Let the program begin.
+
+        Raises:
+            GuestError: crun's reason.
+        """
+        self._crun.start(self.cid)
+
+    def execute(self, exec_id: str, process: dict[str, Any], stdio: Stdio) -> None:
+        """Start another process in the container.
+
+        Raises:
+            ExistsError: a process of that id runs. StateError: the container is paused or has ended.
+            GuestError: crun's reason.
+        """
+        try:
+            self._reserve(exec_id)
+            try:
+                started = self._launch(
+                    exec_id,
+                    stdio,
+                    bool(process.get("terminal")),
+                    lambda child, console: self._crun.execute(self.cid, process, child, console),
+                )
+                with self._lock:
+                    self._processes[exec_id] = started
+            finally:
+                with self._lock:
+                    self._starting.discard(exec_id)
+        except BaseException:
+            stdio.close()
+            raise
+
+    def _reserve(self, exec_id: str) -> None:
+        with self._lock:
+            if self._paused:
+                raise StateError(f"container {self.cid} is paused: resume it first")
+            if self.init is None or self.init.status is not None:
+                raise StateError(f"container {self.cid} is not running")
+            old = self._processes.get(exec_id)
+            running = old is not None and old.status is None
+            if exec_id == self.cid or running or exec_id in self._starting:
+                raise ExistsError(f"process {exec_id} exists in container {self.cid}")
+            if old is not None:
+                del self._processes[exec_id]
+                old.close()
+            self._forget_ended()
+            self._starting.add(exec_id)
+
+    def _forget_ended(self) -> None:
+        ended = [process for process in self._processes.values() if process.status is not None]
+        for process in ended[: max(0, len(ended) - _MOST_ENDED)]:
+            del self._processes[process.id]
+            process.close()
+
+    def process(self, exec_id: str) -> Process:
+        """The process of that id; the first one for "" and for the container's own id.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        with self._lock:
+            found = self.init if exec_id in ("", self.cid) else self._processes.get(exec_id)
+        if found is None:
+            raise NotFoundError(f"no process {exec_id} in container {self.cid}")
+        return found
+
+    def signal(self, exec_id: str, number: int) -> None:
+        """Send a signal: to one process, or to all of the container if exec_id is empty.
+
+        Processes that have ended do not mind.
+
+        Raises:
+            NotFoundError: there never was such a process.
+        """
+        if exec_id:
+            self.process(exec_id).signal(number)
+        elif number == signal.SIGKILL:
+            self._kill()
+        else:
+            self._signal_all(number)
+
+    def _signal_all(self, number: int) -> None:
+        for pid in self.cgroup.processes():
+            try:
+                os.kill(pid, number)
+            except ProcessLookupError:
+                pass  # it ended meanwhile
+
+    def _kill(self) -> None:
+        self.cgroup.kill()
+        for (
+            process
+        ) in self._all():  # where no cgroup holds them, the first one's end takes its namespace along
+            process.signal(signal.SIGKILL)
+
+    def _all(self) -> list[Process]:
+        with self._lock:
+            return [process for process in (self.init, *self._processes.values()) if process is not None]
+
+    def pause(self) -> None:
+        """Freeze all processes."""
+        self._crun.pause(self.cid)
+        self._paused = True
+
+    def resume(self) -> None:
+        """Let frozen processes go on."""
+        self._crun.resume(self.cid)
+        self._paused = False
+
+    def update(self, resources: dict[str, Any]) -> None:
+        """Change limits (an OCI linux.resources object)."""
+        self._crun.update(self.cid, resources)
+
+    def remove(self, timeout: float = 0) -> None:
+        """End the container: kill what runs, and take away all that it had in the guest.
+
+        Raises:
+            GuestError: its first process did not die in `timeout` seconds (0: ten).
+        """
+        self._kill()
+        for process in self._all():
+            if process.wait(timeout or _KILL_TIMEOUT) is None:
+                raise GuestError(f"process {process.id} of container {self.cid} does not die")
+        self._crun.delete(self.cid)
+        self.cgroup.remove()
+        for process in self._all():
+            process.close()
+        self._remove_bundle()
+        log.debug(f"container {self.cid} removed")

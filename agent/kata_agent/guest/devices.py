@@ -1,0 +1,97 @@
+"""Block devices of the guest: found by path or PCI address, and waited for while they are plugged."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import time
+from typing import Any
+
+from kata_agent.guest.errors import InvalidRequestError, NotFoundError
+from kata_agent.protos import agent_pb2
+
+BLOCK_DRIVERS = ("blk", "mmioblk")
+_WAIT = 3.0  # seconds: the default of upstream's agent.hotplug_timeout
+_PAUSE = 0.02
+_PCI_ROOT = "/sys/devices/pci0000:00"
+
+
+def block_device(source: str, *, timeout: float = _WAIT, pci_root: str = _PCI_ROOT) -> str:
+    """The device node for what a runtime calls a disk: "/dev/vda", or a PCI path such as "02" or "02/03".
+
+    Waits for the device to be plugged.
+
+    Raises:
+        InvalidRequestError: neither form. NotFoundError: it does not appear in `timeout` seconds.
+    """
+    if re.fullmatch(r"/dev/[a-z0-9]+", source):
+        return _await(source, timeout, lambda: source if _is_block(source) else None)
+    if re.fullmatch(r"[0-9a-f]{2}(\.[0-7])?(/[0-9a-f]{2}(\.[0-7])?)*", source):
+        return _await(source, timeout, lambda: _block_at(pci_root, source))
+    raise InvalidRequestError(f"{source!r} is neither a device node nor a PCI path")
+
+
+def _await(source: str, timeout: float, look: Any) -> str:
+    deadline = time.monotonic() + timeout
+    while True:
+        found: str | None = look()
+        if found is not None:
+            return found
+        if time.monotonic() >= deadline:
+            raise NotFoundError(f"no block device {source} appeared in the guest in {timeout:g} s")
+        time.sleep(_PAUSE)
+
+
+def _is_block(path: str) -> bool:
+    try:
+        return stat.S_ISBLK(os.stat(path).st_mode)
+    except FileNotFoundError:
+        return False
+
+
+def _block_at(root: str, path: str) -> str | None:
+    """The node of the disk behind a PCI path: each part is a slot on the bus behind the one before."""
+    directory = root
+    for part in path.split("/"):
+        slot = part if "." in part else f"{part}.0"
+        matches = [name for name in _names(directory) if re.fullmatch(rf"[0-9a-f]{{4}}:..:{slot}", name)]
+        if len(matches) != 1:
+            return None
+        directory = f"{directory}/{matches[0]}"
+    for child in _names(directory):
+        for name in _names(f"{directory}/{child}/block"):
+            return f"/dev/{name}" if _is_block(f"/dev/{name}") else None
+    return None
+
+
+def _names(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def apply(devices: list[agent_pb2.Device], spec: dict[str, Any]) -> None:
+    """Give the devices of an OCI spec the numbers that they have in this guest.
+
+    Raises:
+        InvalidRequestError: a device of a kind that is not known, or that the spec does not mention.
+    """
+    nodes = {node.get("path"): node for node in spec.get("linux", {}).get("devices", ())}
+    rules = spec.get("linux", {}).get("resources", {}).get("devices", ())
+    for device in devices:
+        if device.type not in BLOCK_DRIVERS:
+            known = ", ".join(BLOCK_DRIVERS)
+            raise InvalidRequestError(
+                f"device {device.id}: type {device.type!r} is not known (known: {known})"
+            )
+        node = nodes.get(device.container_path)
+        if node is None:
+            raise InvalidRequestError(f"device {device.id}: the spec has no device {device.container_path!r}")
+        number = os.stat(block_device(device.vm_path or device.id)).st_rdev
+        before = (node.get("major"), node.get("minor"))
+        node["major"], node["minor"] = os.major(number), os.minor(number)
+        for rule in rules:
+            if rule.get("type") == "b" and (rule.get("major"), rule.get("minor")) == before:
+                rule["major"], rule["minor"] = node["major"], node["minor"]

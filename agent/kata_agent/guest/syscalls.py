@@ -1,0 +1,63 @@
+"""The system calls that Python's standard library lacks. Each raises OSError that names its operands."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REMOUNT = 32
+MS_BIND = 4096
+MS_REC = 16384
+MNT_DETACH = 2
+CLONE_NEWUTS = 0x04000000
+CLONE_NEWIPC = 0x08000000
+RB_POWER_OFF = 0x4321FEDC
+_PR_SET_CHILD_SUBREAPER = 36
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def mount(source: str, target: str, fstype: str, flags: int = 0, data: str = "") -> None:
+    """mount(2)."""
+    # SAFETY: all pointers are NUL-terminated byte strings that live until the call returns.
+    result = _libc.mount(
+        _path(source), _path(target), _path(fstype), ctypes.c_ulong(flags), _path(data) if data else None
+    )
+    _check(result, f"mount {fstype or 'bind'} {source} on {target}")
+
+
+def umount(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    # SAFETY: the pointer is a NUL-terminated byte string that lives until the call returns.
+    _check(_libc.umount2(_path(target), flags), f"unmount {target}")
+
+
+def unshare(flags: int) -> None:
+    """unshare(2): the calling thread leaves the namespaces that flags name."""
+    _check(_libc.unshare(flags), f"unshare {flags:#x}")
+
+
+def reboot(command: int) -> None:
+    """reboot(2); returns only on failure."""
+    _check(_libc.reboot(ctypes.c_int(command - (1 << 32) if command >> 31 else command)), "reboot")
+
+
+def become_subreaper() -> None:
+    """Take in the orphans among this process's descendants, as PID 1 does anyway."""
+    _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "become a subreaper")
+
+
+def _path(text: str) -> bytes:
+    if "\0" in text:
+        raise ValueError(f"NUL in {text!r}")
+    return os.fsencode(text)
+
+
+def _check(result: int, what: str) -> None:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")

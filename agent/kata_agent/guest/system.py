@@ -1,0 +1,126 @@
+"""The guest as a whole: kernel modules, processors and memory, randomness, time, name servers."""
+
+from __future__ import annotations
+
+import fcntl
+import glob
+import os
+import re
+import struct
+import time
+
+from kata_agent.guest.errors import GuestError, InvalidRequestError, NotFoundError
+from kata_agent.guest.reaper import Reaper
+
+_MODPROBE = ("/sbin/modprobe", "/usr/sbin/modprobe")
+_BUSYBOX = ("/bin/busybox", "/usr/bin/busybox")
+_RNDADDENTROPY = 0x40085203
+_RESOLV_CONF = "/run/resolv.conf"
+
+
+def load_module(name: str, parameters: list[str], reaper: Reaper) -> None:
+    """Load a kernel module, unless it is there already and no parameters are asked for.
+
+    Raises:
+        GuestError: it cannot be loaded. InvalidRequestError: that is no name of a module.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name):
+        raise InvalidRequestError(f"{name!r} is not the name of a kernel module")
+    if not parameters and os.path.isdir(f"/sys/module/{name.replace('-', '_')}"):
+        return
+    command = [*_modprobe(), name, *parameters]
+    reader, writer = os.pipe()
+    try:
+        null = os.open(os.devnull, os.O_RDWR)
+        try:
+            status = reaper.run(command, (null, writer, writer))
+        finally:
+            os.close(null)
+            os.close(writer)
+        if status != 0:
+            words = os.read(reader, 4096).decode(errors="replace").strip()
+            raise GuestError(f"load kernel module {name}: {words or f'modprobe ended with status {status}'}")
+    finally:
+        os.close(reader)
+
+
+def _modprobe() -> list[str]:
+    for path in _MODPROBE:
+        if os.access(path, os.X_OK):
+            return [path]
+    for path in _BUSYBOX:
+        if os.access(path, os.X_OK):
+            return [path, "modprobe"]
+    raise GuestError(
+        "load kernel module: the guest image has no modprobe; build the module into its initramfs"
+    )
+
+
+def bring_online(processors: int, *, wait: bool, memory: bool, sysfs: str = "/sys/devices/system") -> None:
+    """Switch on what was plugged: processors (at most that many, 0 for all), and memory.
+
+    wait: give the kernel a moment to notice that many processors.
+
+    Raises:
+        NotFoundError: fewer than `processors` could be switched on although `wait` is set.
+    """
+    deadline = time.monotonic() + (2.0 if wait else 0)
+    online = _switch_on(f"{sysfs}/cpu/cpu[0-9]*/online", processors)
+    while online < processors and time.monotonic() < deadline:
+        time.sleep(0.02)
+        online += _switch_on(f"{sysfs}/cpu/cpu[0-9]*/online", processors - online)
+    if wait and online < processors:
+        raise NotFoundError(f"{processors} processors were to be switched on, the guest found {online}")
+    if memory:
+        _switch_on(f"{sysfs}/memory/memory[0-9]*/online", 0)
+
+
+def _switch_on(pattern: str, most: int) -> int:
+    done = 0
+    for path in sorted(glob.glob(pattern)):
+        with open(path, "r+", encoding="ascii") as file:
+            if file.read().strip() != "0":
+                continue
+            file.seek(0)
+            file.write("1")
+        done += 1
+        if done == most:
+            break
+    return done
+
+
+def memory_block_size(path: str = "/sys/devices/system/memory/block_size_bytes") -> int:
+    """By how many bytes memory can be plugged; 0 if it cannot."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return int(file.read(), 16)
+    except FileNotFoundError:
+        return 0
+
+
+def can_probe_memory() -> bool:
+    """Whether plugged memory has to be announced by its address."""
+    return os.path.exists("/sys/devices/system/memory/probe")
+
+
+def add_entropy(data: bytes, device: str = "/dev/random") -> None:
+    """Mix secret random data into the kernel's pool, and count it as such."""
+    descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(descriptor, _RNDADDENTROPY, struct.pack("ii", len(data) * 8, len(data)) + data)
+    finally:
+        os.close(descriptor)
+
+
+def set_time(seconds: int, microseconds: int) -> None:
+    """Set the guest's clock."""
+    if not 0 <= microseconds < 1_000_000 or seconds < 0:
+        raise InvalidRequestError(f"{seconds} s and {microseconds} us is not a time")
+    time.clock_settime_ns(time.CLOCK_REALTIME, (seconds * 1_000_000 + microseconds) * 1000)
+
+
+def set_name_servers(lines: list[str], path: str = _RESOLV_CONF) -> None:
+    """Write resolv.conf, which the guest's /etc/resolv.conf points to; no lines leave it as it is."""
+    if lines:
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(f"{line}\n" for line in lines)

@@ -1,0 +1,148 @@
+"""From pydantic's errors to findings in an operator's words."""
+
+from __future__ import annotations
+
+import datetime
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from kata_configuration.diagnostics import Code, Finding, KeyPath, quoted
+from kata_configuration.models import Table
+from kata_configuration.models.base import Unit
+from kata_configuration.names import unknown_key
+from kata_configuration.suggestions import closest
+
+# Checked in order: bool is an int to Python, and not to TOML.
+_TOML_NAMES = (
+    (bool, "a boolean"),
+    (int, "an integer"),
+    (float, "a float"),
+    (str, "a string"),
+    (list, "an array"),
+    (dict, "a table"),
+    ((datetime.date, datetime.time), "a date or time"),
+)
+_WANTED = {
+    "int_type": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a string",
+    "path_type": "a string with an absolute path",
+    "tuple_type": "an array of strings",
+}
+
+
+def describe(error: ValidationError, model: type[Table], path: KeyPath) -> Iterator[Finding]:
+    """Yield the findings that a table's validation error stands for. path: of the table."""
+    for detail in error.errors(include_url=False):
+        location = (*path, *detail["loc"])
+        if detail["type"] == "extra_forbidden":
+            yield unknown_key(location, model)
+            continue
+        field = model.model_fields.get(str(detail["loc"][0]))
+        handler = _HANDLERS.get(detail["type"], _wrong_type)
+        yield from handler(location, detail, field)
+
+
+def _missing(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> Iterator[Finding]:
+    example = field.examples[0] if field and field.examples else None
+    hint = f"add it, such as {path[-1]} = {quoted(example)}" if example else "add it"
+    yield Finding(Code.MISSING_KEY, path, "is required", hint, on_key=True)
+
+
+def _wrong_type(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> Iterator[Finding]:
+    value = detail["input"]
+    wanted = _WANTED[detail["type"]]
+    yield Finding(
+        Code.TYPE, path, f"is {_toml_name(value)}, must be {wanted}", _type_hint(value, detail["type"])
+    )
+
+
+def _type_hint(value: Any, kind: str) -> str:
+    if isinstance(value, str):
+        if kind == "bool_type" and value.casefold() in ("true", "false"):
+            return f"write {value.casefold()} without quotes"
+        if kind in ("int_type", "float_type") and value.strip().isdecimal():
+            return f"write {value.strip()} without quotes"
+        if kind == "tuple_type":
+            return f"write [{quoted(value)}]"
+    if kind in ("string_type", "path_type") and isinstance(value, int | float):
+        return "put it in quotes"
+    return f"write {_WANTED[kind]}"
+
+
+def _out_of_range(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> Iterator[Finding]:
+    limits = detail["ctx"]
+    low = "ge" in limits
+    limit = limits["ge"] if low else limits["le"]
+    unit = _unit(field)
+    side = "below the minimum" if low else "above the maximum"
+    shown = quoted(detail["input"], limit=24)
+    yield Finding(
+        Code.RANGE,
+        path,
+        f"{shown} is {side} of {limit}{unit}",
+        _range_hint(detail["input"], limit, unit, low),
+    )
+
+
+def _range_hint(value: Any, limit: Any, unit: str, low: bool) -> str:
+    if unit == " MiB" and low and value > 0 and value * 1024 >= limit:
+        return f"the unit is MiB: for {value} GiB write {value * 1024}"
+    return f"write {limit} or {'more' if low else 'less'}"
+
+
+def _not_finite(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> Iterator[Finding]:
+    yield Finding(Code.RANGE, path, f"{detail['input']} is not a finite number", "write a number")
+
+
+def _no_choice(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> Iterator[Finding]:
+    value, choices = detail["input"], typing.get_args(field.annotation) if field else ()
+    if not isinstance(value, str):
+        yield Finding(Code.TYPE, path, f"is {_toml_name(value)}, must be a string", _one_of(choices))
+        return
+    best = closest(value, choices)
+    hint = f"did you mean {quoted(best)}?" if best else _one_of(choices)
+    yield Finding(Code.CHOICE, path, f"{quoted(value)} is not allowed here", hint)
+
+
+def _one_of(choices: tuple[str, ...]) -> str:
+    shown = [quoted(choice) for choice in choices]
+    return f"only {shown[0]} is supported" if len(shown) == 1 else "use one of " + ", ".join(shown)
+
+
+def _malformed(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> Iterator[Finding]:
+    context = detail["ctx"]
+    for fault in context.get("sandbox_faults", ()):
+        yield Finding(Code.SANDBOX_VALUE, path, fault.message, fault.hint, offset=fault.offset)
+    if "sandbox_faults" not in context:
+        message = f"{quoted(detail['input'])} {context['message']}"
+        yield Finding(Code.FORM, path, message, context["hint"])
+
+
+def _toml_name(value: Any) -> str:
+    return next(name for kind, name in _TOML_NAMES if isinstance(value, kind))
+
+
+def _unit(field: FieldInfo | None) -> str:
+    units = [item.symbol for item in field.metadata if isinstance(item, Unit)] if field else []
+    return f" {units[0]}" if units else ""
+
+
+_Handler = Callable[[KeyPath, ErrorDetails, FieldInfo | None], Iterator[Finding]]
+_HANDLERS: Mapping[str, _Handler] = MappingProxyType(
+    {
+        "missing": _missing,
+        "greater_than_equal": _out_of_range,
+        "less_than_equal": _out_of_range,
+        "finite_number": _not_finite,
+        "literal_error": _no_choice,
+        "malformed": _malformed,
+    }
+)

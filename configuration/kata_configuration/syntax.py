@@ -1,0 +1,197 @@
+"""From text to tree: tomli decides what is TOML, and a statement that is not does not hide the others.
+
+A statement that tomli refuses is noted, blanked out in place, and the rest is read again; so each fault has
+tomli's own words and place, and lines and columns of all that remains do not move.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import tomli
+
+from kata_configuration.diagnostics import Code
+
+MAX_FAULTS = 20
+
+# One token of TOML as far as it matters for where statements begin and what only TOML 1.1 allows. A string
+# without its end takes the rest of its line, or of the file when it is a multi-line string.
+_TOKEN = re.compile(
+    r"""
+      (?P<comment>\#[^\n]*)
+    | (?P<basic>\"{3}(?:\\.|[^\\])*?(?:\"{3,5}|\Z) | "(?:\\[^\n]|[^"\\\n])*"?)
+    | (?P<literal>'{3}.*?(?:'{3,5}|\Z) | '[^'\n]*'?)
+    | (?P<open>[\[{])
+    | (?P<close>[\]}])
+    | (?P<comma>,(?=(?:[ \t\n]|\#[^\n]*\n)*\}))
+    | (?P<newline>\n)
+    | (?P<time>\d\d:\d\d(?P<seconds>:\d\d(?:\.\d+)?)?(?:[+-]\d\d:\d\d)?)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_MODERN_ESCAPE = re.compile(r"\\(?:(?P<new>e|x[0-9A-Fa-f]{2})|.)", re.DOTALL)
+_STATEMENT = re.compile(r"""^[ \t]*(?:\[|[\w."'-][\w."' \t-]*=)""", re.MULTILINE)
+_ENDLESS_INTEGER = re.compile(r"\d[\d_]{600,}")
+_HEADER = re.compile(r"^[ \t]*\[", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class SyntaxFault:
+    """A fault of the text at a character offset. key: dotted key, where it is known."""
+
+    code: Code
+    offset: int
+    message: str
+    hint: str
+    key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """What could be read: the tree, the text it stands for (faulty statements blanked), and the faults."""
+
+    tree: dict[str, Any]
+    text: str
+    faults: tuple[SyntaxFault, ...]
+
+
+def parse(text: str) -> Parsed:
+    """Read a text with plain newlines. Never raises for its contents."""
+    faults: list[SyntaxFault] = []
+    while len(faults) < MAX_FAULTS:
+        try:
+            tree = tomli.loads(text)
+        except tomli.TOMLDecodeError as error:
+            start, end = _statement_at(text, error.pos)
+            faults.append(_duplicate(text, start, end, error) or _refusal(text, start, error))
+            text = _blank(text, start, end)
+        except RecursionError:
+            faults.append(SyntaxFault(Code.SYNTAX, 0, "nested too deeply", "no key of this file needs that"))
+            break
+        except ValueError:
+            # Python converts no integer of so many digits, and tomli does not say where it stands.
+            offset = next(match.start() for match in _ENDLESS_INTEGER.finditer(text))
+            faults.append(SyntaxFault(Code.SYNTAX, offset, "an integer of too many digits", "write fewer"))
+            text = _blank(text, *_statement_at(text, offset))
+        else:
+            return Parsed(tree, text, _sorted([*faults, *_modern(text)]))
+    return Parsed({}, _blank(text, 0, len(text)), _sorted(faults))
+
+
+def _sorted(faults: list[SyntaxFault]) -> tuple[SyntaxFault, ...]:
+    return tuple(sorted(faults, key=lambda fault: fault.offset))
+
+
+def _statement_at(text: str, offset: int) -> tuple[int, int]:
+    """Return where the statement around an offset begins, and where the next one that can be read does."""
+    starts = list(_statements(text))
+    index = bisect.bisect_right(starts, min(offset, max(len(text) - 1, 0))) - 1
+    start = starts[index]
+    end = starts[index + 1] if index + 1 < len(starts) else len(text)
+    line_end = text.find("\n", start)
+    if line_end != -1 and (following := _STATEMENT.search(text, line_end + 1, end)):
+        end = following.start()
+    if _HEADER.match(text, start):
+        # Its keys would be read as those of the table before.
+        header = _HEADER.search(text, end)
+        end = header.start() if header else len(text)
+    return start, end
+
+
+def _blank(text: str, start: int, end: int) -> str:
+    """Replace a part by spaces; lines and columns stay."""
+    return text[:start] + re.sub(r"[^\n]", " ", text[start:end]) + text[end:]
+
+
+def _refusal(text: str, start: int, error: tomli.TOMLDecodeError) -> SyntaxFault:
+    first = start + len(text[start:]) - len(text[start:].lstrip(" \t"))
+    # What never ends is noticed lines later: point at where it begins.
+    runaway = "\n" in text[start : error.pos]
+    message = error.msg[:1].lower() + error.msg[1:]
+    return SyntaxFault(Code.SYNTAX, first if runaway else error.pos, message, _hint(message))
+
+
+def _hint(message: str) -> str:
+    for words, hint in _HINTS:
+        if words in message:
+            return hint
+    return "mend or remove it"
+
+
+_HINTS = (
+    ("invalid value", 'strings need quotes; others are true, false or a number, such as 512, not "0512"'),
+    ("unclosed array", 'close it with "]"'),
+    ("unterminated string", "close the string with the quote that began it"),
+    ("illegal character '\\n'", "close the string with the quote that began it"),
+    ("expected '='", "write key = value"),
+    ("expected ']'", 'close the table\'s name with "]"'),
+    ("after a statement", "one statement per line; strings need quotes"),
+    ("invalid statement", "write key = value or [table]"),
+    ("cannot", "an earlier line gave this key another meaning; keep one of them"),
+    ("escape", "write a backslash as two, or use single quotes"),
+)
+
+
+def _duplicate(text: str, start: int, end: int, error: tomli.TOMLDecodeError) -> SyntaxFault | None:
+    """Say where something was first defined, when tomli refuses it for being defined twice."""
+    if not error.msg.startswith(("Cannot", "Duplicate")):
+        return None
+    from kata_configuration.spans import SpanIndex
+
+    repeated = SpanIndex(text[:end]).repeated(start)
+    if repeated is None:
+        return None
+    first, second, key = repeated
+    line = text.count("\n", 0, first) + 1
+    return SyntaxFault(
+        Code.DUPLICATE, second, f"is defined twice, first on line {line}", "keep one of them", key
+    )
+
+
+def _statements(text: str) -> Iterator[int]:
+    """Yield the offset of each line that begins outside of strings and brackets."""
+    depth = 0
+    yield 0
+    for token in _TOKEN.finditer(text):
+        if token["open"]:
+            depth += 1
+        elif token["close"]:
+            depth = max(depth - 1, 0)
+        elif token["newline"] and depth == 0:
+            yield token.end()
+
+
+def _modern(text: str) -> Iterator[SyntaxFault]:
+    """Yield what TOML 1.1 allows and TOML 1.0 does not, in a text that tomli accepts.
+
+    Source: the change log of TOML 1.1.0. Kata's other runtimes read TOML 1.0.
+    """
+    brackets: list[str] = []
+    for token in _TOKEN.finditer(text):
+        if token["open"]:
+            brackets.append(token["open"])
+        elif token["close"]:
+            brackets.pop()
+        elif token["newline"] and brackets[-1:] == ["{"]:
+            yield _newer(
+                token.start(), "a line break in an inline table", "write it on one line, or as a [table]"
+            )
+        elif token["comma"] and brackets[-1:] == ["{"]:
+            yield _newer(token.start(), "a comma at the end of an inline table", "remove it")
+        elif token["time"] and not token["seconds"]:
+            yield _newer(token.start(), "a time without seconds", "write its seconds")
+        elif token["basic"]:
+            for escape in _MODERN_ESCAPE.finditer(token["basic"]):
+                if escape["new"]:
+                    offset = token.start() + escape.start()
+                    yield _newer(offset, f"the escape {escape[0]}", "write it as \\u and four digits")
+
+
+def _newer(offset: int, what: str, hint: str) -> SyntaxFault:
+    return SyntaxFault(
+        Code.TOML_1_1, offset, f"{what} is TOML 1.1, which other parsers of this file refuse", hint
+    )

@@ -1,0 +1,184 @@
+"""The first container in a virtual machine, and the proof of what confines it.
+
+Builds the guest image, starts a containerd of its own, runs a container through io.containerd.kata.v2 and
+shows the guest's kernel, the configuration in force, and the seccomp state of every thread of the VMM as
+the kernel reports it. Run it as root, through `make run`; a second run reuses everything.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import tomli
+import tomli_w
+from private_containerd import PrivateContainerd
+from rich.console import Console
+from rich.table import Table
+
+import busybox_image
+
+HOME = Path("/var/lib/kata-quickstart")
+RUN = Path("/run/kata-quickstart")
+CONTAINER = "quickstart"
+BIN = Path(sys.executable).parent
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def main() -> int:
+    """Run the demonstration; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image", type=Path, default=Path("/var/lib/kata-containers/image"), help="guest image directory")
+    parser.add_argument("--seccompsandbox", default=None, help="use this value instead of the shipped one, to see the difference")
+    arguments = parser.parse_args()
+    if os.geteuid() != 0:
+        console.print("[red]make run needs root: it starts containerd and virtual machines")
+        return 1
+    build_image(arguments.image)
+    accelerator = choose_accelerator()
+    config = write_configuration(arguments.image, accelerator, arguments.seccompsandbox)
+    install_shim()
+    containerd = PrivateContainerd(HOME / "containerd", RUN, shim_directory=HOME / "bin", environment={"KATA_CONF_FILE": str(config)})
+    containerd.start()
+    try:
+        import_image(containerd)
+        return run_container(containerd, config)
+    finally:
+        containerd.run(["task", "rm", "--force", CONTAINER], check=False)
+        containerd.run(["container", "rm", CONTAINER], check=False)
+        containerd.stop()
+
+
+def step(text: str) -> None:
+    """Print what is done next."""
+    console.print(f"[bold cyan]==>[/] {text}")
+
+
+def build_image(directory: Path) -> None:
+    """Build the guest image, or see that it is up to date."""
+    step(f"guest image in {directory}")
+    subprocess.run([BIN / "kata-ctl", "image", "build", "--output", directory], check=True)
+
+
+def choose_accelerator() -> str:
+    """KVM where it runs unmodified guests, else TCG, said in one line."""
+    from kata_hypervisor.kvm.probe import probe_kvm
+
+    verdict = probe_kvm()
+    if verdict.runs_unmodified_guests:
+        step("KVM runs unmodified guests on this host: using it")
+        return "kvm"
+    step(f"no usable KVM, so QEMU emulates the processor (TCG, slower): {verdict.reason}")
+    return "tcg"
+
+
+def write_configuration(image: Path, accelerator: str, seccompsandbox: str | None) -> Path:
+    """The shipped configuration with this machine's paths and accelerator; everything else as shipped."""
+    import kata_configuration
+
+    shipped = Path(str(kata_configuration.__file__)).parent / "shipped" / "configuration-qemu.toml"
+    tree = tomli.loads(shipped.read_text())
+    qemu = tree["hypervisor"]["qemu"]
+    qemu["kernel"] = str(image / "vmlinuz")
+    qemu["initrd"] = str(image / "kata-initrd.img")
+    qemu["image"] = str(image / "kata-image.erofs")
+    qemu["accelerator"] = accelerator
+    qemu["virtio_fs_daemon"] = next(
+        (path for path in ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/virtiofsd") if os.path.exists(path)),
+        qemu["virtio_fs_daemon"],
+    )
+    if seccompsandbox is not None:
+        qemu["seccompsandbox"] = seccompsandbox
+    HOME.mkdir(parents=True, exist_ok=True)
+    path = HOME / "configuration.toml"
+    path.write_text(tomli_w.dumps(tree))
+    path.chmod(0o644)
+    return path
+
+
+def install_shim() -> None:
+    """Put the shim's launchers where the private containerd looks for them."""
+    (HOME / "bin").mkdir(exist_ok=True)
+    subprocess.run([BIN / "kata-ctl", "shim", "install", HOME / "bin"], check=True, stdout=subprocess.DEVNULL)
+
+
+def import_image(containerd: PrivateContainerd) -> None:
+    """Import the container image that is made on this machine, once."""
+    if busybox_image.NAME in containerd.run(["image", "ls", "-q"]).stdout:
+        return
+    step(f"container image {busybox_image.NAME}, made from this machine's busybox")
+    with tempfile.TemporaryDirectory() as directory:
+        archive = Path(directory) / "image.tar"
+        busybox_image.write_image(archive)
+        containerd.run(["image", "import", str(archive)])
+
+
+def run_container(containerd: PrivateContainerd, config: Path) -> int:
+    """Run the container, and look at its machine while it runs."""
+    step("ctr run --runtime io.containerd.kata.v2: a container in its own virtual machine")
+    script = "echo guest kernel: $(uname -r); echo the container runs as $(id -un) on $(hostname); sleep 60"
+    begin = time.monotonic()
+    words = ["run", "--runtime", "io.containerd.kata.v2", busybox_image.NAME, CONTAINER, "sh", "-c", script]
+    client = subprocess.Popen(
+        containerd.command(words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert client.stdout is not None
+    lines = [line for line in (client.stdout.readline(), client.stdout.readline()) if line]
+    seconds = time.monotonic() - begin
+    if len(lines) < 2:
+        console.print("".join(lines) + client.stdout.read(), style="red", markup=False)
+        console.print(f"containerd's log: {containerd.log_path}", markup=False)
+        client.wait()
+        return 1
+    for line in lines:
+        console.print(f"    {line.rstrip()}", markup=False)
+    console.print(f"    host kernel:  {platform.release()}", markup=False)
+    console.print(f"    first output after {seconds:.1f} s", markup=False)
+    step(f"configuration in force: {config}")
+    show_warnings(containerd)
+    status = show_confinement()
+    containerd.run(["task", "kill", "--signal", "SIGKILL", CONTAINER])
+    client.wait()
+    return status
+
+
+def show_warnings(containerd: PrivateContainerd) -> None:
+    """What the shim warned about, out of containerd's log of this run."""
+    for line in containerd.log_path.read_text(errors="replace").splitlines():
+        if "level=warning" in line and "runtime=kata" in line:
+            console.print(f"    {line.partition('msg=')[2]}", style="yellow", markup=False)
+
+
+def show_confinement() -> int:
+    """The kernel's word about each process of the sandbox; returns 1 if there is none."""
+    answer = subprocess.run([BIN / "kata-ctl", "seccomp", "status", "--json"], capture_output=True, text=True, check=False)
+    if answer.returncode != 0:
+        console.print(answer.stderr, style="red", markup=False)
+        return 1
+    for sandbox in json.loads(answer.stdout):
+        for process in sandbox["processes"]:
+            step(f"{process['name']}, pid {process['pid']}: seccomp of every thread, read from /proc/{process['pid']}/task")
+            table = Table("thread", "tid", "mode", "filters", "no_new_privs")
+            for thread in process["threads"]:
+                style = "green" if thread["mode"] == 2 else "red"
+                table.add_row(
+                    thread["name"],
+                    str(thread["tid"]),
+                    f"[{style}]{thread['mode']} ({thread['mode_name']})",
+                    str(thread["filters"]),
+                    "yes" if thread["no_new_privs"] else "no",
+                )
+            console.print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

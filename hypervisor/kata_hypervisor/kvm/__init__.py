@@ -1,0 +1,7 @@
+"""What the host's /dev/kvm can do, found out by running a guest of a few instructions.
+
+abi      the kernel's structures and ioctl numbers
+guest    the trials: machine code and the result that a processor gives
+machine  a virtual machine with one vCPU that runs the trials, in a process of its own
+probe    the verdict
+"""

@@ -1,0 +1,348 @@
+"""The QEMU driver: one virtual machine as two processes, qemu and virtiofsd, and their end.
+
+Start:  host fit? -> virtiofsd -> qemu, waiting -> monitor -> proof of confinement -> virtual CPUs run.
+End:    one task watches both processes from the start. When either ends, it ends the other, closes all that
+        is ours and keeps the `VmExit`. `start`, `stop` and `wait` look at that task, never at a silent socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Coroutine, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+
+from kata_agent.transport import GuestTransport
+from kata_agent.transports import SerialTransport, VsockTransport
+from kata_configuration.models.qemu import QemuHypervisor as QemuTable
+from kata_hypervisor import vhost_vsock, virtiofsd
+from kata_hypervisor.contract import Hypervisor, SharedDirectory, VmExit, VmmProcess, VmSpec
+from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError
+from kata_hypervisor.host import Child, ExitStatus, Host
+from kata_hypervisor.qemu import command
+from kata_hypervisor.qemu.diagnosis import Ending
+from kata_hypervisor.qemu.monitor import Monitor, MonitorError
+from kata_hypervisor.qemu.preflight import check_host
+from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
+from kata_hypervisor.tail import Follower, Tail, follow
+
+__all__ = ["Qemu"]
+
+QEMU, VIRTIOFSD = "qemu", "virtiofsd"
+
+MOMENT = 0.1
+"""Seconds within which two ends belong together, and in which last words arrive."""
+
+COMMAND_BUDGET = 10.0
+"""Seconds that QEMU gets to answer a command while the machine runs."""
+
+T = TypeVar("T")
+
+
+class Qemu(Hypervisor):
+    """One virtual machine in QEMU.
+
+    table: [hypervisor.qemu] of the configuration. host: starts the processes. start_budget, stop_budget:
+    seconds that QEMU gets until its virtual CPUs run, and to end by itself.
+
+    Make it before the caller seals itself: how many filters a child inherits is read here.
+    """
+
+    def __init__(
+        self, table: QemuTable, host: Host, *, start_budget: float = 30.0, stop_budget: float = 1.0
+    ) -> None:
+        self._table = table
+        self._host = host
+        self._start_budget = start_budget
+        self._stop_budget = stop_budget
+        self._inherited = inherited_filters()
+        self._children: dict[str, Child] = {}
+        self._followers: dict[str, Follower] = {}
+        self._ours = contextlib.AsyncExitStack()
+        self._monitor: Monitor | None = None
+        self._transport: GuestTransport | None = None
+        self._end: asyncio.Task[VmExit] | None = None
+        self._warnings: tuple[str, ...] = ()
+        self._begun = False
+        self._running = False
+        self._requested = False
+
+    async def start(self, spec: VmSpec) -> None:
+        """See the contract."""
+        if self._begun:
+            raise LaunchError(f"cannot start the virtual machine of {spec.sandbox_id}: it was started before")
+        self._begun = True
+        try:
+            await self._launch(spec)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _launch(self, spec: VmSpec) -> None:
+        self._warnings = check_host(self._table, spec)
+        with contextlib.ExitStack() as theirs:
+            fds: dict[int, int] = {}
+            if spec.shared is not None:
+                fds[command.FILESYSTEM] = await self._start_virtiofsd(spec.directory, spec.shared, theirs)
+            monitor = await self._start_qemu(spec, fds, theirs)
+        self._end = asyncio.create_task(self._supervise(), name="virtual machine's end")
+        if self._requested:
+            raise LaunchError("the virtual machine was stopped while it started")
+        deadline = anyio.current_time() + self._start_budget
+        await self._attempt("waiting for qemu's monitor", deadline, monitor.connect())
+        await self._attempt("reading qemu's confinement", deadline, self._prove(self._children[QEMU]))
+        await self._attempt("starting the virtual CPUs", deadline, monitor.execute("cont"))
+        self._running = True
+
+    async def _start_virtiofsd(
+        self, directory: Path, shared: SharedDirectory, theirs: contextlib.ExitStack
+    ) -> int:
+        """Start virtiofsd; return the descriptor of a connection to it, for QEMU."""
+        table = self._table
+        argv = virtiofsd.command_line(
+            table.virtio_fs_daemon,
+            virtiofsd.dialect_of(table.virtio_fs_daemon),
+            shared.path,
+            table.virtio_fs_cache,
+            table.virtio_fs_extra_args,
+        )
+        listener, connection = virtiofsd.rendezvous(directory)
+        theirs.callback(listener.close)
+        theirs.callback(connection.close)
+        await self._spawn(VIRTIOFSD, argv, {virtiofsd.LISTENER: listener.fileno()}, theirs)
+        return connection.fileno()
+
+    async def _start_qemu(self, spec: VmSpec, fds: dict[int, int], theirs: contextlib.ExitStack) -> Monitor:
+        """Start QEMU with its channels; return its monitor, not connected yet."""
+        monitor = self._monitor = Monitor(self._channel(command.MONITOR, fds, theirs))
+        self._ours.push_async_callback(monitor.aclose)
+        await self._follow("console", self._channel(command.CONSOLE, fds, theirs))
+        cid = self._prepare_transport(fds, theirs)
+        partitioned = spec.image is not None and command.has_partition_table(spec.image)
+        devices = command.Devices(vsock_cid=cid, image_partitioned=partitioned)
+        await self._spawn(QEMU, command.command_line(self._table, spec, devices), fds, theirs)
+        return monitor
+
+    def _prepare_transport(self, fds: dict[int, int], theirs: contextlib.ExitStack) -> int | None:
+        """Choose the way to the agent; return the guest's vsock id where the host has vhost-vsock."""
+        vsock = vhost_vsock.open_device()
+        if vsock is None:
+            transport: GuestTransport = SerialTransport(self._channel(command.AGENT, fds, theirs))
+            cid = None
+        else:
+            fds[command.AGENT], cid = vsock
+            theirs.callback(os.close, fds[command.AGENT])
+            transport = VsockTransport(cid)
+        self._ours.push_async_callback(transport.aclose)
+        self._transport = transport
+        return cid
+
+    def _channel(self, number: int, fds: dict[int, int], theirs: contextlib.ExitStack) -> socket.socket:
+        """Make a pair of sockets: one end is descriptor `number` in the child, the other is returned."""
+        our_end, their_end = socket.socketpair()
+        theirs.callback(their_end.close)
+        self._ours.callback(our_end.close)
+        fds[number] = their_end.fileno()
+        return our_end
+
+    async def _follow(self, heading: str, stream: object) -> None:
+        debug = logging.getLogger(f"{__name__}.{heading.replace(' ', '_')}").debug
+        follower = await follow(stream, debug if self._table.enable_debug else None)
+        self._followers[heading] = follower
+        self._ours.push_async_callback(follower.aclose)
+
+    async def _spawn(
+        self, name: str, argv: Sequence[str], fds: Mapping[int, int], theirs: contextlib.ExitStack
+    ) -> None:
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        theirs.callback(os.close, writer)
+        await self._follow(f"{name} stderr", os.fdopen(reader, "rb", buffering=0))
+        with anyio.CancelScope(shield=True):  # a child that nobody knows of could not be ended
+            self._children[name] = await self._host.spawn(name, argv, fds={**fds, command.STDERR: writer})
+
+    async def _attempt(self, stage: str, deadline: float, action: Coroutine[Any, Any, T]) -> T:
+        """Run one stage of the start against the machine's end and the deadline.
+
+        Raises:
+            LaunchError: the machine ended, QEMU hung up or refused, or the time is over.
+        """
+        assert self._end is not None
+        work = asyncio.ensure_future(action)
+        try:
+            budget = max(0.0, deadline - anyio.current_time())
+            await asyncio.wait({work, self._end}, timeout=budget, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and not self._end.done():
+                raise self._failure(f"{stage}: no answer within {self._start_budget:g} s")
+            if work.done() and not isinstance(work.exception(), (MonitorError, ProcessLookupError)):
+                return work.result()
+            # It hung up, so it is ending: the exit status says more than the broken connection.
+            await asyncio.wait({self._end}, timeout=10 * MOMENT)
+            if self._end.done():
+                end = self._end.result()
+                raise LaunchError(end.reason, end.diagnostics)
+            raise self._failure(f"{stage}: {work.exception()}")
+        finally:
+            work.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({work})
+
+    def _failure(self, message: str) -> LaunchError:
+        return LaunchError(f"qemu failed to start: {message}", self._diagnostics())
+
+    async def _supervise(self) -> VmExit:
+        """Wait for the first end, then end everything."""
+        waits = {name: asyncio.ensure_future(child.wait()) for name, child in self._children.items()}
+        try:
+            await asyncio.wait(waits.values(), return_when=asyncio.FIRST_COMPLETED)
+            requested = self._requested
+            await asyncio.wait(waits.values(), timeout=MOMENT)
+            ended = {name: task.result() for name, task in waits.items() if task.done()}
+            await self._kill()
+            await asyncio.wait(waits.values())
+            await self._hear_last_words()
+            return self._conclude(_culprit(ended), ended, requested)
+        finally:
+            await self._ours.aclose()
+
+    def _conclude(self, process: str, ended: Mapping[str, ExitStatus], requested: bool) -> VmExit:
+        ending = Ending(
+            process=process,
+            status=ended[process],
+            stderr=self._tail(f"{process} stderr"),
+            console=self._tail("console"),
+            shutdown=self._monitor.shutdown_reason if self._monitor else None,
+            running=self._running,
+        )
+        reason = ending.describe(self._table)
+        return VmExit(reason, process, ended[process], requested, self._diagnostics())
+
+    async def _hear_last_words(self) -> None:
+        """Read what the dead have written; a grandchild that holds a pipe open does not keep us."""
+        with anyio.move_on_after(MOMENT):
+            for follower in self._followers.values():
+                await follower.ended.wait()
+            if self._monitor is not None:
+                await self._monitor.wait_ended()
+
+    async def stop(self) -> None:
+        """See the contract."""
+        self._requested = True
+        with anyio.CancelScope(shield=True):
+            if self._end is None:
+                await self._kill()
+                for child in self._children.values():
+                    await child.wait()
+                await self._ours.aclose()
+                return
+            if not self._end.done():
+                await self._quit()
+            await asyncio.wait({self._end})
+
+    async def _quit(self) -> None:
+        """Ask QEMU to end, for a short while; then let the kernel."""
+        assert self._monitor is not None
+        assert self._end is not None
+        with anyio.move_on_after(self._stop_budget), contextlib.suppress(MonitorError):
+            await self._monitor.execute("quit")
+            await asyncio.wait({self._end})
+        await self._kill()
+
+    async def _kill(self) -> None:
+        for child in self._children.values():
+            await child.kill()
+
+    async def wait(self) -> VmExit:
+        """See the contract."""
+        if self._end is None:
+            raise HypervisorError("there is no virtual machine to wait for: it was not started")
+        return await asyncio.shield(self._end)
+
+    async def pause(self) -> None:
+        """See the contract."""
+        await self._command("pause", "stop")
+
+    async def resume(self) -> None:
+        """See the contract."""
+        await self._command("resume", "cont")
+
+    async def _command(self, purpose: str, name: str) -> None:
+        if self._monitor is None or self._end is None or not self._running:
+            raise HypervisorError(f"cannot {purpose} the virtual machine: it is not running")
+        try:
+            with anyio.fail_after(COMMAND_BUDGET):
+                await self._monitor.execute(name)
+        except TimeoutError:
+            raise HypervisorError(
+                f"cannot {purpose} the virtual machine: qemu gave no answer within {COMMAND_BUDGET:g} s"
+            ) from None
+        except MonitorError as error:
+            why = self._end.result().reason if self._end.done() else str(error)
+            raise HypervisorError(f"cannot {purpose} the virtual machine: {why}") from error
+
+    async def prove(self) -> None:
+        """See the contract."""
+        if not self._running:
+            raise HypervisorError("there is no confinement to prove: the virtual machine is not running")
+        try:
+            await self._prove(self._children[QEMU])
+        except ProcessLookupError as error:
+            raise HypervisorError("there is no confinement to prove: qemu has ended") from error
+
+    async def _prove(self, child: Child) -> None:
+        threads = await self._host.confinement(child)
+        breach = find_breach(threads, self._table.confined, self._inherited)
+        if breach is not None:
+            raise ConfinementError(
+                f'qemu is not confined as seccompsandbox = "{self._table.seccompsandbox}" asks: {breach} '
+                f"(check that {self._table.path} is a qemu with seccomp support)"
+            )
+
+    @property
+    def transport(self) -> GuestTransport:
+        """See the contract."""
+        if self._transport is None:
+            raise HypervisorError("there is no way to the guest: the virtual machine was not started")
+        return self._transport
+
+    @property
+    def processes(self) -> tuple[VmmProcess, ...]:
+        """See the contract."""
+        roles = ((QEMU, "vmm"), (VIRTIOFSD, "virtiofsd"))
+        return tuple(VmmProcess(role, self._children[name]) for name, role in roles if name in self._children)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """See the contract."""
+        return self._warnings
+
+    @property
+    def console_tail(self) -> str:
+        """See the contract."""
+        return self._tail("console").text
+
+    def _tail(self, heading: str) -> Tail:
+        follower = self._followers.get(heading)
+        return follower.tail if follower else Tail()
+
+    def _diagnostics(self) -> dict[str, str]:
+        texts = {heading: follower.tail.text for heading, follower in self._followers.items()}
+        return {heading: text for heading, text in texts.items() if text}
+
+
+def _culprit(ended: Mapping[str, ExitStatus]) -> str:
+    """Of the processes that ended together, name the one whose end explains the other's.
+
+    virtiofsd ends with status 0 when QEMU is gone; QEMU fails when virtiofsd does.
+    """
+    daemon, vmm = ended.get(VIRTIOFSD), ended.get(QEMU)
+    if vmm is None:
+        return VIRTIOFSD
+    if daemon is None or daemon.code == 0 or vmm.signal is not None:
+        return QEMU
+    return VIRTIOFSD

@@ -1,0 +1,92 @@
+"""QEMU's monitor: QMP over a socket whose other end QEMU inherited.
+
+The protocol is qemu.qmp's; here are the errors of this package, bounds on what a VMM may send, and the one
+event that matters. Source: QEMU's qapi/run-state.json, event SHUTDOWN.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+
+from qemu.qmp import ConnectError, EventListener, Message, QMPClient, QMPError, Runstate
+
+from kata_hypervisor.errors import HypervisorError
+
+MESSAGE_LIMIT = 1024 * 1024
+"""Bytes of the longest message that is read; the VMM may have been taken over by its guest."""
+
+_FAILURES = (QMPError, OSError, EOFError, ValueError)
+
+# Whatever the client logs, it also raises, and the exception is what the caller reports.
+_silent = logging.getLogger(f"{__name__}.client")
+_silent.propagate = False
+_silent.addHandler(logging.NullHandler())
+
+
+class MonitorError(HypervisorError):
+    """The monitor is gone, silent, or refused a command."""
+
+
+class Monitor:
+    """The monitor of one QEMU process. The socket belongs to it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._client = QMPClient(readbuflen=MESSAGE_LIMIT)
+        self._client.logger = _silent
+        self._shutdown = EventListener("SHUTDOWN", self._is_first)
+        self._client.register_listener(self._shutdown)
+
+    def _is_first(self, event: Message) -> bool:
+        return not self._shutdown.history
+
+    async def connect(self) -> None:
+        """Read QEMU's greeting and agree on capabilities.
+
+        Raises:
+            MonitorError: the other end hung up, or does not speak QMP.
+        """
+        try:
+            await self._client.connect(self._socket)
+        except ConnectError as error:
+            raise MonitorError(f"qemu's monitor gave no usable greeting: {_describe(error.exc)}") from error
+
+    async def execute(self, command: str) -> object:
+        """Run a command without arguments and return its result.
+
+        Raises:
+            MonitorError: QEMU refused it, or the connection ended.
+        """
+        try:
+            return await self._client.execute(command)
+        except _FAILURES as error:
+            raise MonitorError(f'qemu\'s monitor did not perform "{command}": {_describe(error)}') from error
+
+    async def wait_ended(self) -> None:
+        """Return when the other end has hung up; everything that it sent before was then seen."""
+        while self._client.runstate is Runstate.RUNNING:
+            await self._client.runstate_changed()
+
+    async def aclose(self) -> None:
+        """Hang up."""
+        with suppress(OSError):  # not connected, or not any more
+            self._socket.shutdown(socket.SHUT_RDWR)
+        with suppress(*_FAILURES):  # raises what ended the connection, and that was wanted
+            await self._client.disconnect()
+        self._socket.close()
+
+    @property
+    def shutdown_reason(self) -> str | None:
+        """Why QEMU said it ends, such as "guest-shutdown" or "guest-reset"; None when it said nothing."""
+        for event in self._shutdown.history:
+            data = event.get("data")
+            reason = data.get("reason") if isinstance(data, Mapping) else None
+            return reason if isinstance(reason, str) else None
+        return None
+
+
+def _describe(error: BaseException) -> str:
+    return "it hung up" if isinstance(error, EOFError) else (str(error) or type(error).__name__)

@@ -1,0 +1,317 @@
+"""The shim's side of the broker: its vocabulary as coroutines, its children as objects.
+
+Each call is shielded from cancellation: it takes milliseconds, and either happened or did not. A caller that
+is cancelled learns so at its next checkpoint, with the child or the descriptor in its hands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import anyio
+from kata_hypervisor.errors import LaunchError
+from kata_hypervisor.host import Child, ExitStatus
+from kata_hypervisor.seccomp.proof import ThreadConfinement
+
+from kata_runtime.broker import messages
+from kata_runtime.broker.errors import BrokerLostError, RequestFailedError, RequestRefusedError
+
+if TYPE_CHECKING:
+    from kata_runtime.broker.messages import Message
+
+Mount = tuple[str, str, Sequence[str]]
+"""A mount as containerd gives it: type, source, options."""
+
+
+class BrokerChild:
+    """A child that the broker started; see `kata_hypervisor.host.Child`."""
+
+    def __init__(self, broker: Broker, name: str, pid: int) -> None:
+        self._broker = broker
+        self._name = name
+        self._pid = pid
+        self._status: ExitStatus | None = None
+        self._ended = anyio.Event()
+
+    @property
+    def name(self) -> str:
+        """The role under which it was started."""
+        return self._name
+
+    @property
+    def pid(self) -> int:
+        """Process id on the host."""
+        return self._pid
+
+    @property
+    def exited(self) -> ExitStatus | None:
+        """How it ended, or None while it runs."""
+        return self._status
+
+    async def wait(self) -> ExitStatus:
+        """Return once it has ended; any number of tasks may wait."""
+        await self._ended.wait()
+        assert self._status is not None
+        return self._status
+
+    async def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal; does nothing when it has ended."""
+        if self._status is None:
+            await self._broker.kill(self, number)
+
+    def _end(self, status: ExitStatus) -> None:
+        if self._status is None:
+            self._status = status
+            self._ended.set()
+
+
+class _Pending:
+    """A request without its reply."""
+
+    def __init__(self) -> None:
+        self.answered = anyio.Event()
+        self.message: Message = {}
+        self.fds: list[int] = []
+
+
+class Broker:
+    """The broker of a sandbox; a `kata_hypervisor.host.Host`. Made within a running event loop.
+
+    Every method raises BrokerLostError when the broker has ended, RequestRefusedError when the arguments are
+    outside of its vocabulary or of the sandbox, and RequestFailedError when the host could not do what was
+    asked.
+
+    lost: set when the broker has ended without having been closed; `reason` then says what is known. Its
+    children have been killed by the kernel, and are reported so.
+    """
+
+    def __init__(self, channel: socket.socket, pid: int) -> None:
+        self.pid = pid
+        self.lost = anyio.Event()
+        self.reason = f"the broker (process {pid}) has ended"
+        self._channel = channel
+        self._channel.setblocking(False)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(channel, self._receive)
+        self._process = os.pidfd_open(pid)
+        self._sending = anyio.Lock()
+        self._next = 1
+        self._pending: dict[int, _Pending] = {}
+        self._children: dict[int, BrokerChild] = {}
+        # Ends that were told before the task that started the child could run again.
+        self._early: dict[int, ExitStatus] = {}
+        self._open = True
+        self._closing = False
+        self._gone = anyio.Event()
+
+    # -- children: kata_hypervisor.host.Host ---------------------------------------------------------------
+
+    async def spawn(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        fds: Mapping[int, int],
+        environment: Mapping[str, str] | None = None,
+    ) -> Child:
+        """Start a child; see `kata_hypervisor.host.Host.spawn`. Raises LaunchError."""
+        numbers = sorted(fds)
+        try:
+            result, _ = await self._request(
+                "spawn",
+                [fds[number] for number in numbers],
+                name=name,
+                argv=list(argv),
+                fds=numbers,
+                environment=None if environment is None else dict(environment),
+            )
+        except RequestFailedError as error:
+            raise LaunchError(str(error)) from None
+        child = BrokerChild(self, name, result["pid"])
+        if (status := self._early.pop(child.pid, None)) is not None:
+            child._end(status)
+        elif self._open:
+            self._children[child.pid] = child
+        else:
+            child._end(ExitStatus(signal=signal.SIGKILL))
+        return child
+
+    async def kill(self, child: Child, number: int = signal.SIGKILL) -> None:
+        """Send a signal to a child; nothing when it has ended."""
+        try:
+            await self._request("kill", pid=child.pid, signal=int(number))
+        except BrokerLostError:
+            return  # the kernel has killed it
+
+    async def confinement(self, child: Child) -> list[ThreadConfinement]:
+        """The kernel's word about each thread of the child, main thread first."""
+        result, _ = await self._request("confinement", pid=child.pid)
+        return [ThreadConfinement(*thread) for thread in result["threads"]]
+
+    async def oom_kills(self) -> int:
+        """How many processes of the sandbox's cgroup the kernel has killed for want of memory."""
+        result, _ = await self._request("oom_kills")
+        return int(result["count"])
+
+    # -- the sandbox ---------------------------------------------------------------------------------------
+
+    async def prepare(self, cgroup: str | None) -> str:
+        """Make the sandbox's cgroup and move shim and broker into it; once, before any child is started.
+
+        cgroup: the specification's linux.cgroupsPath. Returns the cgroup's path within each hierarchy.
+        """
+        result, _ = await self._request("prepare", cgroup=cgroup)
+        return str(result["path"])
+
+    async def make_directory(self, path: str) -> None:
+        """Make a directory below the shared directory, with its parents; one that exists is left as it is."""
+        await self._request("make_directory", path=path)
+
+    async def mount(self, target: str, mounts: Sequence[Mount]) -> None:
+        """Mount several, the later on top, on a directory that is made if missing; all or nothing."""
+        wanted = [[kind, source, list(options)] for kind, source, options in mounts]
+        await self._request("mount", target=target, mounts=wanted)
+
+    async def bind(self, source: str, target: str, *, readonly: bool, recursive: bool = True) -> None:
+        """Share a file or directory of the host; the target is made to match it.
+
+        readonly holds for the mounts below the source too. What is mounted below it on the host later is not
+        shared.
+        """
+        await self._request("bind", source=source, target=target, readonly=readonly, recursive=recursive)
+
+    async def unmount(self, target: str) -> None:
+        """Undo `mount` or `bind`, all that is stacked there; what is in use is detached. The target stays."""
+        await self._request("unmount", target=target)
+
+    async def remove(self, path: str) -> None:
+        """Remove an empty directory, or a file, that was made by `make_directory`, `mount` or `bind`."""
+        await self._request("remove", path=path)
+
+    # -- standard streams ----------------------------------------------------------------------------------
+
+    async def open_fifo(self, path: str, mode: str) -> int:
+        """Open a FIFO without blocking; the descriptor is the caller's. mode: "r", "w" or "rw".
+
+        With "w", RequestFailedError with ENXIO says that nobody reads it.
+        """
+        _, fds = await self._request("open_fifo", path=path, mode=mode)
+        return fds[0]
+
+    async def open_log(self, path: str) -> int:
+        """Open a regular file to append to, made where it is missing; the descriptor is the caller's."""
+        _, fds = await self._request("open_log", path=path)
+        return fds[0]
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    async def close(self) -> list[str]:
+        """Undo everything and end the broker; returns once it has ended. Idempotent.
+
+        Returns one line for each thing that could not be undone: `shim delete` will try these again. When the
+        broker was lost before, nothing is undone here: that is for `janitor.clean_up`.
+        """
+        left: list[str] = []
+        if self._open and not self._closing:
+            self._closing = True
+            try:
+                result, _ = await self._request("close")
+                left = result["left"]
+            except BrokerLostError:
+                left = [self.reason]
+        with anyio.CancelScope(shield=True):
+            await self._gone.wait()
+        return left
+
+    # -- the channel ---------------------------------------------------------------------------------------
+
+    async def _request(
+        self, op: str, descriptors: Sequence[int] = (), **arguments: object
+    ) -> tuple[dict[str, Any], list[int]]:
+        number, pending = self._next, _Pending()
+        self._next += 1
+        try:
+            packet = messages.encode({"id": number, "op": op, **arguments})
+        except messages.MessageError as error:
+            raise RequestRefusedError(f"{op}: {error}") from None
+        with anyio.CancelScope(shield=True):
+            self._pending[number] = pending
+            try:
+                await self._send(packet, descriptors)
+                await pending.answered.wait()
+            finally:
+                self._pending.pop(number, None)
+        reply = pending.message
+        if "result" in reply:
+            return reply["result"], pending.fds
+        if "error" not in reply:
+            raise BrokerLostError(self.reason)
+        if reply["error"]["kind"] == "refused":
+            raise RequestRefusedError(reply["error"]["message"])
+        raise RequestFailedError(reply["error"]["message"], reply["error"]["errno"])
+
+    async def _send(self, packet: bytes, fds: Sequence[int]) -> None:
+        async with self._sending:
+            while self._open:
+                try:
+                    messages.send(self._channel, packet, fds)
+                except BlockingIOError:
+                    await anyio.wait_writable(self._channel)
+                except ConnectionError:
+                    break
+                else:
+                    return
+        raise BrokerLostError(self.reason)
+
+    def _receive(self) -> None:
+        """Take every message that is there. Called by the event loop."""
+        try:
+            while True:
+                message, fds = messages.receive(self._channel)
+                self._take(message, fds)
+        except BlockingIOError:
+            return
+        except messages.EndOfStream:
+            self._lose()
+        except messages.MessageError as error:
+            self.reason = f"the broker (process {self.pid}) was cut off: {error}"
+            self._lose()
+
+    def _take(self, message: Message, fds: list[int]) -> None:
+        if "id" in message:
+            pending = self._pending[message["id"]]
+            pending.message, pending.fds = message, fds
+            pending.answered.set()
+        elif "exited" in message:
+            pid, status = message["exited"], ExitStatus(message.get("code"), message.get("signal"))
+            if (child := self._children.pop(pid, None)) is not None:
+                child._end(status)
+            else:
+                self._early[pid] = status
+        else:
+            self.reason = message["failed"]
+
+    def _lose(self) -> None:
+        """The channel has ended: so have all children, by the kernel's hand if by no other."""
+        self._open = False
+        self._loop.remove_reader(self._channel)
+        self._channel.close()
+        if not self._closing:
+            self.lost.set()
+        for child in self._children.values():
+            child._end(ExitStatus(signal=signal.SIGKILL))
+        self._children.clear()
+        for pending in self._pending.values():
+            pending.answered.set()
+        self._loop.add_reader(self._process, self._reap)
+
+    def _reap(self) -> None:
+        self._loop.remove_reader(self._process)
+        os.waitpid(self.pid, 0)
+        os.close(self._process)
+        self._gone.set()

@@ -1,0 +1,218 @@
+"""The janitor: undoes a sandbox from its undo stack, in the broker or, when that is dead, in `shim delete`.
+
+Processes are ended first, wherever they are on the stack, so that nothing holds a mount. Then the stack is
+undone from its top. Whoever undoes holds the lock on the sandbox's directory. What is removed is removed by
+its recorded name, one by one, and never behind a mount: a file of the user's cannot be reached from here.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import time
+
+from kata_runtime.broker import mounts, processes
+from kata_runtime.broker.errors import BrokerError
+from kata_runtime.broker.territory import Territory
+from kata_runtime.broker.undo import NAME, UndoLog
+from kata_runtime.resource import cgroups
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from kata_runtime.broker.undo import Entry
+    from kata_runtime.identity import SandboxIdentity
+
+PATIENCE = 10.0
+"""How long to wait for a broker that is at work on the same directory, in seconds."""
+_PAUSE = 0.01
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+def clean_up(identity: SandboxIdentity, patience: float = PATIENCE) -> list[str]:
+    """Undo whatever is left of a sandbox, from any process and in any state; idempotent.
+
+    A shim that still lives is killed first: then its broker undoes everything itself, from within its own
+    mount namespace. Only when that broker is dead, or does not finish in time, is it done here.
+
+    Returns one line for each thing that could not be undone; the stack is then kept for another attempt.
+    """
+    try:
+        directory = os.open(identity.directory, _DIRECTORY)
+    except FileNotFoundError:
+        unlink(identity.socket)
+        return []
+    try:
+        if not lock(directory, 0):
+            _end(directory, "shim")
+            if not lock(directory, patience):
+                _end(directory, "broker")
+                if not lock(directory, processes.GRACE):
+                    return [f"{identity.directory} is locked by a process that does not end"]
+        return undo_all(directory, identity.directory)
+    finally:
+        os.close(directory)
+
+
+def lock(directory: int, patience: float) -> bool:
+    """Take the lock that says who works on a sandbox; it goes with the process. False when it is taken."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_PAUSE)
+        else:
+            return True
+
+
+def undo_all(directory: int, path: str) -> list[str]:
+    """Undo a sandbox whose broker is dead, and remove its directory; the caller has locked it."""
+    log = UndoLog.load(directory)
+    left = undo_dead(log, path) if log else []
+    if log:
+        unlink(log.header.get("socket", ""))
+    return left or clear(directory, path)
+
+
+def undo_dead(log: UndoLog, path: str) -> list[str]:
+    """Undo the stack that a dead broker left; its directory and its files stay. As `clean_up`."""
+    shim, broker = log.header.get("shim"), log.header.get("broker")
+    for process in (shim, broker):
+        if process and process[0] != os.getpid():
+            processes.end(*process)
+    bundle = log.header.get("bundle", "")
+    shared = os.path.join(path, "shared")
+    territory = Territory(shared, _hold(shared), bundle, _hold(bundle))
+    try:
+        return replay(log, territory, {os.getpid()}, mounted=log.header.get("namespace") == mount_namespace())
+    finally:
+        territory.close()
+
+
+def replay(log: UndoLog, territory: Territory, spared: Collection[int], *, mounted: bool) -> list[str]:
+    """Undo every entry of a stack.
+
+    spared: processes that must survive: the janitor itself, and a shim that is alive. mounted: whether we are
+    in the mount namespace of the entries; in another one their mounts do not exist, and end with their
+    namespace.
+
+    Returns one line for each entry that could not be undone.
+    """
+    left = [f"{log.unreadable} lines of the undo stack are unreadable"] if log.unreadable else []
+
+    def attempt(entry: Entry, action: Callable[[Entry], None]) -> None:
+        try:
+            action(entry)
+        except (OSError, BrokerError, KeyError, TypeError) as error:
+            left.append(f"cannot undo {_describe(entry)}: {error}")
+
+    def remove(entry: Entry) -> None:
+        try:
+            with territory.reach(entry["path"]) as place:
+                place.remove()
+        except FileNotFoundError:
+            return
+
+    def unmount(entry: Entry) -> None:
+        try:
+            with territory.reach(entry["path"]) as place:
+                mounts.unmount(place)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # EINVAL: it is not mounted (any more)
+                raise
+
+    actions: dict[str, Callable[[Entry], None]] = {
+        "remove": remove,
+        "cgroup": lambda entry: cgroups.remove(entry["path"]),
+        "rmgroup": lambda entry: cgroups.remove_parent(entry["path"]),
+        "process": lambda entry: None,
+        "unmount": unmount if mounted else lambda entry: None,
+    }
+    stack = list(reversed(log.entries.values()))
+    for entry in stack:
+        if entry["undo"] in ("process", "cgroup"):
+            attempt(
+                entry, _end_process if entry["undo"] == "process" else lambda group: _end_group(group, spared)
+            )
+    for entry in stack:
+        attempt(entry, actions[entry["undo"]])
+    return left
+
+
+def _end_process(entry: Entry) -> None:
+    if not processes.end(entry["pid"], entry["start"]):
+        raise OSError(errno.EBUSY, "it was killed and does not end")
+
+
+def _end_group(entry: Entry, spared: Collection[int]) -> None:
+    if pids := cgroups.empty(entry["path"], entry["origin"], spared):
+        raise OSError(errno.EBUSY, f"process {pids[0]} in it was killed and does not end")
+
+
+def _describe(entry: Entry) -> str:
+    what = entry.get("path") or f"{entry.get('name')} ({entry.get('pid')})"
+    return f"{entry.get('undo')} {what}"
+
+
+def clear(directory: int, path: str) -> list[str]:
+    """Remove the sandbox's own directory with the files and sockets in it, one level deep. As `clean_up`.
+
+    It is private to root and no guest sees it. What is in a directory below it is not ours to remove.
+    """
+    if os.fstat(directory).st_nlink == 0:
+        return []  # somebody else removed it; what has its name now is another sandbox's
+    left = []
+    for name in sorted(os.listdir(directory), key=lambda name: name == NAME):
+        try:
+            if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                os.rmdir(name, dir_fd=directory)
+            else:
+                os.unlink(name, dir_fd=directory)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            left.append(f"cannot remove {path}/{name}: {error.strerror}")
+    if not left:
+        try:
+            os.rmdir(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            left.append(f"cannot remove {path}: {error.strerror}")
+    return left
+
+
+def mount_namespace() -> int:
+    """The inode of our mount namespace."""
+    return os.stat("/proc/self/ns/mnt").st_ino
+
+
+def _end(directory: int, role: str) -> None:
+    """Kill the shim or the broker of a sandbox that somebody else has locked."""
+    log = UndoLog.load(directory)
+    process = log.header.get(role) if log else None
+    if process and process[0] != os.getpid():
+        processes.end(*process)
+
+
+def _hold(path: str) -> int:
+    try:
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC) if path else -1
+    except (FileNotFoundError, NotADirectoryError):
+        return -1
+
+
+def unlink(path: str) -> None:
+    """Remove a file that may be gone already; nothing when the path is empty."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return

@@ -1,0 +1,89 @@
+"""Messages between the shim and the broker: one JSON object per packet, with descriptors beside it.
+
+A request is {"id": n, "op": name, ...arguments}. Its reply is {"id": n, "result": {...}} or {"id": n,
+"error": {"kind": ..., "message": ..., "errno": ...}}. A notice has no id: {"exited": pid, "code" or "signal":
+n}, or {"failed": message} when the broker could not begin.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    Message = dict[str, Any]
+
+MAX_BYTES = 64 * 1024
+MAX_DESCRIPTORS = 64
+
+
+class MessageError(ValueError):
+    """A packet that is no message: too large, not a JSON object, or cut short."""
+
+
+class EndOfStream(Exception):  # noqa: N818 - an end is no error
+    """The other side has closed the socket."""
+
+
+def encode(message: Message) -> bytes:
+    """Return the message as one packet. Raises MessageError when it is larger than MAX_BYTES."""
+    packet = json.dumps(message, separators=(",", ":")).encode()
+    if len(packet) > MAX_BYTES:
+        raise MessageError(f"a message of {len(packet)} bytes is too long: at most {MAX_BYTES} are possible")
+    return packet
+
+
+def decode(packet: bytes) -> Message:
+    """Return the object in a packet. Raises MessageError."""
+    try:
+        message = json.loads(packet)
+    except (ValueError, RecursionError) as error:
+        raise MessageError(f"a packet is not JSON: {error}") from None
+    if not isinstance(message, dict):
+        raise MessageError(f"a packet holds {type(message).__name__} in place of an object")
+    return message
+
+
+def send(channel: socket.socket, packet: bytes, fds: Sequence[int] = ()) -> None:
+    """Send one packet. Raises BlockingIOError when a non-blocking socket is full, and ConnectionError."""
+    if fds:
+        socket.send_fds(channel, [packet], list(fds))
+    else:
+        channel.send(packet)
+
+
+def receive(channel: socket.socket) -> tuple[Message, list[int]]:
+    """Receive one message and its descriptors, which then belong to the caller and are close-on-exec.
+
+    Raises:
+        EndOfStream: the other side is gone.
+        MessageError: what came is no message; its descriptors are closed.
+        BlockingIOError: nothing is there, on a non-blocking socket.
+    """
+    try:
+        packet, fds, flags, _ = socket.recv_fds(
+            channel, MAX_BYTES + 1, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
+        )
+    except ConnectionResetError:
+        raise EndOfStream from None
+    if not packet:
+        close_all(fds)
+        raise EndOfStream
+    try:
+        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(packet) > MAX_BYTES:
+            raise MessageError("a packet is too long or carries too many descriptors")
+        return decode(packet), fds
+    except MessageError:
+        close_all(fds)
+        raise
+
+
+def close_all(fds: Sequence[int]) -> None:
+    """Close descriptors that came with a message."""
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,62 @@
+"""Processes by identity: the kernel gives a pid again; a pid with its start time is one process."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+
+GRACE = 5.0
+"""How long the kernel may take to end a process that was sent SIGKILL, in seconds."""
+
+
+def start_time(pid: int) -> int:
+    """When the process started, in clock ticks since boot (proc_pid_stat(5), field 22).
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessLookupError(f"no process {pid}") from None
+    # The second field is the name in parentheses, and may hold anything.
+    return int(stat.rpartition(b")")[2].split()[19])
+
+
+def is_alive(pid: int, start: int) -> bool:
+    """Whether this very process exists, be it as a zombie."""
+    try:
+        return start_time(pid) == start
+    except ProcessLookupError:
+        return False
+
+
+def end(pid: int, start: int, grace: float = GRACE) -> bool:
+    """Kill this very process, and no other that has its pid since; True once it has ended or is a zombie."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        # Asked after the descriptor was opened: if the answer is right, the descriptor is the right process.
+        if not is_alive(pid, start):
+            return True
+        signal.pidfd_send_signal(handle, signal.SIGKILL)  # a zombie takes it too
+        return _ended(handle, grace)
+    except ProcessLookupError:
+        return True
+    finally:
+        os.close(handle)
+
+
+def _ended(handle: int, grace: float) -> bool:
+    waiter = select.poll()
+    waiter.register(handle, select.POLLIN)
+    deadline = time.monotonic() + grace
+    while (left := deadline - time.monotonic()) > 0:
+        if waiter.poll(left * 1e3):
+            return True
+    return False

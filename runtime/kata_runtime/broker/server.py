@@ -1,0 +1,327 @@
+"""The broker's side: one request after the other, each checked, recorded, done and answered."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import stat
+
+from kata_hypervisor.seccomp import proof
+
+from kata_runtime.broker import janitor, messages, mounts, processes, spawn, syscalls, vocabulary
+from kata_runtime.broker.errors import BrokerError, RequestFailedError, RequestRefusedError
+from kata_runtime.broker.undo import UndoLog
+from kata_runtime.broker.workspace import Workspace
+from kata_runtime.resource import cgroups
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from kata_runtime.broker.messages import Message
+    from kata_runtime.broker.territory import Place
+    from kata_runtime.identity import SandboxIdentity
+
+    Reply = tuple[dict[str, Any], list[int]]
+
+
+def run(channel: socket.socket, identity: SandboxIdentity, bundle: str, shim: int, *, namespace: bool) -> int:
+    """Be the broker until the shim closes it or is gone; returns the process's exit status."""
+    syscalls.set_name("kata-broker")
+    syscalls.become_subreaper()
+    try:
+        workspace = Workspace(identity, bundle, shim, namespace=namespace)
+    except (OSError, BrokerError) as error:
+        messages.send(
+            channel, messages.encode({"failed": f"the broker of sandbox {identity.id} cannot begin: {error}"})
+        )
+        return 1
+    server = Server(channel, identity, workspace)
+    try:
+        server.serve()
+    except Exception as error:
+        messages.send(
+            channel,
+            messages.encode({"failed": f"the broker of sandbox {identity.id} has a fault: {error!r}"[:4000]}),
+        )
+        raise
+    finally:
+        # Also after a fault of our own: the pod is not left behind for a mistake in here.
+        left = server.finish()
+    return 1 if left else 0
+
+
+class Server:
+    """The state of one broker: its channel, its children by pid, its undo stack."""
+
+    def __init__(self, channel: socket.socket, identity: SandboxIdentity, workspace: Workspace) -> None:
+        self._channel = channel
+        self._identity = identity
+        self._workspace = workspace
+        self._log: UndoLog = workspace.log
+        # pid: number of its undo entry
+        self._children: dict[int, int] = {}
+        self._cgroup: cgroups.Cgroup | None = None
+        self._serving = True
+        self._left: list[str] | None = None
+
+    # -- the loop ------------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Answer requests and tell of ended children until the shim closes the broker, or is gone."""
+        wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
+        waiter = select.poll()
+        waiter.register(wake_read, select.POLLIN)
+        waiter.register(self._channel, select.POLLIN)
+        try:
+            while self._serving:
+                for fd, _ in waiter.poll():
+                    if fd == wake_read:
+                        os.read(wake_read, 512)
+                        self._reap()
+                    else:
+                        self._answer()
+        except (messages.EndOfStream, messages.MessageError, ConnectionError):
+            # The shim is gone, or it speaks what no shim of ours would: the sandbox ends either way.
+            return
+
+    def _answer(self) -> None:
+        message, fds = messages.receive(self._channel)
+        answer: list[int] = []
+        try:
+            result, answer = self._perform(message, fds)
+            packet = messages.encode({"id": message.get("id"), "result": result})
+        except (BrokerError, OSError, cgroups.CgroupError, messages.MessageError) as error:
+            packet = messages.encode({"id": message.get("id"), "error": _describe(error)})
+        finally:
+            messages.close_all(fds)
+        try:
+            messages.send(self._channel, packet, answer)
+        finally:
+            messages.close_all(answer)
+
+    def _perform(self, message: Message, fds: list[int]) -> Reply:
+        op, arguments = vocabulary.check(message, len(fds))
+        if op == "spawn":
+            arguments["fds"] = dict(zip(arguments["fds"], fds, strict=True))
+        reply: Reply = getattr(self, f"_do_{op}")(**arguments)
+        return reply
+
+    def _reap(self) -> None:
+        """Collect every child that has ended, adopted ones too, and tell of those that were spawned."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if (number := self._children.pop(pid, None)) is not None:
+                if self._left is None:  # else the stack is undone, and gone
+                    self._log.drop(number)
+                code = os.waitstatus_to_exitcode(status)
+                how = {"code": code} if code >= 0 else {"signal": -code}
+                messages.send(self._channel, messages.encode({"exited": pid, **how}))
+
+    # -- the end -------------------------------------------------------------------------------------------
+
+    def finish(self) -> list[str]:
+        """Undo everything, once; returns a line for each thing that is left."""
+        if self._left is None:
+            shim = self._log.header["shim"]
+            alive = not self._serving and processes.is_alive(*shim)
+            self._left = self._workspace.undo(spared={os.getpid(), shim[0]} if alive else {os.getpid()})
+            if not alive:
+                janitor.unlink(self._identity.socket)
+        return self._left
+
+    def _do_close(self) -> Reply:
+        self._serving = False
+        left = self.finish()
+        self._reap()
+        return {"left": left[:20]}, []
+
+    # -- processes -----------------------------------------------------------------------------------------
+
+    def _do_prepare(self, cgroup: str | None) -> Reply:
+        if self._cgroup is not None:
+            raise RequestRefusedError("prepare: the sandbox has its cgroup already")
+        group = cgroups.Cgroup(cgroups.cgroup_path(cgroup, self._identity.key), cgroups.hierarchies())
+        group.create(lambda kind, path, origin: self._push(kind, path=path, origin=origin))
+        group.join(os.getpid())  # children are born into it
+        group.join(self._log.header["shim"][0])
+        self._cgroup = group
+        return {"path": group.path}, []
+
+    def _push(self, undo: str, **fields: object) -> None:
+        self._log.push(undo, **fields)
+
+    def _do_spawn(
+        self, name: str, argv: list[str], fds: dict[int, int], environment: dict[str, str] | None
+    ) -> Reply:
+        number = 0
+
+        def record(pid: int, start: int) -> None:
+            nonlocal number
+            number = self._log.push("process", pid=pid, start=start, name=name)
+
+        try:
+            pid = spawn.spawn(name, argv, fds, environment, record)
+        except BaseException:
+            self._log.drop(number)
+            raise
+        self._children[pid] = number
+        return {"pid": pid}, []
+
+    def _do_kill(self, pid: int, signal: int) -> Reply:
+        # Not reaped, so the pid is still this child's; one that was reaped has ended, which is what was
+        # wanted.
+        if pid in self._children:
+            os.kill(pid, signal)
+        return {}, []
+
+    def _do_confinement(self, pid: int) -> Reply:
+        if pid not in self._children:
+            raise RequestFailedError(f"process {pid} has ended", 3)
+        threads = proof.read_threads(pid)
+        return {"threads": [[t.tid, t.name, t.mode, t.filters, t.no_new_privs] for t in threads]}, []
+
+    def _do_oom_kills(self) -> Reply:
+        return {"count": self._cgroup.oom_kills() if self._cgroup else 0}, []
+
+    # -- files ---------------------------------------------------------------------------------------------
+
+    def _do_make_directory(self, path: str) -> Reply:
+        self._make(path, directory=True)
+        return {}, []
+
+    def _make(self, path: str, *, directory: bool) -> None:
+        """Make a directory or a file, and what is missing on the way; what is there already is left."""
+        if self._workspace.territory.is_root(path):
+            return
+        self._make(os.path.dirname(path), directory=True)
+        with self._workspace.territory.reach(path) as place:
+            if (kind := place.type()) is None:
+                number = self._log.push("remove", path=path)
+                try:
+                    place.make(directory=directory)
+                except OSError:
+                    self._log.drop(number)
+                    raise
+            elif kind == stat.S_IFLNK or (kind == stat.S_IFDIR) != directory:
+                raise RequestRefusedError(
+                    f"{path} is there already, and is no {'directory' if directory else 'file'}"
+                )
+
+    def _do_mount(self, target: str, mounts: list[list[Any]]) -> Reply:
+        self._make(target, directory=True)
+        made = 0
+        try:
+            for kind, source, words in mounts:
+                self._mount_one(target, kind, source, words)
+                made += 1
+        except BaseException:
+            for _ in range(made):
+                self._unmount_one(target)
+            raise
+        return {}, []
+
+    def _mount_one(self, target: str, kind: str, source: str, words: list[str]) -> None:
+        options = mounts.parse_options(words)
+        with self._workspace.territory.reach(target) as place:
+            number = self._log.push("unmount", path=target)
+            try:
+                mounts.mount(kind, source, options, place)
+            except BaseException:
+                self._log.drop(number)
+                raise
+
+    def _do_bind(self, source: str, target: str, readonly: bool, recursive: bool) -> Reply:
+        try:
+            origin = mounts.open_source(source)
+        except OSError as error:
+            raise RequestFailedError(f"cannot share {source}: {error.strerror}", error.errno or 0) from None
+        try:
+            self._make(target, directory=stat.S_ISDIR(os.fstat(origin).st_mode))
+            with self._workspace.territory.reach(target) as place:
+                self._bind_one(origin, source, place, readonly, recursive)
+        finally:
+            os.close(origin)
+        return {}, []
+
+    def _bind_one(self, origin: int, source: str, place: Place, readonly: bool, recursive: bool) -> None:
+        number = self._log.push("unmount", path=place.path)
+        attributes = syscalls.MOUNT_ATTR_RDONLY if readonly else 0
+        try:
+            mounts.bind(origin, place, attributes, recursive=recursive)
+        except OSError as error:
+            self._log.drop(number)
+            raise RequestFailedError(
+                f"cannot share {source} as {place.path}: {error.strerror}", error.errno or 0
+            ) from None
+
+    def _do_unmount(self, target: str) -> Reply:
+        if not (entries := self._log.find("unmount", target)):
+            raise RequestRefusedError(f"{target} was not mounted by this broker")
+        for _ in entries:
+            self._unmount_one(target)
+        return {}, []
+
+    def _unmount_one(self, target: str) -> None:
+        number = self._log.find("unmount", target)[-1]
+        with self._workspace.territory.reach(target) as place:
+            mounts.unmount(place)
+        self._log.drop(number)
+
+    def _do_remove(self, path: str) -> Reply:
+        if not (entries := self._log.find("remove", path)):
+            raise RequestRefusedError(f"{path} was not made by this broker")
+        with self._workspace.territory.reach(path) as place:
+            place.remove()
+        self._log.drop(entries[-1])
+        return {}, []
+
+    def _do_open_fifo(self, path: str, mode: str) -> Reply:
+        # Looked at before it is opened: opening a device or a socket may have effects of its own.
+        probe = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISFIFO(os.fstat(probe).st_mode):
+                raise RequestRefusedError(f"{path} is not a FIFO")
+            fd = os.open(f"/proc/self/fd/{probe}", vocabulary.FIFO_MODES[mode] | os.O_CLOEXEC)
+        finally:
+            os.close(probe)
+        return {}, [fd]
+
+    def _do_open_log(self, path: str) -> Reply:
+        flags = (
+            os.O_WRONLY
+            | os.O_APPEND
+            | os.O_CREAT
+            | os.O_NOFOLLOW
+            | os.O_NONBLOCK
+            | os.O_NOCTTY
+            | os.O_CLOEXEC
+        )
+        fd = os.open(path, flags, 0o640)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise RequestRefusedError(f"{path} is not a regular file")
+        return {}, [fd]
+
+
+def _describe(error: Exception) -> Message:
+    if isinstance(error, RequestRefusedError | cgroups.CgroupError | messages.MessageError):
+        return {"kind": "refused", "message": str(error)[:4000], "errno": 0}
+    if isinstance(error, RequestFailedError):
+        return {"kind": "failed", "message": str(error)[:4000], "errno": error.errno}
+    assert isinstance(error, OSError)
+    where = f"{error.filename}: " if error.filename else ""
+    return {
+        "kind": "failed",
+        "message": f"{where}{error.strerror or error}"[:4000],
+        "errno": error.errno or 0,
+    }

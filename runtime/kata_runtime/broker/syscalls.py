@@ -1,0 +1,126 @@
+"""The system calls that Python's standard library does not have.
+
+Numbers from 424 on are the same on every architecture; libc wrappers are used where they are old enough.
+Sources: mount(2), umount(2), unshare(2), prctl(2), open_tree(2), mount_setattr(2), move_mount(2),
+close_range(2).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
+_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
+_libc.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
+_libc.syscall.restype = ctypes.c_long
+
+_OPEN_TREE, _MOVE_MOUNT, _CLOSE_RANGE, _MOUNT_SETATTR = 428, 429, 436, 442
+_CLONE_NEWNS = 0x20000
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
+_AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
+_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
+_MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
+_CLOSE_RANGE_CLOEXEC = 4
+_UMOUNT_NOFOLLOW, _MNT_DETACH = 8, 2
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x1, 0x2, 0x4, 0x8
+MS_SYNCHRONOUS, MS_MANDLOCK, MS_DIRSYNC = 0x10, 0x40, 0x80
+MS_NOATIME, MS_NODIRATIME, MS_RELATIME, MS_STRICTATIME = 0x400, 0x800, 0x200000, 0x1000000
+MS_REC, MS_PRIVATE, MS_SLAVE, MS_SHARED = 0x4000, 0x40000, 0x80000, 0x100000
+
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 0x1, 0x2, 0x4, 0x8
+MOUNT_ATTR_ATIME = 0x70  # the field; 0 in it is relatime
+MOUNT_ATTR_NOATIME, MOUNT_ATTR_STRICTATIME, MOUNT_ATTR_NODIRATIME = 0x10, 0x20, 0x80
+
+
+def _check(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def _call(number: int, *arguments: object) -> int:
+    return _check(_libc.syscall(ctypes.c_long(number), *arguments))
+
+
+def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
+    """mount(2)."""
+    _check(
+        _libc.mount(
+            os.fsencode(source),
+            os.fsencode(target),
+            kind.encode(),
+            flags,
+            os.fsencode(data) if data else None,
+        )
+    )
+
+
+def unmount(target: str, *, lazy: bool = False) -> None:
+    """umount2(2), without following a link at the target's end. lazy: detach now, unmount when unused."""
+    _check(_libc.umount2(os.fsencode(target), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)))
+
+
+def clone_tree(fd: int, *, recursive: bool) -> int:
+    """Return a descriptor of a detached copy of a mount: a bind mount that is nowhere yet."""
+    flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    return _call(_OPEN_TREE, ctypes.c_int(fd), b"", ctypes.c_uint(flags))
+
+
+class _MountAttributes(ctypes.Structure):
+    _fields_ = (
+        ("set", ctypes.c_uint64),
+        ("clear", ctypes.c_uint64),
+        ("propagation", ctypes.c_uint64),
+        ("userns_fd", ctypes.c_uint64),
+    )
+
+
+def set_attributes(tree: int, attributes: int, *, recursive: bool, propagation: int = 0) -> None:
+    """Set MOUNT_ATTR_* and the propagation of a mount, or of all below it too; 0 changes nothing."""
+    clear = MOUNT_ATTR_ATIME if attributes & MOUNT_ATTR_ATIME else 0
+    wanted = _MountAttributes(set=attributes, clear=clear, propagation=propagation)
+    flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    size = ctypes.c_size_t(ctypes.sizeof(wanted))
+    _call(_MOUNT_SETATTR, ctypes.c_int(tree), b"", ctypes.c_uint(flags), ctypes.byref(wanted), size)
+
+
+def attach_tree(tree: int, target: int) -> None:
+    """Put a detached mount on what a descriptor names."""
+    flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
+    _call(_MOVE_MOUNT, ctypes.c_int(tree), b"", ctypes.c_int(target), b"", ctypes.c_uint(flags))
+
+
+def unshare_mounts() -> None:
+    """Enter a mount namespace of our own, which receives the host's mounts and gives it none.
+
+    The whole tree becomes a slave of the host's, and then shared, so that a child's own namespace (virtiofsd
+    makes one) receives what is mounted here later.
+    """
+    _check(_libc.unshare(_CLONE_NEWNS))
+    mount("", "/", flags=MS_SLAVE | MS_REC)
+    mount("", "/", flags=MS_SHARED | MS_REC)
+
+
+def set_name(name: str) -> None:
+    """Name this thread, as ps and /proc show it (15 characters)."""
+    buffer = ctypes.create_string_buffer(name.encode()[:15])
+    _check(_libc.prctl(_PR_SET_NAME, ctypes.addressof(buffer), 0, 0, 0))
+
+
+def become_subreaper() -> None:
+    """Become the parent of descendants whose own parents end."""
+    _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+
+
+def die_with_parent(number: int) -> None:
+    """Have the kernel send this signal when the thread that forked us ends."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0))
+
+
+def close_on_exec_from(first: int) -> None:
+    """Mark every descriptor from `first` on close-on-exec."""
+    _call(_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), ctypes.c_uint(_CLOSE_RANGE_CLOEXEC))

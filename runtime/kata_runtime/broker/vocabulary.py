@@ -1,0 +1,149 @@
+"""All that can be asked of the broker: each operation with its arguments, checked before anything is done.
+
+A compromised shim gets no more than this table. Whether a path lies in the sandbox is checked where it is
+resolved (`territory`), because only the file system can tell.
+"""
+
+from __future__ import annotations
+
+import os
+
+from kata_runtime.broker.errors import RequestRefusedError
+from kata_runtime.broker.messages import MAX_DESCRIPTORS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    Check = Callable[[Any], bool]
+
+# The roles under which a child may be started: the VMMs, their helpers, and no others.
+CHILDREN = ("qemu", "virtiofsd", "cloud-hypervisor", "firecracker", "jailer", "solo5-hvt", "solo5-spt")
+# File systems that a container's root may be made of; each one's kernel code is exposed to the image.
+FILESYSTEMS = ("bind", "overlay", "ext4", "xfs", "btrfs", "zfs", "erofs", "squashfs")
+FIFO_MODES = {
+    "r": os.O_RDONLY | os.O_NONBLOCK,
+    "w": os.O_WRONLY | os.O_NONBLOCK,
+    "rw": os.O_RDWR | os.O_NONBLOCK,
+}
+
+MAX_CHILD_FD = 255
+MAX_WORDS = 1024
+MAX_MOUNTS = 16
+
+
+def _text(value: Any) -> bool:
+    """A string that the kernel takes: no NUL, and nothing that cannot become bytes."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _path(value: Any) -> bool:
+    return _text(value) and value.startswith("/") and len(value) < 4096
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _number(low: int, high: int) -> Check:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _one_of(names: object) -> Check:
+    return lambda value: isinstance(value, str) and value in names  # type: ignore[operator]
+
+
+def _optional(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _list(check: Check, low: int, high: int) -> Check:
+    return lambda value: isinstance(value, list) and low <= len(value) <= high and all(map(check, value))
+
+
+def _words(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and 1 <= len(value) <= MAX_WORDS
+        and all(map(_text, value))
+        and _path(value[0])
+    )
+
+
+def _child_fds(value: Any) -> bool:
+    return _list(_number(0, MAX_CHILD_FD), 0, MAX_DESCRIPTORS)(value) and len(set(value)) == len(value)
+
+
+def _environment(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and len(value) <= MAX_WORDS
+        and all(_text(key) and key and "=" not in key and _text(text) for key, text in value.items())
+    )
+
+
+def _mount(value: Any) -> bool:
+    """[type, source, options] as containerd gives them."""
+    if not isinstance(value, list) or len(value) != 3:
+        return False
+    kind, source, options = value
+    return (
+        _one_of(FILESYSTEMS)(kind) and _text(source) and bool(source) and _list(_text, 0, MAX_WORDS)(options)
+    )
+
+
+_PID = _number(2, 2**22)
+
+OPERATIONS: dict[str, dict[str, Check]] = {
+    "prepare": {"cgroup": _optional(_text)},
+    "spawn": {
+        "name": _one_of(CHILDREN),
+        "argv": _words,
+        "fds": _child_fds,
+        "environment": _optional(_environment),
+    },
+    "kill": {"pid": _PID, "signal": _number(1, 64)},
+    "confinement": {"pid": _PID},
+    "oom_kills": {},
+    "make_directory": {"path": _path},
+    "mount": {"target": _path, "mounts": _list(_mount, 1, MAX_MOUNTS)},
+    "bind": {"source": _path, "target": _path, "readonly": _flag, "recursive": _flag},
+    "unmount": {"target": _path},
+    "remove": {"path": _path},
+    "open_fifo": {"path": _path, "mode": _one_of(FIFO_MODES)},
+    "open_log": {"path": _path},
+    "close": {},
+}
+
+
+def check(message: dict[str, Any], descriptors: int) -> tuple[str, dict[str, Any]]:
+    """Return a request's operation and arguments when they are in the vocabulary.
+
+    descriptors: how many came with it; only "spawn" takes any, one for each of "fds".
+
+    Raises:
+        RequestRefusedError: an unknown operation, or an argument that is missing, unknown or malformed.
+    """
+    arguments = {key: value for key, value in message.items() if key not in ("id", "op")}
+    op = message.get("op")
+    schema = OPERATIONS.get(op) if isinstance(op, str) else None
+    if schema is None:
+        raise RequestRefusedError(f"the broker knows no operation {str(op)[:40]!r}")
+    if arguments.keys() != schema.keys():
+        wrong = ", ".join(sorted(arguments.keys() ^ schema.keys()))
+        raise RequestRefusedError(f"{op}: missing or unknown argument: {wrong[:100]}")
+    for key, allowed in schema.items():
+        if not allowed(arguments[key]):
+            raise RequestRefusedError(f"{op}: {key} may not be {str(arguments[key])[:100]!r}")
+    if descriptors != len(arguments.get("fds", ())):
+        raise RequestRefusedError(
+            f"{op}: {descriptors} descriptors came, {len(arguments.get('fds', ()))} were announced"
+        )
+    return str(op), arguments

@@ -1,0 +1,38 @@
+"""The one thing that structured concurrency leaves to us: a race."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import anyio
+
+T = TypeVar("T")
+
+
+async def first(*functions: Callable[[], Awaitable[T]]) -> T:
+    """Run all at once; return what the first to finish returns, or raise what it raises, and cancel the others.
+
+    The exception is the one that was raised, not a group of one.
+    """
+    results: list[T] = []
+    errors: list[Exception] = []
+
+    async with anyio.create_task_group() as group:
+
+        async def run(function: Callable[[], Awaitable[T]]) -> None:
+            try:
+                result = await function()
+            except Exception as error:
+                if not results and not errors:
+                    errors.append(error)
+            else:
+                if not results and not errors:
+                    results.append(result)
+            group.cancel_scope.cancel()
+
+        for function in functions:
+            group.start_soon(run, function)
+    if errors:
+        raise errors[0]
+    return results[0]

@@ -1,0 +1,271 @@
+"""kata-ctl check: what this host can run, and what to do where it cannot.
+
+Each check is a function from the host's `Setup` to one `Finding`; `CHECKS` is the list of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kata_runtime.ctl.main import Subparsers
+
+FIT, UNFIT = 0, 1
+OLDEST_QEMU = (6, 2)
+OLDEST_CONTAINERD = (1, 6)
+PROGRAM_DEADLINE = 10.0
+VIRTIOFSD_PLACES = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"))
+
+
+class Status(StrEnum):
+    """What a finding means: fine, works with a loss, does not work."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found. cause: one line. fix: a command or an edit, empty where nothing is to be done."""
+
+    name: str
+    status: Status
+    cause: str
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What the host is checked against: the configuration in force, or what we ship where there is none."""
+
+    accelerator: str
+    qemu: Path
+    virtiofsd: Path
+    memory_mib: int
+    artifacts: tuple[Path, ...]
+    configuration: Finding
+    root: Path = Path("/")
+
+
+Check = Callable[[Setup], Finding]
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "check",
+        help="find out what this host can run",
+        description="Check this host against the configuration in force, or against the defaults.",
+        epilog="Exit status: 0 virtual machines can run, 1 something is missing.",
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    parser.set_defaults(run=run_check)
+
+
+def run_check(arguments: argparse.Namespace) -> int:
+    """Run all checks, print the findings, and return the exit status."""
+    setup = read_setup()
+    findings = [setup.configuration, *(check(setup) for check in CHECKS)]
+    if arguments.json:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        _show(findings)
+    return UNFIT if any(finding.status is Status.FAIL for finding in findings) else FIT
+
+
+def read_setup() -> Setup:
+    """Read the configuration in force; where there is none, or a faulty one, the defaults stand in."""
+    from kata_configuration import ConfigurationError, discover, load
+
+    from kata_runtime.image import builder
+
+    name = "configuration"
+    try:
+        path, source = discover(None, os.environ)
+        configuration = load(path, check_host=False, source=source)
+    except ConfigurationError as error:
+        cause, *_ = str(error).splitlines()
+        finding = Finding(name, Status.WARN, cause, "kata-ctl config lint")
+        virtiofsd = next((place for place in VIRTIOFSD_PLACES if place.exists()), VIRTIOFSD_PLACES[0])
+        artifacts = tuple(
+            builder.DEFAULT_OUTPUT / name for name in (builder.KERNEL, builder.INITRAMFS, builder.IMAGE)
+        )
+        return Setup("kvm", Path("/usr/bin/qemu-system-x86_64"), virtiofsd, 512, artifacts, finding)
+    table = configuration.hypervisor
+    return Setup(
+        table.accelerator,
+        table.path,
+        table.virtio_fs_daemon,
+        table.default_memory,
+        tuple(path for path in (table.kernel, table.initrd, table.image) if path is not None),
+        Finding(name, Status.OK, str(configuration)),
+    )
+
+
+def check_kvm(setup: Setup) -> Finding:
+    """Whether the guest's instructions can run as the configuration says, by running a few."""
+    from kata_hypervisor.kvm.probe import probe_kvm
+
+    verdict = probe_kvm(str(setup.root / "dev/kvm"))
+    if verdict.runs_unmodified_guests:
+        return Finding("kvm", Status.OK, verdict.reason)
+    if setup.accelerator == "tcg":
+        return Finding("kvm", Status.WARN, f"{verdict.reason}; QEMU emulates (slow), as configured")
+    return Finding("kvm", Status.FAIL, verdict.reason, 'accelerator = "tcg" in [hypervisor.qemu] (slow)')
+
+
+def check_vhost_vsock(setup: Setup) -> Finding:
+    """How the agent is reached: by vsock, or else by a serial port."""
+    return _device(
+        setup,
+        "vhost-vsock",
+        "dev/vhost-vsock",
+        "the agent is reached by a virtio-serial port",
+        "modprobe vhost_vsock",
+    )
+
+
+def check_tun(setup: Setup) -> Finding:
+    """Whether pods can have a network."""
+    return _device(setup, "tun", "dev/net/tun", "pods can have no network", "modprobe tun")
+
+
+def check_qemu(setup: Setup) -> Finding:
+    """Whether QEMU is there, and not too old."""
+    return _program("qemu", setup.qemu, OLDEST_QEMU, "apt-get install qemu-system-x86")
+
+
+def check_virtiofsd(setup: Setup) -> Finding:
+    """Whether virtiofsd is there, and which one."""
+    from kata_hypervisor.errors import HostUnfitError
+    from kata_hypervisor.virtiofsd import dialect_of
+
+    try:
+        dialect = dialect_of(setup.virtiofsd)
+    except HostUnfitError as error:
+        cause = str(error).partition(";")[0]
+        fix = "apt-get install virtiofsd (Debian 12, Ubuntu 22.04: qemu-system-common)"
+        return Finding("virtiofsd", Status.FAIL, cause, fix)
+    return Finding("virtiofsd", Status.OK, f"{setup.virtiofsd}, the one in {dialect.value}")
+
+
+def check_containerd(setup: Setup) -> Finding:
+    """Whether containerd is there, and one that we support."""
+    from kata_runtime.image import command
+    from kata_runtime.image.errors import ToolError
+
+    try:
+        path = Path(command.find("containerd"))
+    except ToolError as error:
+        return Finding(
+            "containerd", Status.FAIL, "containerd is not installed", str(error).partition(": ")[2]
+        )
+    return _program("containerd", path, OLDEST_CONTAINERD, "apt-get install containerd")
+
+
+def check_cgroups(setup: Setup) -> Finding:
+    """Which cgroups the host has."""
+    base = setup.root / "sys/fs/cgroup"
+    if (base / "cgroup.controllers").exists():
+        return Finding("cgroups", Status.OK, "version 2")
+    if (base / "cpu").exists() or (base / "memory").exists():
+        return Finding("cgroups", Status.OK, "version 1")
+    return Finding("cgroups", Status.WARN, f"none at {base}: pods are not limited", "mount cgroups")
+
+
+def check_shared_memory(setup: Setup) -> Finding:
+    """How much /dev/shm has; guests take their memory from memfd, which does not come out of it."""
+    try:
+        status = os.statvfs(setup.root / "dev/shm")
+    except FileNotFoundError:
+        return Finding("/dev/shm", Status.WARN, "does not exist", "mount -t tmpfs tmpfs /dev/shm")
+    free, total = (blocks * status.f_frsize // 2**20 for blocks in (status.f_bavail, status.f_blocks))
+    return Finding("/dev/shm", Status.OK, f"{free} of {total} MiB free")
+
+
+def check_memory(setup: Setup) -> Finding:
+    """Whether one virtual machine of the configured size fits now."""
+    match = re.search(r"^MemAvailable:\s+(\d+) kB", (setup.root / "proc/meminfo").read_text(), re.MULTILINE)
+    free = int(match[1]) // 1024 if match else 0
+    cause = f"{free} MiB available, a virtual machine may use {setup.memory_mib} MiB"
+    if free < setup.memory_mib:
+        return Finding("memory", Status.WARN, cause, "free memory, or lower default_memory")
+    return Finding("memory", Status.OK, cause)
+
+
+def check_image(setup: Setup) -> Finding:
+    """Whether the guest's files are there."""
+    missing = [str(path) for path in setup.artifacts if not path.is_file()]
+    if missing:
+        return Finding("guest image", Status.FAIL, f"missing: {', '.join(missing)}", "kata-ctl image build")
+    return Finding("guest image", Status.OK, ", ".join(str(path) for path in setup.artifacts))
+
+
+CHECKS: tuple[Check, ...] = (
+    check_kvm,
+    check_vhost_vsock,
+    check_tun,
+    check_qemu,
+    check_virtiofsd,
+    check_containerd,
+    check_cgroups,
+    check_shared_memory,
+    check_memory,
+    check_image,
+)
+
+
+def _device(setup: Setup, name: str, path: str, without: str, fix: str) -> Finding:
+    """A device that the host can do without, at a loss."""
+    device = setup.root / path
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return Finding(name, Status.WARN, f"{device}: {error.strerror}; {without}", fix)
+    return Finding(name, Status.OK, str(device))
+
+
+def _program(name: str, path: Path, oldest: tuple[int, int], fix: str) -> Finding:
+    """A program that must be there and print a version that is not too old."""
+    try:
+        output = subprocess.run(
+            [path, "--version"], capture_output=True, timeout=PROGRAM_DEADLINE, check=True, text=True
+        ).stdout
+    except OSError as error:
+        return Finding(name, Status.FAIL, f"{path}: {error.strerror}", fix)
+    except subprocess.SubprocessError as error:
+        return Finding(name, Status.FAIL, f"{path} --version: {error}", fix)
+    match = re.search(r"\b(\d+)\.(\d+)[\w.+~-]*", output)
+    if match is None:
+        return Finding(name, Status.FAIL, f"{path} --version names no version", fix)
+    version, needed = match[0], ".".join(str(number) for number in oldest)
+    if (int(match[1]), int(match[2])) < oldest:
+        return Finding(name, Status.FAIL, f"{path} is version {version}, {needed} or later is needed", fix)
+    return Finding(name, Status.OK, f"{path} {version}")
+
+
+def _show(findings: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    styles = {Status.OK: "green", Status.WARN: "yellow", Status.FAIL: "bold red"}
+    table = Table("check", "", "finding", box=None, pad_edge=False)
+    for finding in findings:
+        fix = f"\nto mend it: {finding.fix}" if finding.fix else ""
+        table.add_row(
+            finding.name,
+            Text(finding.status, styles[finding.status]),
+            Text(finding.cause + fix, overflow="fold"),
+        )
+    Console().print(table)

@@ -1,0 +1,63 @@
+"""kata-ctl, the operator's front door.
+
+Each command is a module with `add_parser(subparsers)`, whose parser sets the default `run`, a callable from
+the parsed arguments to the exit status. Only the module of the command that was given is imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+PROGRAM = "kata-ctl"
+COULD_NOT_RUN = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command's module, and its line in the help."""
+
+    module: str
+    summary: str
+
+
+COMMANDS = {
+    "config": Command("kata_runtime.ctl.config", "check configuration files"),
+    "image": Command("kata_runtime.ctl.image", "build the guest's image"),
+    "check": Command("kata_runtime.ctl.check", "find out what this host can run"),
+    "shim": Command("kata_runtime.ctl.shim", "install the shim where containerd finds it"),
+    "seccomp": Command("kata_runtime.ctl.seccomp", "show how processes are confined"),
+    "version": Command("kata_runtime.ctl.version", "show the version"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 2 when it could not run."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    parser = argparse.ArgumentParser(prog=PROGRAM, description="Operate and inspect the Kata runtime.")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, command in COMMANDS.items():
+        if name != chosen:
+            subparsers.add_parser(name, help=command.summary)
+            continue
+        try:
+            add_parser: Callable[[Subparsers], None] = importlib.import_module(command.module).add_parser
+        except ImportError as error:
+            print(f"{PROGRAM}: the command {name} cannot be loaded: {error}", file=sys.stderr)
+            return COULD_NOT_RUN
+        add_parser(subparsers)
+    arguments = parser.parse_args(words)
+    run: Callable[[argparse.Namespace], int] = arguments.run
+    return run(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+"""The whole of an image build: resolve, fetch, make, replace; or find that nothing has changed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from kata_runtime.image import command, distribution, initramfs, manifest, rootfs
+from kata_runtime.image.apt import Apt, Package
+from kata_runtime.image.errors import OutputError
+from kata_runtime.image.kernel import Kernel
+from kata_runtime.image.manifest import Artifact, Manifest
+from kata_runtime.image.rootfs import Agent
+from kata_runtime.image.tree import Tree
+from kata_runtime.image.workspace import locked, publish, workspace
+
+DEFAULT_OUTPUT = Path("/var/lib/kata-containers/image")
+DEFAULT_CACHE = Path("/var/cache/kata-containers/image")
+KERNEL, INITRAMFS, IMAGE = "vmlinuz", "kata-initrd.img", "kata-image.erofs"
+PLAN = "plan.json"
+
+
+class Progress(Protocol):
+    """Who is told how far a build is."""
+
+    def step(self, title: str) -> None:
+        """A step begins; the one before it is done."""
+
+    def advance(self, fraction: float) -> None:
+        """This much of the step is done, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The packages to use: the guest's, and those that the machine boots with."""
+
+    guest: list[Package]
+    boot: list[Package]
+
+    @property
+    def packages(self) -> list[Package]:
+        """Every package once."""
+        return sorted({*self.guest, *self.boot})
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """An image to make.
+
+    output: the directory that becomes the image. cache: downloads and package lists, shared by builds.
+    suite: the release to take packages from, None for the host's. force: fetch the package lists and build
+    even when nothing changed.
+    """
+
+    output: Path = DEFAULT_OUTPUT
+    cache: Path = DEFAULT_CACHE
+    suite: str | None = None
+    force: bool = False
+    agent: Agent = field(default_factory=Agent.installed)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a build came to. built: False when the image was up to date."""
+
+    manifest: Manifest
+    built: bool
+
+
+def build(request: Build, progress: Progress) -> Outcome:
+    """Bring the image up to date.
+
+    Raises:
+        ImageError: see errors.py; the output is as it was.
+    """
+    with _explained(request):
+        host = distribution.detect()
+        suite = request.suite or host.codename
+        apt = Apt(request.cache.absolute() / suite, host.codename, suite)
+        with locked(request.cache, lambda: progress.step("waiting for another build")):
+            plan = None if request.force else _known_plan(apt, host.kernel)
+            if plan is not None and (current := _up_to_date(request, plan)):
+                return Outcome(current, built=False)
+            output = request.output.absolute()
+            output.parent.mkdir(parents=True, exist_ok=True)
+            with workspace(output, lambda: progress.step("waiting for another build")) as scratch:
+                return Outcome(_make(request, apt, plan, host.kernel, scratch, output, progress), built=True)
+
+
+def _make(
+    request: Build, apt: Apt, plan: Plan | None, kernel: str, scratch: Path, output: Path, progress: Progress
+) -> Manifest:
+    # Package lists that are old would send us to files that are gone: fetch them whenever we fetch at all.
+    if plan is None or apt.missing(plan.packages):
+        progress.step("package lists")
+        apt.refresh()
+        plan = _new_plan(apt, kernel)
+    progress.step("packages")
+    apt.fetch(plan.packages, progress.advance)
+    progress.step("kernel and initramfs")
+    new = scratch / "new"
+    new.mkdir()
+    release = _boot_files(apt, plan, new)
+    progress.step("root filesystem")
+    identity = _input(request, plan)
+    tree = rootfs.assemble(_unpack(apt, plan.guest, rootfs.keep), request.agent)
+    rootfs.make(tree, scratch / "root", new / IMAGE, identity)
+    progress.step("manifest")
+    artifacts = {name: Artifact.of(new / name) for name in (KERNEL, INITRAMFS, IMAGE)}
+    made = Manifest(identity, apt.suite, release, plan.packages, artifacts)
+    made.write(new)
+    publish(new, output)
+    return made
+
+
+def _boot_files(apt: Apt, plan: Plan, new: Path) -> str:
+    files = _unpack(apt, plan.boot, lambda path: Kernel.keep(path) or path == initramfs.BUSYBOX)
+    kernel = Kernel(files)
+    (new / KERNEL).write_bytes(kernel.image)
+    (new / INITRAMFS).write_bytes(initramfs.make(kernel, files))
+    return kernel.release
+
+
+def _unpack(apt: Apt, packages: list[Package], keep: Callable[[str], bool]) -> Tree:
+    tree = Tree()
+    for package in packages:
+        tree.add_package(apt.archives / package.file, keep)
+    return tree
+
+
+def _new_plan(apt: Apt, kernel: str) -> Plan:
+    """Resolve the packages, and remember the answer for as long as the sources and lists are the same."""
+    boot = apt.resolve([kernel, *distribution.BOOT])
+    # A kernel package also depends on what installs it on a running system; a guest is not one.
+    wanted = (*distribution.BOOT, "linux-image-", "linux-modules-")
+    plan = Plan(
+        apt.resolve(distribution.GUEST), [package for package in boot if package.name.startswith(wanted)]
+    )
+    document = {"question": _question(apt, kernel), "packages": asdict(plan)}
+    (apt.directory / PLAN).write_text(json.dumps(document), encoding="utf-8")
+    return plan
+
+
+def _question(apt: Apt, kernel: str) -> list[str]:
+    return [apt.fingerprint(), kernel, *distribution.BOOT, *distribution.GUEST]
+
+
+def _known_plan(apt: Apt, kernel: str) -> Plan | None:
+    try:
+        document = json.loads((apt.directory / PLAN).read_text(encoding="utf-8"))
+        if document["question"] != _question(apt, kernel):
+            return None
+        groups = {
+            key: [Package(**package) for package in group] for key, group in document["packages"].items()
+        }
+        return Plan(**groups)
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def _up_to_date(request: Build, plan: Plan) -> Manifest | None:
+    current = manifest.read(request.output)
+    if current is None or current.input != _input(request, plan) or not current.intact(request.output):
+        return None
+    return current
+
+
+def _input(request: Build, plan: Plan) -> str:
+    """Return the hash of everything that decides the image's bytes."""
+    digest = hashlib.sha256(json.dumps([asdict(package) for package in plan.packages]).encode())
+    ours = Path(__file__).parent
+    builder = [(path.name, path) for path in sorted(ours.iterdir()) if path.suffix in (".py", ".sh")]
+    tool = ("mkfs.erofs", Path(command.find("mkfs.erofs")))
+    for name, path in [tool, *builder, *request.agent.files()]:
+        digest.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _explained(request: Build) -> Iterator[None]:
+    """Turn what the operating system refuses into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or request.output
+        match error.errno:
+            case errno.ENOSPC | errno.EDQUOT:
+                free = shutil.disk_usage(_existing(Path(where))).free // 2**20
+                raise OutputError(
+                    f"no space left for {where}: {free} MB are free, a build takes about 500"
+                ) from error
+            case errno.EACCES | errno.EPERM | errno.EROFS:
+                raise OutputError(
+                    f"cannot write {where}: {error.strerror}: run as root, or choose --output and --cache"
+                ) from error
+            case _:
+                raise OutputError(f"cannot build the image: {where}: {error.strerror}") from error
+
+
+def _existing(path: Path) -> Path:
+    return path if path.exists() else _existing(path.absolute().parent)

@@ -1,0 +1,61 @@
+"""Which packages a guest is made of, by distribution."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kata_runtime.image.errors import PackageError
+
+OS_RELEASE = Path("/etc/os-release")
+GUEST = ("python3-minimal", "libpython3-stdlib", "libstdc++6", "crun")  # protobuf is linked to libstdc++
+BOOT = ("busybox-static",)
+
+# The kernel made for virtual machines, by os-release's ID and the machine's architecture.
+KERNELS: Mapping[str, Mapping[str, str]] = {
+    "debian": {"x86_64": "linux-image-cloud-amd64", "aarch64": "linux-image-cloud-arm64"},
+    "ubuntu": {"x86_64": "linux-image-virtual", "aarch64": "linux-image-virtual"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """A distribution that a guest can be made from.
+
+    name: os-release's ID. codename: the release, such as "bookworm". kernel: the kernel's package; what it
+    depends on tells the version.
+    """
+
+    name: str
+    codename: str
+    kernel: str
+
+
+def detect(os_release: Path = OS_RELEASE, machine: str | None = None) -> Distribution:
+    """Return the host's distribution.
+
+    Raises:
+        PackageError: it is none that we know, or has no kernel for this architecture.
+    """
+    fields = _read(os_release)
+    name, codename = fields.get("ID", "linux"), fields.get("VERSION_CODENAME", "")
+    machine = machine or platform.machine()
+    kernel = KERNELS.get(name, {}).get(machine)
+    if kernel is None or not codename:
+        known = ", ".join(sorted(KERNELS))
+        raise PackageError(
+            f"cannot make a guest from {name} {codename or '(no release name)'} on {machine}: "
+            f"build on one of {known} and copy the image"
+        )
+    return Distribution(name, codename, kernel)
+
+
+def _read(os_release: Path) -> dict[str, str]:
+    try:
+        lines = os_release.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    pairs = (line.partition("=") for line in lines if "=" in line and not line.startswith("#"))
+    return {key.strip(): value.strip().strip("\"'") for key, _, value in pairs}

@@ -1,0 +1,102 @@
+"""A process's standard streams by ReadStdout, ReadStderr and WriteStdin, for agents without streams.
+
+Upstream's agent answers a read with the data that is there, and with an error once the stream has ended.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.abc
+
+from kata_agent.protos import agent_pb2
+from kata_agent.ttrpc.status import RpcError
+from kata_runtime.concurrency import first
+from kata_runtime.stdio import Stdio, StdioFiles, has_input
+
+if TYPE_CHECKING:
+    from kata_agent.client import AgentClient
+
+_log = logging.getLogger(__name__)
+
+CHUNK = 32 << 10
+
+Read = Callable[[agent_pb2.ReadStreamRequest], Awaitable[agent_pb2.ReadStreamResponse]]
+
+
+class PolledStdio(Stdio):
+    """Pumps the streams of one process with calls to the agent."""
+
+    def __init__(self, files: StdioFiles, agent: AgentClient, container_id: str, exec_id: str) -> None:
+        super().__init__(files)
+        self._agent = agent
+        self._container_id = container_id
+        self._exec_id = exec_id
+
+    def start(self, tasks: anyio.abc.TaskGroup) -> None:
+        """Start pumping in the background."""
+        if self._files.stdin >= 0:
+            tasks.start_soon(self._write_stdin)
+        outputs = [name for name in ("stdout", "stderr") if getattr(self._files, name) >= 0]
+        self._outputs_left = len(outputs)
+        if not outputs:
+            self.drained.set()
+        for name in outputs:
+            read: Read = self._agent.read_stdout if name == "stdout" else self._agent.read_stderr
+            tasks.start_soon(self._read_output, name, read)
+
+    async def _read_output(self, name: str, read: Read) -> None:
+        request = agent_pb2.ReadStreamRequest(container_id=self._container_id, exec_id=self._exec_id, len=CHUNK)
+        try:
+            while data := (await read(request)).data:
+                self._progress += len(data)
+                await _write_all(getattr(self._files, name), data)
+        except (RpcError, OSError) as error:
+            _log.debug("%s ended: %s", name, error)
+        finally:
+            self._files.close_one(name)
+            self._outputs_left -= 1
+            if self._outputs_left == 0:
+                self.drained.set()
+
+    async def _write_stdin(self) -> None:
+        fifo = self._files.stdin
+        try:
+            while data := await self._read_input(fifo):
+                while data:
+                    request = agent_pb2.WriteStreamRequest(
+                        container_id=self._container_id, exec_id=self._exec_id, data=data
+                    )
+                    written = (await self._agent.write_stdin(request)).len
+                    data = data[written:]
+            request_close = agent_pb2.CloseStdinRequest(container_id=self._container_id, exec_id=self._exec_id)
+            await self._agent.close_stdin(request_close)
+        except (RpcError, OSError) as error:
+            _log.debug("stdin ended: %s", error)
+        finally:
+            self._files.close_one("stdin")
+
+    async def _read_input(self, fifo: int) -> bytes:
+        """What is in the FIFO, at least a byte; empty at its end, or once CloseIO was asked for and it is empty."""
+        while True:
+            if not self._stdin_closing.is_set():
+                await first(lambda: anyio.wait_readable(fifo), self._stdin_closing.wait)
+            if self._stdin_closing.is_set() and not has_input(fifo):
+                return b""
+            try:
+                return os.read(fifo, CHUNK)
+            except BlockingIOError:
+                continue
+
+
+async def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            await anyio.wait_writable(fd)

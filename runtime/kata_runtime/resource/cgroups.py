@@ -1,0 +1,314 @@
+"""The sandbox's control groups on the host, version 1, 2 or both, without a service manager.
+
+The shim, the broker, the VMM and its helpers are all in one leaf: what a pod costs is what its cgroup says.
+Standard library only: the broker imports this.
+Sources: cgroups(7), the kernel's admin-guide/cgroup-v1 and cgroup-v2; systemd.slice(5) for how slices nest;
+the OCI runtime specification, config-linux.md, "Cgroups Path".
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+GRACE = 2.0
+"""How long a leaf may take to become empty and go, in seconds."""
+_PAUSE = 0.01
+_UNAVAILABLE = (errno.EROFS, errno.EPERM, errno.EACCES)
+
+
+class CgroupError(Exception):
+    """A cgroup path that cannot be used, or a cgroup that cannot be made."""
+
+
+# -- where -------------------------------------------------------------------------------------------------
+
+
+def cgroup_path(cgroups_path: str | None, key: str) -> str:
+    """Return the absolute path of the sandbox's cgroup within each hierarchy.
+
+    cgroups_path: the specification's linux.cgroupsPath: "/default/id", "slice:prefix:name" in systemd's form,
+    or
+        nothing, which gives /kata/<key>.
+
+    Raises:
+        CgroupError: the path is not one that could be ours.
+    """
+    if not cgroups_path:
+        return f"/kata/{key}"
+    if "/" not in cgroups_path and cgroups_path.count(":") == 2:
+        slice_, prefix, name = cgroups_path.split(":")
+        path = "/".join(
+            ["", *_nested(slice_ or "system.slice", cgroups_path), _unit(prefix, name, cgroups_path)]
+        )
+    else:
+        path = "/" + cgroups_path.lstrip("/")
+    names = path[1:].split("/")
+    if (
+        not all(names)
+        or "." in names
+        or ".." in names
+        or "\0" in path
+        or any(len(name) > 255 for name in names)
+    ):
+        raise CgroupError(f"linux.cgroupsPath {cgroups_path[:200]!r} is not a path below the root cgroup")
+    return path
+
+
+def _nested(slice_: str, cgroups_path: str) -> list[str]:
+    """Split a slice as systemd nests it: a-b.slice is in a.slice; -.slice is the root."""
+    stem = slice_.removesuffix(".slice")
+    if stem == "-":
+        return []
+    parts = stem.split("-")
+    if stem == slice_ or not all(parts):
+        raise CgroupError(
+            f'linux.cgroupsPath {cgroups_path[:200]!r}: {slice_[:100]!r} is no slice, such as "a-b.slice"'
+        )
+    return ["-".join(parts[: count + 1]) + ".slice" for count in range(len(parts))]
+
+
+def _unit(prefix: str, name: str, cgroups_path: str) -> str:
+    if not name:
+        raise CgroupError(f"linux.cgroupsPath {cgroups_path[:200]!r} names no unit")
+    if name.endswith(".slice"):
+        return name
+    return f"{prefix}-{name}.scope" if prefix else f"{name}.scope"
+
+
+class Hierarchy:
+    """One mounted hierarchy. version: 1 or 2. controllers: of version 1, such as {"cpu", "cpuacct"}."""
+
+    __slots__ = ("controllers", "mountpoint", "version")
+
+    def __init__(self, mountpoint: str, version: int, controllers: frozenset[str] = frozenset()) -> None:
+        self.mountpoint = mountpoint
+        self.version = version
+        self.controllers = controllers
+
+
+def hierarchies(mountinfo: str = "/proc/self/mountinfo") -> list[Hierarchy]:
+    """Return the mounted hierarchies, each once (proc_pid_mountinfo(5))."""
+    found: dict[str, Hierarchy] = {}
+    with open(mountinfo, encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            left, _, right = line.partition(" - ")
+            device, mountpoint = left.split()[2], left.split()[4]
+            kind, _, options = right.split()[:3]
+            if kind == "cgroup2":
+                found.setdefault(device, Hierarchy(mountpoint, 2))
+            elif kind == "cgroup":
+                controllers = {
+                    word for word in options.split(",") if word not in ("rw", "ro", "clone_children", "xattr")
+                }
+                found.setdefault(device, Hierarchy(mountpoint, 1, frozenset(controllers)))
+    return list(found.values())
+
+
+def current(hierarchy: Hierarchy, membership: str = "/proc/self/cgroup") -> str:
+    """Return the directory of the cgroup that a process is in (cgroups(7), /proc/PID/cgroup)."""
+    with open(membership, encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            number, controllers, path = line.rstrip("\n").split(":", 2)
+            same = (
+                number == "0"
+                if hierarchy.version == 2
+                else hierarchy.controllers & set(controllers.split(","))
+            )
+            if same and os.path.isdir(hierarchy.mountpoint + path):
+                return hierarchy.mountpoint + path.rstrip("/")
+    return hierarchy.mountpoint
+
+
+# -- made and used -----------------------------------------------------------------------------------------
+
+
+class Cgroup:
+    """The sandbox's cgroup: a leaf at the same path in every hierarchy that this host lets us write."""
+
+    def __init__(self, path: str, mounted: list[Hierarchy]) -> None:
+        self.path = path
+        self._mounted = mounted
+        self._leaves: list[tuple[Hierarchy, str]] = []
+
+    def create(self, record: Callable[[str, str, str], None]) -> None:
+        """Make the leaf, and its parents where they are missing.
+
+        record(kind, directory, origin) is called before each directory is made; kind is "cgroup" for the leaf
+        and "rmgroup" for a parent; `origin` is the cgroup that we are in now.
+
+        Raises:
+            CgroupError: no hierarchy can be written, or somebody else's processes are in the leaf.
+        """
+        for hierarchy in self._mounted:
+            leaf = hierarchy.mountpoint + self.path
+            if os.path.isdir(leaf) and (pids := members(leaf)):
+                raise CgroupError(
+                    f"cgroup {leaf} is in use by process {pids[0]}: give each sandbox a cgroup of its own"
+                )
+            try:
+                self._create_in(hierarchy, leaf, record)
+            except OSError as error:
+                if error.errno not in _UNAVAILABLE:
+                    raise CgroupError(f"cannot make cgroup {leaf}: {error.strerror}") from error
+            else:
+                self._leaves.append((hierarchy, leaf))
+        if self._mounted and not self._leaves:
+            raise CgroupError(f"cannot make cgroup {self.path}: no hierarchy of this host can be written")
+
+    def _create_in(self, hierarchy: Hierarchy, leaf: str, record: Callable[[str, str, str], None]) -> None:
+        origin = current(hierarchy)
+        directory = hierarchy.mountpoint
+        for name in self.path[1:].split("/"):
+            if hierarchy.version == 2:
+                _delegate(directory)
+            parent, directory = directory, f"{directory}/{name}"
+            # /kata is every sandbox's: whoever is the last to leave removes it.
+            if not os.path.isdir(directory) or directory in (leaf, hierarchy.mountpoint + "/kata"):
+                record("cgroup" if directory == leaf else "rmgroup", directory, origin)
+            try:
+                os.mkdir(directory, 0o755)
+            except FileExistsError:
+                pass
+            if "cpuset" in hierarchy.controllers:
+                _inherit_cpuset(parent, directory)
+
+    def join(self, pid: int) -> None:
+        """Move a process, with all its threads, into the leaf. Raises CgroupError."""
+        for _, leaf in self._leaves:
+            try:
+                _write(leaf, "cgroup.procs", str(pid))
+            except OSError as error:
+                raise CgroupError(
+                    f"cannot move process {pid} into cgroup {leaf}: {error.strerror}"
+                ) from error
+
+    def oom_kills(self) -> int:
+        """How many of its processes the kernel killed for want of memory; 0 where no hierarchy counts."""
+        for hierarchy, leaf in self._leaves:
+            name = "memory.events" if hierarchy.version == 2 else "memory.oom_control"
+            try:
+                fields = dict(line.split() for line in _read(leaf, name).splitlines())
+            except FileNotFoundError:
+                continue  # this hierarchy does not have the memory controller
+            return int(fields.get("oom_kill", 0))
+        return 0
+
+
+# -- undone: by directory, because the undo stack knows nothing else ----------------------------------------
+
+
+def members(directory: str) -> list[int]:
+    """Processes in a cgroup; none when it does not exist (any more)."""
+    try:
+        return [int(line) for line in _read(directory, "cgroup.procs").split()]
+    except (FileNotFoundError, OSError) as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV):
+            return []
+        raise
+
+
+def empty(directory: str, origin: str, spared: Collection[int], grace: float = GRACE) -> list[int]:
+    """Move the spared processes back to their origin, kill all others; return those that would not end."""
+    for pid in set(members(directory)) & set(spared):
+        _move_out(pid, directory, origin)
+    deadline = time.monotonic() + grace
+    while pids := members(directory):
+        if time.monotonic() > deadline:
+            return pids
+        if os.path.exists(f"{directory}/cgroup.kill"):
+            _write(directory, "cgroup.kill", "1")
+        else:
+            for pid in pids:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+        time.sleep(_PAUSE)
+    return []
+
+
+def _move_out(pid: int, directory: str, origin: str) -> None:
+    """Put a process back; where its origin is gone or has become a parent, nearer to the root."""
+    candidates = [origin]
+    while os.path.exists(os.path.dirname(candidates[-1]) + "/cgroup.procs"):
+        candidates.append(os.path.dirname(candidates[-1]))
+    for candidate in candidates:
+        try:
+            _write(candidate, "cgroup.procs", str(pid))
+        except ProcessLookupError:
+            return
+        except OSError as error:
+            last = error
+        else:
+            return
+    raise OSError(last.errno, f"cannot move process {pid} out of cgroup {directory}: {last.strerror}")
+
+
+def remove(directory: str, grace: float = GRACE) -> None:
+    """Remove an empty cgroup; while its last process leaves it is busy for a moment. Raises OSError."""
+    deadline = time.monotonic() + grace
+    while True:
+        try:
+            os.rmdir(directory)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(_PAUSE)
+        else:
+            return
+
+
+def remove_parent(directory: str) -> None:
+    """Remove a parent that was made for us, unless others use it by now. Raises OSError."""
+    try:
+        os.rmdir(directory)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.EBUSY, errno.ENOTEMPTY):
+            raise
+
+
+# -- files -------------------------------------------------------------------------------------------------
+
+
+def _read(directory: str, name: str) -> str:
+    with open(f"{directory}/{name}", encoding="ascii", errors="replace") as file:
+        return file.read()
+
+
+def _write(directory: str, name: str, text: str) -> None:
+    """Write a control file in one system call; the kernel's answer is that call's."""
+    fd = os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def _delegate(directory: str) -> None:
+    """Hand a version 2 group's controllers on to its children, one by one: one may be in use elsewhere."""
+    missing = set(_read(directory, "cgroup.controllers").split()) - set(
+        _read(directory, "cgroup.subtree_control").split()
+    )
+    for controller in sorted(missing & {"cpu", "cpuset", "io", "memory", "pids"}):
+        try:
+            _write(directory, "cgroup.subtree_control", f"+{controller}")
+        except OSError as error:
+            # A group with processes of its own, or one that is not ours to change: its children do without.
+            if error.errno not in (errno.EBUSY, errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP, *_UNAVAILABLE):
+                raise
+
+
+def _inherit_cpuset(parent: str, directory: str) -> None:
+    """Fill a fresh cpuset: without processors and memory nodes it takes no process."""
+    for name in ("cpuset.cpus", "cpuset.mems"):
+        if not _read(directory, name).strip():
+            _write(directory, name, _read(parent, name).strip())

@@ -1,0 +1,329 @@
+"""A sandbox: one virtual machine, its guest agent, and the watch over both.
+
+`boot` takes the stages in order and undoes all of them when one fails; afterwards the sandbox either runs,
+or has ended with a reason that every later call repeats.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import anyio
+import anyio.abc
+
+from kata_agent.constants import AGENT_PORT, FEATURE_STREAM_IO
+from kata_agent.protos import agent_pb2, health_pb2
+from kata_agent.ttrpc.status import Code, RpcError
+from kata_hypervisor.contract import Hypervisor, SharedDirectory, VmExit, VmSpec
+from kata_runtime.bundle import JsonObject
+from kata_runtime.concurrency import first
+from kata_runtime.errors import SandboxError
+from kata_runtime.guest_spec import GUEST_SHARED, GUEST_SHM
+from kata_runtime.identity import SandboxIdentity
+from kata_runtime.resource import sizing
+
+if TYPE_CHECKING:
+    from kata_agent.client import AgentClient
+    from kata_configuration import Configuration
+    from kata_runtime.broker.client import Broker
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+HEALTH_INTERVAL = 30.0
+# The guest's kernel takes a moment to reset the machine after its init, the agent, has died.
+GUEST_DEATH_GRACE = 2.0
+
+
+class Sandbox:
+    """One VM and its agent. `on_end` is called once, with the reason, when it ends unasked."""
+
+    def __init__(
+        self,
+        identity: SandboxIdentity,
+        broker: Broker,
+        tasks: anyio.abc.TaskGroup,
+        *,
+        on_end: Callable[[str], None],
+        on_oom: Callable[[str], None],
+    ) -> None:
+        self.identity = identity
+        self.broker = broker
+        self.configuration: Configuration | None = None
+        self.ended: str | None = None
+        self.stream_io = False
+        self._tasks = tasks
+        self._on_end = on_end
+        self._on_oom = on_oom
+        self._hypervisor: Hypervisor | None = None
+        self._agent: AgentClient | None = None
+        self._watchers = anyio.CancelScope()
+
+    @property
+    def running(self) -> bool:
+        """Whether the guest can be asked for something."""
+        return self._agent is not None and self.ended is None
+
+    @property
+    def agent(self) -> AgentClient:
+        """The guest's agent.
+
+        Raises:
+            SandboxError: the sandbox has not been booted, or has ended.
+        """
+        if self.ended is not None:
+            raise SandboxError("running", f"the sandbox {self.identity.id} has ended: {self.ended}")
+        if self._agent is None:
+            raise SandboxError("running", f"the sandbox {self.identity.id} is not running yet")
+        return self._agent
+
+    @property
+    def hypervisor(self) -> Hypervisor:
+        """The driver of the running machine. Raises as `agent` does."""
+        if self._hypervisor is None:
+            raise SandboxError("running", f"the sandbox {self.identity.id} is not running")
+        return self._hypervisor
+
+    @property
+    def vmm_pid(self) -> int:
+        """Process id of the VMM on the host; 0 before it was started."""
+        processes = self._hypervisor.processes if self._hypervisor else ()
+        return processes[0].child.pid if processes else 0
+
+    @property
+    def shared_directory(self) -> str:
+        """The directory of the host that the guest sees as GUEST_SHARED."""
+        return os.path.join(self.identity.directory, "shared")
+
+    @property
+    def stream_source(self) -> Hypervisor:
+        """Where streams to the guest are opened. Raises as `agent` does."""
+        return self.hypervisor
+
+    async def boot(self, spec: JsonObject, config_path: str | None) -> None:
+        """Start the virtual machine and its agent.
+
+        spec: the OCI specification of the sandbox's first container, for size, hostname and cgroup.
+
+        Raises:
+            SandboxError: a stage failed; nothing is left of it.
+        """
+        begin = time.monotonic()
+        stages: list[str] = []
+        try:
+            self.configuration = await self._stage("config", stages, self._load(config_path))
+            await self._stage("host", stages, self._prepare_host(spec))
+            await self._stage("vmm", stages, self._start_machine(spec))
+            await self._stage("agent", stages, self._reach_agent())
+            await self._stage("guest", stages, self._prepare_guest(spec))
+        except BaseException as error:
+            self.ended = str(error).partition("\n")[0] or type(error).__name__
+            with anyio.CancelScope(shield=True):
+                await self.stop()
+            raise
+        self._tasks.start_soon(self._watch)
+        _log.info(
+            "sandbox %s is running after %.0f ms (%s)", self.identity.id, (time.monotonic() - begin) * 1e3, ", ".join(stages)
+        )
+
+    async def _stage(self, name: str, stages: list[str], work: Awaitable[T]) -> T:
+        begin = time.monotonic()
+        try:
+            result = await work
+        except SandboxError:
+            raise
+        except (OSError, RpcError, TimeoutError) as error:
+            raise SandboxError(name, f"sandbox {self.identity.id}, stage {name}: {error}") from error
+        stages.append(f"{name} {(time.monotonic() - begin) * 1e3:.0f} ms")
+        return result
+
+    async def _load(self, config_path: str | None) -> Configuration:
+        from kata_configuration import discover, load
+
+        path, rule = discover(config_path, os.environ)
+        configuration = load(path, source=rule)
+        _log.info("%s", configuration)
+        for warning in configuration.warnings:
+            _log.warning("%s", warning)
+        return configuration
+
+    async def _prepare_host(self, spec: JsonObject) -> None:
+        cgroup = (spec.get("linux") or {}).get("cgroupsPath")
+        await self.broker.prepare(cgroup)
+
+    async def _start_machine(self, spec: JsonObject) -> None:
+        from kata_hypervisor import registry
+
+        assert self.configuration is not None
+        table, runtime = self.configuration.hypervisor, self.configuration.runtime
+        host_cpus = os.cpu_count() or 1
+        size = sizing.size_of(spec, table, static=runtime.static_sandbox_resource_mgmt, host_cpus=host_cpus)
+        self._hypervisor = registry.create(self.configuration.hypervisor_name, table, self.broker)
+        shared = SharedDirectory(Path(self.shared_directory)) if table.shared_fs == "virtio-fs" else None
+        await self._hypervisor.start(
+            VmSpec(
+                sandbox_id=self.identity.id[:64],
+                directory=Path(self.identity.directory),
+                vcpus=size.vcpus,
+                memory_mib=size.memory_mib,
+                kernel=Path(table.kernel),
+                initrd=Path(table.initrd) if table.initrd else None,
+                image=Path(table.image) if table.image else None,
+                rootfs_type=table.rootfs_type,
+                kernel_parameters=self._kernel_parameters(),
+                shared=shared,
+                agent_port=AGENT_PORT,
+            )
+        )
+        for line in self._hypervisor.warnings:
+            _log.warning("%s", line)
+        _log.info("machine: %d vCPUs, %d MiB (from %s)", size.vcpus, size.memory_mib, size.origin)
+
+    def _kernel_parameters(self) -> tuple[str, ...]:
+        assert self.configuration is not None
+        agent, table = self.configuration.agent, self.configuration.hypervisor
+        words = ["agent.log=debug"] if agent.enable_debug else []
+        if agent.container_pipe_size:
+            words.append(f"agent.container_pipe_size={agent.container_pipe_size}")
+        return (*words, *table.kernel_params.split())
+
+    async def _reach_agent(self) -> None:
+        """Connect to the agent, unless the machine or a helper ends first: whatever comes first is told."""
+        from kata_agent.client import AgentClient
+
+        assert self.configuration is not None
+        budget = self.configuration.agent.reconnect_timeout_ms / 1e3
+        interval = self.configuration.agent.dial_timeout_ms / 1e3
+        timeout = float(self.configuration.agent.create_container_timeout)
+        transport = self.hypervisor.transport
+
+        async def connect() -> None:
+            self._agent = await AgentClient.connect(
+                transport, interval=interval, deadline=budget, timeout=timeout
+            )
+
+        try:
+            await self._or_death(connect)
+        except (TimeoutError, OSError) as error:
+            tail = self.hypervisor.console_tail.strip()
+            raise SandboxError(
+                "agent",
+                f"the guest's agent did not answer within {budget:g} s, while the VMM runs ({error}): check the guest image, "
+                f"or raise reconnect_timeout_ms in [agent.kata]\nguest console:\n{tail or '(silent)'}",
+            ) from None
+
+    async def _or_death(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Await something of the guest; the end of the machine ends the wait with its reason."""
+
+        async def watch() -> T:
+            raise SandboxError("agent", _describe(await self.hypervisor.wait()))
+
+        return await first(work, watch)
+
+    async def _prepare_guest(self, spec: JsonObject) -> None:
+        assert self.configuration is not None
+
+        async def prepare() -> None:
+            details = await self.agent.get_guest_details(agent_pb2.GuestDetailsRequest(mem_block_size=True))
+            self.stream_io = FEATURE_STREAM_IO in details.agent_details.extra_features
+            await self.agent.create_sandbox(self._sandbox_request(spec))
+
+        await self._or_death(prepare)
+        await self.hypervisor.prove()
+
+    def _sandbox_request(self, spec: JsonObject) -> agent_pb2.CreateSandboxRequest:
+        assert self.configuration is not None
+        modules = []
+        for line in self.configuration.agent.kernel_modules:
+            name, *parameters = line.split()
+            modules.append(agent_pb2.KernelModule(name=name, parameters=parameters))
+        storages = [
+            agent_pb2.Storage(
+                driver="ephemeral",
+                source="shm",
+                fstype="tmpfs",
+                options=["noexec", "nosuid", "nodev", "mode=1777", "size=67108864"],
+                mount_point=GUEST_SHM,
+            )
+        ]
+        if self.configuration.hypervisor.shared_fs == "virtio-fs":
+            storages.insert(
+                0,
+                agent_pb2.Storage(
+                    driver="virtio-fs", source="kataShared", fstype="virtiofs", options=["nodev"], mount_point=GUEST_SHARED
+                ),
+            )
+        return agent_pb2.CreateSandboxRequest(
+            hostname=spec.get("hostname") or self.identity.id[:64],
+            sandbox_id=self.identity.id,
+            storages=storages,
+            kernel_modules=modules,
+        )
+
+    async def stop(self) -> None:
+        """End the machine, polite to nobody; what it had on the host is undone by the broker. Idempotent."""
+        self._watchers.cancel()
+        if self.ended is None:
+            self.ended = "it was stopped"
+        agent, self._agent = self._agent, None
+        if agent is not None:
+            await agent.aclose()
+        if self._hypervisor is not None:
+            await self._hypervisor.stop()
+
+    # -- the watch over a running sandbox ------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        """Whatever ends the guest first is the reason; then everything of it is ended."""
+        with self._watchers:
+            reason = await first(self._watch_machine, self._watch_agent, self._watch_health, self._watch_oom)
+            self.ended = reason.partition("\n")[0]
+            _log.error("sandbox %s has ended: %s", self.identity.id, reason)
+            self._on_end(self.ended)
+            with anyio.CancelScope(shield=True):
+                await self.stop()
+
+    async def _watch_machine(self) -> str:
+        return _describe(await self.hypervisor.wait())
+
+    async def _watch_agent(self) -> str:
+        await self.agent.wait_closed()
+        with anyio.move_on_after(GUEST_DEATH_GRACE):
+            await self.hypervisor.wait()
+            await anyio.sleep_forever()  # the machine's own watcher knows the better reason
+        return f"the guest agent closed its connection\nguest console:\n{self.hypervisor.console_tail.strip()}"
+
+    async def _watch_health(self) -> str:
+        assert self.configuration is not None
+        timeout = self.configuration.agent.health_check_request_timeout_ms / 1e3
+        while True:
+            await anyio.sleep(HEALTH_INTERVAL)
+            try:
+                await self.agent.check(health_pb2.CheckRequest(), timeout=timeout)
+            except RpcError as error:
+                return f"the guest agent failed its health check: {error}"
+
+    async def _watch_oom(self) -> str:
+        """Report OOM events for ever; an agent that has none does not end the sandbox."""
+        while True:
+            try:
+                event = await self.agent.get_oom_event(agent_pb2.GetOOMEventRequest())
+            except RpcError as error:
+                if error.code not in (Code.UNAVAILABLE, Code.UNIMPLEMENTED):
+                    _log.warning("no more OOM events: %s", error)
+                await anyio.sleep_forever()
+            else:
+                self._on_oom(event.container_id)
+
+
+def _describe(end: VmExit) -> str:
+    """The reason first, then what the processes and the guest last said."""
+    parts = [end.reason]
+    parts += [f"{heading}:\n{text.strip()}" for heading, text in end.diagnostics.items() if text.strip()]
+    return "\n".join(parts)

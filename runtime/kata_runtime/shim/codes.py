@@ -1,0 +1,50 @@
+"""From errors to gRPC codes: the only place that knows both.
+
+containerd decides by the code what a failed call means: NotFound makes a delete succeed, FailedPrecondition
+makes a client wait, and the message is shown to the user as it stands.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from kata_agent.ttrpc.status import Code, RpcError
+from kata_configuration.errors import ConfigurationError
+from kata_hypervisor.errors import ConfinementError, HostUnfitError, HypervisorError, NotSupportedError
+from kata_runtime import errors
+from kata_runtime.broker.errors import BrokerError
+from kata_runtime.identity import InvalidIdError
+
+_log = logging.getLogger(__name__)
+
+# The first class that matches decides, so the special ones come first.
+CODES: tuple[tuple[type[Exception], Code], ...] = (
+    (errors.NotFoundError, Code.NOT_FOUND),
+    (errors.AlreadyExistsError, Code.ALREADY_EXISTS),
+    (errors.StateError, Code.FAILED_PRECONDITION),
+    (errors.InvalidRequestError, Code.INVALID_ARGUMENT),
+    (errors.UnsupportedError, Code.UNIMPLEMENTED),
+    (errors.SandboxError, Code.UNKNOWN),
+    (errors.RuntimeRoomError, Code.UNKNOWN),
+    (InvalidIdError, Code.INVALID_ARGUMENT),
+    (ConfigurationError, Code.INVALID_ARGUMENT),
+    (NotSupportedError, Code.UNIMPLEMENTED),
+    (HostUnfitError, Code.FAILED_PRECONDITION),
+    (ConfinementError, Code.FAILED_PRECONDITION),
+    (HypervisorError, Code.UNKNOWN),
+    (BrokerError, Code.UNKNOWN),
+    (TimeoutError, Code.DEADLINE_EXCEEDED),
+)
+
+
+def to_rpc_error(method: str, error: Exception) -> RpcError:
+    """The status for an error that a service method raised."""
+    if isinstance(error, RpcError):
+        # A guest that is gone must not look like a shim that is gone: containerd would give up on both.
+        code = Code.UNKNOWN if error.code is Code.UNAVAILABLE else error.code
+        return RpcError(code, error.message)
+    for kind, code in CODES:
+        if isinstance(error, kind):
+            return RpcError(code, str(error))
+    _log.error("%s: internal error", method, exc_info=error)
+    return RpcError(Code.INTERNAL, f"{method}: internal error: {type(error).__name__}: {error}")

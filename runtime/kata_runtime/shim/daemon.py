@@ -1,0 +1,91 @@
+"""The shim itself: forked by the launcher, it forks the broker and then serves containerd until Shutdown.
+
+The order matters: the broker is forked while this process is still small, and the heavy imports happen
+while containerd connects (the listener's backlog holds its connection).
+"""
+
+from __future__ import annotations
+
+import os
+
+from kata_runtime.identity import SandboxIdentity
+
+
+class Setup:
+    """What the launcher hands over.
+
+    listener_fd: the bound and listening socket. ttrpc_address: where events go; empty for nowhere.
+    config_path: the configuration file named at start, if any. foreground: keep standard error.
+    """
+
+    def __init__(
+        self,
+        *,
+        identity: SandboxIdentity,
+        bundle: str,
+        listener_fd: int,
+        ttrpc_address: str,
+        config_path: str | None,
+        debug: bool,
+        foreground: bool,
+    ) -> None:
+        self.identity = identity
+        self.bundle = bundle
+        self.listener_fd = listener_fd
+        self.ttrpc_address = ttrpc_address
+        self.config_path = config_path
+        self.debug = debug
+        self.foreground = foreground
+
+
+def run(setup: Setup) -> None:
+    """Serve, and end the process; never returns."""
+    status = 1
+    try:
+        _detach(setup)
+        from kata_runtime.broker.process import fork_broker
+
+        broker_socket, broker_pid = fork_broker(setup.identity, setup.bundle)
+        status = _serve(setup, broker_socket, broker_pid)
+    except BaseException:
+        import traceback
+
+        _last_words(setup, traceback.format_exc())
+    os._exit(status)
+
+
+def _detach(setup: Setup) -> None:
+    """Leave containerd's session and its pipes: it reads them to their end before it goes on."""
+    with open("/proc/self/comm", "w", encoding="ascii") as comm:
+        comm.write("kata-shim")
+    if setup.foreground:
+        return
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
+
+
+def _last_words(setup: Setup, text: str) -> None:
+    """Tell containerd's log why this shim could not go on."""
+    try:
+        fd = os.open(os.path.join(setup.bundle, "log"), os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        fd = 2
+    os.write(fd, f"kata-shim: fatal: {text}\n".encode())
+
+
+def _serve(setup: Setup, broker_socket: object, broker_pid: int) -> int:
+    import gc
+
+    # Nothing of what the imports make is garbage.
+    gc.disable()
+    import anyio
+
+    from kata_runtime.shim import log, server
+
+    gc.enable()
+    gc.freeze()
+    log.set_up(setup.bundle, setup.identity.id, debug=setup.debug, foreground=setup.foreground)
+    return anyio.run(server.serve, setup, broker_socket, broker_pid)

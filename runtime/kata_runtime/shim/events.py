@@ -1,0 +1,131 @@
+"""Events about tasks, in order, to containerd's ttrpc address.
+
+containerd may be away for a while (an upgrade, a crash): events wait in a queue and are sent when it is back.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections import deque
+
+import anyio
+from google.protobuf.any_pb2 import Any
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import Message
+
+from kata_agent.ttrpc.client import Client
+from kata_agent.ttrpc.status import Code, RpcError
+from kata_runtime.containerd_api import events_pb2, forward_pb2, types_pb2
+from kata_runtime.timestamps import timestamp
+
+_log = logging.getLogger(__name__)
+
+SERVICE = "containerd.services.events.ttrpc.v1.Events"
+TIMEOUT = 5.0
+RETRY = (0.05, 2.0)
+MAX_QUEUED = 10_000
+
+_TOPICS: dict[type[Message], str] = {
+    events_pb2.TaskCreate: "/tasks/create",
+    events_pb2.TaskStart: "/tasks/start",
+    events_pb2.TaskExit: "/tasks/exit",
+    events_pb2.TaskDelete: "/tasks/delete",
+    events_pb2.TaskOOM: "/tasks/oom",
+    events_pb2.TaskExecAdded: "/tasks/exec-added",
+    events_pb2.TaskExecStarted: "/tasks/exec-started",
+    events_pb2.TaskPaused: "/tasks/paused",
+    events_pb2.TaskResumed: "/tasks/resumed",
+}
+
+
+def envelope(namespace: str, event: Message, now_ns: int) -> types_pb2.Envelope:
+    """Wrap an event as containerd's exchange expects it; its type URL is the bare message name."""
+    packed = Any(type_url=event.DESCRIPTOR.full_name, value=event.SerializeToString())
+    return types_pb2.Envelope(
+        timestamp=timestamp(now_ns), namespace=namespace, topic=_TOPICS[type(event)], event=packed
+    )
+
+
+class EventPublisher:
+    """Sends events one after the other; `publish` never waits and never fails."""
+
+    def __init__(self, address: str, namespace: str) -> None:
+        """address: containerd's ttrpc socket, a path with or without unix://; empty means nobody listens."""
+        self._path = address.removeprefix("unix://")
+        self._namespace = namespace
+        self._queue: deque[types_pb2.Envelope] = deque()
+        self._wake = anyio.Event()
+        self._idle = anyio.Event()
+        self._idle.set()
+        self._client: Client | None = None
+
+    def publish(self, event: Message) -> None:
+        """Queue an event. When containerd is away so long that the queue is full, the oldest one is dropped."""
+        if not self._path:
+            return
+        if len(self._queue) >= MAX_QUEUED:
+            lost = self._queue.popleft()
+            _log.error("event queue is full: dropped %s", lost.topic)
+        self._queue.append(envelope(self._namespace, event, time.time_ns()))
+        if self._idle.is_set():
+            self._idle = anyio.Event()
+        self._wake.set()
+
+    async def flush(self, timeout: float) -> None:
+        """Wait until everything is sent, at most `timeout` seconds."""
+        with anyio.move_on_after(timeout):
+            await self._idle.wait()
+
+    async def run(self) -> None:
+        """Send until cancelled."""
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake = anyio.Event()
+                await self._drain()
+        finally:
+            if self._client is not None:
+                with anyio.CancelScope(shield=True):
+                    await self._client.aclose()
+
+    async def _drain(self) -> None:
+        delay = RETRY[0]
+        while self._queue:
+            waiting = self._queue[0]
+            if await self._send(waiting):
+                if self._queue and self._queue[0] is waiting:
+                    self._queue.popleft()
+                delay = RETRY[0]
+            else:
+                await anyio.sleep(delay)
+                delay = min(delay * 2, RETRY[1])
+        self._idle.set()
+
+    async def _send(self, waiting: types_pb2.Envelope) -> bool:
+        """Whether the event is dealt with: delivered, or refused by containerd for good."""
+        try:
+            if self._client is None or self._client.closed:
+                self._client = await self._connect()
+            request = forward_pb2.ForwardRequest(envelope=waiting)
+            await self._client.call(SERVICE, "Forward", request, Empty, timeout=TIMEOUT)
+        except RpcError as error:
+            if error.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
+                return False
+            _log.error("containerd refused event %s: %s", waiting.topic, error)
+        except OSError:
+            return False
+        return True
+
+    async def _connect(self) -> Client:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            # Connecting to a unix socket never waits: it succeeds, or fails with EAGAIN on a full backlog.
+            sock.connect(self._path)
+            return await Client.from_socket(sock)
+        except BaseException:
+            sock.close()
+            raise
+
+

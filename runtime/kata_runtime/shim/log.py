@@ -1,0 +1,74 @@
+"""The shim's log: lines for containerd, which reads them from the FIFO `log` in the bundle.
+
+A reader that is away or slow must never stop the shim: lines that do not fit are counted and dropped.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+
+_LEVELS = {"WARNING": "warning", "CRITICAL": "fatal"}
+
+
+class LogfmtFormatter(logging.Formatter):
+    """Lines as containerd's own: time="..." level=info msg="..." sandbox=..."""
+
+    def __init__(self, sandbox_id: str) -> None:
+        super().__init__()
+        self._sandbox_id = sandbox_id
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line for one record; a traceback becomes part of the message."""
+        message = record.getMessage()
+        if record.exc_info:
+            message += "\n" + self.formatException(record.exc_info)
+        level = _LEVELS.get(record.levelname, record.levelname.lower())
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+        return f'time="{stamp}" level={level} msg={_quote(message)} runtime=kata sandbox={self._sandbox_id}\n'
+
+
+class FifoHandler(logging.Handler):
+    """Writes to a FIFO without ever waiting for its reader."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        # For reading as well: writing does not fail then while containerd is restarted.
+        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._dropped = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line, or count it as dropped."""
+        line = self.format(record).encode("utf-8", "backslashreplace")
+        if self._dropped:
+            line = f'level=warning msg="{self._dropped} log lines dropped: nobody read them"\n'.encode() + line
+        try:
+            os.write(self._fd, line)
+            self._dropped = 0
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EPIPE):
+                raise
+            self._dropped += 1
+
+
+def set_up(bundle: str, sandbox_id: str, *, debug: bool, foreground: bool) -> None:
+    """Send the log to containerd, or to standard error in the foreground or without the FIFO."""
+    handler: logging.Handler
+    try:
+        handler = logging.StreamHandler() if foreground else FifoHandler(os.path.join(bundle, "log"))
+    except OSError:
+        handler = logging.StreamHandler()
+    handler.setFormatter(LogfmtFormatter(sandbox_id))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.DEBUG if debug else logging.INFO)
+    # Chatty below what an operator asks for when debugging a sandbox.
+    for name in ("asyncio", "qemu"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _quote(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'

@@ -1,0 +1,72 @@
+"""One sandbox's services put together, and their end in the right order."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+from typing import TYPE_CHECKING
+
+import anyio
+
+from kata_agent.ttrpc.server import Server
+from kata_runtime.broker.client import Broker
+from kata_runtime.sandbox import Sandbox
+from kata_runtime.shim.codes import to_rpc_error
+from kata_runtime.shim.events import EventPublisher
+from kata_runtime.shim.sandbox_service import SandboxService
+from kata_runtime.shim.task_service import TaskService
+from kata_runtime.tasks import Tasks
+
+if TYPE_CHECKING:
+    from kata_runtime.shim.daemon import Setup
+
+_log = logging.getLogger(__name__)
+
+# How long events and the answer to Shutdown may take to leave (seconds).
+FLUSH_BUDGET = 2.0
+ANSWER_GRACE = 0.05
+
+
+async def serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> int:
+    """Serve containerd until Shutdown; returns the exit status."""
+    # systemd stops a scope with SIGTERM: the pod's end is containerd's to decide.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    publisher = EventPublisher(setup.ttrpc_address, setup.identity.namespace)
+    done = anyio.Event()
+    status = 0
+    async with anyio.create_task_group() as tasks:
+        broker = Broker(broker_socket, broker_pid)
+        tasks.start_soon(publisher.run)
+
+        def on_end(reason: str) -> None:
+            manager.end_all(reason)
+            sandboxes.ended()
+
+        sandbox = Sandbox(setup.identity, broker, tasks, on_end=on_end, on_oom=lambda name: manager.oom(name))
+        manager = Tasks(sandbox, tasks, publisher.publish)
+        sandboxes = SandboxService(sandbox, manager, done.set, setup.config_path)
+        service = TaskService(manager, sandbox, done.set, setup.config_path)
+        server = Server({**service.handlers(), **sandboxes.handlers()}, on_error=to_rpc_error)
+        listener = socket.socket(fileno=setup.listener_fd)
+        listener.setblocking(False)
+        tasks.start_soon(server.serve, listener)
+
+        async def watch_broker() -> None:
+            await broker.lost.wait()
+            _log.error("%s: nothing can be started or undone any more, so the sandbox is ended", broker.reason)
+            sandbox.ended = sandbox.ended or broker.reason
+            on_end(sandbox.ended)
+            await sandbox.stop()
+
+        tasks.start_soon(watch_broker)
+        await done.wait()
+        # The answer to Shutdown is still on its way.
+        await anyio.sleep(ANSWER_GRACE)
+        await publisher.flush(FLUSH_BUDGET)
+        await sandbox.stop()
+        for line in await broker.close():
+            _log.error("left behind: %s", line)
+        tasks.cancel_scope.cancel()
+    return status

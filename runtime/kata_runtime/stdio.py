@@ -1,0 +1,233 @@
+"""A process's standard streams: between containerd's FIFOs on the host and the guest.
+
+With our agent each stream is a socket to the guest and the kernel moves the bytes (splice); Python only
+learns that there are some. With another agent the bytes travel in ReadStdout, ReadStderr and WriteStdin.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import anyio
+import anyio.abc
+
+from kata_runtime.concurrency import first
+from kata_runtime.errors import UnsupportedError
+
+_log = logging.getLogger(__name__)
+
+CHUNK = 1 << 20
+# After the process has ended and nobody reads its output, it is kept for this long (seconds).
+STALL_BUDGET = 5.0
+
+OpenFifo = Callable[[str, str], Awaitable[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class StdioPaths:
+    """What containerd gave for each stream: a path of a FIFO, file:///path for a log, or nothing."""
+
+    stdin: str = ""
+    stdout: str = ""
+    stderr: str = ""
+    terminal: bool = False
+
+
+class StdioFiles:
+    """The host's end of the streams, opened; -1 where there is none."""
+
+    def __init__(self, stdin: int = -1, stdout: int = -1, stderr: int = -1) -> None:
+        self.stdin = stdin
+        self.stdout = stdout
+        self.stderr = stderr
+
+    @classmethod
+    async def open(cls, paths: StdioPaths, open_fifo: OpenFifo, open_log: Callable[[str], Awaitable[int]]) -> StdioFiles:
+        """Open what containerd gave; on an error nothing stays open.
+
+        Output is opened for reading as well, so that a client which detaches does not end the stream and one
+        that attaches again finds what it missed. So is the input of a terminal, which has no end of file.
+        """
+        files = cls()
+
+        async def output(path: str) -> int:
+            scheme, separator, rest = path.partition("://")
+            if not separator:
+                return await open_fifo(path, "rw")
+            if scheme == "file":
+                return await open_log(rest)
+            raise UnsupportedError(f"cannot log to {path!r}: use a FIFO or file:///path (binary loggers are not supported)")
+
+        try:
+            if paths.stdin:
+                files.stdin = await open_fifo(paths.stdin, "rw" if paths.terminal else "r")
+            if paths.stdout:
+                files.stdout = await output(paths.stdout)
+            if paths.stderr and not paths.terminal:
+                files.stderr = await output(paths.stderr)
+        except BaseException:
+            files.close()
+            raise
+        return files
+
+    def close(self) -> None:
+        """Close all; idempotent."""
+        for name in ("stdin", "stdout", "stderr"):
+            self.close_one(name)
+
+    def close_one(self, name: str) -> None:
+        """Close one of "stdin", "stdout", "stderr"; idempotent."""
+        fd = getattr(self, name)
+        setattr(self, name, -1)
+        if fd >= 0:
+            os.close(fd)
+
+    def write_notice(self, text: str) -> None:
+        """Put a last line of the runtime's own behind the process's output, if there is room for it."""
+        fd = self.stderr if self.stderr >= 0 else self.stdout
+        if fd >= 0:
+            try:
+                os.write(fd, text.encode())
+            except OSError as error:
+                _log.debug("no room for a notice on the container's output: %s", error)
+
+
+class Stdio:
+    """Pumps the streams of one process until they end."""
+
+    def __init__(self, files: StdioFiles) -> None:
+        self._files = files
+        self._sockets: dict[str, socket.socket] = {}
+        self._stdin_closing = anyio.Event()
+        self._outputs_left = 0
+        self.drained = anyio.Event()
+        self._progress = 0
+
+    async def connect(self, connect: Callable[[], Awaitable[tuple[socket.socket, int]]]) -> dict[str, int]:
+        """Open a stream to the guest for each file; returns the number of each, for the agent's request."""
+        ports: dict[str, int] = {}
+        for name in ("stdin", "stdout", "stderr"):
+            if getattr(self._files, name) >= 0:
+                self._sockets[name], ports[name] = await connect()
+        return ports
+
+    def start(self, tasks: anyio.abc.TaskGroup) -> None:
+        """Start pumping the connected streams in the background."""
+        if "stdin" in self._sockets:
+            tasks.start_soon(self._pump_input)
+        outputs = [name for name in ("stdout", "stderr") if name in self._sockets]
+        self._outputs_left = len(outputs)
+        if not outputs:
+            self.drained.set()
+        for name in outputs:
+            tasks.start_soon(self._pump_output, name)
+
+    def close_stdin(self) -> None:
+        """Give what is still in the FIFO to the process, then end its standard input."""
+        self._stdin_closing.set()
+
+    async def finish(self) -> None:
+        """After the process's end: wait until its output is delivered, as long as somebody takes it."""
+        while not self.drained.is_set():
+            before = self._progress
+            with anyio.move_on_after(STALL_BUDGET):
+                await self.drained.wait()
+            if self._progress == before:
+                break
+        self.close()
+
+    def close(self) -> None:
+        """Close every descriptor; idempotent."""
+        for sock in self._sockets.values():
+            sock.close()
+        self._sockets.clear()
+        self._files.close()
+        self.drained.set()
+
+    def notice(self, text: str) -> None:
+        """Write a line of the runtime's own to the process's output, see StdioFiles.write_notice."""
+        self._files.write_notice(text)
+
+    async def _pump_output(self, name: str) -> None:
+        sock = self._sockets[name]
+        fifo = getattr(self._files, name)
+        try:
+            while moved := await _move(sock.fileno(), fifo):
+                self._progress += moved
+        except OSError as error:
+            _log.debug("%s ended: %s", name, error)
+        finally:
+            self._close_pair(name, sock)
+            self._outputs_left -= 1
+            if self._outputs_left == 0:
+                self.drained.set()
+
+    async def _pump_input(self) -> None:
+        sock, fifo = self._sockets["stdin"], self._files.stdin
+        try:
+            while await self._wait_input(fifo):
+                if await _move(fifo, sock.fileno()) == 0:
+                    break
+            sock.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            _log.debug("stdin ended: %s", error)
+        finally:
+            self._close_pair("stdin", sock)
+
+    async def _wait_input(self, fifo: int) -> bool:
+        """Wait for input; False once CloseIO was asked for and nothing is left."""
+        if not self._stdin_closing.is_set():
+            await first(lambda: anyio.wait_readable(fifo), self._stdin_closing.wait)
+        return not self._stdin_closing.is_set() or has_input(fifo)
+
+    def _close_pair(self, name: str, sock: socket.socket) -> None:
+        if self._sockets.pop(name, None) is not None:
+            sock.close()
+            self._files.close_one(name)
+
+
+async def _move(source: int, target: int) -> int:
+    """Move what is there, at least a byte, from one descriptor to the other; 0 at the end of the source."""
+    while True:
+        try:
+            return os.splice(source, target, CHUNK, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
+        except BlockingIOError:
+            await _wait_ready(source, target)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            return await _copy(source, target)
+
+
+async def _wait_ready(source: int, target: int) -> None:
+    await anyio.wait_readable(source)
+    await anyio.wait_writable(target)
+
+
+async def _copy(source: int, target: int) -> int:
+    """As `_move`, through this process: for a target such as a log file opened for appending."""
+    while True:
+        try:
+            data = os.read(source, 1 << 16)
+            break
+        except BlockingIOError:
+            await anyio.wait_readable(source)
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(target, view) :]
+        except BlockingIOError:
+            await anyio.wait_writable(target)
+    return len(data)
+
+
+def has_input(fifo: int) -> bool:
+    """Whether a read of the FIFO would return at once: data, or the end of the file."""
+    import select
+
+    return bool(select.select([fifo], [], [], 0)[0])

@@ -1,0 +1,16 @@
+"""What all tests share: one event loop's kind, and the helpers in tests/support."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent / "support"))
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Everything asynchronous here runs on asyncio."""
+    return "asyncio"

@@ -1,0 +1,182 @@
+"""Streams between FIFOs and the guest: whole, ended at the right moment, and never waiting for ever."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from kata_runtime import stdio as stdio_module
+from kata_runtime.errors import UnsupportedError
+from kata_runtime.stdio import Stdio, StdioFiles, StdioPaths
+
+DATA = os.urandom(3 << 20)
+
+
+async def open_fifo(path: str, mode: str) -> int:
+    flags = {"r": os.O_RDONLY, "w": os.O_WRONLY, "rw": os.O_RDWR}[mode]
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+async def open_log(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+class Guest:
+    """The guest's ends of the streams, by name, in the order in which they are opened."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._names = names
+        self.ends: dict[str, socket.socket] = {}
+
+    async def connect(self) -> tuple[socket.socket, int]:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        name = self._names[len(self.ends)]
+        self.ends[name] = theirs
+        return ours, len(self.ends)
+
+
+@pytest.fixture
+async def tasks() -> AsyncIterator[anyio.abc.TaskGroup]:
+    async with anyio.create_task_group() as group:
+        yield group
+        group.cancel_scope.cancel()
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Callable[[str], str]:
+    def make(name: str) -> str:
+        os.mkfifo(tmp_path / name)
+        return str(tmp_path / name)
+
+    return make
+
+
+def read_all(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def write_all(path: str, data: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+
+
+async def connected(given: StdioPaths, names: list[str]) -> tuple[Stdio, Guest]:
+    guest = Guest(names)
+    stdio = Stdio(await StdioFiles.open(given, open_fifo, open_log))
+    ports = await stdio.connect(guest.connect)
+    assert sorted(ports) == sorted(names)
+    return stdio, guest
+
+
+async def test_output_arrives_whole_and_apart(tasks: anyio.abc.TaskGroup, paths: Callable[[str], str]) -> None:
+    out, err = paths("out"), paths("err")
+    stdio, guest = await connected(StdioPaths(stdout=out, stderr=err), ["stdout", "stderr"])
+    stdio.start(tasks)
+    received: dict[str, bytes] = {}
+
+    async def read(name: str, path: str) -> None:
+        received[name] = await anyio.to_thread.run_sync(read_all, path)
+
+    def produce() -> None:
+        guest.ends["stdout"].sendall(DATA)
+        guest.ends["stderr"].sendall(b"oops")
+        for end in guest.ends.values():
+            end.close()
+
+    async with anyio.create_task_group() as readers:
+        readers.start_soon(read, "out", out)
+        readers.start_soon(read, "err", err)
+        await anyio.to_thread.run_sync(produce)
+    assert hashlib.sha256(received["out"]).digest() == hashlib.sha256(DATA).digest()
+    assert received["err"] == b"oops"
+    await stdio.finish()
+
+
+async def test_input_arrives_whole_and_ends_with_the_writer(tasks: anyio.abc.TaskGroup, paths: Callable[[str], str]) -> None:
+    path = paths("in")
+    stdio, guest = await connected(StdioPaths(stdin=path), ["stdin"])
+    stdio.start(tasks)
+
+    def consume() -> bytes:
+        with guest.ends["stdin"].makefile("rb") as file:
+            return file.read()
+
+    async with anyio.create_task_group() as writer:
+        writer.start_soon(anyio.to_thread.run_sync, write_all, path, DATA)
+        got = await anyio.to_thread.run_sync(consume)
+    assert got == DATA
+    guest.ends["stdin"].close()
+    stdio.close()
+
+
+async def test_close_stdin_gives_what_is_left_first(tasks: anyio.abc.TaskGroup, paths: Callable[[str], str]) -> None:
+    path = paths("in")
+    stdio, guest = await connected(StdioPaths(stdin=path), ["stdin"])
+    writer = os.open(path, os.O_RDWR)
+    os.write(writer, b"the rest")
+    stdio.start(tasks)
+    stdio.close_stdin()
+
+    def consume() -> bytes:
+        with guest.ends["stdin"].makefile("rb") as file:
+            return file.read()
+
+    assert await anyio.to_thread.run_sync(consume) == b"the rest"
+    os.close(writer)
+    guest.ends["stdin"].close()
+    stdio.close()
+
+
+async def test_a_log_file_takes_output_too(tasks: anyio.abc.TaskGroup, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.write_bytes(b"before\n")
+    stdio, guest = await connected(StdioPaths(stdout=f"file://{log}"), ["stdout"])
+    stdio.start(tasks)
+    guest.ends["stdout"].sendall(b"after\n")
+    guest.ends["stdout"].close()
+    await stdio.finish()
+    assert log.read_bytes() == b"before\nafter\n"
+
+
+async def test_a_binary_logger_is_refused_and_nothing_stays_open(paths: Callable[[str], str]) -> None:
+    path = paths("in")
+    with pytest.raises(UnsupportedError, match="binary"):
+        await StdioFiles.open(StdioPaths(stdin=path, stdout="binary:///bin/logger"), open_fifo, open_log)
+    with pytest.raises(OSError, match="No such device"):
+        os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+
+
+async def test_a_reader_that_never_comes_does_not_hold_the_end_up(
+    tasks: anyio.abc.TaskGroup, paths: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stdio_module, "STALL_BUDGET", 0.05)
+    stdio, guest = await connected(StdioPaths(stdout=paths("out")), ["stdout"])
+    stdio.start(tasks)
+    guest.ends["stdout"].setblocking(False)
+    with pytest.raises(BlockingIOError):
+        while True:
+            guest.ends["stdout"].send(b"x" * 65536)
+            await anyio.sleep(0)
+    await stdio.finish()
+    assert stdio.drained.is_set()
+    guest.ends["stdout"].close()
+
+
+async def test_a_notice_is_the_last_line(paths: Callable[[str], str]) -> None:
+    path = paths("out")
+    stdio, guest = await connected(StdioPaths(stdout=path), ["stdout"])
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    stdio.notice("kata: ended\n")
+    stdio.close()
+    assert os.read(reader, 100) == b"kata: ended\n"
+    os.close(reader)
+    guest.ends["stdout"].close()

@@ -1,0 +1,179 @@
+"""A `Host` without processes: children that are tasks of the test, and a QEMU of which only the monitor is real."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from kata_hypervisor.errors import LaunchError
+from kata_hypervisor.host import ExitStatus
+from kata_hypervisor.qemu.command import MONITOR, STDERR
+from kata_hypervisor.seccomp.proof import ThreadConfinement
+
+GREETING = b'{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}\n'
+CONFINED = [ThreadConfinement(10, "qemu", 2, 1, True), ThreadConfinement(11, "CPU 0/TCG", 2, 1, True)]
+UNCONFINED = [ThreadConfinement(10, "qemu", 0, 0, False), ThreadConfinement(11, "CPU 0/TCG", 0, 0, False)]
+
+Behaviour = Callable[["FakeChild"], Awaitable[None]]
+
+
+class FakeChild:
+    """A child that lives until its behaviour, or a signal, ends it. fds: its own copies of what it inherited."""
+
+    def __init__(self, name: str, pid: int, fds: Mapping[int, int]) -> None:
+        self.name = name
+        self.pid = pid
+        self.exited: ExitStatus | None = None
+        self.fds = {number: os.dup(fd) for number, fd in fds.items()}
+        self.commands: list[str] = []
+        self._ended = asyncio.Event()
+        self._task: asyncio.Future[None] | None = None
+
+    def run(self, behaviour: Behaviour) -> None:
+        """Begin to behave."""
+        self._task = asyncio.ensure_future(behaviour(self))
+
+    def end(self, *, code: int | None = None, number: int | None = None, stderr: bytes = b"") -> None:
+        """End: say a last word, and close every descriptor, as the kernel does."""
+        if self.exited is not None:
+            return
+        if stderr:
+            os.write(self.fds[STDERR], stderr)
+        self.exited = ExitStatus(code=code, signal=number)
+        for fd in self.fds.values():
+            os.close(fd)
+        self._ended.set()
+
+    async def wait(self) -> ExitStatus:
+        """See Child."""
+        await self._ended.wait()
+        assert self.exited is not None
+        return self.exited
+
+    async def kill(self, number: int = signal.SIGKILL) -> None:
+        """See Child."""
+        self.end(number=number)
+
+    async def aclose(self) -> None:
+        """End the task; raise what went wrong in it."""
+        self.end(number=signal.SIGKILL)
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+            if not self._task.cancelled():
+                self._task.result()
+
+
+class FakeHost:
+    """Starts fake children. behaviours: by name; an exception in its place is what `spawn` raises."""
+
+    def __init__(self, **behaviours: Behaviour | Exception) -> None:
+        self.behaviours = behaviours
+        self.children: dict[str, FakeChild] = {}
+        self.argv: dict[str, Sequence[str]] = {}
+        self.threads: list[ThreadConfinement] | Exception = CONFINED
+
+    async def spawn(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        fds: Mapping[int, int],
+        environment: Mapping[str, str] | None = None,
+    ) -> FakeChild:
+        """See Host."""
+        behaviour = self.behaviours[name]
+        await asyncio.sleep(0)
+        if isinstance(behaviour, Exception):
+            raise behaviour
+        child = self.children[name] = FakeChild(name, 10, fds)
+        self.argv[name] = argv
+        child.run(behaviour)
+        return child
+
+    async def confinement(self, child: FakeChild) -> list[ThreadConfinement]:
+        """See Host."""
+        if isinstance(self.threads, Exception):
+            raise self.threads
+        return self.threads
+
+    async def aclose(self) -> None:
+        """End all children."""
+        for child in self.children.values():
+            await child.aclose()
+
+
+def cannot_start(name: str) -> LaunchError:
+    """What a host raises when there is no such program."""
+    return LaunchError(f"cannot start {name}: No such file or directory")
+
+
+async def linger(child: FakeChild) -> None:
+    """Behave as a daemon: do nothing that shows."""
+    await child.wait()
+
+
+def end_with(code: int | None = None, *, number: int | None = None, stderr: bytes = b"") -> Behaviour:
+    """Behave as a program that ends at once."""
+
+    async def behave(child: FakeChild) -> None:
+        child.end(code=code, number=number, stderr=stderr)
+
+    return behave
+
+
+class FakeQemu:
+    """Behaves as QEMU's monitor.
+
+    greeting: what it says first. silent_at: the command that it never answers. end_at: what it does instead of
+    answering a command. events: written after the answer to a command.
+    """
+
+    def __init__(
+        self,
+        *,
+        greeting: bytes = GREETING,
+        silent_at: str | None = None,
+        end_at: Mapping[str, Callable[[FakeChild], None]] | None = None,
+        events: Mapping[str, bytes] | None = None,
+    ) -> None:
+        self._greeting = greeting
+        self._silent_at = silent_at
+        self._end_at = end_at or {}
+        self._events = events or {}
+
+    async def __call__(self, child: FakeChild) -> None:
+        """Serve the monitor until the other end hangs up or the process ends."""
+        connection = socket.socket(fileno=os.dup(child.fds[MONITOR]))
+        reader, writer = await asyncio.open_unix_connection(sock=connection)
+        gone = asyncio.ensure_future(child.wait())
+        serving = asyncio.ensure_future(self._serve(child, reader, writer))
+        try:
+            await asyncio.wait({gone, serving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            serving.cancel()
+            writer.close()
+
+    async def _serve(self, child: FakeChild, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(self._greeting)
+        while line := await reader.readline():
+            request = json.loads(line)
+            name = request["execute"]
+            child.commands.append(name)
+            if name in self._end_at:
+                self._end_at[name](child)
+                return
+            if name == self._silent_at:
+                continue
+            answer = {"return": {}} | ({"id": request["id"]} if "id" in request else {})
+            writer.write(json.dumps(answer).encode() + b"\n" + self._events.get(name, b""))
+            if name == "quit":
+                await writer.drain()
+                child.end(code=0)
+                return
+        await child.wait()

@@ -1,0 +1,88 @@
+"""A `Host` that starts real processes as children of the test, in place of the runtime's broker."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import signal
+from collections.abc import Mapping, Sequence
+
+from kata_hypervisor.errors import LaunchError
+from kata_hypervisor.host import ExitStatus
+from kata_hypervisor.seccomp.proof import ThreadConfinement, read_threads
+
+FIRST_COPY = 100
+"""Descriptors are copied up here first, so that setting one in the child cannot overwrite another."""
+
+
+class LocalChild:
+    """A child of the test, reaped as soon as its pidfd says that it ended."""
+
+    def __init__(self, name: str, pid: int) -> None:
+        self.name = name
+        self.pid = pid
+        self.exited: ExitStatus | None = None
+        self._ended = asyncio.Event()
+        self._pidfd = os.pidfd_open(pid)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
+
+    def _reap(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        _, status = os.waitpid(self.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        self.exited = ExitStatus(code=code) if code >= 0 else ExitStatus(signal=-code)
+        self._ended.set()
+
+    async def wait(self) -> ExitStatus:
+        """See Child."""
+        await self._ended.wait()
+        assert self.exited is not None
+        return self.exited
+
+    async def kill(self, number: int = signal.SIGKILL) -> None:
+        """See Child."""
+        if self.exited is None:
+            signal.pidfd_send_signal(self._pidfd, number)
+
+
+class LocalHost:
+    """Starts children with posix_spawn. children: all of them, by name."""
+
+    def __init__(self) -> None:
+        self.children: dict[str, LocalChild] = {}
+
+    async def spawn(
+        self,
+        name: str,
+        argv: Sequence[str],
+        *,
+        fds: Mapping[int, int],
+        environment: Mapping[str, str] | None = None,
+    ) -> LocalChild:
+        """See Host."""
+        copies = {target: fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, FIRST_COPY) for target, source in fds.items()}
+        actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
+            (os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)
+        ]
+        actions += [(os.POSIX_SPAWN_DUP2, copy, target) for target, copy in copies.items()]
+        try:
+            pid = os.posix_spawn(argv[0], argv, dict(environment or {}), file_actions=actions)
+        except OSError as error:
+            raise LaunchError(f"cannot start {name}: {argv[0]}: {error.strerror}") from error
+        finally:
+            for copy in copies.values():
+                os.close(copy)
+        self.children[name] = LocalChild(name, pid)
+        return self.children[name]
+
+    async def confinement(self, child: LocalChild) -> list[ThreadConfinement]:
+        """See Host."""
+        return read_threads(child.pid)
+
+    async def aclose(self) -> None:
+        """End what a failed test has left."""
+        for child in self.children.values():
+            await child.kill()
+            await child.wait()
