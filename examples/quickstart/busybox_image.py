@@ -16,9 +16,26 @@ from pathlib import Path
 NAME = "localhost/kata-quickstart/busybox:1"
 BUSYBOX = Path("/bin/busybox")
 
-_PASSWD = "root:x:0:0:root:/root:/bin/sh\nbin:x:2:2:bin:/bin:/bin/false\nuser:x:1000:1000:user:/home/user:/bin/sh\n"
+_PASSWD = (
+    "root:x:0:0:root:/root:/bin/sh\nbin:x:2:2:bin:/bin:/bin/false\nuser:x:1000:1000:user:/home/user:/bin/sh\n"
+)
 _GROUP = "root:x:0:\nbin:x:2:\nuser:x:1000:\naudio:x:29:user\nextra:x:2000:user\n"
-_DIRECTORIES = ("bin", "dev", "etc", "home", "home/user", "mnt", "proc", "root", "run", "sys", "tmp", "usr", "usr/bin", "var")
+_DIRECTORIES = (
+    "bin",
+    "dev",
+    "etc",
+    "home",
+    "home/user",
+    "mnt",
+    "proc",
+    "root",
+    "run",
+    "sys",
+    "tmp",
+    "usr",
+    "usr/bin",
+    "var",
+)
 
 
 def write_image(path: Path, name: str = NAME) -> None:
@@ -42,8 +59,14 @@ def write_image(path: Path, name: str = NAME) -> None:
         }
     )
     entry = _descriptor("application/vnd.oci.image.manifest.v1+json", manifest)
-    entry["annotations"] = {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name.rpartition(":")[2]}
-    files = {"oci-layout": _json({"imageLayoutVersion": "1.0.0"}), "index.json": _json({"schemaVersion": 2, "manifests": [entry]})}
+    entry["annotations"] = {
+        "io.containerd.image.name": name,
+        "org.opencontainers.image.ref.name": name.rpartition(":")[2],
+    }
+    files = {
+        "oci-layout": _json({"imageLayoutVersion": "1.0.0"}),
+        "index.json": _json({"schemaVersion": 2, "manifests": [entry]}),
+    }
     for blob in (layer, config, manifest):
         files[f"blobs/sha256/{hashlib.sha256(blob).hexdigest()}"] = blob
     with tarfile.open(path, "w") as archive:
@@ -73,7 +96,9 @@ def _layer() -> bytes:
 
 
 def _applets() -> list[str]:
-    listed = subprocess.run([str(BUSYBOX), "--list"], check=True, capture_output=True, text=True).stdout.split()
+    listed = subprocess.run(
+        [str(BUSYBOX), "--list"], check=True, capture_output=True, text=True
+    ).stdout.split()
     return sorted({Path(name).name for name in listed} - {"busybox"})
 
 
@@ -85,7 +110,11 @@ def _add_file(tar: tarfile.TarFile, name: str, data: bytes, mode: int) -> None:
 
 
 def _descriptor(media_type: str, data: bytes) -> dict[str, object]:
-    return {"mediaType": media_type, "digest": f"sha256:{hashlib.sha256(data).hexdigest()}", "size": len(data)}
+    return {
+        "mediaType": media_type,
+        "digest": f"sha256:{hashlib.sha256(data).hexdigest()}",
+        "size": len(data),
+    }
 
 
 def _json(value: object) -> bytes:

@@ -24,7 +24,11 @@ disabled_plugins = [{disabled}]
 {extra}"""
 
 _CRI = ("io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime", "io.containerd.cri.v1.images")
-_UNUSED = ("io.containerd.internal.v1.opt", "io.containerd.snapshotter.v1.zfs", "io.containerd.snapshotter.v1.btrfs")
+_UNUSED = (
+    "io.containerd.internal.v1.opt",
+    "io.containerd.snapshotter.v1.zfs",
+    "io.containerd.snapshotter.v1.btrfs",
+)
 
 
 class ContainerdError(RuntimeError):
@@ -69,13 +73,19 @@ class PrivateContainerd:
         config.write_text(self._config())
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [self._containerd, "--config", str(config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environment
+                [self._containerd, "--config", str(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self._environment,
             )
         deadline = time.monotonic() + budget
         while self.run(["version"], check=False).returncode != 0:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 lines = self.log_path.read_text(errors="replace").splitlines()[-5:]
-                raise ContainerdError(f"containerd did not come up; the end of {self.log_path}:\n" + "\n".join(lines))
+                raise ContainerdError(
+                    f"containerd did not come up; the end of {self.log_path}:\n" + "\n".join(lines)
+                )
             time.sleep(0.05)
 
     def _config(self) -> str:
@@ -107,10 +117,17 @@ class PrivateContainerd:
         """The words of a ctr command against this containerd."""
         return [self._ctr, "--address", str(self.address), *words]
 
-    def run(self, words: Sequence[str], *, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, words: Sequence[str], *, check: bool = True, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
         """Run ctr and collect what it prints."""
         return subprocess.run(
-            self.command(words), check=check, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL
+            self.command(words),
+            check=check,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
         )
 
     def remove(self) -> None:

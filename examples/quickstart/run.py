@@ -19,11 +19,11 @@ from pathlib import Path
 
 import tomli
 import tomli_w
-from private_containerd import PrivateContainerd
 from rich.console import Console
 from rich.table import Table
 
 import busybox_image
+from private_containerd import PrivateContainerd
 
 HOME = Path("/var/lib/kata-quickstart")
 RUN = Path("/run/kata-quickstart")
@@ -35,9 +35,17 @@ console = Console(highlight=False, soft_wrap=True)
 
 def main() -> int:
     """Run the demonstration; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image", type=Path, default=Path("/var/lib/kata-containers/image"), help="guest image directory")
-    parser.add_argument("--seccompsandbox", default=None, help="use this value instead of the shipped one, to see the difference")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--image", type=Path, default=Path("/var/lib/kata-containers/image"), help="guest image directory"
+    )
+    parser.add_argument(
+        "--seccompsandbox",
+        default=None,
+        help="use this value instead of the shipped one, to see the difference",
+    )
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         console.print("[red]make run needs root: it starts containerd and virtual machines")
@@ -46,7 +54,9 @@ def main() -> int:
     accelerator = choose_accelerator()
     config = write_configuration(arguments.image, accelerator, arguments.seccompsandbox)
     install_shim()
-    containerd = PrivateContainerd(HOME / "containerd", RUN, shim_directory=HOME / "bin", environment={"KATA_CONF_FILE": str(config)})
+    containerd = PrivateContainerd(
+        HOME / "containerd", RUN, shim_directory=HOME / "bin", environment={"KATA_CONF_FILE": str(config)}
+    )
     containerd.start()
     try:
         import_image(containerd)
@@ -92,7 +102,11 @@ def write_configuration(image: Path, accelerator: str, seccompsandbox: str | Non
     qemu["image"] = str(image / "kata-image.erofs")
     qemu["accelerator"] = accelerator
     qemu["virtio_fs_daemon"] = next(
-        (path for path in ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/virtiofsd") if os.path.exists(path)),
+        (
+            path
+            for path in ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd", "/usr/lib/virtiofsd")
+            if os.path.exists(path)
+        ),
         qemu["virtio_fs_daemon"],
     )
     if seccompsandbox is not None:
@@ -125,10 +139,14 @@ def run_container(containerd: PrivateContainerd, config: Path) -> int:
     """Run the container, and look at its machine while it runs."""
     step("ctr run --runtime io.containerd.kata.v2: a container in its own virtual machine")
     script = "echo guest kernel: $(uname -r); echo the container runs as $(id -un) on $(hostname); sleep 60"
-    begin = time.monotonic()
+    begin, logged = time.monotonic(), containerd.log_path.stat().st_size
     words = ["run", "--runtime", "io.containerd.kata.v2", busybox_image.NAME, CONTAINER, "sh", "-c", script]
     client = subprocess.Popen(
-        containerd.command(words), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        containerd.command(words),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     assert client.stdout is not None
     lines = [line for line in (client.stdout.readline(), client.stdout.readline()) if line]
@@ -143,40 +161,43 @@ def run_container(containerd: PrivateContainerd, config: Path) -> int:
     console.print(f"    host kernel:  {platform.release()}", markup=False)
     console.print(f"    first output after {seconds:.1f} s", markup=False)
     step(f"configuration in force: {config}")
-    show_warnings(containerd)
+    show_warnings(containerd.log_path.read_bytes()[logged:].decode(errors="replace"))
     status = show_confinement()
     containerd.run(["task", "kill", "--signal", "SIGKILL", CONTAINER])
     client.wait()
     return status
 
 
-def show_warnings(containerd: PrivateContainerd) -> None:
-    """What the shim warned about, out of containerd's log of this run."""
-    for line in containerd.log_path.read_text(errors="replace").splitlines():
+def show_warnings(log: str) -> None:
+    """What the shim warned about, out of what containerd logged since this run began."""
+    for line in log.splitlines():
         if "level=warning" in line and "runtime=kata" in line:
-            console.print(f"    {line.partition('msg=')[2]}", style="yellow", markup=False)
+            message = line.partition('msg="')[2].partition('" runtime=kata')[0].replace('\\"', '"')
+            console.print(f"    warning: {message}", style="yellow", markup=False)
 
 
 def show_confinement() -> int:
     """The kernel's word about each process of the sandbox; returns 1 if there is none."""
-    answer = subprocess.run([BIN / "kata-ctl", "seccomp", "status", "--json"], capture_output=True, text=True, check=False)
+    answer = subprocess.run(
+        [BIN / "kata-ctl", "seccomp", "status", "--json"], capture_output=True, text=True, check=False
+    )
     if answer.returncode != 0:
         console.print(answer.stderr, style="red", markup=False)
         return 1
-    for sandbox in json.loads(answer.stdout):
-        for process in sandbox["processes"]:
-            step(f"{process['name']}, pid {process['pid']}: seccomp of every thread, read from /proc/{process['pid']}/task")
-            table = Table("thread", "tid", "mode", "filters", "no_new_privs")
-            for thread in process["threads"]:
-                style = "green" if thread["mode"] == 2 else "red"
-                table.add_row(
-                    thread["name"],
-                    str(thread["tid"]),
-                    f"[{style}]{thread['mode']} ({thread['mode_name']})",
-                    str(thread["filters"]),
-                    "yes" if thread["no_new_privs"] else "no",
-                )
-            console.print(table)
+    processes = [process for sandbox in json.loads(answer.stdout) for process in sandbox["processes"]]
+    vmm = next((process for process in processes if process["name"] == "qemu"), None)
+    if vmm is None:
+        console.print("no VMM is running", style="red")
+        return 1
+    step(
+        f"the VMM is process {vmm['pid']}; seccomp of each of its threads, as the kernel reports it in /proc"
+    )
+    table = Table("thread", "tid", "seccomp mode", "filters")
+    for thread in vmm["threads"]:
+        mode = f"[{'green' if thread['mode'] == 2 else 'red'}]{thread['mode']} ({thread['mode_name']})"
+        table.add_row(thread["name"], str(thread["tid"]), mode, str(thread["filters"]))
+    console.print(table)
+    console.print("    kata-ctl seccomp status shows the other processes of the sandbox too")
     return 0
 
 

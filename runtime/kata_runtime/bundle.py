@@ -49,7 +49,13 @@ def check_spec(spec: object, path: str) -> JsonObject:
     """Check the parts of a specification that this side of the VM relies on. Raises as `load_spec` does."""
     if not isinstance(spec, dict):
         raise InvalidRequestError(f"{path}: the specification must be an object, not {_kind(spec)}")
-    for key, kind in (("process", dict), ("root", dict), ("mounts", list), ("annotations", dict), ("linux", dict)):
+    for key, kind in (
+        ("process", dict),
+        ("root", dict),
+        ("mounts", list),
+        ("annotations", dict),
+        ("linux", dict),
+    ):
         if spec.get(key) is not None and not isinstance(spec[key], kind):
             raise InvalidRequestError(f"{path}: {key} must be {_kind(kind())}, not {_kind(spec[key])}")
     for foreign in ("windows", "solaris", "zos", "vm", "freebsd"):
@@ -67,7 +73,7 @@ def check_spec(spec: object, path: str) -> JsonObject:
             raise InvalidRequestError(f"{path}: mounts[{number}].destination is missing")
         if not mount["destination"].startswith("/"):
             raise InvalidRequestError(f"{path}: mounts[{number}].destination must be an absolute path")
-    for key, value in annotations(spec).items():
+    for key, value in annotations_of(spec).items():
         if not isinstance(value, str):
             raise InvalidRequestError(f"{path}: annotation {key!r} must be a string, not {_kind(value)}")
     return spec
@@ -88,7 +94,7 @@ def check_process(process: object, path: str) -> JsonObject:
     return process
 
 
-def annotations(spec: JsonObject) -> dict[str, str]:
+def annotations_of(spec: JsonObject) -> dict[str, str]:
     """The annotations of a specification; empty when there are none."""
     return spec.get("annotations") or {}
 
@@ -100,7 +106,7 @@ def container_type(spec: JsonObject) -> ContainerType:
         InvalidRequestError: an annotation has a value that does not exist.
     """
     for key in TYPE_KEYS:
-        value = annotations(spec).get(key)
+        value = annotations_of(spec).get(key)
         if value is None:
             continue
         if value in ("sandbox", "container"):

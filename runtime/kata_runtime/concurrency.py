@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 async def first(*functions: Callable[[], Awaitable[T]]) -> T:
-    """Run all at once; return what the first to finish returns, or raise what it raises, and cancel the others.
+    """Run all at once; return what the first to finish returns or raise what it raises; cancel the others.
 
     The exception is the one that was raised, not a group of one.
     """

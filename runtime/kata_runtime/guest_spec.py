@@ -16,7 +16,9 @@ GUEST_SHARED = "/run/kata-containers/shared/containers"
 GUEST_SHM = "/run/kata-containers/sandbox/shm"
 
 # Mounts of these types are made by the guest itself, from its own kernel.
-_GUEST_TYPES = frozenset({"proc", "sysfs", "tmpfs", "mqueue", "devpts", "cgroup", "cgroup2", "devtmpfs", "bpf"})
+_GUEST_TYPES = frozenset(
+    {"proc", "sysfs", "tmpfs", "mqueue", "devpts", "cgroup", "cgroup2", "devtmpfs", "bpf"}
+)
 # The VM is the boundary of these: the guest has one network, one clock, one host-side cgroup.
 _DROPPED_NAMESPACES = frozenset({"network", "time"})
 
@@ -72,7 +74,9 @@ def amend(
     """
     guest = copy.deepcopy(spec)
     guest["root"]["path"] = f"{GUEST_SHARED}/{container_id}/rootfs"
-    guest["mounts"] = [_mount(index, mount, guest_sources) for index, mount in enumerate(guest.get("mounts") or ())]
+    guest["mounts"] = [
+        _mount(index, mount, guest_sources) for index, mount in enumerate(guest.get("mounts") or ())
+    ]
     _keep_guest_hooks(guest)
     linux = guest.setdefault("linux", {})
     linux["namespaces"] = [

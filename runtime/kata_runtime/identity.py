@@ -29,7 +29,12 @@ def check_id(identifier: str, what: str = "id") -> str:
     Raises:
         InvalidIdError: it breaks the rule.
     """
-    ok = 0 < len(identifier) <= 76 and identifier.isascii() and identifier[0].isalnum() and identifier[-1].isalnum()
+    ok = (
+        0 < len(identifier) <= 76
+        and identifier.isascii()
+        and identifier[0].isalnum()
+        and identifier[-1].isalnum()
+    )
     if not ok or not all(char.isalnum() or char in "._-" for char in identifier):
         raise InvalidIdError(
             f"invalid {what} {identifier[:100]!r}: use 1 to 76 letters, digits, '.', '_' or '-', "

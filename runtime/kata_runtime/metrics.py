@@ -24,7 +24,9 @@ def to_metrics(stats: agent_pb2.StatsContainerResponse) -> metrics_pb2.Metrics:
     usage, throttling = cgroup.cpu_stats.cpu_usage, cgroup.cpu_stats.throttling_data
     return metrics_pb2.Metrics(
         hugetlb=[
-            metrics_pb2.HugetlbStat(usage=entry.usage, max=entry.max_usage, failcnt=entry.failcnt, pagesize=size)
+            metrics_pb2.HugetlbStat(
+                usage=entry.usage, max=entry.max_usage, failcnt=entry.failcnt, pagesize=size
+            )
             for size, entry in cgroup.hugetlb_stats.items()
         ],
         pids=metrics_pb2.PidsStat(current=cgroup.pids_stats.current, limit=cgroup.pids_stats.limit),
@@ -80,7 +82,9 @@ def _memory(memory: agent_pb2.MemoryStats) -> metrics_pb2.MemoryStat:
 
 
 def _entry(data: agent_pb2.MemoryData) -> metrics_pb2.MemoryEntry:
-    return metrics_pb2.MemoryEntry(limit=data.limit, usage=data.usage, max=data.max_usage, failcnt=data.failcnt)
+    return metrics_pb2.MemoryEntry(
+        limit=data.limit, usage=data.usage, max=data.max_usage, failcnt=data.failcnt
+    )
 
 
 def _blkio(blkio: agent_pb2.BlkioStats) -> metrics_pb2.BlkIOStat:

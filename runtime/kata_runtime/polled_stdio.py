@@ -50,7 +50,9 @@ class PolledStdio(Stdio):
             tasks.start_soon(self._read_output, name, read)
 
     async def _read_output(self, name: str, read: Read) -> None:
-        request = agent_pb2.ReadStreamRequest(container_id=self._container_id, exec_id=self._exec_id, len=CHUNK)
+        request = agent_pb2.ReadStreamRequest(
+            container_id=self._container_id, exec_id=self._exec_id, len=CHUNK
+        )
         try:
             while data := (await read(request)).data:
                 self._progress += len(data)
@@ -73,7 +75,9 @@ class PolledStdio(Stdio):
                     )
                     written = (await self._agent.write_stdin(request)).len
                     data = data[written:]
-            request_close = agent_pb2.CloseStdinRequest(container_id=self._container_id, exec_id=self._exec_id)
+            request_close = agent_pb2.CloseStdinRequest(
+                container_id=self._container_id, exec_id=self._exec_id
+            )
             await self._agent.close_stdin(request_close)
         except (RpcError, OSError) as error:
             _log.debug("stdin ended: %s", error)
@@ -81,7 +85,7 @@ class PolledStdio(Stdio):
             self._files.close_one("stdin")
 
     async def _read_input(self, fifo: int) -> bytes:
-        """What is in the FIFO, at least a byte; empty at its end, or once CloseIO was asked for and it is empty."""
+        """What is in the FIFO, at least a byte; nothing at its end, or once CloseIO was asked for."""
         while True:
             if not self._stdin_closing.is_set():
                 await first(lambda: anyio.wait_readable(fifo), self._stdin_closing.wait)

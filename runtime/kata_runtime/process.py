@@ -47,7 +47,11 @@ class Process:
     @property
     def what(self) -> str:
         """Its name for messages."""
-        return f"exec {self.exec_id} of container {self.container_id}" if self.exec_id else f"container {self.container_id}"
+        return (
+            f"exec {self.exec_id} of container {self.container_id}"
+            if self.exec_id
+            else f"container {self.container_id}"
+        )
 
     def apply(self, event: Event) -> None:
         """Move to the state after an event. Raises StateError or NotFoundError as the table says."""

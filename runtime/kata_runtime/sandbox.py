@@ -129,7 +129,10 @@ class Sandbox:
             raise
         self._tasks.start_soon(self._watch)
         _log.info(
-            "sandbox %s is running after %.0f ms (%s)", self.identity.id, (time.monotonic() - begin) * 1e3, ", ".join(stages)
+            "sandbox %s is running after %.0f ms (%s)",
+            self.identity.id,
+            (time.monotonic() - begin) * 1e3,
+            ", ".join(stages),
         )
 
     async def _stage(self, name: str, stages: list[str], work: Awaitable[T]) -> T:
@@ -172,9 +175,9 @@ class Sandbox:
                 directory=Path(self.identity.directory),
                 vcpus=size.vcpus,
                 memory_mib=size.memory_mib,
-                kernel=Path(table.kernel),
-                initrd=Path(table.initrd) if table.initrd else None,
-                image=Path(table.image) if table.image else None,
+                kernel=table.kernel,
+                initrd=table.initrd,
+                image=table.image,
                 rootfs_type=table.rootfs_type,
                 kernel_parameters=self._kernel_parameters(),
                 shared=shared,
@@ -191,7 +194,7 @@ class Sandbox:
         words = ["agent.log=debug"] if agent.enable_debug else []
         if agent.container_pipe_size:
             words.append(f"agent.container_pipe_size={agent.container_pipe_size}")
-        return (*words, *table.kernel_params.split())
+        return (*words, *table.kernel_parameters)
 
     async def _reach_agent(self) -> None:
         """Connect to the agent, unless the machine or a helper ends first: whatever comes first is told."""
@@ -214,7 +217,8 @@ class Sandbox:
             tail = self.hypervisor.console_tail.strip()
             raise SandboxError(
                 "agent",
-                f"the guest's agent did not answer within {budget:g} s, while the VMM runs ({error}): check the guest image, "
+                f"the guest's agent did not answer within {budget:g} s, while the VMM runs ({error}): "
+                f"check the guest image, "
                 f"or raise reconnect_timeout_ms in [agent.kata]\nguest console:\n{tail or '(silent)'}",
             ) from None
 
@@ -256,7 +260,11 @@ class Sandbox:
             storages.insert(
                 0,
                 agent_pb2.Storage(
-                    driver="virtio-fs", source="kataShared", fstype="virtiofs", options=["nodev"], mount_point=GUEST_SHARED
+                    driver="virtio-fs",
+                    source="kataShared",
+                    fstype="virtiofs",
+                    options=["nodev"],
+                    mount_point=GUEST_SHARED,
                 ),
             )
         return agent_pb2.CreateSandboxRequest(
@@ -297,7 +305,9 @@ class Sandbox:
         with anyio.move_on_after(GUEST_DEATH_GRACE):
             await self.hypervisor.wait()
             await anyio.sleep_forever()  # the machine's own watcher knows the better reason
-        return f"the guest agent closed its connection\nguest console:\n{self.hypervisor.console_tail.strip()}"
+        return (
+            f"the guest agent closed its connection\nguest console:\n{self.hypervisor.console_tail.strip()}"
+        )
 
     async def _watch_health(self) -> str:
         assert self.configuration is not None

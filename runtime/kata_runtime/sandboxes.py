@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 from collections.abc import Iterator
@@ -15,7 +16,10 @@ from kata_runtime.identity import STATE_ROOT
 
 @dataclass(frozen=True, slots=True)
 class RecordedProcess:
-    """A living process of a sandbox. name: "shim", "broker", or the role of a child such as "qemu"."""
+    """A living process of a sandbox. name: "shim", "broker", or the role of a child such as "qemu".
+
+    A process that a child has started has its child's name.
+    """
 
     name: str
     pid: int
@@ -56,8 +60,23 @@ def _read(directory: str) -> RecordedSandbox | None:
     children = [r for r in records if r.get("undo") == "process" and r.get("n") not in done]
     candidates = [("shim", *header["shim"]), ("broker", *header["broker"])]
     candidates += [(child["name"], child["pid"], child["start"]) for child in children]
-    alive = tuple(RecordedProcess(name, pid) for name, pid, start in candidates if is_alive(pid, start))
-    return RecordedSandbox(header["sandbox"], header["owner"], directory, alive)
+    alive = [RecordedProcess(name, pid) for name, pid, start in candidates if is_alive(pid, start)]
+    for child in [process for process in alive if process.name not in ("shim", "broker")]:
+        alive += (RecordedProcess(child.name, pid) for pid in _descendants(child.pid))
+    return RecordedSandbox(header["sandbox"], header["owner"], directory, tuple(alive))
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    """Processes that a child has started itself, as virtiofsd does for its own sandbox."""
+    for path in glob.glob(f"/proc/{pid}/task/*/children"):
+        try:
+            with open(path, encoding="ascii") as file:
+                children = [int(word) for word in file.read().split()]
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        for child in children:
+            yield child
+            yield from _descendants(child)
 
 
 def _parse(line: str) -> dict[str, Any]:

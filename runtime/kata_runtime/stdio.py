@@ -47,7 +47,9 @@ class StdioFiles:
         self.stderr = stderr
 
     @classmethod
-    async def open(cls, paths: StdioPaths, open_fifo: OpenFifo, open_log: Callable[[str], Awaitable[int]]) -> StdioFiles:
+    async def open(
+        cls, paths: StdioPaths, open_fifo: OpenFifo, open_log: Callable[[str], Awaitable[int]]
+    ) -> StdioFiles:
         """Open what containerd gave; on an error nothing stays open.
 
         Output is opened for reading as well, so that a client which detaches does not end the stream and one
@@ -61,7 +63,9 @@ class StdioFiles:
                 return await open_fifo(path, "rw")
             if scheme == "file":
                 return await open_log(rest)
-            raise UnsupportedError(f"cannot log to {path!r}: use a FIFO or file:///path (binary loggers are not supported)")
+            raise UnsupportedError(
+                f"cannot log to {path!r}: use a FIFO or file:///path (binary loggers are not supported)"
+            )
 
         try:
             if paths.stdin:

@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 from kata_agent import oci
 from kata_agent.constants import STREAM_PORT
 from kata_agent.protos import agent_pb2
-from kata_agent.ttrpc.status import Code, RpcError
+from kata_agent.ttrpc.status import RpcError
 from kata_runtime import bundle as oci_bundle
 from kata_runtime import guest_spec
 from kata_runtime.bundle import ContainerType, JsonObject
@@ -68,7 +68,9 @@ class CreateRequest:
 class Tasks:
     """The containers of one sandbox."""
 
-    def __init__(self, sandbox: Sandbox, tasks: anyio.abc.TaskGroup, publish: Callable[[Message], None]) -> None:
+    def __init__(
+        self, sandbox: Sandbox, tasks: anyio.abc.TaskGroup, publish: Callable[[Message], None]
+    ) -> None:
         self._sandbox = sandbox
         self._tasks = tasks
         self._publish = publish
@@ -89,7 +91,9 @@ class Tasks:
         except KeyError:
             if container_id in self._creating:
                 raise StateError(f"container {container_id} is still being created") from None
-            raise NotFoundError(f"no container {container_id!r} in sandbox {self._sandbox.identity.id}") from None
+            raise NotFoundError(
+                f"no container {container_id!r} in sandbox {self._sandbox.identity.id}"
+            ) from None
 
     def process(self, container_id: str, exec_id: str) -> Process:
         """The init process, or an exec. Raises NotFoundError."""
@@ -175,7 +179,9 @@ class Tasks:
         else:
             source = os.path.join(container.bundle, container.spec["root"]["path"])
             if not os.path.isdir(source):
-                raise InvalidRequestError(f"container {container.id}: its root file system {source} is not a directory")
+                raise InvalidRequestError(
+                    f"container {container.id}: its root file system {source} is not a directory"
+                )
             await broker.bind(source, target, readonly=False)
         container.mounts.append(target)
 
@@ -185,11 +191,14 @@ class Tasks:
         for volume in guest_spec.volumes_of(container.spec):
             if not os.path.isabs(volume.source) or not os.path.exists(volume.source):
                 raise InvalidRequestError(
-                    f"container {container.id}: the source {volume.source!r} of the mount on {volume.destination} does not exist"
+                    f"container {container.id}: "
+                    f"the source {volume.source!r} of the mount on {volume.destination} does not exist"
                 )
             name = f"volume-{volume.index}"
             target = os.path.join(container.home, name)
-            await self._sandbox.broker.bind(volume.source, target, readonly=volume.readonly, recursive=volume.recursive)
+            await self._sandbox.broker.bind(
+                volume.source, target, readonly=volume.readonly, recursive=volume.recursive
+            )
             container.mounts.append(target)
             sources[volume.index] = f"{guest_spec.GUEST_SHARED}/{container.id}/{name}"
         return sources
@@ -198,7 +207,10 @@ class Tasks:
         configuration = self._sandbox.configuration
         assert configuration is not None
         guest = guest_spec.amend(
-            container.spec, container.id, sources, disable_guest_seccomp=configuration.runtime.disable_guest_seccomp
+            container.spec,
+            container.id,
+            sources,
+            disable_guest_seccomp=configuration.runtime.disable_guest_seccomp,
         )
         try:
             encoded = oci.spec_to_proto(guest)
@@ -249,8 +261,9 @@ class Tasks:
             self._tasks.start_soon(self._watch_process, process)
 
     async def _start_exec(self, process: Process) -> None:
-        if self.container(process.container_id).init.state is not State.RUNNING:
-            raise StateError(f"cannot start {process.what}: the container is {self.container(process.container_id).init.state.value}")
+        container = self.container(process.container_id).init
+        if container.state is not State.RUNNING:
+            raise StateError(f"cannot start {process.what}: the container is {container.state.value}")
         try:
             ports = await self._open_stdio(process)
             await self._sandbox.agent.exec_process(
@@ -262,7 +275,7 @@ class Tasks:
                     stdout_port=ports.get("stdout", 0),
                     stderr_port=ports.get("stderr", 0),
                 ),
-                )
+            )
             assert process.stdio is not None
             process.stdio.start(self._tasks)
         except BaseException:
@@ -403,7 +416,10 @@ class Tasks:
         at = container.init.exit.at if container.init.exit else 0
         self._publish(
             events_pb2.TaskDelete(
-                container_id=container.id, pid=self._sandbox.vmm_pid, exit_status=status, exited_at=timestamp(at)
+                container_id=container.id,
+                pid=self._sandbox.vmm_pid,
+                exit_status=status,
+                exited_at=timestamp(at),
             )
         )
 
@@ -489,5 +505,5 @@ def _refuse_host_hooks(spec: JsonObject) -> None:
     for stage in ("prestart", "createRuntime", "createContainer", "poststart", "poststop"):
         if hooks.get(stage):
             raise UnsupportedError(
-                f"the bundle asks for {stage} hooks, which this runtime does not run yet: remove hooks.{stage}"
+                f"the bundle asks for {stage} hooks, which this runtime does not run: remove hooks.{stage}"
             )

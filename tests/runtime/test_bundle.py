@@ -37,12 +37,18 @@ def test_a_good_bundle_loads(tmp_path: Path) -> None:
         ('{"process": {"args": ["a\\u0000b"], "cwd": "/"}}', "null characters"),
         ('{"process": {"args": ["a"], "cwd": "x"}}', "process.cwd"),
         ('{"process": {"args": ["a"], "cwd": "/"}}', "root.path is missing"),
-        ('{"process": {"args": ["a"], "cwd": "/"}, "root": {"path": "r"}, "mounts": [{}]}', r"mounts\[0\].destination is missing"),
         (
-            '{"process": {"args": ["a"], "cwd": "/"}, "root": {"path": "r"}, "mounts": [{"destination": "x"}]}',
+            '{"process": {"args": ["a"], "cwd": "/"}, "root": {"path": "r"}, "mounts": [{}]}',
+            r"mounts\[0\].destination is missing",
+        ),
+        (
+            '{"process": {"args": ["a"], "cwd":"/"}, "root": {"path":"r"}, "mounts": [{"destination": "x"}]}',
             "must be an absolute path",
         ),
-        ('{"process": {"args": ["a"], "cwd": "/"}, "root": {"path": "r"}, "annotations": {"k": 1}}', "annotation 'k'"),
+        (
+            '{"process": {"args": ["a"], "cwd": "/"}, "root": {"path": "r"}, "annotations": {"k": 1}}',
+            "annotation 'k'",
+        ),
     ],
 )
 def test_a_bad_bundle_names_its_fault(tmp_path: Path, text: str, message: str) -> None:
@@ -63,7 +69,10 @@ def test_a_windows_container_is_not_for_us() -> None:
 
 _json = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from([*GOOD, "args", "cwd", "path"]), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from([*GOOD, "args", "cwd", "path"]), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 

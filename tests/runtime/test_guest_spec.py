@@ -8,7 +8,13 @@ from typing import Any
 from kata_runtime.guest_spec import GUEST_SHARED, GUEST_SHM, amend, volumes_of
 
 SPEC: dict[str, Any] = {
-    "process": {"args": ["sh"], "cwd": "/", "apparmorProfile": "docker-default", "selinuxLabel": "x", "noNewPrivileges": True},
+    "process": {
+        "args": ["sh"],
+        "cwd": "/",
+        "apparmorProfile": "docker-default",
+        "selinuxLabel": "x",
+        "noNewPrivileges": True,
+    },
     "root": {"path": "/host/rootfs", "readonly": True},
     "mounts": [
         {"destination": "/proc", "type": "proc", "source": "proc"},
@@ -18,9 +24,17 @@ SPEC: dict[str, Any] = {
     ],
     "hooks": {"startContainer": [{"path": "/in/guest"}], "prestart": [{"path": "/on/host"}]},
     "linux": {
-        "namespaces": [{"type": "pid", "path": "/proc/1/ns/pid"}, {"type": "network", "path": "/run/netns/x"}, {"type": "mount"}],
+        "namespaces": [
+            {"type": "pid", "path": "/proc/1/ns/pid"},
+            {"type": "network", "path": "/run/netns/x"},
+            {"type": "mount"},
+        ],
         "seccomp": {"defaultAction": "SCMP_ACT_ERRNO"},
-        "resources": {"cpu": {"cpus": "3-5", "quota": 50000}, "memory": {"limit": 1}, "blockIO": {"weight": 10}},
+        "resources": {
+            "cpu": {"cpus": "3-5", "quota": 50000},
+            "memory": {"limit": 1},
+            "blockIO": {"weight": 10},
+        },
     },
 }
 

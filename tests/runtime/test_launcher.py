@@ -42,7 +42,9 @@ def options(config_path: str) -> Any:
 
 class TestArguments:
     def test_containerds_command_line(self) -> None:
-        words = "-namespace k8s.io -address /run/c.sock -publish-binary /usr/bin/containerd -id abc -debug start"
+        words = (
+            "-namespace k8s.io -address /run/c.sock -publish-binary /usr/bin/containerd -id abc -debug start"
+        )
         parsed = arguments.parse(words.split())
         assert parsed.action == "start"
         assert parsed.value("namespace") == "k8s.io"
@@ -101,7 +103,11 @@ class TestDialects:
         )
         call = bootstrap.read_call(params.SerializeToString(), "abc", None)
         assert call.dialect == "protobuf"
-        assert (call.socket_root, call.ttrpc_address, call.config_path) == ("/run/own", "/run/c.ttrpc", "/etc/kata.toml")
+        assert (call.socket_root, call.ttrpc_address, call.config_path) == (
+            "/run/own",
+            "/run/c.ttrpc",
+            "/etc/kata.toml",
+        )
         result = bootstrap_pb2.BootstrapResult.FromString(bootstrap.answer("protobuf", "unix:///run/s"))
         assert (result.version, result.address, result.protocol) == (3, "unix:///run/s", "ttrpc")
 
@@ -144,9 +150,15 @@ class TestSandboxOfBundle:
         annotations = {"io.kubernetes.cri.container-type": "sandbox", "io.kubernetes.cri.sandbox-id": "pod"}
         assert launcher.sandbox_of_bundle(self.write(tmp_path, annotations)) is None
 
-    @pytest.mark.parametrize("prefix", ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"])
+    @pytest.mark.parametrize(
+        "prefix", ["io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType"]
+    )
     def test_a_further_container_names_its_sandbox(self, tmp_path: Path, prefix: str) -> None:
-        key = "io.kubernetes.cri.sandbox-id" if prefix.startswith("io.kubernetes.cri.") else "io.kubernetes.cri-o.SandboxID"
+        key = (
+            "io.kubernetes.cri.sandbox-id"
+            if prefix.startswith("io.kubernetes.cri.")
+            else "io.kubernetes.cri-o.SandboxID"
+        )
         assert launcher.sandbox_of_bundle(self.write(tmp_path, {prefix: "container", key: "pod"})) == "pod"
 
     def test_an_unreadable_bundle_is_left_to_create(self, tmp_path: Path) -> None:
@@ -155,11 +167,17 @@ class TestSandboxOfBundle:
         assert launcher.sandbox_of_bundle(str(tmp_path / "missing")) is None
 
 
-def run_launcher(tmp_path: Path, *words: str, source: str | None = None) -> subprocess.CompletedProcess[bytes]:
+def run_launcher(
+    tmp_path: Path, *words: str, source: str | None = None
+) -> subprocess.CompletedProcess[bytes]:
     script = tmp_path / "shim"
     script.write_text(source or launcher_text(sys.executable, module_roots()))
     return subprocess.run(
-        [sys.executable, "-IS", str(script), *words], capture_output=True, stdin=subprocess.DEVNULL, cwd=tmp_path, check=False
+        [sys.executable, "-IS", str(script), *words],
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        cwd=tmp_path,
+        check=False,
     )
 
 

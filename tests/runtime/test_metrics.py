@@ -9,7 +9,9 @@ from kata_runtime.containerd_api import metrics_pb2
 STATS = agent_pb2.StatsContainerResponse(
     cgroup_stats=agent_pb2.CgroupStats(
         cpu_stats=agent_pb2.CpuStats(
-            cpu_usage=agent_pb2.CpuUsage(total_usage=9, usage_in_kernelmode=4, usage_in_usermode=5, percpu_usage=[9]),
+            cpu_usage=agent_pb2.CpuUsage(
+                total_usage=9, usage_in_kernelmode=4, usage_in_usermode=5, percpu_usage=[9]
+            ),
             throttling_data=agent_pb2.ThrottlingData(periods=3, throttled_periods=2, throttled_time=1),
         ),
         memory_stats=agent_pb2.MemoryStats(

@@ -18,7 +18,9 @@ def test_every_pair_follows_the_table_or_is_refused(state: State, event: Event) 
         with pytest.raises(NotFoundError, match="container x: it is deleted"):
             after(state, event, "container x")
     else:
-        with pytest.raises(StateError, match=f"cannot {event.value} container x: it is {state.value}, and must be"):
+        with pytest.raises(
+            StateError, match=f"cannot {event.value} container x: it is {state.value}, and must be"
+        ):
             after(state, event, "container x")
 
 

@@ -9,13 +9,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from google.protobuf.message import Message
 
 from kata_agent.protos import agent_pb2
 from kata_agent.ttrpc.status import Code, RpcError
 from kata_runtime.containerd_api import events_pb2
-from kata_runtime.errors import AlreadyExistsError, InvalidRequestError, NotFoundError, SandboxError, StateError
+from kata_runtime.errors import (
+    AlreadyExistsError,
+    InvalidRequestError,
+    NotFoundError,
+    SandboxError,
+    StateError,
+)
 from kata_runtime.states import State
 from kata_runtime.stdio import StdioPaths
 from kata_runtime.tasks import CreateRequest, Tasks
@@ -145,7 +152,7 @@ class Fixture:
 
     async def settled(self) -> None:
         for _ in range(20):
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
 
 
 @pytest.fixture
@@ -205,12 +212,17 @@ async def test_a_failure_in_the_guest_unmounts_what_was_shared(fixture: Fixture,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mounts": [{"destination": "/x", "type": "bind", "source": "/no/such"}]}, "'/no/such' of the mount on /x does not exist"),
+        (
+            {"mounts": [{"destination": "/x", "type": "bind", "source": "/no/such"}]},
+            "'/no/such' of the mount on /x does not exist",
+        ),
         ({"root": {"path": "missing"}}, "missing is not a directory"),
         ({"process": {"args": ["sh"], "cwd": "/", "env": [3]}}, "env"),
     ],
 )
-async def test_a_bundle_that_cannot_work_says_why(fixture: Fixture, changes: dict[str, Any], message: str) -> None:
+async def test_a_bundle_that_cannot_work_says_why(
+    fixture: Fixture, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InvalidRequestError, match=message):
         await fixture.tasks.create(fixture.request(**changes))
     assert fixture.sandbox.broker.mounted == []
@@ -305,4 +317,3 @@ async def test_oom_is_published_for_known_containers_only(fixture: Fixture) -> N
     fixture.tasks.oom("web")
     fixture.tasks.oom("other")
     assert fixture.topics().count("TaskOOM") == 1
-

@@ -7,7 +7,8 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from kata_hypervisor.errors import LaunchError
 from kata_hypervisor.host import ExitStatus
@@ -107,6 +108,20 @@ class FakeHost:
             await child.aclose()
 
 
+async def _requests(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]]:
+    """Split a stream of JSON objects, which need nothing between them."""
+    buffer = ""
+    while data := await reader.read(4096):
+        buffer += data.decode()
+        while buffer:
+            try:
+                request, end = json.JSONDecoder().raw_decode(buffer)
+            except json.JSONDecodeError:
+                break
+            yield request
+            buffer = buffer[end:].lstrip()
+
+
 def cannot_start(name: str) -> LaunchError:
     """What a host raises when there is no such program."""
     return LaunchError(f"cannot start {name}: No such file or directory")
@@ -154,6 +169,8 @@ class FakeQemu:
         serving = asyncio.ensure_future(self._serve(child, reader, writer))
         try:
             await asyncio.wait({gone, serving}, return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                serving.result()
         finally:
             gone.cancel()
             serving.cancel()
@@ -161,8 +178,7 @@ class FakeQemu:
 
     async def _serve(self, child: FakeChild, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(self._greeting)
-        while line := await reader.readline():
-            request = json.loads(line)
+        async for request in _requests(reader):
             name = request["execute"]
             child.commands.append(name)
             if name in self._end_at:

@@ -34,8 +34,20 @@ class Acceptor:
         return item
 
     @property
-    def _full(self) -> bool:
+    def full(self) -> bool:
+        """Whether so many streams wait to be accepted that the next is refused."""
         return self._queue.qsize() >= _BACKLOG
+
+    def offer(self, sock: socket.socket, number: int) -> None:
+        """Hand a stream to whoever accepts."""
+        self._queue.put((sock, number))
+
+    def end(self) -> None:
+        """Close the streams that nobody accepted, and fail whoever waits."""
+        while not self._queue.empty():
+            if (item := self._queue.get()) is not None:
+                item[0].close()
+        self._queue.put(None)
 
 
 class MuxGuest:
@@ -75,7 +87,7 @@ class MuxGuest:
             self._pump.close()
             self._reactor.close()
             for acceptor in list(self._acceptors.values()):
-                acceptor._queue.put(None)
+                acceptor.end()
         if self._error:
             raise self._error
 
@@ -87,12 +99,12 @@ class MuxGuest:
         if event.type != FrameType.OPEN:
             return
         acceptor = self._acceptors.get(event.number)
-        if acceptor is None or acceptor._full:
+        if acceptor is None or acceptor.full:
             self._mux.refuse(event.stream)
             return
         self._mux.accept(event.stream)
         try:
-            acceptor._queue.put((self._pump.attach(event.stream), event.stream))
+            acceptor.offer(self._pump.attach(event.stream), event.stream)
         except OSError:
             pass  # no descriptors left: the stream was reset, which the host sees
 

@@ -69,22 +69,26 @@ class Qemu(Hypervisor):
         self._transport: GuestTransport | None = None
         self._end: asyncio.Task[VmExit] | None = None
         self._warnings: tuple[str, ...] = ()
-        self._begun = False
+        self._spawning: asyncio.Task[Monitor] | None = None
+        self._stopping: asyncio.Task[None] | None = None
         self._running = False
         self._requested = False
 
     async def start(self, spec: VmSpec) -> None:
         """See the contract."""
-        if self._begun:
-            raise LaunchError(f"cannot start the virtual machine of {spec.sandbox_id}: it was started before")
-        self._begun = True
+        if self._spawning is not None or self._requested:
+            raise LaunchError(f"cannot start the virtual machine of {spec.sandbox_id}: it was used before")
+        # A task of its own: a child that is started while its caller is cancelled must be known, to be ended.
+        self._spawning = asyncio.create_task(self._spawn_all(spec), name="virtual machine's processes")
         try:
-            await self._launch(spec)
+            await asyncio.wait({self._spawning})
+            await self._launch(self._spawning.result())
         except BaseException:
             await self.stop()
             raise
 
-    async def _launch(self, spec: VmSpec) -> None:
+    async def _spawn_all(self, spec: VmSpec) -> Monitor:
+        """Start both processes and the task that watches them; return QEMU's monitor, not connected yet."""
         self._warnings = check_host(self._table, spec)
         with contextlib.ExitStack() as theirs:
             fds: dict[int, int] = {}
@@ -92,6 +96,10 @@ class Qemu(Hypervisor):
                 fds[command.FILESYSTEM] = await self._start_virtiofsd(spec.directory, spec.shared, theirs)
             monitor = await self._start_qemu(spec, fds, theirs)
         self._end = asyncio.create_task(self._supervise(), name="virtual machine's end")
+        return monitor
+
+    async def _launch(self, monitor: Monitor) -> None:
+        """Prove QEMU's confinement, and let the guest run."""
         if self._requested:
             raise LaunchError("the virtual machine was stopped while it started")
         deadline = anyio.current_time() + self._start_budget
@@ -163,8 +171,7 @@ class Qemu(Hypervisor):
         reader, writer = os.pipe2(os.O_CLOEXEC)
         theirs.callback(os.close, writer)
         await self._follow(f"{name} stderr", os.fdopen(reader, "rb", buffering=0))
-        with anyio.CancelScope(shield=True):  # a child that nobody knows of could not be ended
-            self._children[name] = await self._host.spawn(name, argv, fds={**fds, command.STDERR: writer})
+        self._children[name] = await self._host.spawn(name, argv, fds={**fds, command.STDERR: writer})
 
     async def _attempt(self, stage: str, deadline: float, action: Coroutine[Any, Any, T]) -> T:
         """Run one stage of the start against the machine's end and the deadline.
@@ -233,25 +240,28 @@ class Qemu(Hypervisor):
     async def stop(self) -> None:
         """See the contract."""
         self._requested = True
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(), name="virtual machine's stop")
         with anyio.CancelScope(shield=True):
-            if self._end is None:
-                await self._kill()
-                for child in self._children.values():
-                    await child.wait()
-                await self._ours.aclose()
-                return
-            if not self._end.done():
-                await self._quit()
-            await asyncio.wait({self._end})
+            await asyncio.wait({self._stopping})
+        self._stopping.result()
 
-    async def _quit(self) -> None:
-        """Ask QEMU to end, for a short while; then let the kernel."""
-        assert self._monitor is not None
-        assert self._end is not None
-        with anyio.move_on_after(self._stop_budget), contextlib.suppress(MonitorError):
-            await self._monitor.execute("quit")
-            await asyncio.wait({self._end})
-        await self._kill()
+    async def _stop(self) -> None:
+        if self._spawning is not None:
+            await asyncio.wait({self._spawning})
+        if self._end is None or self._monitor is None:  # QEMU was never started
+            await self._kill()
+            for child in self._children.values():
+                await child.wait()
+            await self._ours.aclose()
+            return
+        if not self._end.done():
+            # Ask QEMU to end, for a short while; then let the kernel.
+            with anyio.move_on_after(self._stop_budget), contextlib.suppress(MonitorError):
+                await self._monitor.execute("quit")
+                await asyncio.wait({self._end})
+            await self._kill()
+        await asyncio.wait({self._end})
 
     async def _kill(self) -> None:
         for child in self._children.values():

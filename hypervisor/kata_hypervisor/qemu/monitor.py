@@ -6,6 +6,7 @@ event that matters. Source: QEMU's qapi/run-state.json, event SHUTDOWN.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections.abc import Mapping
@@ -35,6 +36,7 @@ class Monitor:
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
+        self._connecting = asyncio.Lock()
         self._client = QMPClient(readbuflen=MESSAGE_LIMIT)
         self._client.logger = _silent
         self._shutdown = EventListener("SHUTDOWN", self._is_first)
@@ -50,7 +52,8 @@ class Monitor:
             MonitorError: the other end hung up, or does not speak QMP.
         """
         try:
-            await self._client.connect(self._socket)
+            async with self._connecting:
+                await self._client.connect(self._socket)
         except ConnectError as error:
             raise MonitorError(f"qemu's monitor gave no usable greeting: {_describe(error.exc)}") from error
 
@@ -71,11 +74,12 @@ class Monitor:
             await self._client.runstate_changed()
 
     async def aclose(self) -> None:
-        """Hang up."""
+        """Hang up; a `connect` that is under way fails."""
         with suppress(OSError):  # not connected, or not any more
             self._socket.shutdown(socket.SHUT_RDWR)
-        with suppress(*_FAILURES):  # raises what ended the connection, and that was wanted
-            await self._client.disconnect()
+        async with self._connecting:
+            with suppress(*_FAILURES):  # raises what ended the connection, and that was wanted
+                await self._client.disconnect()
         self._socket.close()
 
     @property

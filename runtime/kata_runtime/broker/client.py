@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import anyio
+
 from kata_hypervisor.errors import LaunchError
 from kata_hypervisor.host import Child, ExitStatus
 from kata_hypervisor.seccomp.proof import ThreadConfinement
-
 from kata_runtime.broker import messages
-from kata_runtime.broker.errors import BrokerLostError, RequestFailedError, RequestRefusedError
+from kata_runtime.broker.errors import BrokerError, BrokerLostError, RequestFailedError, RequestRefusedError
 
 if TYPE_CHECKING:
     from kata_runtime.broker.messages import Message
@@ -132,6 +132,8 @@ class Broker:
             )
         except RequestFailedError as error:
             raise LaunchError(str(error)) from None
+        except BrokerError as error:
+            raise LaunchError(f"cannot start {name}: {error}") from None
         child = BrokerChild(self, name, result["pid"])
         if (status := self._early.pop(child.pid, None)) is not None:
             child._end(status)
@@ -149,8 +151,15 @@ class Broker:
             return  # the kernel has killed it
 
     async def confinement(self, child: Child) -> list[ThreadConfinement]:
-        """The kernel's word about each thread of the child, main thread first."""
-        result, _ = await self._request("confinement", pid=child.pid)
+        """The kernel's word about each thread of the child, main thread first.
+
+        Raises:
+            ProcessLookupError: the child has ended.
+        """
+        try:
+            result, _ = await self._request("confinement", pid=child.pid)
+        except RequestFailedError as error:
+            raise OSError(error.errno, str(error)) from None  # ESRCH makes it a ProcessLookupError
         return [ThreadConfinement(*thread) for thread in result["threads"]]
 
     async def oom_kills(self) -> int:

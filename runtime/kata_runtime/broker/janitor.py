@@ -105,56 +105,64 @@ def replay(log: UndoLog, territory: Territory, spared: Collection[int], *, mount
     Returns one line for each entry that could not be undone.
     """
     left = [f"{log.unreadable} lines of the undo stack are unreadable"] if log.unreadable else []
-
-    def attempt(entry: Entry, action: Callable[[Entry], None]) -> None:
-        try:
-            action(entry)
-        except (OSError, BrokerError, KeyError, TypeError) as error:
-            left.append(f"cannot undo {_describe(entry)}: {error}")
-
-    def remove(entry: Entry) -> None:
-        try:
-            with territory.reach(entry["path"]) as place:
-                place.remove()
-        except FileNotFoundError:
-            return
-
-    def unmount(entry: Entry) -> None:
-        try:
-            with territory.reach(entry["path"]) as place:
-                mounts.unmount(place)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # EINVAL: it is not mounted (any more)
-                raise
-
-    actions: dict[str, Callable[[Entry], None]] = {
-        "remove": remove,
-        "cgroup": lambda entry: cgroups.remove(entry["path"]),
-        "rmgroup": lambda entry: cgroups.remove_parent(entry["path"]),
-        "process": lambda entry: None,
-        "unmount": unmount if mounted else lambda entry: None,
-    }
     stack = list(reversed(log.entries.values()))
-    for entry in stack:
-        if entry["undo"] in ("process", "cgroup"):
-            attempt(
-                entry, _end_process if entry["undo"] == "process" else lambda group: _end_group(group, spared)
-            )
-    for entry in stack:
-        attempt(entry, actions[entry["undo"]])
+
+    def attempt(action: Callable[[Entry], None]) -> None:
+        for entry in stack:
+            try:
+                action(entry)
+            except (OSError, BrokerError, KeyError, TypeError) as error:
+                left.append(f"cannot undo {_describe(entry)}: {error}")
+
+    attempt(lambda entry: _end_processes(entry, spared))
+    attempt(lambda entry: _undo(entry, territory, mounted))
     return left
 
 
-def _end_process(entry: Entry) -> None:
-    if not processes.end(entry["pid"], entry["start"]):
-        raise OSError(errno.EBUSY, "it was killed and does not end")
+def _end_processes(entry: Entry, spared: Collection[int]) -> None:
+    match entry.get("undo"):
+        case "process":
+            if not processes.end(entry["pid"], entry["start"]):
+                raise OSError(errno.EBUSY, "it was killed and does not end")
+        case "cgroup":
+            if pids := cgroups.empty(entry["path"], entry["origin"], spared):
+                raise OSError(errno.EBUSY, f"process {pids[0]} in it was killed and does not end")
 
 
-def _end_group(entry: Entry, spared: Collection[int]) -> None:
-    if pids := cgroups.empty(entry["path"], entry["origin"], spared):
-        raise OSError(errno.EBUSY, f"process {pids[0]} in it was killed and does not end")
+def _undo(entry: Entry, territory: Territory, mounted: bool) -> None:
+    match entry.get("undo"):
+        case "process":
+            return
+        case "cgroup":
+            cgroups.remove(entry["path"])
+        case "rmgroup":
+            cgroups.remove_parent(entry["path"])
+        case "unmount":
+            if mounted:
+                _unmount(entry["path"], territory)
+        case "remove":
+            _remove(entry["path"], territory)
+        case kind:
+            raise BrokerError(f"nobody knows how to undo {kind!r}")
+
+
+def _unmount(path: str, territory: Territory) -> None:
+    try:
+        with territory.reach(path) as place:
+            mounts.unmount(place)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # EINVAL: it is not mounted (any more)
+            raise
+
+
+def _remove(path: str, territory: Territory) -> None:
+    try:
+        with territory.reach(path) as place:
+            place.remove()
+    except FileNotFoundError:
+        return
 
 
 def _describe(entry: Entry) -> str:

@@ -7,13 +7,14 @@ n}, or {"failed": message} when the broker could not begin.
 
 from __future__ import annotations
 
+import array
 import json
 import os
 import socket
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
     Message = dict[str, Any]
@@ -65,25 +66,29 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]]:
         MessageError: what came is no message; its descriptors are closed.
         BlockingIOError: nothing is there, on a non-blocking socket.
     """
+    # Not socket.recv_fds: it drops the flags that it is given before Python 3.12.
+    fds = array.array("i")
+    room = socket.CMSG_SPACE(MAX_DESCRIPTORS * fds.itemsize)
     try:
-        packet, fds, flags, _ = socket.recv_fds(
-            channel, MAX_BYTES + 1, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
-        )
+        packet, ancillary, flags, _ = channel.recvmsg(MAX_BYTES + 1, room, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
         raise EndOfStream from None
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
     if not packet:
         close_all(fds)
         raise EndOfStream
     try:
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(packet) > MAX_BYTES:
             raise MessageError("a packet is too long or carries too many descriptors")
-        return decode(packet), fds
+        return decode(packet), fds.tolist()
     except MessageError:
         close_all(fds)
         raise
 
 
-def close_all(fds: Sequence[int]) -> None:
+def close_all(fds: Iterable[int]) -> None:
     """Close descriptors that came with a message."""
     for fd in fds:
         os.close(fd)

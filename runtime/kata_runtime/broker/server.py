@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -9,7 +10,6 @@ import socket
 import stat
 
 from kata_hypervisor.seccomp import proof
-
 from kata_runtime.broker import janitor, messages, mounts, processes, spawn, syscalls, vocabulary
 from kata_runtime.broker.errors import BrokerError, RequestFailedError, RequestRefusedError
 from kata_runtime.broker.undo import UndoLog
@@ -186,7 +186,7 @@ class Server:
 
     def _do_confinement(self, pid: int) -> Reply:
         if pid not in self._children:
-            raise RequestFailedError(f"process {pid} has ended", 3)
+            raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended")
         threads = proof.read_threads(pid)
         return {"threads": [[t.tid, t.name, t.mode, t.filters, t.no_new_privs] for t in threads]}, []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -27,7 +28,7 @@ def check_executable(name: str, path: str) -> None:
     if not stat.S_ISREG(mode):
         raise RequestFailedError(f"cannot start {name}: {path}: not a regular file")
     if not os.access(path, os.X_OK):
-        raise RequestFailedError(f"cannot start {name}: {path}: not executable", 13)
+        raise RequestFailedError(f"cannot start {name}: {path}: not executable", errno.EACCES)
 
 
 def spawn(
@@ -106,7 +107,7 @@ def _become(
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         os.execve(argv[0], list(argv), dict(environment))
     except OSError as error:
-        os.write(report, str(error.errno or 5).encode())
+        os.write(report, str(error.errno or errno.EIO).encode())
     finally:
         os._exit(127)
 

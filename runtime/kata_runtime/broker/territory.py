@@ -7,6 +7,7 @@ what a user or a guest may write is always behind a mount, so nothing of it is e
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -118,7 +119,7 @@ class Territory:
         """
         root, names = self._locate(path)
         if root < 0:
-            raise FileNotFoundError(2, os.strerror(2), path)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         home = _mount_id(root)
         parent = os.dup(root)
         try:

@@ -8,13 +8,15 @@ One JSON object per line of <sandbox directory>/undo.jsonl. The first says who w
 then entries {"n": 7, "undo": kind, ...} and {"done": 7} for those that were undone since. Kinds:
 
     process  pid, start, name   a child
-    cgroup   path, origin       a leaf that the sandbox's processes are in; `origin` is where the shim came
-    from rmgroup  path               a parent of it, removed when it is empty unmount  path               a
-    mount in the namespace of the header remove   path               an empty directory or a file
+    cgroup   path, origin       a leaf with the sandbox's processes; `origin` is where the shim came from
+    rmgroup  path               a parent of it, removed when it is empty
+    unmount  path               a mount in the namespace of the header
+    remove   path               an empty directory or a file
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
@@ -108,7 +110,7 @@ class UndoLog:
         size = os.fstat(self._file).st_size
         if (written := os.write(self._file, line)) != len(line):
             os.ftruncate(self._file, size)
-            raise OSError(28, f"cannot write {NAME}: {written} of {len(line)} bytes were written")
+            raise OSError(errno.ENOSPC, f"cannot write {NAME}: {written} of {len(line)} bytes were written")
 
     def _rewrite(self) -> None:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW

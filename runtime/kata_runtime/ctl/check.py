@@ -86,7 +86,6 @@ def run_check(arguments: argparse.Namespace) -> int:
 def read_setup() -> Setup:
     """Read the configuration in force; where there is none, or a faulty one, the defaults stand in."""
     from kata_configuration import ConfigurationError, discover, load
-
     from kata_runtime.image import builder
 
     name = "configuration"

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from kata_configuration import Diagnostic
-
     from kata_runtime.ctl.main import Subparsers
 
 CLEAN, FAULTS, COULD_NOT_RUN = 0, 1, 2

@@ -15,7 +15,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the `seccomp` command."""
     parser = subparsers.add_parser("seccomp", help="show how processes are confined")
     actions = parser.add_subparsers(dest="action", required=True)
-    status = actions.add_parser("status", help="seccomp mode and filters of each thread of the running sandboxes")
+    status = actions.add_parser(
+        "status", help="seccomp mode and filters of each thread of the running sandboxes"
+    )
     status.add_argument("sandbox", nargs="?", help="only this sandbox: its id or the beginning of it")
     status.add_argument("--json", action="store_true", help="print JSON instead of tables")
     status.set_defaults(run=_status)
@@ -25,7 +27,11 @@ def _status(arguments: argparse.Namespace) -> int:
     wanted = arguments.sandbox or ""
     found = [sandbox for sandbox in running_sandboxes() if sandbox.id.startswith(wanted)]
     if not found:
-        what = f"no running sandbox whose id begins with {wanted!r}" if wanted else "no sandbox is running on this host"
+        what = (
+            f"no running sandbox whose id begins with {wanted!r}"
+            if wanted
+            else "no sandbox is running on this host"
+        )
         print(f"kata-ctl: {what}", file=sys.stderr)
         return 1
     reports = [_report(sandbox) for sandbox in found]
@@ -37,10 +43,8 @@ def _status(arguments: argparse.Namespace) -> int:
         for process in report["processes"]:
             print(f"  {process['name']}, pid {process['pid']}")
             for thread in process["threads"]:
-                print(
-                    f"    {thread['tid']:>8}  {thread['name']:<16}  mode {thread['mode']} ({thread['mode_name']}), "
-                    f"{thread['filters']} filters"
-                )
+                mode = f"mode {thread['mode']} ({thread['mode_name']}), {thread['filters']} filters"
+                print(f"    {thread['tid']:>8}  {thread['name']:<16}  {mode}")
     return 0
 
 

@@ -33,7 +33,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the `shim` command."""
     parser = subparsers.add_parser("shim", help="install the containerd shim")
     actions = parser.add_subparsers(dest="action", required=True)
-    install = actions.add_parser("install", help="write the shim's two names into a directory of containerd's PATH")
+    install = actions.add_parser(
+        "install", help="write the shim's two names into a directory of containerd's PATH"
+    )
     install.add_argument("directory", nargs="?", default="/usr/local/bin", type=Path)
     install.set_defaults(run=_install)
 

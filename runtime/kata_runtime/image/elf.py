@@ -88,7 +88,7 @@ def _sections(data: bytes) -> list[Section]:
         ]
         if any(section.link >= len(sections) for section in sections if section.kind == SHT_DYNAMIC):
             raise ValueError("broken ELF file: a section refers to one that does not exist")
-    except (struct.error, IndexError) as error:
+    except (struct.error, IndexError, OverflowError) as error:
         raise ValueError(f"broken ELF file: {error}") from None
     return sections
 

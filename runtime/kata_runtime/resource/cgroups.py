@@ -48,7 +48,7 @@ def cgroup_path(cgroups_path: str | None, key: str) -> str:
             ["", *_nested(slice_ or "system.slice", cgroups_path), _unit(prefix, name, cgroups_path)]
         )
     else:
-        path = "/" + cgroups_path.lstrip("/")
+        path = "/" + cgroups_path.removeprefix("/")
     names = path[1:].split("/")
     if (
         not all(names)

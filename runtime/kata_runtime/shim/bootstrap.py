@@ -1,10 +1,10 @@
 """How `start` is called and how it answers, in the dialect of the containerd that called.
 
-    containerd        standard input of `start`            answer
-    1.6, 1.7          nothing, or Any(runtime options)     the plain address: task API version 2
-    2.0 to 2.2        the same                             the same; JSON with version 3 where KATA_SHIM_API=3,
-                                                           because nothing tells these from 1.7, which refuses it
-    2.3 and later     BootstrapParams                      BootstrapResult: task API version 3
+    containerd       standard input of `start`         answer
+    1.6, 1.7         nothing, or Any(runtime options)  the plain address: task API version 2
+    2.0 to 2.2       the same                          the same; JSON with version 3 where KATA_SHIM_API=3,
+                                                       for nothing tells these from 1.7, which refuses it
+    2.3 and later    BootstrapParams                   BootstrapResult: task API version 3
 
 Source: containerd, pkg/shim/util.go (Command) and core/runtime/v2/shim.go (parseStartResponse).
 """
@@ -53,7 +53,11 @@ def read_call(stdin: bytes, instance_id: str, api: str | None) -> Call:
     strings = {number: value for number, value in message if isinstance(value, bytes)}
     if strings.get(1) != instance_id.encode():
         return Call(plain, config_path=_config_path(stdin))
-    paths = [_config_path(_first(value, 1)) for number, value in message if number == 8 and isinstance(value, bytes)]
+    paths = [
+        _config_path(_first(value, 1))
+        for number, value in message
+        if number == 8 and isinstance(value, bytes)
+    ]
     return Call(
         "protobuf",
         socket_root=_text(strings.get(9)),

@@ -41,8 +41,7 @@ def to_rpc_error(method: str, error: Exception) -> RpcError:
     """The status for an error that a service method raised."""
     if isinstance(error, RpcError):
         # A guest that is gone must not look like a shim that is gone: containerd would give up on both.
-        code = Code.UNKNOWN if error.code is Code.UNAVAILABLE else error.code
-        return RpcError(code, error.message)
+        return RpcError(Code.UNKNOWN if error.code is Code.UNAVAILABLE else error.code, error.message)
     for kind, code in CODES:
         if isinstance(error, kind):
             return RpcError(code, str(error))

@@ -10,6 +10,10 @@ import os
 
 from kata_runtime.identity import SandboxIdentity
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import socket
+
 
 class Setup:
     """What the launcher hands over.
@@ -76,7 +80,7 @@ def _last_words(setup: Setup, text: str) -> None:
     os.write(fd, f"kata-shim: fatal: {text}\n".encode())
 
 
-def _serve(setup: Setup, broker_socket: object, broker_pid: int) -> int:
+def _serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> int:
     import gc
 
     # Nothing of what the imports make is garbage.

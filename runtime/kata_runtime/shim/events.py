@@ -62,7 +62,7 @@ class EventPublisher:
         self._client: Client | None = None
 
     def publish(self, event: Message) -> None:
-        """Queue an event. When containerd is away so long that the queue is full, the oldest one is dropped."""
+        """Queue an event; when containerd is away until the queue is full, the oldest is dropped."""
         if not self._path:
             return
         if len(self._queue) >= MAX_QUEUED:
@@ -127,5 +127,3 @@ class EventPublisher:
         except BaseException:
             sock.close()
             raise
-
-

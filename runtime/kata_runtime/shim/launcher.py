@@ -8,11 +8,10 @@ non-zero status.
 
 from __future__ import annotations
 
+import _socket
 import os
 import sys
 import time
-
-import _socket
 
 from kata_runtime.identity import SOCKET_ROOT, InvalidIdError, SandboxIdentity
 from kata_runtime.shim import arguments, bootstrap
@@ -63,14 +62,18 @@ def _fail(message: str) -> int:
 
 def _start(parsed: arguments.Arguments, *, foreground: bool) -> int:
     instance = parsed.require("id")
-    call = bootstrap.read_call(b"" if foreground else _read_stdin(), instance, os.environ.get(bootstrap.API_VARIABLE))
+    call = bootstrap.read_call(
+        b"" if foreground else _read_stdin(), instance, os.environ.get(bootstrap.API_VARIABLE)
+    )
     sandbox = sandbox_of_bundle(".") or instance
     identity = SandboxIdentity(
         parsed.require("address"), parsed.require("namespace"), sandbox, call.socket_root or SOCKET_ROOT
     )
     address = f"unix://{identity.socket}"
     if sandbox != instance and not _is_served(identity.socket):
-        return _fail(f"the sandbox {sandbox} of container {instance} is not running: nothing answers at {address}")
+        return _fail(
+            f"the sandbox {sandbox} of container {instance} is not running: nothing answers at {address}"
+        )
     listener = None if sandbox != instance else _listen(identity.socket)
     if listener is not None and not _spawn(listener, identity, parsed, call, foreground=foreground):
         return 0

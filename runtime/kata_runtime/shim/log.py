@@ -43,7 +43,9 @@ class FifoHandler(logging.Handler):
         """Write one line, or count it as dropped."""
         line = self.format(record).encode("utf-8", "backslashreplace")
         if self._dropped:
-            line = f'level=warning msg="{self._dropped} log lines dropped: nobody read them"\n'.encode() + line
+            line = (
+                f'level=warning msg="{self._dropped} log lines dropped: nobody read them"\n'.encode() + line
+            )
         try:
             os.write(self._fd, line)
             self._dropped = 0

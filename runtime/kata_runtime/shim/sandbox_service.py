@@ -73,7 +73,7 @@ class SandboxService:
         spec: JsonObject = {}
         if os.path.exists(os.path.join(request.bundle_path, "config.json")):
             spec = bundle.load_spec(request.bundle_path)
-        spec["annotations"] = {**bundle.annotations(spec), **request.annotations}
+        spec["annotations"] = {**bundle.annotations_of(spec), **request.annotations}
         self._spec = spec
         self._config_path = config_path_of(request.options) or self._default_config_path
         return sandbox_pb2.CreateSandboxResponse()
@@ -87,7 +87,9 @@ class SandboxService:
             raise StateError(f"sandbox {request.sandbox_id} has been started already")
         await self._sandbox.boot(self._spec, self._config_path)
         self._created_at = time.time_ns()
-        return sandbox_pb2.StartSandboxResponse(pid=self._sandbox.vmm_pid, created_at=timestamp(self._created_at))
+        return sandbox_pb2.StartSandboxResponse(
+            pid=self._sandbox.vmm_pid, created_at=timestamp(self._created_at)
+        )
 
     async def platform(self, request: sandbox_pb2.PlatformRequest) -> sandbox_pb2.PlatformResponse:
         """What runs in the guest: Linux on the host's architecture."""
@@ -137,7 +139,9 @@ class SandboxService:
         self._check(request.sandbox_id)
         return sandbox_pb2.PingResponse()
 
-    async def shutdown(self, request: sandbox_pb2.ShutdownSandboxRequest) -> sandbox_pb2.ShutdownSandboxResponse:
+    async def shutdown(
+        self, request: sandbox_pb2.ShutdownSandboxRequest
+    ) -> sandbox_pb2.ShutdownSandboxResponse:
         """End the shim."""
         self._check(request.sandbox_id)
         await self._sandbox.stop()

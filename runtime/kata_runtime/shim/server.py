@@ -55,7 +55,9 @@ async def serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> 
 
         async def watch_broker() -> None:
             await broker.lost.wait()
-            _log.error("%s: nothing can be started or undone any more, so the sandbox is ended", broker.reason)
+            _log.error(
+                "%s: nothing can be started or undone any more, so the sandbox is ended", broker.reason
+            )
             sandbox.ended = sandbox.ended or broker.reason
             on_end(sandbox.ended)
             await sandbox.stop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import DecodeError
@@ -22,6 +22,8 @@ from kata_runtime.stdio import StdioPaths
 from kata_runtime.tasks import CreateRequest, RootfsMount, Tasks
 from kata_runtime.timestamps import timestamp
 from kata_runtime.version import VERSION
+
+Ended = TypeVar("Ended", task_pb2.DeleteResponse, task_pb2.WaitResponse)
 
 _STATUS = {
     State.CREATED: task_types_pb2.CREATED,
@@ -76,7 +78,9 @@ class TaskService:
         if request.checkpoint:
             raise UnsupportedError("restoring a container from a checkpoint is not supported")
         paths = StdioPaths(request.stdin, request.stdout, request.stderr, request.terminal)
-        mounts = tuple(RootfsMount(mount.type, mount.source, tuple(mount.options)) for mount in request.rootfs)
+        mounts = tuple(
+            RootfsMount(mount.type, mount.source, tuple(mount.options)) for mount in request.rootfs
+        )
         config_path = config_path_of(request.options) or self._default_config_path
         await self._tasks.create(CreateRequest(request.id, request.bundle, mounts, paths, config_path))
         return task_pb2.CreateTaskResponse(pid=self._sandbox.vmm_pid)
@@ -196,7 +200,9 @@ def config_path_of(options: Any) -> str | None:
     try:
         parsed = runtimeoptions_pb2.Options.FromString(options.value)
     except DecodeError:
-        raise InvalidRequestError("the runtime options cannot be decoded: check ConfigPath in containerd's configuration") from None
+        raise InvalidRequestError(
+            "the runtime options cannot be decoded: check ConfigPath in containerd's configuration"
+        ) from None
     return parsed.config_path or None
 
 
@@ -207,7 +213,7 @@ def _json(raw: bytes, what: str) -> object:
         raise InvalidRequestError(f"{what} is not JSON: {error}") from None
 
 
-def _with_exit(response: Any, process: Process) -> Any:
+def _with_exit(response: Ended, process: Process) -> Ended:
     if process.exit is None:
         response.exit_status = KILLED
     else:

@@ -1,0 +1,185 @@
+"""The packets between shim and broker, and the vocabulary that they may use."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kata_runtime.broker import messages, vocabulary
+from kata_runtime.broker.errors import RequestRefusedError
+
+Pair = tuple[socket.socket, socket.socket]
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with here, there:
+        yield here, there
+
+
+@given(st.dictionaries(st.text(), json_values, max_size=5))
+def test_what_is_encoded_is_decoded(message: dict[str, Any]) -> None:
+    assert messages.decode(messages.encode(message)) == message
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_an_error(packet: bytes) -> None:
+    try:
+        assert isinstance(messages.decode(packet), dict)
+    except messages.MessageError:
+        pass
+
+
+@pytest.mark.parametrize("packet", [b"[]", b"1", b"", b"{", b"[" * 60000, b"\xff", b'{"a":' * 10000])
+def test_a_packet_that_is_no_object_is_refused(packet: bytes) -> None:
+    with pytest.raises(messages.MessageError):
+        messages.decode(packet)
+
+
+def test_paths_that_are_not_utf8_survive() -> None:
+    path = os.fsdecode(b"/tmp/\xff\xfe")
+    assert os.fsencode(messages.decode(messages.encode({"path": path}))["path"]) == b"/tmp/\xff\xfe"
+
+
+def test_descriptors_travel_with_their_message(pair: Pair) -> None:
+    read, write = os.pipe()
+    messages.send(pair[0], messages.encode({"id": 1}), [write])
+    os.close(write)
+    message, fds = messages.receive(pair[1])
+    assert message == {"id": 1}
+    assert not os.get_inheritable(fds[0])
+    os.write(fds[0], b"through")
+    messages.close_all(fds)
+    assert os.read(read, 100) == b"through"
+    os.close(read)
+
+
+def test_a_message_that_is_too_long_is_not_sent() -> None:
+    with pytest.raises(messages.MessageError, match="too long"):
+        messages.encode({"a": "x" * messages.MAX_BYTES})
+
+
+def test_a_packet_that_is_too_long_is_refused_with_its_descriptors_closed(pair: Pair) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    socket.send_fds(pair[0], [b" " * (messages.MAX_BYTES + 100)], [0])
+    with pytest.raises(messages.MessageError):
+        messages.receive(pair[1])
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_too_many_descriptors_are_refused_and_closed(pair: Pair) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    socket.send_fds(pair[0], [b"{}"], [0] * (messages.MAX_DESCRIPTORS + 1))
+    with pytest.raises(messages.MessageError):
+        messages.receive(pair[1])
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_closed_socket_is_the_end(pair: Pair) -> None:
+    pair[0].close()
+    with pytest.raises(messages.EndOfStream):
+        messages.receive(pair[1])
+
+
+GOOD: list[dict[str, Any]] = [
+    {"op": "prepare", "cgroup": None},
+    {"op": "prepare", "cgroup": "/default/x"},
+    {"op": "spawn", "name": "qemu", "argv": ["/bin/true", ""], "fds": [], "environment": None},
+    {"op": "spawn", "name": "virtiofsd", "argv": ["/bin/true"], "fds": [], "environment": {"A": "b=c"}},
+    {"op": "kill", "pid": 100, "signal": 9},
+    {
+        "op": "mount",
+        "target": "/t",
+        "mounts": [["overlay", "overlay", ["lowerdir=/a:/b"]], ["bind", "/a", []]],
+    },
+    {"op": "bind", "source": "/a", "target": "/b", "readonly": True, "recursive": False},
+    {"op": "open_fifo", "path": "/f", "mode": "rw"},
+    {"op": "close"},
+]
+
+BAD: list[dict[str, Any]] = [
+    {},
+    {"op": None},
+    {"op": ["close"]},
+    {"op": "exec"},
+    {"op": "_do_close"},
+    {"op": "close", "extra": 1},
+    {"op": "prepare"},
+    {"op": "prepare", "cgroup": 7},
+    {"op": "prepare", "cgroup": "/a\0b"},
+    {"op": "spawn", "name": "bash", "argv": ["/bin/bash"], "fds": [], "environment": None},
+    {"op": "spawn", "name": "qemu", "argv": [], "fds": [], "environment": None},
+    {"op": "spawn", "name": "qemu", "argv": ["qemu"], "fds": [], "environment": None},
+    {"op": "spawn", "name": "qemu", "argv": ["/q", "a\0b"], "fds": [], "environment": None},
+    {"op": "spawn", "name": "qemu", "argv": ["/q", 1], "fds": [], "environment": None},
+    {"op": "spawn", "name": "qemu", "argv": ["/q"] * 1025, "fds": [], "environment": None},
+    {"op": "spawn", "name": "qemu", "argv": ["/q"], "fds": [3], "environment": None},
+    {"op": "spawn", "name": "qemu", "argv": ["/q"], "fds": [], "environment": {"A=B": "x"}},
+    {"op": "spawn", "name": "qemu", "argv": ["/q"], "fds": [], "environment": {"": "x"}},
+    {"op": "spawn", "name": "qemu", "argv": ["/q"], "fds": [], "environment": {"A": 1}},
+    {"op": "kill", "pid": 1, "signal": 9},
+    {"op": "kill", "pid": -1, "signal": 9},
+    {"op": "kill", "pid": True, "signal": 9},
+    {"op": "kill", "pid": 100, "signal": 0},
+    {"op": "kill", "pid": 100, "signal": 65},
+    {"op": "mount", "target": "/t", "mounts": []},
+    {"op": "mount", "target": "/t", "mounts": [["proc", "proc", []]]},
+    {"op": "mount", "target": "/t", "mounts": [["fuse.sshfs", "x", []]]},
+    {"op": "mount", "target": "/t", "mounts": [["bind", "", []]]},
+    {"op": "mount", "target": "/t", "mounts": [["bind", "/a"]]},
+    {"op": "mount", "target": "/t", "mounts": [["bind", "/a", "ro"]]},
+    {"op": "mount", "target": "t", "mounts": [["bind", "/a", []]]},
+    {"op": "bind", "source": "a", "target": "/b", "readonly": True, "recursive": False},
+    {"op": "bind", "source": "/a", "target": "/b", "readonly": 1, "recursive": False},
+    {"op": "bind", "source": "/a", "target": "/\ud800", "readonly": True, "recursive": False},
+    {"op": "open_fifo", "path": "/f", "mode": "x"},
+    {"op": "open_fifo", "path": "/" + "x" * 5000, "mode": "r"},
+]
+
+
+@pytest.mark.parametrize("message", GOOD, ids=lambda m: m["op"])
+def test_the_vocabulary_takes(message: dict[str, Any]) -> None:
+    op, arguments = vocabulary.check({"id": 1, **message}, 0)
+    assert {"op": op, **arguments} == message
+
+
+@pytest.mark.parametrize("message", BAD, ids=str)
+def test_the_vocabulary_refuses(message: dict[str, Any]) -> None:
+    with pytest.raises(RequestRefusedError):
+        vocabulary.check({"id": 1, **message}, 0)
+
+
+@pytest.mark.parametrize("numbers", [[0, 0], [256], [-1], ["1"], [1, 2, 3]])
+def test_descriptors_are_numbered_once_and_counted(numbers: list[Any]) -> None:
+    message = {"id": 1, "op": "spawn", "name": "qemu", "argv": ["/q"], "environment": None, "fds": numbers}
+    with pytest.raises(RequestRefusedError):
+        vocabulary.check(message, 2)
+
+
+def test_descriptors_come_with_spawn_alone() -> None:
+    with pytest.raises(RequestRefusedError, match="1 descriptors came, 0 were announced"):
+        vocabulary.check({"id": 1, "op": "close"}, 1)
+
+
+@given(
+    st.dictionaries(st.text() | st.sampled_from(["op", "path", "fds"]), json_values),
+    st.sampled_from([*vocabulary.OPERATIONS]),
+)
+def test_whatever_is_asked_is_checked_or_refused(message: dict[str, Any], op: str) -> None:
+    try:
+        assert vocabulary.check({**message, "op": op}, 0)[0] == op
+    except RequestRefusedError:
+        pass
