@@ -141,7 +141,8 @@ def _new_plan(apt: Apt, kernel: str) -> Plan:
     # A kernel package also depends on what installs it on a running system; a guest is not one.
     wanted = (*distribution.BOOT, "linux-image-", "linux-modules-")
     plan = Plan(
-        apt.resolve(distribution.GUEST), [package for package in boot if package.name.startswith(wanted)]
+        apt.resolve(distribution.guest_packages(apt.suite)),
+        [package for package in boot if package.name.startswith(wanted)],
     )
     document = {"question": _question(apt, kernel), "packages": asdict(plan)}
     (apt.directory / PLAN).write_text(json.dumps(document), encoding="utf-8")
@@ -149,7 +150,7 @@ def _new_plan(apt: Apt, kernel: str) -> Plan:
 
 
 def _question(apt: Apt, kernel: str) -> list[str]:
-    return [apt.fingerprint(), kernel, *distribution.BOOT, *distribution.GUEST]
+    return [apt.fingerprint(), kernel, *distribution.BOOT, *distribution.guest_packages(apt.suite)]
 
 
 def _known_plan(apt: Apt, kernel: str) -> Plan | None:

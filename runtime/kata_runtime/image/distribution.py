@@ -10,7 +10,10 @@ from pathlib import Path
 from kata_runtime.image.errors import PackageError
 
 OS_RELEASE = Path("/etc/os-release")
-GUEST = ("python3-minimal", "libpython3-stdlib", "libstdc++6", "crun")  # protobuf is linked to libstdc++
+GUEST = ("crun", "libstdc++6")  # protobuf's compiled part is linked to the latter
+PYTHON = ("python3-minimal", "libpython3-stdlib")
+# Where the default Python is older than the agent needs.
+NEWER_PYTHON = {"jammy": ("python3.11-minimal", "libpython3.11-stdlib")}
 BOOT = ("busybox-static",)
 
 # The kernel made for virtual machines, by os-release's ID and the machine's architecture.
@@ -31,6 +34,11 @@ class Distribution:
     name: str
     codename: str
     kernel: str
+
+
+def guest_packages(suite: str) -> tuple[str, ...]:
+    """Return what the guest's root filesystem is made of in a release."""
+    return (*NEWER_PYTHON.get(suite, PYTHON), *GUEST)
 
 
 def detect(os_release: Path = OS_RELEASE, machine: str | None = None) -> Distribution:

@@ -24,7 +24,8 @@ from kata_runtime.image.tree import Tree
 AGENT_ROOT = "usr/lib/kata-agent"
 NAMESPACE = uuid.UUID("6b617461-2d72-756e-7469-6d652d707921")
 
-PROGRAM = re.compile(r"usr/bin/(crun|python3(\.\d+)?)")
+PROGRAM = re.compile(r"usr/bin/(crun|python3\.\d+)")
+INTERPRETER = re.compile(r"usr/bin/python3\.\d+")
 STDLIB = re.compile(r"usr/lib/python3\.\d+/(?P<path>.+)")
 LIBRARY = re.compile(r"usr/lib/[^/]+-linux-gnu/lib[^/]+\.so[^/]*")
 LOADER = re.compile(r"usr/lib(64|/[^/]+-linux-gnu)?/ld-linux[^/]+")
@@ -100,12 +101,13 @@ def assemble(packages: Tree, agent: Agent) -> Tree:
     packages: what `keep` approved of the guest's packages; it is used up.
 
     Raises:
-        ContentError: a program needs a library that no package has.
+        ContentError: a program needs a library that no package has, or there is not one Python.
     """
     tree = packages
     for path, source in agent.files():
         tree.file(f"{AGENT_ROOT}/{path}", source.read_bytes())
     drop_unused_libraries(tree)
+    tree.link("usr/bin/python3", _interpreter(tree))
     for name in ("bin", "sbin", "lib", "lib64"):
         tree.link(name, f"usr/{name}")
     for name in (
@@ -131,6 +133,13 @@ def assemble(packages: Tree, agent: Agent) -> Tree:
     tree.link("etc/mtab", "/proc/self/mounts")
     tree.link("var/run", "/run")
     return tree
+
+
+def _interpreter(tree: Tree) -> str:
+    names = [posixpath.basename(path) for path in tree.entries if INTERPRETER.fullmatch(path)]
+    if len(names) != 1:
+        raise ContentError(f"expected one Python in the guest's packages, found {names or 'none'}")
+    return names[0]
 
 
 def drop_unused_libraries(tree: Tree) -> None:
