@@ -179,6 +179,18 @@ async def receive(sock: socket.socket | None) -> bytes:
     return b"".join(pieces)
 
 
+async def receive_until(sock: socket.socket, wanted: bytes) -> None:
+    seen = b""
+    while wanted not in seen:
+        piece = await asyncio.get_running_loop().sock_recv(sock, 1)
+        assert piece, f"the stream ended after {seen!r}"
+        seen += piece
+
+
+async def type_in(sock: socket.socket, text: bytes) -> None:
+    await asyncio.get_running_loop().sock_sendall(sock, text)
+
+
 def process_of(args: tuple[str, ...], **changes: Any) -> dict[str, Any]:
     process: dict[str, Any] = {
         "args": list(args),
@@ -273,6 +285,7 @@ async def test_stalled_output_of_one_does_not_stop_another_and_can_be_killed(gue
     assert await guest.wait(cid) == 137
     assert socks[1] is not None
     socks[1].close()
+    await guest.agent.remove_container(pb.RemoveContainerRequest(container_id=cid))
 
 
 async def test_every_waiter_gets_the_status_and_late_ones_too(guest: Guest) -> None:
@@ -349,18 +362,18 @@ async def test_terminal(guest: Guest) -> None:
     )
     await guest.agent.tty_win_resize(pb.TtyWinResizeRequest(container_id=cid, row=33, column=99))
     await guest.start(cid)
-    loop = asyncio.get_running_loop()
     stdin, stdout, _ = socks
     assert stdin is not None
     assert stdout is not None
-    await loop.sock_sendall(stdin, b"stty size; sleep 1000\n")
-    seen = b""
-    while b"33 99" not in seen:
-        seen += await loop.sock_recv(stdout, 4096)
-    await loop.sock_sendall(stdin, b"\x03")
-    await loop.sock_sendall(stdin, b"exit 5\n")
-    rest = await receive(stdout)
-    assert b"^C" in rest
+    with stdin, stdout:
+        await receive_until(stdout, b"# ")
+        await type_in(stdin, b"stty size; sleep 1000\n")
+        await receive_until(stdout, b"33 99\r\n")
+        await type_in(stdin, b"\x03")
+        await receive_until(stdout, b"^C")
+        await receive_until(stdout, b"# ")
+        await type_in(stdin, b"exit 5\n")
+        await receive(stdout)
     assert await guest.wait(cid) == 5
     with pytest.raises(RpcError) as caught:
         await guest.agent.tty_win_resize(pb.TtyWinResizeRequest(container_id=cid, row=1, column=1))

@@ -39,8 +39,10 @@ def test_paths(given: str | None, path: str) -> None:
 
 @pytest.mark.parametrize(
     "given",
-    ["/", "//a", "/a/../b", "../a", "/a/./b", "/a/", "/a//b", "/a\0b", "/" + "x" * 256]
-    + ["system:kata:ID", "a--b.slice:kata:ID", "-a.slice:kata:ID", ".slice:kata:ID", "a.slice:kata:"],
+    [
+        *("/", "//a", "/a/../b", "../a", "/a/./b", "/a/", "/a//b", "/a\0b", "/" + "x" * 256),
+        *("system:kata:ID", "a--b.slice:kata:ID", "-a.slice:kata:ID", ".slice:kata:ID", "a.slice:kata:"),
+    ],
 )
 def test_paths_that_could_lead_elsewhere_are_refused(given: str) -> None:
     with pytest.raises(CgroupError, match="cgroupsPath"):
@@ -79,7 +81,7 @@ def test_where_a_process_is(tmp_path: Path) -> None:
 
 
 class FakeTree:
-    """A directory that looks like one mounted hierarchy; a group gets its control files when it is recorded."""
+    """What looks like one mounted hierarchy; a group gets its control files when it is recorded."""
 
     def __init__(
         self, root: Path, version: int, files: dict[str, str], controllers: frozenset[str] = frozenset()

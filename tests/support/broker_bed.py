@@ -57,9 +57,9 @@ def make_bed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bed]:
         shutil.rmtree(root)
 
 
-def ask(channel: socket.socket, op: str, fds: tuple[int, ...] = (), **arguments: object) -> dict[str, Any]:
+def ask(channel: socket.socket, op: str, **arguments: object) -> dict[str, Any]:
     """One request over a blocking socket, without the client; notices in between are passed over."""
-    messages.send(channel, messages.encode({"id": 1, "op": op, **arguments}), fds)
+    messages.send(channel, messages.encode({"id": 1, "op": op, **arguments}))
     while True:
         message, received = messages.receive(channel)
         messages.close_all(received)

@@ -272,7 +272,7 @@ class Broker:
                 except BlockingIOError:
                     await anyio.wait_writable(self._channel)
                 except ConnectionError:
-                    break
+                    self._receive()  # its last words say why, and then comes the end
                 else:
                     return
         raise BrokerLostError(self.reason)

@@ -72,7 +72,8 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]]:
     try:
         packet, ancillary, flags, _ = channel.recvmsg(MAX_BYTES + 1, room, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
-        raise EndOfStream from None
+        # The other side ended without reading all; what it had sent before is still there.
+        packet, ancillary, flags, _ = channel.recvmsg(MAX_BYTES + 1, room, socket.MSG_CMSG_CLOEXEC)
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])

@@ -203,6 +203,7 @@ class Server:
         """Make a directory or a file, and what is missing on the way; what is there already is left."""
         if self._workspace.territory.is_root(path):
             return
+        self._workspace.territory.check(path)
         self._make(os.path.dirname(path), directory=True)
         with self._workspace.territory.reach(path) as place:
             if (kind := place.type()) is None:

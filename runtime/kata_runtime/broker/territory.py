@@ -109,6 +109,10 @@ class Territory:
                 os.close(fd)
         self._roots = ()
 
+    def check(self, path: str) -> None:
+        """Raise RequestRefusedError unless the path is below the sandbox's directories."""
+        self._locate(path)
+
     def reach(self, path: str) -> Place:
         """Walk to the directory that holds a path's last component.
 

@@ -1,0 +1,176 @@
+"""QEMU's command line: what it must contain, and what no value can make it contain."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kata_configuration.models.qemu import QemuHypervisor
+from kata_configuration.sandbox_option import DENY_ALL
+from kata_hypervisor.contract import SharedDirectory, VmSpec
+from kata_hypervisor.errors import LaunchError
+from kata_hypervisor.qemu.command import (
+    COMMAND_LINE_LIMIT,
+    Devices,
+    command_line,
+    has_partition_table,
+    kernel_command_line,
+)
+
+SPEC = VmSpec(
+    sandbox_id="pod",
+    directory=Path("/run/pod"),
+    vcpus=2,
+    memory_mib=512,
+    kernel=Path("/k/vmlinuz"),
+    initrd=Path("/k/initrd"),
+    image=Path("/k/image"),
+    kernel_parameters=("agent.log=debug", "quiet"),
+    shared=SharedDirectory(Path("/run/pod/shared")),
+)
+SERIAL = Devices(vsock_cid=None)
+
+
+def table(**settings: object) -> QemuHypervisor:
+    return QemuHypervisor(**({"kernel": "/k/vmlinuz", "accelerator": "tcg"} | settings))
+
+
+def value(argv: list[str], option: str) -> str:
+    """The word after an option that occurs once."""
+    assert argv.count(option) == 1
+    return argv[argv.index(option) + 1]
+
+
+def parse(option: str) -> list[tuple[str, str]]:
+    """Read `head,key=value,...` as QEMU does: a doubled comma is a comma."""
+    items = option.replace(",,", "\0").split(",")
+    return [(key, text.replace("\0", ",")) for key, _, text in (item.partition("=") for item in items)]
+
+
+def test_the_whole_command_line_under_tcg() -> None:
+    assert command_line(table(), SPEC, SERIAL) == [
+        "/usr/bin/qemu-system-x86_64",
+        *("-name", "sandbox-pod,debug-threads=on"),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot", "-S"),
+        *("-sandbox", DENY_ALL),
+        *("-object", "memory-backend-memfd,id=memory,size=512M,share=on"),
+        *("-machine", "q35,memory-backend=memory,usb=off,vmport=off,smbus=off,sata=off"),
+        *("-accel", "tcg,thread=multi"),
+        *("-cpu", "max"),
+        *("-smp", "cpus=2"),
+        *("-m", "512M"),
+        *("-bios", "qboot.rom"),
+        *("-kernel", "/k/vmlinuz"),
+        *("-initrd", "/k/initrd"),
+        "-append",
+        "console=ttyS0 reboot=k panic=-1 tsc=reliable no_timer_check random.trust_cpu=on cryptomgr.notests quiet "
+        "root=/dev/vda rootfstype=erofs ro agent.log=debug quiet",
+        *("-chardev", "socket,id=monitor,fd=3"),
+        *("-mon", "chardev=monitor,mode=control"),
+        *("-chardev", "socket,id=console,fd=4"),
+        *("-serial", "chardev:console"),
+        *("-device", "virtio-serial-pci,id=serial,max_ports=2"),
+        *("-chardev", "socket,id=agent,fd=5"),
+        *("-device", "virtserialport,bus=serial.0,chardev=agent,name=org.kata.agent.0"),
+        *("-object", "rng-random,id=entropy,filename=/dev/urandom"),
+        *("-device", "virtio-rng-pci,rng=entropy"),
+        *("-blockdev", "driver=raw,node-name=image,read-only=on,file.driver=file,file.filename=/k/image"),
+        *("-device", "virtio-blk-pci,drive=image"),
+        *("-chardev", "socket,id=filesystem,fd=6"),
+        *("-device", "vhost-user-fs-pci,chardev=filesystem,tag=kataShared,queue-size=1024"),
+    ]
+
+
+def test_kvm_uses_the_hosts_cpu() -> None:
+    argv = command_line(table(accelerator="kvm", cpu_features="pmu=off"), SPEC, SERIAL)
+    assert value(argv, "-accel") == "kvm"
+    assert value(argv, "-cpu") == "host,pmu=off"
+
+
+def test_the_operators_machine_properties_come_last_so_that_they_win() -> None:
+    argv = command_line(table(machine_type="pc", machine_accelerators="usb=on"), SPEC, SERIAL)
+    assert value(argv, "-machine").startswith("pc,")
+    assert value(argv, "-machine").endswith(",usb=on")
+
+
+def test_vsock_in_place_of_the_serial_port() -> None:
+    argv = command_line(table(), SPEC, Devices(vsock_cid=4711))
+    assert "vhost-vsock-pci,vhostfd=5,guest-cid=4711" in argv
+    assert not any("virtserialport" in argument for argument in argv)
+
+
+def test_only_what_the_machine_has() -> None:
+    argv = command_line(table(), replace(SPEC, initrd=None, image=None, shared=None), SERIAL)
+    assert "-initrd" not in argv
+    assert "-blockdev" not in argv
+    assert not any("vhost-user-fs" in argument for argument in argv)
+    assert "root=" not in value(argv, "-append")
+
+
+@pytest.mark.parametrize("sandbox", ["on", "on,obsolete=allow", DENY_ALL])
+def test_the_sandbox_is_passed_as_it_is_written(sandbox: str) -> None:
+    assert value(command_line(table(seccompsandbox=sandbox), SPEC, SERIAL), "-sandbox") == sandbox
+
+
+@pytest.mark.parametrize("sandbox", ["", "off"])
+def test_no_sandbox_is_no_argument(sandbox: str) -> None:
+    assert "-sandbox" not in command_line(table(seccompsandbox=sandbox), SPEC, SERIAL)
+
+
+def test_it_is_never_a_daemon_and_never_drops_privileges_itself() -> None:
+    argv = command_line(table(), SPEC, SERIAL)
+    assert not {"-daemonize", "-runas", "-chroot"} & set(argv)
+
+
+def test_debugging_lets_the_kernel_speak() -> None:
+    assert "quiet" not in kernel_command_line(table(enable_debug=True), replace(SPEC, kernel_parameters=()), SERIAL)
+
+
+def test_a_partitioned_image_has_its_root_in_the_first_partition(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(b"\0" * 510 + b"\x55\xaa" + b"\0" * 512)
+    assert has_partition_table(image)
+    devices = Devices(vsock_cid=None, image_partitioned=True)
+    assert "root=/dev/vda1 " in kernel_command_line(table(), SPEC, devices)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x55\xaa", b"\0" * 2048], ids=["empty", "short", "bare"])
+def test_other_images_are_one_file_system(tmp_path: Path, content: bytes) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(content)
+    assert not has_partition_table(image)
+
+
+def test_a_command_line_that_the_kernel_would_cut_off_is_refused() -> None:
+    room = COMMAND_LINE_LIMIT - len(kernel_command_line(table(), replace(SPEC, kernel_parameters=()), SERIAL)) - 1
+    assert len(kernel_command_line(table(), replace(SPEC, kernel_parameters=("x" * room,)), SERIAL)) == 2047
+    with pytest.raises(LaunchError, match="2048 bytes, the kernel reads 2047"):
+        kernel_command_line(table(), replace(SPEC, kernel_parameters=("x" * (room + 1),)), SERIAL)
+
+
+PRINTABLE = st.text(st.characters(codec="utf-8", exclude_categories=("C", "Z")), min_size=1, max_size=40)
+
+
+@given(name=PRINTABLE, tag=PRINTABLE)
+def test_no_path_or_tag_adds_a_property(name: str, tag: str) -> None:
+    path = Path("/", name.replace("/", "_"))
+    spec = replace(SPEC, image=path, shared=SharedDirectory(path, tag))
+    argv = command_line(table(entropy_source=path), spec, SERIAL)
+    disk = parse(value(argv, "-blockdev"))
+    assert disk == [
+        ("driver", "raw"),
+        ("node-name", "image"),
+        ("read-only", "on"),
+        ("file.driver", "file"),
+        ("file.filename", str(path)),
+    ]
+    filesystem = next(parse(argument) for argument in argv if argument.startswith("vhost-user-fs-pci"))
+    assert filesystem[1:] == [("chardev", "filesystem"), ("tag", tag), ("queue-size", "1024")]
+    assert parse(next(argument for argument in argv if argument.startswith("rng-random")))[2] == (
+        "filename",
+        str(path),
+    )

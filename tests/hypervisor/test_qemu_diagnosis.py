@@ -1,0 +1,56 @@
+"""From an exit status and last words to one line that says what to do."""
+
+from __future__ import annotations
+
+import pytest
+
+from kata_configuration.models.qemu import QemuHypervisor
+from kata_hypervisor.host import ExitStatus
+from kata_hypervisor.qemu.diagnosis import Ending
+from kata_hypervisor.tail import Tail
+
+
+def describe(
+    process: str = "qemu", *, status: ExitStatus, stderr: str = "", console: str = "", shutdown: str | None = None
+) -> str:
+    words, screen = Tail(), Tail()
+    words.feed(stderr.encode())
+    screen.feed(console.encode())
+    table = QemuHypervisor(kernel="/k", seccompsandbox="on")
+    return Ending(process, status, words, screen, shutdown, running=False).describe(table)
+
+
+FAILED = ExitStatus(code=1)
+
+
+@pytest.mark.parametrize(
+    ("stderr", "hint"),
+    [
+        ("qemu: Could not access KVM kernel module: No such file or directory", 'set accelerator = "tcg"'),
+        ("qemu: failed to initialize kvm: Permission denied", 'set accelerator = "tcg"'),
+        ("qemu: cannot set up guest memory 'memory': Cannot allocate memory", "too little free memory"),
+        ("qemu: There is no option group 'sandbox'", "built without seccomp"),
+        ("qemu: could not load PC BIOS 'qboot.rom'", "firmware files are missing"),
+    ],
+)
+def test_frequent_causes_come_with_what_to_do(stderr: str, hint: str) -> None:
+    line = describe(status=FAILED, stderr=f"{stderr}\n")
+    assert line.startswith(f"qemu ended before the guest was ready: exit status 1: {stderr} (")
+    assert hint in line
+    assert "\n" not in line
+
+
+def test_virtiofsds_words_are_not_read_as_qemus() -> None:
+    line = describe("virtiofsd", status=FAILED, stderr="Cannot allocate memory")
+    assert line == "virtiofsd ended before the guest was ready: exit status 1: Cannot allocate memory"
+
+
+def test_a_crash_does_not_hide_behind_the_guests_word() -> None:
+    line = describe(status=ExitStatus(signal=6), stderr="assertion failed", shutdown="guest-shutdown")
+    assert line == "qemu ended before the guest was ready: killed by SIGABRT: assertion failed"
+
+
+def test_the_last_panic_of_the_guest_is_quoted() -> None:
+    console = "Kernel panic - not syncing: VFS: no root\r\n---[ end Kernel panic - not syncing: VFS: no root ]---\n"
+    line = describe(status=ExitStatus(code=0), console=console, shutdown="guest-panic")
+    assert line == "the guest's kernel panicked: not syncing: VFS: no root"

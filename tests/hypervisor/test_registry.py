@@ -1,0 +1,34 @@
+"""Drivers by name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from fake_qemu import FakeHost
+
+from kata_configuration.models.qemu import QemuHypervisor
+from kata_hypervisor import registry
+from kata_hypervisor.contract import Hypervisor
+from kata_hypervisor.errors import NotSupportedError
+
+
+def test_a_driver_is_made_by_name() -> None:
+    assert isinstance(registry.create("qemu", QemuHypervisor(kernel="/k"), FakeHost()), Hypervisor)
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(NotSupportedError, match='no hypervisor driver "bochs"; known: qemu'):
+        registry.create("bochs", QemuHypervisor(kernel="/k"), FakeHost())
+
+
+@pytest.mark.parametrize("name", registry.DRIVERS)
+def test_every_entry_exists(name: str) -> None:
+    module, _, attribute = registry.DRIVERS[name].partition(":")
+    assert issubclass(getattr(__import__(module, fromlist=[attribute]), attribute), Hypervisor)
+
+
+def test_the_table_itself_imports_no_driver() -> None:
+    script = "import sys, kata_hypervisor.registry; sys.exit('kata_hypervisor.qemu.driver' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
