@@ -92,7 +92,7 @@ class Follower(asyncio.Protocol):
         self.ended.set()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Asyncio's callback: a writer that was killed resets its socket, which is an end as any other."""
+        """Asyncio's callback."""
         self.ended.set()
         self._closed.set()
 

@@ -6,9 +6,10 @@ created and after the guest has died; only what needs the guest asks the guest, 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import anyio
@@ -217,16 +218,16 @@ class Tasks:
         except oci.SpecError as error:
             raise InvalidRequestError(f"{container.bundle}/config.json: {error}") from None
         ports = await self._open_stdio(container.init)
-        await self._sandbox.agent.create_container(
-            agent_pb2.CreateContainerRequest(
-                container_id=container.id,
-                exec_id=container.id,
-                OCI=encoded,
-                stdin_port=ports.get("stdin", 0),
-                stdout_port=ports.get("stdout", 0),
-                stderr_port=ports.get("stderr", 0),
-            ),
+        request = agent_pb2.CreateContainerRequest(
+            container_id=container.id,
+            exec_id=container.id,
+            OCI=encoded,
+            stdin_port=ports.get("stdin", 0),
+            stdout_port=ports.get("stdout", 0),
+            stderr_port=ports.get("stderr", 0),
         )
+        with _in_the_guest(f"create container {container.id}"):
+            await self._sandbox.agent.create_container(request)
         assert container.init.stdio is not None
         container.init.stdio.start(self._tasks)
 
@@ -252,7 +253,8 @@ class Tasks:
                 await self._start_exec(process)
             else:
                 request = agent_pb2.StartContainerRequest(container_id=container_id)
-                await self._sandbox.agent.start_container(request)
+                with _in_the_guest(f"start {process.what}"):
+                    await self._sandbox.agent.start_container(request)
             process.apply(Event.START)
             if process.pending_size is not None:
                 await self._resize(process, *process.pending_size)
@@ -266,16 +268,16 @@ class Tasks:
             raise StateError(f"cannot start {process.what}: the container is {container.state.value}")
         try:
             ports = await self._open_stdio(process)
-            await self._sandbox.agent.exec_process(
-                agent_pb2.ExecProcessRequest(
-                    container_id=process.container_id,
-                    exec_id=process.exec_id,
-                    process=oci.process_to_proto(guest_spec.amend_process(dict(process.spec))),
-                    stdin_port=ports.get("stdin", 0),
-                    stdout_port=ports.get("stdout", 0),
-                    stderr_port=ports.get("stderr", 0),
-                ),
+            request = agent_pb2.ExecProcessRequest(
+                container_id=process.container_id,
+                exec_id=process.exec_id,
+                process=oci.process_to_proto(guest_spec.amend_process(dict(process.spec))),
+                stdin_port=ports.get("stdin", 0),
+                stdout_port=ports.get("stdout", 0),
+                stderr_port=ports.get("stderr", 0),
             )
+            with _in_the_guest(f"start {process.what}"):
+                await self._sandbox.agent.exec_process(request)
             assert process.stdio is not None
             process.stdio.start(self._tasks)
         except BaseException:
@@ -498,6 +500,15 @@ class Tasks:
         self.container(container_id)
         request = agent_pb2.StatsContainerRequest(container_id=container_id)
         return await self._sandbox.agent.stats_container(request)
+
+
+@contextlib.contextmanager
+def _in_the_guest(action: str) -> Iterator[None]:
+    """Say what was attempted when the guest refuses it."""
+    try:
+        yield
+    except RpcError as error:
+        raise RpcError(error.code, f"cannot {action}: {error.message}") from error
 
 
 def _refuse_host_hooks(spec: JsonObject) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -35,7 +36,7 @@ SPEC = VmSpec(
 SERIAL = Devices(vsock_cid=None)
 
 
-def table(**settings: object) -> QemuHypervisor:
+def table(**settings: Any) -> QemuHypervisor:
     return QemuHypervisor(**({"kernel": "/k/vmlinuz", "accelerator": "tcg"} | settings))
 
 
@@ -127,7 +128,9 @@ def test_it_is_never_a_daemon_and_never_drops_privileges_itself() -> None:
 
 
 def test_debugging_lets_the_kernel_speak() -> None:
-    assert "quiet" not in kernel_command_line(table(enable_debug=True), replace(SPEC, kernel_parameters=()), SERIAL)
+    assert "quiet" not in kernel_command_line(
+        table(enable_debug=True), replace(SPEC, kernel_parameters=()), SERIAL
+    )
 
 
 def test_a_partitioned_image_has_its_root_in_the_first_partition(tmp_path: Path) -> None:
@@ -146,7 +149,11 @@ def test_other_images_are_one_file_system(tmp_path: Path, content: bytes) -> Non
 
 
 def test_a_command_line_that_the_kernel_would_cut_off_is_refused() -> None:
-    room = COMMAND_LINE_LIMIT - len(kernel_command_line(table(), replace(SPEC, kernel_parameters=()), SERIAL)) - 1
+    room = (
+        COMMAND_LINE_LIMIT
+        - len(kernel_command_line(table(), replace(SPEC, kernel_parameters=()), SERIAL))
+        - 1
+    )
     assert len(kernel_command_line(table(), replace(SPEC, kernel_parameters=("x" * room,)), SERIAL)) == 2047
     with pytest.raises(LaunchError, match="2048 bytes, the kernel reads 2047"):
         kernel_command_line(table(), replace(SPEC, kernel_parameters=("x" * (room + 1),)), SERIAL)

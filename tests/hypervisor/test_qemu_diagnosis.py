@@ -11,7 +11,12 @@ from kata_hypervisor.tail import Tail
 
 
 def describe(
-    process: str = "qemu", *, status: ExitStatus, stderr: str = "", console: str = "", shutdown: str | None = None
+    process: str = "qemu",
+    *,
+    status: ExitStatus,
+    stderr: str = "",
+    console: str = "",
+    shutdown: str | None = None,
 ) -> str:
     words, screen = Tail(), Tail()
     words.feed(stderr.encode())
@@ -51,6 +56,8 @@ def test_a_crash_does_not_hide_behind_the_guests_word() -> None:
 
 
 def test_the_last_panic_of_the_guest_is_quoted() -> None:
-    console = "Kernel panic - not syncing: VFS: no root\r\n---[ end Kernel panic - not syncing: VFS: no root ]---\n"
+    console = (
+        "Kernel panic - not syncing: VFS: no root\r\n---[ end Kernel panic - not syncing: VFS: no root ]---\n"
+    )
     line = describe(status=ExitStatus(code=0), console=console, shutdown="guest-panic")
     assert line == "the guest's kernel panicked: not syncing: VFS: no root"

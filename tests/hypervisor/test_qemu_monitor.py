@@ -8,8 +8,8 @@ import socket
 from collections.abc import AsyncIterator
 
 import pytest
-from fake_qemu import GREETING
 
+from fake_qemu import GREETING
 from kata_hypervisor.qemu.monitor import MESSAGE_LIMIT, Monitor, MonitorError
 
 
@@ -50,13 +50,17 @@ async def test_a_refusal_is_told_in_qemus_words(pair: tuple[Monitor, Peer]) -> N
     monitor, peer = pair
     asking = asyncio.ensure_future(monitor.execute("dance"))
     request = await peer.receive()
-    await peer.send(json.dumps({"id": request["id"], "error": {"class": "GenericError", "desc": "no legs"}}).encode())
+    await peer.send(
+        json.dumps({"id": request["id"], "error": {"class": "GenericError", "desc": "no legs"}}).encode()
+    )
     await peer.send(b"\n")
     with pytest.raises(MonitorError, match='did not perform "dance": no legs'):
         await asking
 
 
-@pytest.mark.parametrize("end", [b"", b"garbage\n", b"x" * (MESSAGE_LIMIT + 1)], ids=["eof", "garbage", "endless"])
+@pytest.mark.parametrize(
+    "end", [b"", b"garbage\n", b"x" * (MESSAGE_LIMIT + 1)], ids=["eof", "garbage", "endless"]
+)
 async def test_a_connection_that_ends_or_goes_wrong_fails_what_is_asked(
     pair: tuple[Monitor, Peer], end: bytes
 ) -> None:
@@ -79,7 +83,9 @@ async def test_the_first_reason_stands_and_a_flood_is_not_kept(pair: tuple[Monit
     monitor, peer = pair
     assert monitor.shutdown_reason is None
     for reason in ("guest-reset", "host-error", "host-error"):
-        await peer.send(b'{"event": "SHUTDOWN", "timestamp": {}, "data": {"reason": "%s"}}\n' % reason.encode())
+        await peer.send(
+            b'{"event": "SHUTDOWN", "timestamp": {}, "data": {"reason": "%s"}}\n' % reason.encode()
+        )
     peer.close()
     await monitor.wait_ended()
     assert monitor.shutdown_reason == "guest-reset"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,11 +24,12 @@ def kernel(tmp_path: Path) -> Path:
     return tmp_path / "vmlinuz"
 
 
-def check(kernel: Path, *, memory_mib: int = 512, settings: dict[str, object] | None = None, **spec: Path) -> tuple[str, ...]:
-    table = QemuHypervisor(**({"kernel": kernel, "path": "/bin/true"} | (settings or {})))
-    machine = VmSpec(sandbox_id="pod", directory=kernel.parent, vcpus=1, memory_mib=memory_mib, kernel=kernel)
-    host = kernel.parent
-    return check_host(table, replace(machine, **spec), kvm=host / "kvm", meminfo=host / "meminfo")
+def check(present: Path, *, settings: dict[str, Any] | None = None, **changes: Any) -> tuple[str, ...]:
+    """Check a fit machine, with these changes, on the host that lies in the kernel's directory."""
+    table = QemuHypervisor(**({"kernel": present, "path": "/bin/true"} | (settings or {})))
+    host = present.parent
+    machine = VmSpec(sandbox_id="pod", directory=host, vcpus=1, memory_mib=512, kernel=present)
+    return check_host(table, replace(machine, **changes), kvm=host / "kvm", meminfo=host / "meminfo")
 
 
 def test_a_fit_host_has_nothing_to_say(kernel: Path) -> None:
@@ -59,12 +61,16 @@ def test_a_qemu_that_cannot_be_run(kernel: Path, path: str) -> None:
 
 
 def test_memory_that_can_never_fit_is_refused(kernel: Path) -> None:
-    with pytest.raises(HostUnfitError, match="5121 MiB of memory: this host has 4096 MiB and 1024 MiB of swap"):
+    with pytest.raises(
+        HostUnfitError, match="5121 MiB of memory: this host has 4096 MiB and 1024 MiB of swap"
+    ):
         check(kernel, memory_mib=5121)
 
 
 def test_memory_that_does_not_fit_now_is_a_warning(kernel: Path) -> None:
-    assert check(kernel, memory_mib=1025) == ("the guest may use 1025 MiB of memory, this host has 1024 MiB left",)
+    assert check(kernel, memory_mib=1025) == (
+        "the guest may use 1025 MiB of memory, this host has 1024 MiB left",
+    )
 
 
 def test_running_unconfined_is_a_warning(kernel: Path) -> None:

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from fake_qemu import FakeHost
 
+from fake_qemu import FakeHost
 from kata_configuration.models.qemu import QemuHypervisor
 from kata_hypervisor import registry
 from kata_hypervisor.contract import Hypervisor

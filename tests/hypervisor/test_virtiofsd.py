@@ -19,7 +19,7 @@ SHARED = Path("/run/pod/shared")
     [
         (b"\x7fELF...-o announce_submounts  Announce...", Dialect.C),
         (b"\x7fELF...announce_submountsshared-dirtag...", Dialect.RUST),
-        (b"#!/bin/sh\nexec /opt/virtiofsd \"$@\"\n", Dialect.RUST),
+        (b'#!/bin/sh\nexec /opt/virtiofsd "$@"\n', Dialect.RUST),
     ],
 )
 def test_the_dialect_is_read_from_the_program(tmp_path: Path, content: bytes, dialect: Dialect) -> None:

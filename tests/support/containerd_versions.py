@@ -64,7 +64,9 @@ def _programs(directory: Path) -> Programs:
     printed = subprocess.run([containerd, "--version"], capture_output=True, text=True, check=False)
     found = re.search(r"\sv?(\d+)\.(\d+)\.\d+", printed.stdout)
     if found is None:
-        raise NotAvailableError(f"{containerd} does not run here: {(printed.stderr or printed.stdout).strip()}")
+        raise NotAvailableError(
+            f"{containerd} does not run here: {(printed.stderr or printed.stdout).strip()}"
+        )
     return Programs(containerd, ctr, (int(found[1]), int(found[2])))
 
 
@@ -108,7 +110,13 @@ def _write_sources(etc: Path) -> Path:
         )
     shutil.rmtree(etc, ignore_errors=True)
     (etc / "sources.list.d").mkdir(parents=True)
-    fields = {"Types": "deb", "URIs": mirrors[0], "Suites": RELEASE, "Components": "main", "Signed-By": KEYRING}
+    fields = {
+        "Types": "deb",
+        "URIs": mirrors[0],
+        "Suites": RELEASE,
+        "Components": "main",
+        "Signed-By": KEYRING,
+    }
     text = "".join(f"{key}: {value}\n" for key, value in fields.items())
     (etc / "sources.list.d/testing.sources").write_text(text, encoding="utf-8")
     return etc

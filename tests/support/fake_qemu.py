@@ -176,7 +176,9 @@ class FakeQemu:
             serving.cancel()
             writer.close()
 
-    async def _serve(self, child: FakeChild, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(
+        self, child: FakeChild, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         writer.write(self._greeting)
         async for request in _requests(reader):
             name = request["execute"]

@@ -62,7 +62,9 @@ class LocalHost:
         environment: Mapping[str, str] | None = None,
     ) -> LocalChild:
         """See Host."""
-        copies = {target: fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, FIRST_COPY) for target, source in fds.items()}
+        copies = {
+            target: fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, FIRST_COPY) for target, source in fds.items()
+        }
         actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
             (os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)
         ]

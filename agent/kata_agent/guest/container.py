@@ -24,6 +24,8 @@ _KILL_TIMEOUT = 10.0  # seconds; a process that takes longer to die hangs in the
 Start = Callable[[tuple[int, int, int], str | None], int]
 """Starts a process with these descriptors, or the terminal of this console socket; returns its pid."""
 
+OCI_VERSION = "1.0.2"
+
 
 class Container:
     """One container.
@@ -87,6 +89,8 @@ class Container:
                 raise NotFoundError(f"rootfs {source} does not exist in the guest: is it shared?")
             mounts.bind(source, rootfs)
         root["path"] = rootfs
+        # Older releases of crun refuse the name of a newer version, whatever the document says.
+        self._spec["ociVersion"] = OCI_VERSION
         with open(f"{self._bundle}/config.json", "w", encoding="utf-8") as file:
             json.dump(self._spec, file)
 

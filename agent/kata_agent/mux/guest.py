@@ -6,7 +6,7 @@ import os
 import select
 import socket
 import time
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from kata_agent.mux.core import Event, FrameType, Mux
 from kata_agent.mux.pump import Callback, Pump
@@ -44,9 +44,11 @@ class Acceptor:
 
     def end(self) -> None:
         """Close the streams that nobody accepted, and fail whoever waits."""
-        while not self._queue.empty():
-            if (item := self._queue.get()) is not None:
+        try:
+            while (item := self._queue.get_nowait()) is not None:
                 item[0].close()
+        except Empty:
+            pass
         self._queue.put(None)
 
 

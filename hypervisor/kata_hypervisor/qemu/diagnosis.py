@@ -30,7 +30,7 @@ STDERR_HINTS = (
     ),
 )
 
-PANIC = re.compile(r"Kernel panic - not syncing: .*")
+PANIC = re.compile(r"(?<!end )Kernel panic - (not syncing: .*)")
 
 SHUTDOWN_REASONS = {
     "guest-shutdown": "the guest shut down",
@@ -74,7 +74,7 @@ class Ending:
             return None
         panics = PANIC.findall(self.console.text)
         if panics and self.shutdown in ("guest-reset", "guest-panic"):
-            return f"the guest's kernel panicked: {panics[-1].removeprefix('Kernel panic - ')[:LINE_LIMIT]}"
+            return f"the guest's kernel panicked: {panics[-1][:LINE_LIMIT]}"
         return SHUTDOWN_REASONS.get(self.shutdown, f"qemu ended: {self.shutdown[:LINE_LIMIT]}")
 
     def _hint(self, table: QemuTable) -> str | None:

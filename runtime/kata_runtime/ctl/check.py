@@ -244,7 +244,7 @@ def _program(name: str, path: Path, oldest: tuple[int, int], fix: str) -> Findin
         return Finding(name, Status.FAIL, f"{path}: {error.strerror}", fix)
     except subprocess.SubprocessError as error:
         return Finding(name, Status.FAIL, f"{path} --version: {error}", fix)
-    match = re.search(r"\b(\d+)\.(\d+)[\w.+~-]*", output)
+    match = re.search(r"(?<![\d.])(\d+)\.(\d+)[\w.+~-]*", output)
     if match is None:
         return Finding(name, Status.FAIL, f"{path} --version names no version", fix)
     version, needed = match[0], ".".join(str(number) for number in oldest)

@@ -42,7 +42,7 @@ UNUSED_EXTENSIONS = re.compile(
     r"(_?test\w*|_xx\w+|xx\w+|_ctypes_test|_codecs_\w+|_crypt|_curses\w*|_dbm|_gdbm|_hashlib|_lsprof|_sqlite3|"
     r"_ssl|_tkinter|audioop|nis|ossaudiodev|readline|_?interp\w*|_remote_debugging)\..*"
 )
-HOST_ONLY = re.compile(r"(client|transport)(\W.*)?")
+HOST_ONLY = re.compile(r"(client|transports?)(\W.*)?")
 
 PASSWD = "root:x:0:0:root:/root:/sbin/nologin\nnobody:x:65534:65534:nobody:/nonexistent:/sbin/nologin\n"
 GROUP = "root:x:0:\nnogroup:x:65534:\n"

@@ -50,7 +50,8 @@ def run(setup: Setup) -> None:
         from kata_runtime.broker.process import fork_broker
 
         broker_socket, broker_pid = fork_broker(setup.identity, setup.bundle)
-        status = _serve(setup, broker_socket, broker_pid)
+        _serve(setup, broker_socket, broker_pid)
+        status = 0
     except BaseException:
         import traceback
 
@@ -80,7 +81,7 @@ def _last_words(setup: Setup, text: str) -> None:
     os.write(fd, f"kata-shim: fatal: {text}\n".encode())
 
 
-def _serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> int:
+def _serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> None:
     import gc
 
     # Nothing of what the imports make is garbage.
@@ -92,4 +93,4 @@ def _serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> int:
     gc.enable()
     gc.freeze()
     log.set_up(setup.bundle, setup.identity.id, debug=setup.debug, foreground=setup.foreground)
-    return anyio.run(server.serve, setup, broker_socket, broker_pid)
+    anyio.run(server.serve, setup, broker_socket, broker_pid)

@@ -28,14 +28,13 @@ FLUSH_BUDGET = 2.0
 ANSWER_GRACE = 0.05
 
 
-async def serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> int:
-    """Serve containerd until Shutdown; returns the exit status."""
+async def serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> None:
+    """Serve containerd until Shutdown."""
     # systemd stops a scope with SIGTERM: the pod's end is containerd's to decide.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     publisher = EventPublisher(setup.ttrpc_address, setup.identity.namespace)
     done = anyio.Event()
-    status = 0
     async with anyio.create_task_group() as tasks:
         broker = Broker(broker_socket, broker_pid)
         tasks.start_soon(publisher.run)
@@ -71,4 +70,3 @@ async def serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> 
         for line in await broker.close():
             _log.error("left behind: %s", line)
         tasks.cancel_scope.cancel()
-    return status

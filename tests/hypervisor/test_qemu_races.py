@@ -8,10 +8,11 @@ import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fake_qemu import CONFINED, UNCONFINED, FakeChild, FakeHost, FakeQemu, cannot_start, end_with, linger
 
+from fake_qemu import CONFINED, UNCONFINED, FakeChild, FakeHost, FakeQemu, cannot_start, end_with, linger
 from kata_configuration.models.qemu import QemuHypervisor
 from kata_hypervisor import vhost_vsock
 from kata_hypervisor.contract import SharedDirectory, VmSpec
@@ -24,7 +25,9 @@ from kata_hypervisor.seccomp.proof import ThreadConfinement
 
 
 def event(reason: str) -> bytes:
-    return b'{"event": "SHUTDOWN", "data": {"guest": true, "reason": "%s"}, "timestamp": {}}\n' % reason.encode()
+    return (
+        b'{"event": "SHUTDOWN", "data": {"guest": true, "reason": "%s"}, "timestamp": {}}\n' % reason.encode()
+    )
 
 
 class Rig:
@@ -33,7 +36,7 @@ class Rig:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.host = FakeHost(qemu=FakeQemu(), virtiofsd=linger)
-        self.settings: dict[str, object] = {"accelerator": "tcg", "path": "/bin/true"}
+        self.settings: dict[str, Any] = {"accelerator": "tcg", "path": "/bin/true"}
         self.budgets = {"start_budget": 20.0, "stop_budget": 20.0}
         for name in ("kernel", "virtiofsd", "shared"):
             (directory / name).write_bytes(b"announce_submounts")
@@ -84,7 +87,7 @@ async def running(rig: Rig) -> AsyncIterator[Qemu]:
         await machine.stop()
 
 
-async def refused(rig: Rig, error: type[HypervisorError] = LaunchError) -> HypervisorError:
+async def refused(rig: Rig, error: type[HypervisorError] = LaunchError) -> Any:
     """Start, expect the error, and return it."""
     machine = rig.driver()
     with pytest.raises(error) as caught:
@@ -130,7 +133,9 @@ async def test_the_transport_is_the_serial_port_where_there_is_no_vsock(rig: Rig
         assert any("virtserialport" in argument for argument in rig.host.argv["qemu"])
 
 
-async def test_the_transport_is_vsock_where_the_host_has_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_transport_is_vsock_where_the_host_has_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(vhost_vsock, "open_device", lambda: (os.open(os.devnull, os.O_RDWR), 77))
     async with running(rig) as machine:
         assert type(machine.transport).__name__ == "VsockTransport"
@@ -140,14 +145,18 @@ async def test_the_transport_is_vsock_where_the_host_has_it(rig: Rig, monkeypatc
 async def test_qemu_that_ends_at_once_is_named_with_its_last_word(rig: Rig) -> None:
     rig.host.behaviours["qemu"] = end_with(1, stderr=b"first\nqemu: Property '.foo' not found\n")
     error = await refused(rig)
-    assert str(error) == "qemu ended before the guest was ready: exit status 1: qemu: Property '.foo' not found"
+    assert (
+        str(error) == "qemu ended before the guest was ready: exit status 1: qemu: Property '.foo' not found"
+    )
     assert error.diagnostics["qemu stderr"] == "first\nqemu: Property '.foo' not found"
 
 
 async def test_qemu_stopped_by_its_own_filter_is_said_so(rig: Rig) -> None:
     rig.host.behaviours["qemu"] = end_with(number=signal.SIGSYS)
     error = await refused(rig)
-    assert str(error).startswith("qemu ended before the guest was ready: killed by SIGSYS (blocked by its own -sandbox")
+    assert str(error).startswith(
+        "qemu ended before the guest was ready: killed by SIGSYS (blocked by its own -sandbox"
+    )
 
 
 @pytest.mark.parametrize("command", ["qmp_capabilities", "cont"])
@@ -181,7 +190,9 @@ async def test_virtiofsd_that_ends_during_the_start_is_named(rig: Rig, command: 
 
 async def test_virtiofsd_that_fails_and_takes_qemu_with_it_is_the_one_named(rig: Rig) -> None:
     rig.host.behaviours |= {"virtiofsd": end_with(1, stderr=b"no such directory\n"), "qemu": end_with(1)}
-    assert str(await refused(rig)).startswith("virtiofsd ended before the guest was ready: exit status 1: no such")
+    assert str(await refused(rig)).startswith(
+        "virtiofsd ended before the guest was ready: exit status 1: no such"
+    )
 
 
 async def test_virtiofsd_that_ends_well_because_qemu_failed_is_not_named(rig: Rig) -> None:
@@ -262,7 +273,11 @@ async def test_prove_reads_again(rig: Rig) -> None:
     ("name", "status", "reason"),
     [
         ("qemu", ExitStatus(signal=11), "qemu ended: killed by SIGSEGV"),
-        ("qemu", ExitStatus(signal=9), "qemu ended: killed by SIGKILL (the kernel's out-of-memory killer, if"),
+        (
+            "qemu",
+            ExitStatus(signal=9),
+            "qemu ended: killed by SIGKILL (the kernel's out-of-memory killer, if",
+        ),
         ("virtiofsd", ExitStatus(signal=9), "virtiofsd ended: killed by SIGKILL"),
         ("virtiofsd", ExitStatus(code=1), "virtiofsd ended: exit status 1"),
     ],
@@ -355,7 +370,9 @@ def _asked(rig: Rig, command: str) -> bool:
     ids=["virtiofsd", "qemu", "handshake", "cont"],
 )
 @pytest.mark.parametrize("how", ["cancelled", "stopped"])
-async def test_a_start_that_is_given_up_leaves_nothing(rig: Rig, reached: Callable[[Rig], bool], how: str) -> None:
+async def test_a_start_that_is_given_up_leaves_nothing(
+    rig: Rig, reached: Callable[[Rig], bool], how: str
+) -> None:
     rig.host.behaviours["qemu"] = FakeQemu(silent_at="cont")
     rig.budgets["stop_budget"] = 0.05
     machine = rig.driver()

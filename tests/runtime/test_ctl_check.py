@@ -1,0 +1,163 @@
+"""Each check against a host that is made up, and the exit status of all of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kata_hypervisor.kvm.probe import KvmVerdict
+from kata_runtime.ctl import check
+from kata_runtime.ctl.check import Finding, Setup, Status
+from kata_runtime.image import command
+
+
+@pytest.fixture
+def setup(tmp_path: Path) -> Setup:
+    """A host without anything."""
+    return Setup(
+        "kvm",
+        tmp_path / "qemu",
+        tmp_path / "virtiofsd",
+        512,
+        (tmp_path / "vmlinuz",),
+        Finding("configuration", Status.OK, ""),
+        tmp_path,
+    )
+
+
+def script(path: Path, body: str) -> None:
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("unmodified", "accelerator", "status"),
+    [(True, "kvm", "ok"), (True, "tcg", "ok"), (False, "kvm", "fail"), (False, "tcg", "warn")],
+)
+def test_kvm(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, unmodified: bool, accelerator: str, status: str
+) -> None:
+    verdict = KvmVerdict(True, unmodified, "because")
+    monkeypatch.setattr("kata_hypervisor.kvm.probe.probe_kvm", lambda device: verdict)
+    found = check.check_kvm(replace(setup, accelerator=accelerator))
+    assert found.status == status
+    assert found.cause.startswith("because")
+    assert bool(found.fix) == (status == "fail")
+
+
+@pytest.mark.parametrize(
+    ("function", "path", "fix"),
+    [
+        (check.check_vhost_vsock, "dev/vhost-vsock", "modprobe vhost_vsock"),
+        (check.check_tun, "dev/net/tun", "modprobe tun"),
+    ],
+)
+def test_devices(setup: Setup, function: check.Check, path: str, fix: str) -> None:
+    without = function(setup)
+    assert (without.status, without.fix) == (Status.WARN, fix)
+    (setup.root / path).parent.mkdir(parents=True, exist_ok=True)
+    (setup.root / path).touch()
+    assert function(setup).status is Status.OK
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "cause"),
+    [
+        ("echo 'QEMU emulator version 7.2.22 (Debian 1:7.2)'", "ok", "qemu 7.2.22"),
+        ("echo 'QEMU emulator version 10.0.2'", "ok", "qemu 10.0.2"),
+        ("echo 'QEMU emulator version 5.2.0'", "fail", "is version 5.2.0, 6.2 or later is needed"),
+        ("echo hello", "fail", "names no version"),
+        ("exit 3", "fail", "exit status 3"),
+    ],
+)
+def test_qemu(setup: Setup, body: str, status: str, cause: str) -> None:
+    script(setup.qemu, body)
+    found = check.check_qemu(setup)
+    assert found.status == status
+    assert cause in found.cause
+
+
+def test_qemu_is_missing(setup: Setup) -> None:
+    found = check.check_qemu(setup)
+    assert (found.status, found.fix) == (Status.FAIL, "apt-get install qemu-system-x86")
+
+
+@pytest.mark.parametrize(("content", "dialect"), [(b"ELF --shared-dir", "Rust"), (b"ELF source", "C")])
+def test_virtiofsd(setup: Setup, content: bytes, dialect: str) -> None:
+    setup.virtiofsd.write_bytes(content)
+    assert check.check_virtiofsd(setup).cause.endswith(f"the one in {dialect}")
+
+
+def test_virtiofsd_is_missing(setup: Setup) -> None:
+    found = check.check_virtiofsd(setup)
+    assert found.status is Status.FAIL
+    assert found.fix.startswith("apt-get install virtiofsd")
+
+
+def test_containerd(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "SEARCH_PATH", str(setup.root))
+    missing = check.check_containerd(setup)
+    assert (missing.status, missing.fix) == (Status.FAIL, "apt-get install containerd")
+    script(
+        setup.root / "containerd", "echo containerd github.com/containerd/containerd 1.6.20~ds1 1.6.20~ds1-1"
+    )
+    assert check.check_containerd(setup).cause.endswith("containerd 1.6.20~ds1")
+    script(setup.root / "containerd", "echo containerd github.com/containerd/containerd/v2 v2.1.0 abcdef")
+    assert check.check_containerd(setup).status is Status.OK
+    script(setup.root / "containerd", "echo containerd github.com/containerd/containerd 1.5.9")
+    assert check.check_containerd(setup).status is Status.FAIL
+
+
+def test_cgroups(setup: Setup) -> None:
+    assert check.check_cgroups(setup).status is Status.WARN
+    base = setup.root / "sys/fs/cgroup"
+    (base / "memory").mkdir(parents=True)
+    assert check.check_cgroups(setup).cause == "version 1"
+    (base / "cgroup.controllers").touch()
+    assert check.check_cgroups(setup).cause == "version 2"
+
+
+def test_memory(setup: Setup) -> None:
+    (setup.root / "proc").mkdir()
+    for free, status in ((2_000_000, Status.OK), (300_000, Status.WARN)):
+        (setup.root / "proc/meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable:  {free} kB\n")
+        assert check.check_memory(setup).status is status
+
+
+def test_shared_memory(setup: Setup) -> None:
+    assert check.check_shared_memory(setup).status is Status.WARN
+    (setup.root / "dev/shm").mkdir(parents=True)
+    assert check.check_shared_memory(setup).status is Status.OK
+
+
+def test_the_guest_image(setup: Setup) -> None:
+    missing = check.check_image(setup)
+    assert (missing.status, missing.fix) == (Status.FAIL, "kata-ctl image build")
+    assert str(setup.artifacts[0]) in missing.cause
+    setup.artifacts[0].touch()
+    assert check.check_image(setup).status is Status.OK
+
+
+@pytest.mark.parametrize(
+    ("statuses", "exit_status"),
+    [((Status.OK, Status.WARN), check.FIT), ((Status.OK, Status.FAIL), check.UNFIT)],
+)
+def test_the_exit_status_is_that_of_the_worst(
+    setup: Setup,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    statuses: tuple[Status, ...],
+    exit_status: int,
+) -> None:
+    checks = [lambda _, status=status: Finding("name", status, "cause", "fix it") for status in statuses]
+    monkeypatch.setattr(check, "CHECKS", checks)
+    monkeypatch.setattr(check, "read_setup", lambda: setup)
+    assert check.run_check(argparse.Namespace(json=True)) == exit_status
+    printed = json.loads(capsys.readouterr().out)
+    assert [finding["status"] for finding in printed] == ["ok", *statuses]
+    assert check.run_check(argparse.Namespace(json=False)) == exit_status
+    assert "to mend it: fix it" in capsys.readouterr().out

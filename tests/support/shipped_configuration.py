@@ -1,0 +1,41 @@
+"""Configuration files for tests: the shipped one, line for line, with some values changed."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import kata_configuration
+from kata_configuration.rules import VIRTIOFSD_PLACES
+
+SHIPPED = Path(kata_configuration.__file__).parent / "shipped/configuration-qemu.toml"
+
+Value = str | int | float | bool | Path
+
+# The emulated machine of a busy host takes its time.
+BOOT_BUDGET_MS = 100_000
+
+
+def for_image(image: Path) -> dict[str, Value]:
+    """The values that fit the shipped file to this host, a guest image and QEMU's emulation."""
+    daemon = next((path for path in VIRTIOFSD_PLACES if path.exists()), VIRTIOFSD_PLACES[0])
+    return {
+        "kernel": image / "vmlinuz",
+        "initrd": image / "kata-initrd.img",
+        "image": image / "kata-image.erofs",
+        "accelerator": "tcg",
+        "virtio_fs_daemon": daemon,
+        "reconnect_timeout_ms": BOOT_BUDGET_MS,
+    }
+
+
+def render(values: Mapping[str, Value]) -> str:
+    """The shipped file's text with these keys set; each stays on its line."""
+    text = SHIPPED.read_text(encoding="utf-8")
+    for key, value in values.items():
+        literal = json.dumps(str(value) if isinstance(value, Path) else value)
+        text, count = re.subn(rf"(?m)^#?{key} = .*$", lambda _: f"{key} = {literal}", text, count=1)  # noqa: B023
+        assert count == 1, f"the shipped configuration has no key {key}"
+    return text
