@@ -48,7 +48,7 @@ image: setup ## build the guest image, or see that it is up to date
 	@$(BIN)/kata-ctl image build --output $(IMAGE)
 
 bench: setup image ## benchmarks: ratios measured side by side in one run
-	$(BIN)/python tests/benchmarks/run.py --image $(IMAGE) $(ARGS)
+	KATA_TEST_IMAGE=$(IMAGE) $(BIN)/python tests/benchmarks/run.py $(ARGS)
 
 protos: setup ## generate the protobuf modules from their .proto files
 	@for folder in $(PROTOS); do \

@@ -28,7 +28,7 @@ class Dialect(Enum):
 
 
 def dialect_of(daemon: Path) -> Dialect:
-    """Tell which program this is from the names of options in it, without running it; the successor if unsure.
+    """Tell which program this is by the names of options in it, without running it; if unsure, the successor.
 
     Raises:
         HostUnfitError: there is no such program.

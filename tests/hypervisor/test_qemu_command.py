@@ -37,7 +37,7 @@ SERIAL = Devices(vsock_cid=None)
 
 
 def table(**settings: Any) -> QemuHypervisor:
-    return QemuHypervisor(**({"kernel": "/k/vmlinuz", "accelerator": "tcg"} | settings))
+    return QemuHypervisor(**{"kernel": "/k/vmlinuz", "accelerator": "tcg", **settings})
 
 
 def value(argv: list[str], option: str) -> str:
@@ -68,8 +68,8 @@ def test_the_whole_command_line_under_tcg() -> None:
         *("-kernel", "/k/vmlinuz"),
         *("-initrd", "/k/initrd"),
         "-append",
-        "console=ttyS0 reboot=k panic=-1 tsc=reliable no_timer_check random.trust_cpu=on cryptomgr.notests quiet "
-        "root=/dev/vda rootfstype=erofs ro agent.log=debug quiet",
+        "console=ttyS0 reboot=k panic=-1 tsc=reliable no_timer_check random.trust_cpu=on cryptomgr.notests "
+        "quiet root=/dev/vda rootfstype=erofs ro agent.log=debug quiet",
         *("-chardev", "socket,id=monitor,fd=3"),
         *("-mon", "chardev=monitor,mode=control"),
         *("-chardev", "socket,id=console,fd=4"),

@@ -26,7 +26,7 @@ def kernel(tmp_path: Path) -> Path:
 
 def check(present: Path, *, settings: dict[str, Any] | None = None, **changes: Any) -> tuple[str, ...]:
     """Check a fit machine, with these changes, on the host that lies in the kernel's directory."""
-    table = QemuHypervisor(**({"kernel": present, "path": "/bin/true"} | (settings or {})))
+    table = QemuHypervisor(**{"kernel": present, "path": "/bin/true", **(settings or {})})
     host = present.parent
     machine = VmSpec(sandbox_id="pod", directory=host, vcpus=1, memory_mib=512, kernel=present)
     return check_host(table, replace(machine, **changes), kvm=host / "kvm", meminfo=host / "meminfo")
@@ -56,7 +56,7 @@ def test_a_missing_source_of_random_numbers(kernel: Path) -> None:
 
 @pytest.mark.parametrize("path", ["/none", "/tmp", "/etc/passwd"])
 def test_a_qemu_that_cannot_be_run(kernel: Path, path: str) -> None:
-    with pytest.raises(HostUnfitError, match="cannot run qemu: .* is not an executable file"):
+    with pytest.raises(HostUnfitError, match=r"cannot run qemu: .* is not an executable file"):
         check(kernel, settings={"path": path})
 
 

@@ -77,6 +77,11 @@ async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[
     assert os.listdir("/proc/self/fd") == before
 
 
+def asked(host: FakeHost, command: str) -> bool:
+    """Whether QEMU's monitor has received this command."""
+    return "qemu" in host.children and command in host.children["qemu"].commands
+
+
 @contextlib.asynccontextmanager
 async def running(rig: Rig) -> AsyncIterator[Qemu]:
     machine = rig.driver()
@@ -121,8 +126,7 @@ async def test_pause_and_resume_are_the_monitors_stop_and_cont(rig: Rig) -> None
 async def test_what_the_guest_prints_is_the_console_tail(rig: Rig) -> None:
     async with running(rig) as machine:
         os.write(rig.host.children["qemu"].fds[CONSOLE], b"hello\r\n\x1b[2Jworld\n")
-        while "world" not in machine.console_tail:
-            await asyncio.sleep(0)
+        await rig.host.until(lambda _: "world" in machine.console_tail)
         assert machine.console_tail == "hello\n\ufffd[2Jworld"
 
 
@@ -172,8 +176,7 @@ async def test_qemu_that_ends_while_its_threads_are_read_is_named(rig: Rig) -> N
     rig.host.threads = ProcessLookupError("no process 10")
     rig.host.behaviours["qemu"] = FakeQemu()
     starting = asyncio.ensure_future(refused(rig))
-    while "qmp_capabilities" not in getattr(rig.host.children.get("qemu"), "commands", ()):
-        await asyncio.sleep(0)
+    await rig.host.until(lambda host: asked(host, "qmp_capabilities"))
     rig.host.children["qemu"].end(code=7)
     assert "exit status 7" in str(await starting)
 
@@ -351,34 +354,25 @@ async def test_nothing_can_be_asked_of_a_machine_that_was_not_started(rig: Rig) 
     assert (machine.processes, machine.console_tail) == ((), "")
 
 
-def _spawned(rig: Rig, name: str) -> bool:
-    return name in rig.host.children
-
-
-def _asked(rig: Rig, command: str) -> bool:
-    return _spawned(rig, "qemu") and command in rig.host.children["qemu"].commands
-
-
 @pytest.mark.parametrize(
     "reached",
     [
-        lambda rig: _spawned(rig, "virtiofsd"),
-        lambda rig: _spawned(rig, "qemu"),
-        lambda rig: _asked(rig, "qmp_capabilities"),
-        lambda rig: _asked(rig, "cont"),
+        lambda host: "virtiofsd" in host.children,
+        lambda host: "qemu" in host.children,
+        lambda host: asked(host, "qmp_capabilities"),
+        lambda host: asked(host, "cont"),
     ],
     ids=["virtiofsd", "qemu", "handshake", "cont"],
 )
 @pytest.mark.parametrize("how", ["cancelled", "stopped"])
 async def test_a_start_that_is_given_up_leaves_nothing(
-    rig: Rig, reached: Callable[[Rig], bool], how: str
+    rig: Rig, reached: Callable[[FakeHost], bool], how: str
 ) -> None:
     rig.host.behaviours["qemu"] = FakeQemu(silent_at="cont")
     rig.budgets["stop_budget"] = 0.05
     machine = rig.driver()
     starting = asyncio.ensure_future(machine.start(rig.spec))
-    while not reached(rig):
-        await asyncio.sleep(0)
+    await rig.host.until(reached)
     if how == "cancelled":
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -14,7 +14,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples/quickstart"))
 
 import containerd_versions
-from leftovers import Leftovers
 from node import Node, Pod
 
 IMAGE = Path(os.environ.get("KATA_TEST_IMAGE", "/var/lib/kata-containers/image"))
@@ -23,11 +22,17 @@ IMAGE = Path(os.environ.get("KATA_TEST_IMAGE", "/var/lib/kata-containers/image")
 @pytest.fixture(scope="session")
 def guest_image() -> Path:
     """The directory of the guest image; skips where this host lacks what it needs to run."""
-    missing = [str(IMAGE / name) for name in ("vmlinuz", "kata-initrd.img", "manifest.json") if not (IMAGE / name).exists()]
+    missing = [
+        str(IMAGE / name)
+        for name in ("vmlinuz", "kata-initrd.img", "manifest.json")
+        if not (IMAGE / name).exists()
+    ]
     if os.geteuid() != 0:
         pytest.skip("needs root")
     if missing:
-        pytest.skip(f"no guest image, {missing[0]} is missing: run make image, or name a directory in KATA_TEST_IMAGE")
+        pytest.skip(
+            f"no guest image, {missing[0]} is missing: run make image, or name a directory in KATA_TEST_IMAGE"
+        )
     for program in ("qemu-system-x86_64", "/bin/busybox"):
         if not shutil.which(program):
             pytest.skip(f"{program} is missing: run make packages")
@@ -69,7 +74,7 @@ def each_node(nodes: Callable[[str], Node], request: pytest.FixtureRequest) -> N
 @pytest.fixture(scope="module")
 def pod(node: Node) -> Iterator[Pod]:
     """A pod for one module's tests, which then need no virtual machine of their own."""
-    before = Leftovers(node.root, node.namespace)
+    before = node.leftovers()
     with node.pod() as pod:
         yield pod
     assert before.settle() == []
@@ -80,6 +85,6 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """A test on a node leaves the host as it was."""
     names = [name for name in ("node", "each_node") if name in request.fixturenames]
     nodes = [request.getfixturevalue(name) for name in names]
-    before = [Leftovers(node.root, node.namespace) for node in nodes]
+    before = [node.leftovers() for node in nodes]
     yield
     assert [line for one in before for line in one.settle()] == []

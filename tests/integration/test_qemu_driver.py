@@ -1,4 +1,4 @@
-"""The driver with a real QEMU, a real virtiofsd and the guest image: what the kernel says, and what is left."""
+"""The driver with a real QEMU, virtiofsd and guest image: what the kernel says, and what is left."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Rig:
         )
 
     def table(self, **settings: Any) -> QemuHypervisor:
-        return QemuHypervisor(**({"kernel": IMAGE / "vmlinuz", "accelerator": "tcg"} | settings))
+        return QemuHypervisor(**{"kernel": IMAGE / "vmlinuz", "accelerator": "tcg", **settings})
 
     def machine(self, **settings: Any) -> Hypervisor:
         return create("qemu", self.table(**settings), self.host)
@@ -78,7 +78,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
     rig = Rig(tmp_path)
     yield rig
     assert all(child.exited for child in rig.host.children.values())
-    while processes_with(tmp_path):  # virtiofsd's own child is not ours to wait for
+    while processes_with(tmp_path):  # noqa: ASYNC110 - virtiofsd's own child is not ours to wait for
         await asyncio.sleep(0.01)
     await rig.host.aclose()
     assert list(tmp_path.iterdir()) == [rig.shared]
@@ -166,7 +166,7 @@ async def test_a_qemu_that_says_nothing(rig: Rig, tmp_path_factory: pytest.TempP
     script.write_text("#!/bin/sh\nexec sleep 600\n")
     script.chmod(0o755)
     machine = Qemu(rig.table(path=script), rig.host, start_budget=0.3)
-    with pytest.raises(LaunchError, match="waiting for qemu's monitor: no answer within 0.3 s"):
+    with pytest.raises(LaunchError, match=r"waiting for qemu's monitor: no answer within 0\.3 s"):
         await machine.start(rig.spec)
 
 

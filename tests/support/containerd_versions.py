@@ -106,7 +106,7 @@ def _write_sources(etc: Path) -> Path:
     mirrors = [uri for uri, codename in lines if "/debian" in uri and "-" not in codename]
     if not mirrors or not KEYRING.exists():
         raise NotAvailableError(
-            f"no containerd 2.x: this host has no Debian mirror to take it from; name a directory in {VARIABLE}"
+            f"no containerd 2.x: no source of this host is a Debian mirror; name a directory in {VARIABLE}"
         )
     shutil.rmtree(etc, ignore_errors=True)
     (etc / "sources.list.d").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A `Host` without processes: children that are tasks of the test, and a QEMU of which only the monitor is real."""
+"""A `Host` without processes: its children are tasks of the test, and of QEMU there is the monitor only."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from typing import Any
 
 from kata_hypervisor.errors import LaunchError
-from kata_hypervisor.host import ExitStatus
+from kata_hypervisor.host import Child, ExitStatus
 from kata_hypervisor.qemu.command import MONITOR, STDERR
 from kata_hypervisor.seccomp.proof import ThreadConfinement
 
-GREETING = b'{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}, "capabilities": []}}\n'
+VERSION = b'{"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}'
+GREETING = b'{"QMP": {"version": %s, "capabilities": []}}\n' % VERSION
 CONFINED = [ThreadConfinement(10, "qemu", 2, 1, True), ThreadConfinement(11, "CPU 0/TCG", 2, 1, True)]
 UNCONFINED = [ThreadConfinement(10, "qemu", 0, 0, False), ThreadConfinement(11, "CPU 0/TCG", 0, 0, False)]
 
@@ -23,7 +24,10 @@ Behaviour = Callable[["FakeChild"], Awaitable[None]]
 
 
 class FakeChild:
-    """A child that lives until its behaviour, or a signal, ends it. fds: its own copies of what it inherited."""
+    """A child that lives until its behaviour, or a signal, ends it.
+
+    fds: its own copies of what it inherited. commands: what its monitor was asked, if it has one.
+    """
 
     def __init__(self, name: str, pid: int, fds: Mapping[int, int]) -> None:
         self.name = name
@@ -96,11 +100,16 @@ class FakeHost:
         child.run(behaviour)
         return child
 
-    async def confinement(self, child: FakeChild) -> list[ThreadConfinement]:
+    async def confinement(self, child: Child) -> list[ThreadConfinement]:
         """See Host."""
         if isinstance(self.threads, Exception):
             raise self.threads
         return self.threads
+
+    async def until(self, condition: Callable[[FakeHost], bool]) -> None:
+        """Let everybody else run until this is so."""
+        while not condition(self):  # noqa: ASYNC110 - what is awaited has no event
+            await asyncio.sleep(0)
 
     async def aclose(self) -> None:
         """End all children."""
@@ -144,8 +153,8 @@ def end_with(code: int | None = None, *, number: int | None = None, stderr: byte
 class FakeQemu:
     """Behaves as QEMU's monitor.
 
-    greeting: what it says first. silent_at: the command that it never answers. end_at: what it does instead of
-    answering a command. events: written after the answer to a command.
+    greeting: what it says first. silent_at: the command that it never answers. end_at: what it does instead
+    of answering a command. events: written after the answer to a command.
     """
 
     def __init__(

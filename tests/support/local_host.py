@@ -9,7 +9,7 @@ import signal
 from collections.abc import Mapping, Sequence
 
 from kata_hypervisor.errors import LaunchError
-from kata_hypervisor.host import ExitStatus
+from kata_hypervisor.host import Child, ExitStatus
 from kata_hypervisor.seccomp.proof import ThreadConfinement, read_threads
 
 FIRST_COPY = 100
@@ -70,7 +70,9 @@ class LocalHost:
         ]
         actions += [(os.POSIX_SPAWN_DUP2, copy, target) for target, copy in copies.items()]
         try:
-            pid = os.posix_spawn(argv[0], argv, dict(environment or {}), file_actions=actions)
+            pid = os.posix_spawn(  # noqa: ASYNC221 - returns as soon as the program is loaded
+                argv[0], argv, dict(environment or {}), file_actions=actions
+            )
         except OSError as error:
             raise LaunchError(f"cannot start {name}: {argv[0]}: {error.strerror}") from error
         finally:
@@ -79,7 +81,7 @@ class LocalHost:
         self.children[name] = LocalChild(name, pid)
         return self.children[name]
 
-    async def confinement(self, child: LocalChild) -> list[ThreadConfinement]:
+    async def confinement(self, child: Child) -> list[ThreadConfinement]:
         """See Host."""
         return read_threads(child.pid)
 

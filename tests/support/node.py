@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
-import signal
+import json
+import os
+import re
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 import busybox_image
 import shipped_configuration
 from containerd_versions import Programs
 from kata_runtime.broker import processes
 from kata_runtime.ctl.shim import NAMES, install_launcher
+from kata_runtime.identity import SandboxIdentity
 from kata_runtime.sandboxes import running_sandboxes
+from leftovers import Leftovers
 from private_containerd import PrivateContainerd
 from shipped_configuration import Value
 
@@ -26,6 +30,7 @@ FOREVER = ("sleep", "3600")
 
 _TYPE = "io.kubernetes.cri.container-type"
 _SANDBOX = "io.kubernetes.cri.sandbox-id"
+_PATIENCE = 60.0
 
 Result = subprocess.CompletedProcess[str]
 
@@ -40,7 +45,7 @@ class Node:
         self.root = Path(tempfile.mkdtemp(prefix="kt-", dir="/run"))
         self.namespace = self.root.name
         self._values = shipped_configuration.for_image(image)
-        self._numbers = itertools.count(1)
+        self._ids: list[str] = []
         shims = self.root / "bin"
         shims.mkdir()
         for name in NAMES:
@@ -60,7 +65,7 @@ class Node:
         with tempfile.TemporaryDirectory() as directory:
             archive = Path(directory) / "image.tar"
             busybox_image.write_image(archive)
-            self.ctr("image", "import", str(archive))
+            self.ctr("image", "import", archive)
 
     def close(self) -> None:
         """End containerd, and whatever a failed test left running on it."""
@@ -69,56 +74,55 @@ class Node:
         self.containerd.stop()
         self.containerd.remove()
 
-    # -- configuration -------------------------------------------------------------------------------------
-
     def configuration(self, name: str, /, **values: Value) -> Path:
-        """Write NAME.toml: the shipped configuration with these keys changed."""
+        """Write NAME.toml: the shipped configuration, fit for this host, with these keys changed."""
         path = self.root / f"{name}.toml"
         path.write_text(shipped_configuration.render(self._values | values), encoding="utf-8")
         return path
 
     # -- ctr -----------------------------------------------------------------------------------------------
 
-    def new_id(self, stem: str = "c") -> str:
-        """An id that no container on this host has."""
-        return f"{stem}{next(self._numbers)}-{self.namespace}"
+    def new_id(self) -> str:
+        """An id that no other container on this host has."""
+        self._ids.append(f"c{len(self._ids) + 1}-{self.namespace}")
+        return self._ids[-1]
 
     def command(self, *words: str | Path) -> list[str]:
         """The words of a ctr command against this node."""
         return self.containerd.command(["--namespace", self.namespace, *map(str, words)])
 
-    def ctr(self, *words: str | Path, check: bool = True, stdin: str | None = None) -> Result:
-        """Run ctr to its end; what it wrote is shown when it fails and `check` is asked for."""
+    def ctr(self, *words: str | Path, check: bool = True, stdin: str = "") -> Result:
+        """Run ctr to its end; with `check` it must succeed."""
         command = self.command(*words)
-        given = {"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}
-        result = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False, **given)  # type: ignore[call-overload]
-        assert result.returncode == 0 or not check, (
-            f"{command}: {result.returncode}: {result.stderr or result.stdout}"
+        result = subprocess.run(
+            command, input=stdin, capture_output=True, text=True, timeout=110, check=False
         )
+        assert result.returncode == 0 or not check, f"{command}: {result.returncode}: {result.stderr}"
         return result
 
     def run(
         self,
         *command: str,
-        id: str | None = None,  # noqa: A002
+        container: str = "",
         options: Sequence[str | Path] = (),
         image: str | Path = IMAGE,
         runtime: str = RUNTIME,
+        stdin: str = "",
     ) -> Result:
-        """`ctr run --rm`: a container in a virtual machine of its own, from its start to its end."""
-        return self.ctr(
-            "run", "--rm", "--runtime", runtime, *options, image, id or self.new_id(), *command, check=False
-        )
+        """`ctr run --rm`: a container from its start to its end."""
+        words = ("run", "--rm", "--runtime", runtime, *options, image, container or self.new_id(), *command)
+        return self.ctr(*words, check=False, stdin=stdin)
 
     @contextmanager
-    def running(self, *command: str, options: Sequence[str | Path] = (), pod: str = "") -> Iterator[Client]:
-        """`ctr run` of a container that is running in the block, and deleted after it."""
+    def running(
+        self, *command: str, options: Sequence[str | Path] = (), runtime: str = RUNTIME
+    ) -> Iterator[Client]:
+        """`ctr run` of a container that runs when the block begins, and is deleted after it."""
         container = self.new_id()
-        client = Client(
-            self, self.command("run", "--runtime", RUNTIME, *options, IMAGE, container, *command), container
-        )
+        words = self.command("run", "--runtime", runtime, *options, IMAGE, container, *command)
+        client = Client(words, container)
         try:
-            self.until(lambda: self.status(container) == "RUNNING" or client.ended, what="the container")
+            self.until(lambda: self.status(container) == "RUNNING" or client.ended, "the container runs")
             assert not client.ended, client.errors
             yield client
         finally:
@@ -127,10 +131,10 @@ class Node:
 
     @contextmanager
     def pod(self, *options: str | Path) -> Iterator[Pod]:
-        """A pod: its sandbox container keeps a virtual machine, further containers share it."""
+        """A pod: its sandbox container keeps a virtual machine, which further containers share."""
         with self.running(*FOREVER, options=("--annotation", f"{_TYPE}=sandbox", *options)) as client:
-            belonging = (f"{_TYPE}=container", f"{_SANDBOX}={client.container}")
-            yield Pod(self, client.container, [word for one in belonging for word in ("--annotation", one)])
+            kind, sandbox = f"{_TYPE}=container", f"{_SANDBOX}={client.container}"
+            yield Pod(self, client.container, ("--annotation", kind, "--annotation", sandbox))
 
     def discard(self, container: str) -> None:
         """Kill and delete a container, whatever its state."""
@@ -152,41 +156,64 @@ class Node:
         """Ids of the running sandboxes of this node."""
         return [sandbox.id for sandbox in running_sandboxes() if sandbox.namespace == self.namespace]
 
-    def processes(self, sandbox: str) -> dict[str, int]:
-        """The pids of a sandbox's processes by their role."""
+    def leftovers(self) -> Leftovers:
+        """The state of the host now, to compare with later."""
+        address, namespace = str(self.containerd.address), self.namespace
+        return Leftovers(
+            self.root, namespace, lambda: [SandboxIdentity(address, namespace, name) for name in self._ids]
+        )
+
+    def pids(self, sandbox: str) -> dict[str, int]:
+        """The processes of a sandbox by their role."""
         found = next(one for one in running_sandboxes() if one.id == sandbox)
         return {process.name: process.pid for process in found.processes}
 
-    def until(self, condition: Callable[[], object], budget: float = 60.0, what: str = "it") -> None:
+    def kill(self, sandbox: str, role: str) -> None:
+        """SIGKILL to one of a sandbox's processes; returns when it is dead."""
+        pid = self.pids(sandbox)[role]
+        assert processes.end(pid, processes.start_time(pid))
+
+    def until(self, condition: Callable[[], object], what: str, budget: float = _PATIENCE) -> None:
         """Wait until a condition holds; fail when it does not within the budget, in seconds."""
         deadline = time.monotonic() + budget
         while not condition():
-            assert time.monotonic() < deadline, f"{what} did not come within {budget:g} s"
+            assert time.monotonic() < deadline, f"not within {budget:g} s: {what}"
             time.sleep(0.05)
 
-    def kill(self, sandbox: str, role: str) -> None:
-        """SIGKILL to one of a sandbox's processes, and wait until it is dead."""
-        pid = self.processes(sandbox)[role]
-        assert processes.end(pid, processes.start_time(pid))
+
+class Pod:
+    """A running sandbox on a node. options: what makes a container one of it."""
+
+    def __init__(self, node: Node, sandbox: str, options: Sequence[str]) -> None:
+        self.node = node
+        self.sandbox = sandbox
+        self.options = tuple(options)
+
+    def run(self, *command: str, options: Sequence[str | Path] = (), **named: Any) -> Result:
+        """`Node.run` in this pod."""
+        return self.node.run(*command, options=(*self.options, *options), **named)
+
+    @contextmanager
+    def running(self, *command: str, options: Sequence[str | Path] = ()) -> Iterator[Client]:
+        """`Node.running` in this pod."""
+        with self.node.running(*command, options=(*self.options, *options)) as client:
+            yield client
 
 
 class Client:
     """A ctr in the background, and what it has written so far. container: the one that it attends to."""
 
-    def __init__(self, command: Sequence[str], container: str = "", *, piped: bool = False) -> None:
+    def __init__(self, command: Sequence[str], container: str = "") -> None:
         self.container = container
-        self._out = tempfile.TemporaryFile()
-        self._err = tempfile.TemporaryFile()
+        self._out = tempfile.TemporaryFile()  # noqa: SIM115
+        self._err = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
-            stdout=self._out,
-            stderr=self._err,
+            command, stdin=subprocess.DEVNULL, stdout=self._out, stderr=self._err
         )
 
     @property
     def output(self) -> str:
-        """What it wrote to standard output: for `run` and `attach`, what the container did."""
+        """What it wrote to standard output: of `run` and `attach`, what the container wrote."""
         return _read(self._out)
 
     @property
@@ -199,47 +226,32 @@ class Client:
         """Whether it has ended."""
         return self._process.poll() is not None
 
-    def wait(self, budget: float = 60.0) -> int:
+    def wait(self, budget: float = _PATIENCE) -> int:
         """Its exit status, within so many seconds."""
         return self._process.wait(budget)
 
-    def write(self, text: str) -> None:
-        """Give it something on standard input."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(text.encode())
-        self._process.stdin.flush()
-
     def close(self) -> None:
-        """End it; idempotent."""
+        """End it."""
         self._process.kill()
         self._process.wait()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
         self._out.close()
         self._err.close()
 
 
-class Pod:
-    """A running sandbox. options: what makes a container one of it."""
-
-    def __init__(self, node: Node, sandbox: str, options: Sequence[str]) -> None:
-        self.node = node
-        self.sandbox = sandbox
-        self.options = tuple(options)
-
-    def run(self, *command: str, options: Sequence[str | Path] = (), **named: Any) -> Result:
-        """`ctr run --rm` of a container in this pod."""
-        return self.node.run(*command, options=(*self.options, *options), **named)
-
-
 class Events:
-    """What `ctr events` tells of one container, from now on."""
+    """What `ctr events` tells, from now on."""
 
     def __init__(self, node: Node) -> None:
         self._client = Client(node.command("events"))
 
+    def __enter__(self) -> Events:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
     def of(self, container: str) -> list[tuple[str, dict[str, Any]]]:
-        """Topics, without their prefix, and contents of the container's events in their order."""
+        """The events of a container's task in their order: topic, without its prefix, and content."""
         found = []
         for line in self._client.output.splitlines():
             match = re.search(r" /tasks/(\S+) (\{.*)", line)
@@ -247,11 +259,6 @@ class Events:
                 found.append((match[1], event))
         return found
 
-    def close(self) -> None:
-        """Stop listening."""
-        self._client.close()
-
 
 def _read(file: IO[bytes]) -> str:
-    size = os.fstat(file.fileno()).st_size
-    return os.pread(file.fileno(), size, 0).decode(errors="replace")
+    return os.pread(file.fileno(), os.fstat(file.fileno()).st_size, 0).decode(errors="replace")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import pytest
 import tomli
 import tomli_w
 from google.protobuf import symbol_database
@@ -355,7 +356,8 @@ class Lab:
         with anyio.move_on_after(10):
             while self.leftovers(identity):
                 await anyio.sleep(0.05)
-        assert self.leftovers(identity) == []
+        if left := self.leftovers(identity):
+            pytest.fail("\n".join(["left behind:", *left]))
 
     def remove(self) -> None:
         shutil.rmtree(self.directory)

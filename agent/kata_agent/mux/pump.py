@@ -45,7 +45,7 @@ class Pump:
 
     fd: the port, non-blocking; it stays the caller's.
     handle: told of HELLO, OPEN, ACCEPT and REFUSE, and of a RESET of a stream that has no socket here.
-    lost: told once that the port ended, and why (None: an end of file).
+    lost: told once that the port ended, and why (None: the peer hung up).
     patient: whether an end of file before the peer's HELLO only means that the peer is not there yet, as it
         does at the guest's end of a virtio-serial port.
     """
@@ -103,6 +103,9 @@ class Pump:
                 del output[:written]
         except BlockingIOError:
             pass
+        except ConnectionError:
+            self.close()
+            return
         except OSError as error:
             self.close(error)
             return
@@ -130,6 +133,9 @@ class Pump:
         try:
             data = os.read(self._fd, _READ_SIZE)
         except BlockingIOError:
+            return
+        except ConnectionError:
+            self.close()
             return
         except OSError as error:
             self.close(error)

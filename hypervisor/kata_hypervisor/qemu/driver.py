@@ -2,7 +2,7 @@
 
 Start:  host fit? -> virtiofsd -> qemu, waiting -> monitor -> proof of confinement -> virtual CPUs run.
 End:    one task watches both processes from the start. When either ends, it ends the other, closes all that
-        is ours and keeps the `VmExit`. `start`, `stop` and `wait` look at that task, never at a silent socket.
+        is ours and keeps the `VmExit`. `start`, `stop`, `wait` look at that task, never at a silent socket.
 """
 
 from __future__ import annotations

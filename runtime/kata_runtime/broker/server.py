@@ -135,8 +135,8 @@ class Server:
             shim = self._log.header["shim"]
             alive = not self._serving and processes.is_alive(*shim)
             self._left = self._workspace.undo(spared={os.getpid(), shim[0]} if alive else {os.getpid()})
-            if not alive:
-                janitor.unlink(self._identity.socket)
+            # A shim that closes its broker serves nobody any more either.
+            janitor.unlink(self._identity.socket)
         return self._left
 
     def _do_close(self) -> Reply:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from kata_runtime.ctl.main import Subparsers
     from kata_runtime.image.builder import Outcome, Progress
 
-MADE, FAILED = 0, 1
+MADE, FAILED, INTERRUPTED = 0, 1, 130
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -62,6 +62,9 @@ def run_build(arguments: argparse.Namespace) -> int:
     except ImageError as error:
         print(f"kata-ctl: {error}", file=sys.stderr)
         return FAILED
+    except KeyboardInterrupt:
+        print(f"kata-ctl: interrupted: {output} is as it was", file=sys.stderr)
+        return INTERRUPTED
     _report(outcome, output, time.monotonic() - started)
     return MADE
 
