@@ -65,7 +65,7 @@ def command_line(
             f"cannot share {directory} with the guest: virtiofsd {daemon} takes no comma in a path"
         )
     mode = "none" if cache == "never" else cache
-    options = (f"source={directory}", f"cache={mode}", "announce_submounts", "log_level=warn")
+    options = [f"source={directory}", f"cache={mode}", "announce_submounts", "log_level=warn"]
     extra = [argument for argument in extra if argument != announce]
     return [str(daemon), f"--fd={LISTENER}", *(word for option in options for word in ("-o", option)), *extra]
 

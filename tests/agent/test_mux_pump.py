@@ -8,7 +8,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -56,6 +56,12 @@ async def rig() -> AsyncIterator[Rig]:
     yield rig
     await rig.close()
     assert rig.error is None
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop run until a condition holds."""
+    while not condition():  # noqa: ASYNC110 - what is waited for has no event
+        await asyncio.sleep(0)
 
 
 async def read_all(sock: socket.socket) -> bytes:
@@ -133,7 +139,7 @@ async def test_twenty_megabytes_on_each_of_several_streams_while_one_is_stalled(
         return hashlib.sha256(data).digest()
 
     digests = await asyncio.gather(up(*pairs[0]), down(*pairs[1]), up(*pairs[2]), down(*pairs[2]))
-    assert digests == [digest] * 4
+    assert set(digests) == {digest}
     assert not filling.done()
     # What the guest holds of the stalled stream is its window; the rest waits at the host.
     assert all(len(local.backlog) <= WINDOW for local in rig.guest._pump._locals.values())
@@ -189,8 +195,7 @@ async def test_cancelled_connect_leaves_nothing(rig: Rig) -> None:
     acceptor = rig.guest.listen(1)
     connecting = asyncio.create_task(rig.host.connect(1))
     await rig.host.ready()
-    while not rig.host._opening:
-        await asyncio.sleep(0)
+    await until(lambda: bool(rig.host._opening))
     connecting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await connecting
@@ -240,8 +245,7 @@ async def test_answer_pending_when_the_port_is_lost() -> None:
     theirs.sendall(HELLO)
     connecting = asyncio.create_task(host.connect(1))
     await host.ready()
-    while not host._opening:
-        await asyncio.sleep(0)
+    await until(lambda: bool(host._opening))
     theirs.close()
     with pytest.raises(GuestUnreachableError):
         await connecting
@@ -254,8 +258,7 @@ async def test_host_ends_a_port_that_does_not_speak_the_protocol(data: bytes) ->
     ours, theirs = socket.socketpair()
     host = MuxHost(ours)
     theirs.sendall(data)
-    while host._lost is None:
-        await asyncio.sleep(0)
+    await until(lambda: host._lost is not None)
     with pytest.raises(GuestUnreachableError, match="serial port is closed: "):
         await host.ready()
     theirs.close()

@@ -1,4 +1,4 @@
-"""The ways into the guest, against fake VMMs; kernel vsock against the host's own loopback where it exists."""
+"""The ways into the guest, against fake VMMs and a fake kernel; kernel vsock over loopback where there is one."""
 
 from __future__ import annotations
 
@@ -205,7 +205,7 @@ def fake_vsock(monkeypatch: pytest.MonkeyPatch, outcome: OSError | None) -> Fake
         if outcome:
             raise outcome
 
-    monkeypatch.setattr(transports.socket, "socket", lambda family, kind: fake)
+    monkeypatch.setattr(socket, "socket", lambda family, kind: fake)
     monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", sock_connect)
     return fake
 

@@ -69,7 +69,7 @@ async def test_concurrent_calls_answered_in_reverse(pair: Pair) -> None:
     for _ in calls:
         frame = await pair.peer.receive()
         envelope = ttrpc_pb2.Request.FromString(frame.payload)
-        received[frame.stream_id] = int(health_pb2.CheckRequest.FromString(envelope.payload).service)
+        received[frame.stream_id] = health_pb2.CheckRequest.FromString(envelope.payload).service
     assert sorted(received) == list(range(1, 40, 2))
     for stream in sorted(received, reverse=True):
         status = received[stream] % 3  # type: ignore[assignment]

@@ -7,7 +7,7 @@ import socket
 
 from google.protobuf.message import Message
 
-from kata_agent.protos import health_pb2, ttrpc_pb2
+from kata_agent.protos import ttrpc_pb2
 from kata_agent.ttrpc.frames import Frame, FrameDecoder, FrameType, encode
 
 SERVICE = "grpc.Health"
@@ -19,7 +19,7 @@ def request_frame(
     method: str = "Check",
     *,
     service: str = SERVICE,
-    request: Message | bytes = health_pb2.CheckRequest(service="a"),
+    request: Message | bytes = b"",
     timeout_nano: int = 0,
     flags: int = 0,
 ) -> bytes:

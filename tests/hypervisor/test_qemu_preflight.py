@@ -46,7 +46,7 @@ def test_no_kvm_names_the_way_out(kernel: Path) -> None:
 @pytest.mark.parametrize("part", ["kernel", "initrd", "image"])
 def test_a_missing_file_names_its_key(kernel: Path, part: str) -> None:
     with pytest.raises(HostUnfitError, match=f"guest's {part}: .*none: No such file.*correct {part} in"):
-        check(kernel, **{part: kernel.parent / "none"})
+        check(kernel, settings=None, **{part: kernel.parent / "none"})
 
 
 def test_a_missing_source_of_random_numbers(kernel: Path) -> None:

@@ -320,6 +320,16 @@ async def test_close_ends_children_and_removes_everything(bed: Bed) -> None:
             await broker.make_directory(f"{bed.shared}/c2")
 
 
+async def test_close_ends_what_children_have_left_behind(bed: Bed) -> None:
+    async with broker_of(bed) as broker:
+        pids = (
+            await output_of(broker, "for n in 1 2 3; do setsid sleep 100 >/dev/null 2>&1 & echo $!; done")
+        ).split()
+        assert len(pids) == 3
+        await broker.close()
+        assert not [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
+
+
 async def test_what_cannot_be_undone_is_told_and_can_be_tried_again(bed: Bed) -> None:
     broker = Broker(*fork_broker(bed.identity, str(bed.bundle), namespace=False))
     await broker.make_directory(f"{bed.shared}/c1")

@@ -86,7 +86,9 @@ def test_qemu_is_missing(setup: Setup) -> None:
     assert (found.status, found.fix) == (Status.FAIL, "apt-get install qemu-system-x86")
 
 
-@pytest.mark.parametrize(("content", "dialect"), [(b"ELF --shared-dir", "Rust"), (b"ELF announce_submounts", "C")])
+@pytest.mark.parametrize(
+    ("content", "dialect"), [(b"ELF --shared-dir", "Rust"), (b"ELF announce_submounts", "C")]
+)
 def test_virtiofsd(setup: Setup, content: bytes, dialect: str) -> None:
     setup.virtiofsd.write_bytes(content)
     assert check.check_virtiofsd(setup).cause.endswith(f"the one in {dialect}")

@@ -71,7 +71,7 @@ class LocalHost:
         actions += [(os.POSIX_SPAWN_DUP2, copy, target) for target, copy in copies.items()]
         try:
             pid = os.posix_spawn(  # noqa: ASYNC221 - returns as soon as the program is loaded
-                argv[0], argv, dict(environment or {}), file_actions=actions
+                argv[0], list(argv), dict(environment or {}), file_actions=actions
             )
         except OSError as error:
             raise LaunchError(f"cannot start {name}: {argv[0]}: {error.strerror}") from error

@@ -42,7 +42,7 @@ class Node:
         self.programs = programs
         # Short, because the paths of sockets below it may have 107 bytes only; root's alone, because the
         # shim takes a configuration from its environment only if nobody else could have changed it.
-        self.root = Path(tempfile.mkdtemp(prefix="kt-", dir="/run"))
+        self.root = Path(tempfile.mkdtemp(prefix="kt-", suffix="x", dir="/run"))
         self.namespace = self.root.name
         self._values = shipped_configuration.for_image(image)
         self._ids: list[str] = []

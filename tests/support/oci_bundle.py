@@ -75,11 +75,13 @@ def make_spec(
     mounts: Iterable[dict[str, Any]] = (),
     linux: dict[str, Any] | None = None,
     readonly: bool = False,
+    cgroup: str = "",
     **changes: Any,
 ) -> dict[str, Any]:
     """An OCI specification as containerd's WithDefaultSpec makes it.
 
-    mounts: further ones. linux: fields to set in that section. readonly: of the root. changes: of the top.
+    mounts: further ones. linux: fields to set in that section. readonly: of the root. cgroup: the path of
+    its group. changes: of the top.
     """
     return {
         "ociVersion": "1.0.2-dev",
@@ -91,6 +93,7 @@ def make_spec(
             "maskedPaths": MASKED_PATHS,
             "readonlyPaths": READONLY_PATHS,
             "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+            **({"cgroupsPath": cgroup} if cgroup else {}),
             **(linux or {}),
         },
         **changes,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import glob
 import os
 import socket
 import struct
@@ -105,10 +104,10 @@ def bring_up_loopback() -> None:
 
 def serial_port(sysfs: str = "/sys/class/virtio-ports") -> str | None:
     """The device node of the serial port that the host gave the agent; None if it gave none."""
-    for path in glob.glob(f"{sysfs}/*/name"):
-        with open(path, encoding="utf-8", errors="replace") as file:
+    for name in os.listdir(sysfs) if os.path.isdir(sysfs) else ():
+        with open(f"{sysfs}/{name}/name", encoding="utf-8", errors="replace") as file:
             if file.read().strip() == PORT_NAME:
-                return f"/dev/{path.split('/')[-2]}"
+                return f"/dev/{name}"
     return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import glob
 import os
 import re
 import struct
@@ -65,20 +64,22 @@ def bring_online(processors: int, *, wait: bool, memory: bool, sysfs: str = "/sy
         NotFoundError: fewer than `processors` could be switched on although `wait` is set.
     """
     deadline = time.monotonic() + (2.0 if wait else 0)
-    online = _switch_on(f"{sysfs}/cpu/cpu[0-9]*/online", processors)
+    online = _switch_on(f"{sysfs}/cpu", "cpu", processors)
     while online < processors and time.monotonic() < deadline:
         time.sleep(0.02)
-        online += _switch_on(f"{sysfs}/cpu/cpu[0-9]*/online", processors - online)
+        online += _switch_on(f"{sysfs}/cpu", "cpu", processors - online)
     if wait and online < processors:
         raise NotFoundError(f"{processors} processors were to be switched on, the guest found {online}")
     if memory:
-        _switch_on(f"{sysfs}/memory/memory[0-9]*/online", 0)
+        _switch_on(f"{sysfs}/memory", "memory", 0)
 
 
-def _switch_on(pattern: str, most: int) -> int:
+def _switch_on(directory: str, kind: str, most: int) -> int:
     done = 0
-    for path in sorted(glob.glob(pattern)):
-        with open(path, "r+", encoding="ascii") as file:
+    for name in sorted(os.listdir(directory)):
+        if not name.removeprefix(kind).isdecimal() or not os.path.exists(f"{directory}/{name}/online"):
+            continue  # another entry, or the first processor, which is always on
+        with open(f"{directory}/{name}/online", "r+", encoding="ascii") as file:
             if file.read().strip() != "0":
                 continue
             file.seek(0)

@@ -12,13 +12,14 @@ from kata_agent.ttrpc.frames import MAX_PAYLOAD, Flag, Frame, FrameType, Protoco
 from kata_agent.ttrpc.status import Code, RpcError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Function_co = TypeVar("Function_co", bound=Callable[..., Any], covariant=True)
 
 
-class Handler(NamedTuple, Generic[Function]):
+class Handler(NamedTuple, Generic[Function_co]):
     """Serves one method: the type of its request, and the function that is called with it."""
 
     request: type[Message]
-    function: Function
+    function: Function_co
 
 
 class Call(NamedTuple, Generic[Function]):

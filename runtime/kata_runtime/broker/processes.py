@@ -34,6 +34,15 @@ def is_alive(pid: int, start: int) -> bool:
         return False
 
 
+def children() -> list[int]:
+    """Our children, adopted ones and zombies too; none where the kernel does not list them (proc_pid_task(5))."""
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+            return [int(pid) for pid in file.read().split()]
+    except FileNotFoundError:
+        return []  # CONFIG_PROC_CHILDREN is off: the undo stack and the cgroup know them all but strays
+
+
 def end(pid: int, start: int, grace: float = GRACE) -> bool:
     """Kill this very process, and no other that has its pid since; True once it has ended or is a zombie."""
     try:

@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import stat
+import time
 
 from kata_hypervisor.seccomp import proof
 from kata_runtime.broker import janitor, messages, mounts, processes, spawn, syscalls, vocabulary
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from kata_runtime.identity import SandboxIdentity
 
     Reply = tuple[dict[str, Any], list[int]]
+
+_PAUSE = 0.001
 
 
 def run(channel: socket.socket, identity: SandboxIdentity, bundle: str, shim: int, *, namespace: bool) -> int:
@@ -125,19 +128,32 @@ class Server:
                     self._log.drop(number)
                 code = os.waitstatus_to_exitcode(status)
                 how = {"code": code} if code >= 0 else {"signal": -code}
-                messages.send(self._channel, messages.encode({"exited": pid, **how}))
+                try:
+                    messages.send(self._channel, messages.encode({"exited": pid, **how}))
+                except ConnectionError:
+                    continue  # the shim is gone, which the loop learns from the channel
 
     # -- the end -------------------------------------------------------------------------------------------
 
     def finish(self) -> list[str]:
         """Undo everything, once; returns a line for each thing that is left."""
         if self._left is None:
+            self._end_descendants()
             shim = self._log.header["shim"]
             alive = not self._serving and processes.is_alive(*shim)
             self._left = self._workspace.undo(spared={os.getpid(), shim[0]} if alive else {os.getpid()})
             # A shim that closes its broker serves nobody any more either.
             janitor.unlink(self._identity.socket)
         return self._left
+
+    def _end_descendants(self) -> None:
+        """Kill every child until there is none: what they leave behind becomes our child in turn."""
+        deadline = time.monotonic() + processes.GRACE
+        while (pids := processes.children()) and time.monotonic() < deadline:
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)  # a zombie takes it too, and no pid is free until we reap it
+            time.sleep(_PAUSE)
+            self._reap()
 
     def _do_close(self) -> Reply:
         self._serving = False

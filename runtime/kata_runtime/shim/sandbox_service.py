@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import anyio
@@ -29,7 +29,7 @@ class SandboxService:
     """The sandbox service of one sandbox."""
 
     def __init__(
-        self, sandbox: Sandbox, tasks: Tasks, shutdown: Callable[[], None], default_config_path: str | None
+        self, sandbox: Sandbox, tasks: Tasks, shutdown: Callable[[], Awaitable[None]], default_config_path: str | None
     ) -> None:
         self._sandbox = sandbox
         self._tasks = tasks
@@ -146,7 +146,7 @@ class SandboxService:
         self._check(request.sandbox_id)
         await self._sandbox.stop()
         self.ended()
-        self._shutdown()
+        await self._shutdown()
         return sandbox_pb2.ShutdownSandboxResponse()
 
     def _check(self, sandbox_id: str) -> None:

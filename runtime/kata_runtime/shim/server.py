@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# How long events and the answer to Shutdown may take to leave (seconds).
-FLUSH_BUDGET = 2.0
+# How long events, and then the answer to Shutdown, may take to leave (seconds).
+FLUSH_BUDGET = 1.0
 ANSWER_GRACE = 0.05
 
 
@@ -45,8 +45,17 @@ async def serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> 
 
         sandbox = Sandbox(setup.identity, broker, tasks, on_end=on_end, on_oom=lambda name: manager.oom(name))
         manager = Tasks(sandbox, tasks, publisher.publish)
-        sandboxes = SandboxService(sandbox, manager, done.set, setup.config_path)
-        service = TaskService(manager, sandbox, done.set, setup.config_path)
+
+        async def shut_down() -> None:
+            """Undo everything before the answer: containerd runs `shim delete` right after it."""
+            await publisher.flush(FLUSH_BUDGET)
+            await sandbox.stop()
+            for line in await broker.close():
+                _log.error("left behind: %s", line)
+            done.set()
+
+        sandboxes = SandboxService(sandbox, manager, shut_down, setup.config_path)
+        service = TaskService(manager, sandbox, shut_down, setup.config_path)
         server = Server({**service.handlers(), **sandboxes.handlers()}, on_error=to_rpc_error)
         listener = socket.socket(fileno=setup.listener_fd)
         listener.setblocking(False)
@@ -63,10 +72,5 @@ async def serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> 
 
         tasks.start_soon(watch_broker)
         await done.wait()
-        # The answer to Shutdown is still on its way.
         await anyio.sleep(ANSWER_GRACE)
-        await publisher.flush(FLUSH_BUDGET)
-        await sandbox.stop()
-        for line in await broker.close():
-            _log.error("left behind: %s", line)
         tasks.cancel_scope.cancel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 from google.protobuf.empty_pb2 import Empty
@@ -38,7 +38,7 @@ class TaskService:
     """The task service of one sandbox. `shutdown` is called when containerd needs the shim no more."""
 
     def __init__(
-        self, tasks: Tasks, sandbox: Sandbox, shutdown: Callable[[], None], default_config_path: str | None
+        self, tasks: Tasks, sandbox: Sandbox, shutdown: Callable[[], Awaitable[None]], default_config_path: str | None
     ) -> None:
         self._tasks = tasks
         self._sandbox = sandbox
@@ -183,7 +183,7 @@ class TaskService:
     async def shutdown(self, request: task_pb2.ShutdownRequest) -> Empty:
         """End the shim, unless containers are left (and `now` is not asked for)."""
         if self._tasks.empty or request.now:
-            self._shutdown()
+            await self._shutdown()
         return Empty()
 
 

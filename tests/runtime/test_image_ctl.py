@@ -1,0 +1,68 @@
+"""kata-ctl image build: what is asked of the builder, what is printed, and the exit status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kata_runtime.ctl import main as ctl
+from kata_runtime.image import builder
+from kata_runtime.image.builder import Build, Outcome, Progress
+from kata_runtime.image.errors import PackageError
+from kata_runtime.image.manifest import Artifact, Manifest
+
+MANIFEST = Manifest("cafe", "trixie", "6.12.1-cloud-amd64", [], {"vmlinuz": Artifact(12_300_000, "ab" * 32)})
+
+
+def test_the_arguments_reach_the_builder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Build] = []
+
+    def build(request: Build, progress: Progress) -> Outcome:
+        asked.append(request)
+        progress.step("packages")
+        progress.advance(1.0)
+        return Outcome(MANIFEST, built=True)
+
+    monkeypatch.setattr(builder, "build", build)
+    places = ["--output", str(tmp_path / "o"), "--cache", str(tmp_path / "c")]
+    assert ctl.main(["image", "build", *places, "--suite", "trixie", "--force"]) == 0
+    (request,) = asked
+    assert (request.output, request.cache) == (tmp_path / "o", tmp_path / "c")
+    assert (request.suite, request.force) == ("trixie", True)
+    printed = capsys.readouterr()
+    assert printed.err == "image: packages\n"
+    assert "kernel 6.12.1-cloud-amd64, 0 packages" in printed.out
+    assert "vmlinuz              12.3 MB  sha256 abababababababab" in printed.out
+
+
+def test_an_image_that_is_up_to_date_is_said_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(builder, "build", lambda request, progress: Outcome(MANIFEST, built=False))
+    assert ctl.main(["image", "build"]) == 0
+    assert capsys.readouterr().out.startswith("/var/lib/kata-containers/image: up to date (kernel 6.12.1")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (PackageError("cannot resolve crun"), 1, "kata-ctl: cannot resolve crun\n"),
+        (KeyboardInterrupt(), 130, "kata-ctl: interrupted: /var/lib/kata-containers/image is as it was\n"),
+    ],
+)
+def test_a_failure_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    status: int,
+    message: str,
+) -> None:
+    def build(request: Build, progress: Progress) -> Outcome:
+        raise error
+
+    monkeypatch.setattr(builder, "build", build)
+    assert ctl.main(["image", "build"]) == status
+    assert capsys.readouterr().err == message
