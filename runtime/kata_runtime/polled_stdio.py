@@ -5,7 +5,6 @@ Upstream's agent answers a read with the data that is there, and with an error o
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
@@ -14,14 +13,11 @@ import anyio
 import anyio.abc
 
 from kata_agent.protos import agent_pb2
-from kata_agent.ttrpc.status import RpcError
 from kata_runtime.concurrency import first
 from kata_runtime.stdio import Stdio, StdioFiles, has_input
 
 if TYPE_CHECKING:
     from kata_agent.client import AgentClient
-
-_log = logging.getLogger(__name__)
 
 CHUNK = 32 << 10
 
@@ -39,50 +35,34 @@ class PolledStdio(Stdio):
 
     def start(self, tasks: anyio.abc.TaskGroup) -> None:
         """Start pumping in the background."""
-        if self._files.stdin >= 0:
-            tasks.start_soon(self._write_stdin)
-        outputs = [name for name in ("stdout", "stderr") if getattr(self._files, name) >= 0]
-        self._outputs_left = len(outputs)
-        if not outputs:
-            self.drained.set()
-        for name in outputs:
-            read: Read = self._agent.read_stdout if name == "stdout" else self._agent.read_stderr
-            tasks.start_soon(self._read_output, name, read)
+        pumps = {"stdin": self._pump_input, "stdout": self._pump_stdout, "stderr": self._pump_stderr}
+        self._begin(tasks, {name: pump for name, pump in pumps.items() if getattr(self._files, name) >= 0})
 
-    async def _read_output(self, name: str, read: Read) -> None:
+    async def _pump_stdout(self) -> None:
+        await self._read_output(self._files.stdout, self._agent.read_stdout)
+
+    async def _pump_stderr(self) -> None:
+        await self._read_output(self._files.stderr, self._agent.read_stderr)
+
+    async def _read_output(self, fifo: int, read: Read) -> None:
         request = agent_pb2.ReadStreamRequest(
             container_id=self._container_id, exec_id=self._exec_id, len=CHUNK
         )
-        try:
-            while data := (await read(request)).data:
-                self._progress += len(data)
-                await _write_all(getattr(self._files, name), data)
-        except (RpcError, OSError) as error:
-            _log.debug("%s ended: %s", name, error)
-        finally:
-            self._files.close_one(name)
-            self._outputs_left -= 1
-            if self._outputs_left == 0:
-                self.drained.set()
+        while data := (await read(request)).data:
+            self._progress += len(data)
+            await _write_all(fifo, data)
 
-    async def _write_stdin(self) -> None:
+    async def _pump_input(self) -> None:
         fifo = self._files.stdin
-        try:
-            while data := await self._read_input(fifo):
-                while data:
-                    request = agent_pb2.WriteStreamRequest(
-                        container_id=self._container_id, exec_id=self._exec_id, data=data
-                    )
-                    written = (await self._agent.write_stdin(request)).len
-                    data = data[written:]
-            request_close = agent_pb2.CloseStdinRequest(
-                container_id=self._container_id, exec_id=self._exec_id
-            )
-            await self._agent.close_stdin(request_close)
-        except (RpcError, OSError) as error:
-            _log.debug("stdin ended: %s", error)
-        finally:
-            self._files.close_one("stdin")
+        while data := await self._read_input(fifo):
+            while data:
+                request = agent_pb2.WriteStreamRequest(
+                    container_id=self._container_id, exec_id=self._exec_id, data=data
+                )
+                written = (await self._agent.write_stdin(request)).len
+                data = data[written:]
+        request_close = agent_pb2.CloseStdinRequest(container_id=self._container_id, exec_id=self._exec_id)
+        await self._agent.close_stdin(request_close)
 
     async def _read_input(self, fifo: int) -> bytes:
         """What is in the FIFO, at least a byte; nothing at its end, or once CloseIO was asked for."""

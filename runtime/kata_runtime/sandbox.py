@@ -290,12 +290,19 @@ class Sandbox:
     async def _watch(self) -> None:
         """Whatever ends the guest first is the reason; then everything of it is ended."""
         with self._watchers:
-            reason = await first(self._watch_machine, self._watch_agent, self._watch_health, self._watch_oom)
-            self.ended = reason.partition("\n")[0]
-            _log.error("sandbox %s has ended: %s", self.identity.id, reason)
-            self._on_end(self.ended)
-            with anyio.CancelScope(shield=True):
-                await self.stop()
+            await self.fail(
+                await first(self._watch_machine, self._watch_agent, self._watch_health, self._watch_oom)
+            )
+
+    async def fail(self, reason: str) -> None:
+        """End the sandbox because it cannot go on; the first line of the reason is what users see."""
+        if self.ended is not None:
+            return
+        self.ended = reason.partition("\n")[0]
+        _log.error("sandbox %s has ended: %s", self.identity.id, reason)
+        self._on_end(self.ended)
+        with anyio.CancelScope(shield=True):
+            await self.stop()
 
     async def _watch_machine(self) -> str:
         return _describe(await self.hypervisor.wait())

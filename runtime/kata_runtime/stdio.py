@@ -10,12 +10,13 @@ import errno
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import anyio
 import anyio.abc
 
+from kata_agent.ttrpc.status import RpcError
 from kata_runtime.concurrency import first
 from kata_runtime.errors import UnsupportedError
 
@@ -26,6 +27,7 @@ CHUNK = 1 << 20
 STALL_BUDGET = 5.0
 
 OpenFifo = Callable[[str, str], Awaitable[int]]
+Pump = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +110,7 @@ class Stdio:
         self._files = files
         self._sockets: dict[str, socket.socket] = {}
         self._stdin_closing = anyio.Event()
-        self._outputs_left = 0
+        self._pumps: dict[str, anyio.CancelScope] = {}
         self.drained = anyio.Event()
         self._progress = 0
 
@@ -122,14 +124,33 @@ class Stdio:
 
     def start(self, tasks: anyio.abc.TaskGroup) -> None:
         """Start pumping the connected streams in the background."""
-        if "stdin" in self._sockets:
-            tasks.start_soon(self._pump_input)
-        outputs = [name for name in ("stdout", "stderr") if name in self._sockets]
-        self._outputs_left = len(outputs)
-        if not outputs:
+        pumps = {"stdin": self._pump_input, "stdout": self._pump_stdout, "stderr": self._pump_stderr}
+        self._begin(tasks, {name: pumps[name] for name in self._sockets})
+
+    def _begin(self, tasks: anyio.abc.TaskGroup, pumps: Mapping[str, Pump]) -> None:
+        self._pumps = {name: anyio.CancelScope() for name in pumps}
+        self._check_drained()
+        for name, pump in pumps.items():
+            tasks.start_soon(self._run, name, pump)
+
+    async def _run(self, name: str, pump: Pump) -> None:
+        """Run a pump, then close what it moved bytes between.
+
+        Nobody else closes that: a descriptor closed under a task that waits for it comes back as another's.
+        """
+        try:
+            with self._pumps[name]:
+                await pump()
+        except (OSError, RpcError) as error:
+            _log.debug("%s ended: %s", name, error)
+        finally:
+            del self._pumps[name]
+            self._close_one(name)
+            self._check_drained()
+
+    def _check_drained(self) -> None:
+        if not self._pumps.keys() & {"stdout", "stderr"}:
             self.drained.set()
-        for name in outputs:
-            tasks.start_soon(self._pump_output, name)
 
     def close_stdin(self) -> None:
         """Give what is still in the FIFO to the process, then end its standard input."""
@@ -146,53 +167,44 @@ class Stdio:
         self.close()
 
     def close(self) -> None:
-        """Close every descriptor; idempotent."""
-        for sock in self._sockets.values():
-            sock.close()
-        self._sockets.clear()
-        self._files.close()
+        """End the pumps and close every descriptor; idempotent."""
+        for scope in self._pumps.values():
+            scope.cancel()
+        for name in {"stdin", "stdout", "stderr"} - self._pumps.keys():
+            self._close_one(name)
         self.drained.set()
+
+    def _close_one(self, name: str) -> None:
+        if (sock := self._sockets.pop(name, None)) is not None:
+            sock.close()
+        self._files.close_one(name)
 
     def notice(self, text: str) -> None:
         """Write a line of the runtime's own to the process's output, see StdioFiles.write_notice."""
         self._files.write_notice(text)
 
-    async def _pump_output(self, name: str) -> None:
-        sock = self._sockets[name]
-        fifo = getattr(self._files, name)
-        try:
-            while moved := await _move(sock.fileno(), fifo):
-                self._progress += moved
-        except OSError as error:
-            _log.debug("%s ended: %s", name, error)
-        finally:
-            self._close_pair(name, sock)
-            self._outputs_left -= 1
-            if self._outputs_left == 0:
-                self.drained.set()
+    async def _pump_stdout(self) -> None:
+        await self._pump_output("stdout", self._files.stdout)
+
+    async def _pump_stderr(self) -> None:
+        await self._pump_output("stderr", self._files.stderr)
+
+    async def _pump_output(self, name: str, fifo: int) -> None:
+        while moved := await _move(self._sockets[name].fileno(), fifo):
+            self._progress += moved
 
     async def _pump_input(self) -> None:
         sock, fifo = self._sockets["stdin"], self._files.stdin
-        try:
-            while await self._wait_input(fifo):
-                if await _move(fifo, sock.fileno()) == 0:
-                    break
-            sock.shutdown(socket.SHUT_WR)
-        except OSError as error:
-            _log.debug("stdin ended: %s", error)
-        finally:
-            self._close_pair("stdin", sock)
+        while await self._wait_input(fifo):
+            if await _move(fifo, sock.fileno()) == 0:
+                break
+        sock.shutdown(socket.SHUT_WR)
 
     async def _wait_input(self, fifo: int) -> bool:
         """Wait for input; False once CloseIO was asked for and nothing is left."""
         if not self._stdin_closing.is_set():
             await first(lambda: anyio.wait_readable(fifo), self._stdin_closing.wait)
         return not self._stdin_closing.is_set() or has_input(fifo)
-
-    def _close_pair(self, name: str, sock: socket.socket) -> None:
-        if self._sockets.pop(name, None) is not None:
-            sock.close()
-            self._files.close_one(name)
 
 
 async def _move(source: int, target: int) -> int:

@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 from kata_agent import oci
 from kata_agent.constants import STREAM_PORT
 from kata_agent.protos import agent_pb2
-from kata_agent.ttrpc.status import RpcError
+from kata_agent.ttrpc.status import Code, RpcError
 from kata_runtime import bundle as oci_bundle
 from kata_runtime import guest_spec
 from kata_runtime.bundle import ContainerType, JsonObject
@@ -44,6 +44,8 @@ from kata_runtime.timestamps import timestamp
 _log = logging.getLogger(__name__)
 
 SIGKILL = 9
+# Seconds that the agent may take to pass a signal on.
+KILL_BUDGET = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,20 +249,25 @@ class Tasks:
     async def start(self, container_id: str, exec_id: str) -> None:
         """Start a created container, or an exec. Raises NotFoundError, StateError, SandboxError, RpcError."""
         process = self.process(container_id, exec_id)
+        # A caller that goes away, such as a containerd that is restarted, must not leave it half started.
+        with anyio.CancelScope(shield=True):
+            await self._start(process)
+        if exec_id:
+            self._tasks.start_soon(self._watch_process, process)
+
+    async def _start(self, process: Process) -> None:
         async with process.turn:
             process.check(Event.START)
-            if exec_id:
+            if process.exec_id:
                 await self._start_exec(process)
             else:
-                request = agent_pb2.StartContainerRequest(container_id=container_id)
+                request = agent_pb2.StartContainerRequest(container_id=process.container_id)
                 with _in_the_guest(f"start {process.what}"):
                     await self._sandbox.agent.start_container(request)
             process.apply(Event.START)
             if process.pending_size is not None:
                 await self._resize(process, *process.pending_size)
             self._publish_start(process)
-        if exec_id:
-            self._tasks.start_soon(self._watch_process, process)
 
     async def _start_exec(self, process: Process) -> None:
         container = self.container(process.container_id).init
@@ -367,6 +374,8 @@ class Tasks:
     async def kill(self, container_id: str, exec_id: str, number: int, *, everyone: bool) -> None:
         """Send a signal to a process, or to all of a container.
 
+        A guest that does not even take SIGKILL is ended with everything in it.
+
         Raises:
             NotFoundError: no such process, or it has ended: containerd reads that as done.
         """
@@ -379,7 +388,12 @@ class Tasks:
             raise NotFoundError(f"cannot signal {process.what}: its sandbox has ended: {self._sandbox.ended}")
         target = "" if everyone and not exec_id else process.guest_id
         request = agent_pb2.SignalProcessRequest(container_id=container_id, exec_id=target, signal=number)
-        await self._sandbox.agent.signal_process(request)
+        try:
+            await self._sandbox.agent.signal_process(request, timeout=KILL_BUDGET)
+        except RpcError as error:
+            if number != SIGKILL or error.code is not Code.DEADLINE_EXCEEDED:
+                raise
+            await self._sandbox.fail(f"the guest's agent did not take SIGKILL for {process.what}")
 
     async def delete(self, container_id: str, exec_id: str) -> Process:
         """Delete a stopped process; deleting the last container of a sandbox ends its machine.

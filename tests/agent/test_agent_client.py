@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 
 import pytest
 from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from kata_agent.client import AgentClient, Rpc
+from kata_agent.constants import AGENT_PORT, FEATURE_STREAM_IO
+from kata_agent.mux.guest import MuxGuest
 from kata_agent.protos import agent_pb2, health_pb2
 from kata_agent.transport import GuestUnreachableError
+from kata_agent.transports import SerialTransport
+from kata_agent.ttrpc.blocking import BlockingHandler, BlockingServer
 from kata_agent.ttrpc.server import Handler, Server
 from kata_agent.ttrpc.service import service_of
 from kata_agent.ttrpc.status import Code, RpcError
@@ -126,3 +131,37 @@ async def test_calls_are_bounded_unless_they_report_events() -> None:
     assert caught.value.code is Code.UNIMPLEMENTED
     await agent.aclose()
     await guest.aclose()
+
+
+async def test_whole_way_over_the_serial_port() -> None:
+    """Client, serial transport and host's end against the guest's end and its threaded server."""
+
+    def details(request: Message) -> Message:
+        return agent_pb2.GuestDetailsResponse(
+            agent_details=agent_pb2.AgentDetails(extra_features=[FEATURE_STREAM_IO])
+        )
+
+    handlers: dict[tuple[str, str], BlockingHandler] = {
+        ("grpc.AgentService", "GetGuestDetails"): BlockingHandler(agent_pb2.GuestDetailsRequest, details)
+    }
+    ours, theirs = socket.socketpair()
+    guest = MuxGuest(theirs.fileno())
+    acceptor = guest.listen(AGENT_PORT)
+    running = threading.Thread(target=guest.run)
+    running.start()
+
+    def serve() -> None:
+        BlockingServer(handlers, log=print).serve(acceptor.accept()[0])
+
+    serving = asyncio.create_task(asyncio.to_thread(serve))
+    transport = SerialTransport(ours)
+    agent = await AgentClient.connect(transport, deadline=60)
+    answers = await asyncio.gather(
+        *(agent.get_guest_details(agent_pb2.GuestDetailsRequest()) for _ in range(20))
+    )
+    assert all(FEATURE_STREAM_IO in answer.agent_details.extra_features for answer in answers)
+    await transport.aclose()
+    await agent.wait_closed()
+    await serving
+    await asyncio.to_thread(running.join)
+    theirs.close()

@@ -203,7 +203,6 @@ def test_peer_that_asks_and_never_reads() -> None:
     guest = Mux(host=False)
     greeted_host(guest)
 
-
     def ask(opens: bytes) -> None:
         for event in guest.receive(opens):
             guest.refuse(event.stream)

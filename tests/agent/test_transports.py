@@ -1,4 +1,4 @@
-"""The ways into the guest, against fake VMMs and a fake kernel; kernel vsock over loopback where there is one."""
+"""The ways into the guest, against fake VMMs and a fake kernel, and over loopback vsock where it exists."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from ttrpc_peer import SERVICE, request_frame, response_frame
 
 from kata_agent.protos import agent_pb2, health_pb2, ttrpc_pb2
-from kata_agent.ttrpc.blocking import BlockingHandler, BlockingServer
+from kata_agent.ttrpc.blocking import MAX_REQUESTS, BlockingHandler, BlockingServer
 from kata_agent.ttrpc.client import Client
 from kata_agent.ttrpc.frames import HEADER_SIZE, MAX_PAYLOAD, Flag, FrameType, encode
 from kata_agent.ttrpc.status import Code, RpcError
@@ -24,16 +24,16 @@ from kata_agent.ttrpc.status import Code, RpcError
 class Rig:
     """A server on one end of a socketpair, and the other end."""
 
-    def __init__(self, **options: int) -> None:
+    def __init__(self, *, max_requests: int = MAX_REQUESTS) -> None:
         self.release = threading.Event()
         self.running = threading.Semaphore(0)
         self.logged: list[str] = []
-        handlers = {
+        handlers: dict[tuple[str, str], BlockingHandler] = {
             (SERVICE, "Check"): BlockingHandler(health_pb2.CheckRequest, self.check),
             (SERVICE, "Read"): BlockingHandler(agent_pb2.ReadStreamRequest, self.read),
         }
         ours, self.sock = socket.socketpair()
-        server = BlockingServer(handlers, log=self.logged.append, **options)
+        server = BlockingServer(handlers, log=self.logged.append, max_requests=max_requests)
         self.thread = threading.Thread(target=server.serve, args=(ours,))
         self.thread.start()
 
@@ -50,8 +50,9 @@ class Rig:
     def read(self, request: agent_pb2.ReadStreamRequest) -> Message:
         return agent_pb2.ReadStreamResponse(data=bytes(request.len))
 
-    def send(self, stream: int, text: str = "a", **options: int) -> None:
-        self.sock.sendall(request_frame(stream, request=health_pb2.CheckRequest(service=text), **options))  # type: ignore[arg-type]
+    def send(self, stream: int, text: str = "a", *, flags: int = 0) -> None:
+        request = health_pb2.CheckRequest(service=text)
+        self.sock.sendall(request_frame(stream, request=request, flags=flags))
 
     def receive(self) -> tuple[int, ttrpc_pb2.Response]:
         length, stream, kind, _ = struct.unpack(">IIBB", self.sock.recv(HEADER_SIZE, socket.MSG_WAITALL))
@@ -64,8 +65,8 @@ class Rig:
         assert number == stream
         return response.status.code, response.status.message
 
-    def ask(self, stream: int, text: str = "a", **options: int) -> tuple[int, str]:
-        self.send(stream, text, **options)
+    def ask(self, stream: int, text: str = "a", *, flags: int = 0) -> tuple[int, str]:
+        self.send(stream, text, flags=flags)
         return self.answer(stream)
 
     def close(self) -> None:

@@ -64,17 +64,22 @@ async def test_request_on_the_wire_and_its_answer(pair: Pair) -> None:
 
 
 async def test_concurrent_calls_answered_in_reverse(pair: Pair) -> None:
-    calls = [check(pair.client, str(number)) for number in range(20)]
-    received = {}
+    request, response = agent_pb2.ReadStreamRequest, agent_pb2.ReadStreamResponse
+    calls = [
+        asyncio.create_task(
+            pair.client.call("grpc.AgentService", "ReadStdout", request(len=number), response)
+        )
+        for number in range(20)
+    ]
+    asked = {}
     for _ in calls:
         frame = await pair.peer.receive()
-        envelope = ttrpc_pb2.Request.FromString(frame.payload)
-        received[frame.stream_id] = health_pb2.CheckRequest.FromString(envelope.payload).service
-    assert sorted(received) == list(range(1, 40, 2))
-    for stream in sorted(received, reverse=True):
-        status = received[stream] % 3  # type: ignore[assignment]
-        await pair.peer.send(response_frame(stream, health_pb2.HealthCheckResponse(status=status)))
-    assert [(await call).status for call in calls] == [number % 3 for number in range(20)]
+        payload = ttrpc_pb2.Request.FromString(frame.payload).payload
+        asked[frame.stream_id] = request.FromString(payload).len
+    assert sorted(asked) == list(range(1, 40, 2))
+    for stream in sorted(asked, reverse=True):
+        await pair.peer.send(response_frame(stream, response(data=b"%d" % asked[stream])))
+    assert [(await call).data for call in calls] == [b"%d" % number for number in range(20)]
 
 
 async def test_status_becomes_rpc_error(pair: Pair) -> None:

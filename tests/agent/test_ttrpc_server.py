@@ -17,7 +17,7 @@ from kata_agent.protos import agent_pb2, health_pb2
 from kata_agent.ttrpc.client import Client
 from kata_agent.ttrpc.connection import FrameConnection
 from kata_agent.ttrpc.frames import MAX_PAYLOAD, Flag, Frame, FrameType, encode
-from kata_agent.ttrpc.server import Handler, Server
+from kata_agent.ttrpc.server import MAX_REQUESTS, Handler, Server
 from kata_agent.ttrpc.status import Code, RpcError
 
 
@@ -69,15 +69,20 @@ class Service:
 
 
 class Rig:
-    def __init__(self, **options: object) -> None:
+    def __init__(self, *, max_requests: int = MAX_REQUESTS, hook: bool = True) -> None:
         self.service = Service()
-        self.server = Server(self.service.handlers(), on_error=self.service.on_error, **options)  # type: ignore[arg-type]
+        self.server = Server(
+            self.service.handlers(),
+            on_error=self.service.on_error if hook else None,
+            max_requests=max_requests,
+        )
         ours, theirs = socket.socketpair()
         self.peer = Peer(theirs)
         self.task = asyncio.create_task(self.server.serve_connection(ours))
 
-    async def ask(self, stream: int, text: str, **options: int) -> tuple[int, str]:
-        await self.peer.send(request_frame(stream, request=health_pb2.CheckRequest(service=text), **options))  # type: ignore[arg-type]
+    async def ask(self, stream: int, text: str, *, flags: int = 0, timeout_nano: int = 0) -> tuple[int, str]:
+        request = health_pb2.CheckRequest(service=text)
+        await self.peer.send(request_frame(stream, request=request, flags=flags, timeout_nano=timeout_nano))
         return await self.answer(stream)
 
     async def answer(self, stream: int) -> tuple[int, str]:
@@ -149,12 +154,7 @@ async def test_errors_of_handlers(rig: Rig) -> None:
 
 
 async def test_default_error_hook_logs_and_says_internal(caplog: pytest.LogCaptureFixture) -> None:
-    rig = Rig()
-    rig.server._on_error = Server({})._on_error
-    await rig.close()
-    ours, theirs = socket.socketpair()
-    rig.peer = Peer(theirs)
-    rig.task = asyncio.create_task(rig.server.serve_connection(ours))
+    rig = Rig(hook=False)
     code, message = await rig.ask(1, "bug")
     assert (code, message) == (Code.INTERNAL, "grpc.Health/Check: internal error: KeyError: 'bug'")
     assert "grpc.Health/Check failed" in caplog.text
@@ -228,7 +228,7 @@ async def test_end_of_connection_cancels_its_requests_only() -> None:
     first, second = Rig(), Rig()
     for rig in (first, second):
         await rig.peer.send(request_frame(1, request=health_pb2.CheckRequest(service="wait")))
-        await until(lambda rig=rig: rig.service.running == 1)
+    await until(lambda: first.service.running + second.service.running == 2)
     await first.close()
     assert first.service.cancelled == 1
     assert second.service.cancelled == 0

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples/quickstart"))
 
 import containerd_versions
 from node import Node, Pod
+from shim_fixtures import anyio_backend, lab, shim_pod  # noqa: F401
 
 IMAGE = Path(os.environ.get("KATA_TEST_IMAGE", "/var/lib/kata-containers/image"))
 

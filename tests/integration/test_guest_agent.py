@@ -92,7 +92,9 @@ class Guest:
     async def container(self, *args: str, **changes: Any) -> AsyncIterator[str]:
         """A container that was set up and whose output is fetched with calls; removed in the end."""
         cid = self.new_id()
-        await self.agent.create_container(pb.CreateContainerRequest(container_id=cid, OCI=spec(*args, **changes)))
+        await self.agent.create_container(
+            pb.CreateContainerRequest(container_id=cid, OCI=spec(*args, **changes))
+        )
         try:
             yield cid
         finally:
@@ -327,8 +329,16 @@ async def test_streams_with_calls(guest: Guest) -> None:
 async def test_exec(guest: Guest) -> None:
     async with guest.container("sleep", "1000") as cid:
         await guest.start(cid)
-        assert await guest.execute(cid, "one", "sh", "-c", "cat; exit 42", stdin=b"hello") == (42, b"hello", b"")
-        assert await guest.execute(cid, "one", "sh", "-c", "kill -9 $$") == (137, b"", b"")  # the id is free again
+        assert await guest.execute(cid, "one", "sh", "-c", "cat; exit 42", stdin=b"hello") == (
+            42,
+            b"hello",
+            b"",
+        )
+        assert await guest.execute(cid, "one", "sh", "-c", "kill -9 $$") == (
+            137,
+            b"",
+            b"",
+        )  # the id is free again
         many = [guest.execute(cid, f"many-{n}", "sh", "-c", f"echo {n}; exit {n}") for n in range(10)]
         assert await asyncio.gather(*many) == [(n, f"{n}\n".encode(), b"") for n in range(10)]
 
@@ -411,7 +421,9 @@ async def test_ids_and_states(guest: Guest) -> None:
         stats = await agent.stats_container(pb.StatsContainerRequest(container_id=cid))
         assert "lo" in {entry.name for entry in stats.network_stats}
     assert await code_of(guest.wait(cid)) == Code.NOT_FOUND
-    assert await code_of(agent.remove_container(pb.RemoveContainerRequest(container_id=cid))) == Code.NOT_FOUND
+    assert (
+        await code_of(agent.remove_container(pb.RemoveContainerRequest(container_id=cid))) == Code.NOT_FOUND
+    )
     bad = pb.CreateContainerRequest(container_id="../up", OCI=spec("true"))
     assert await code_of(agent.create_container(bad)) == Code.INVALID_ARGUMENT
     assert await code_of(agent.set_policy(pb.SetPolicyRequest())) == Code.UNIMPLEMENTED
@@ -420,15 +432,15 @@ async def test_ids_and_states(guest: Guest) -> None:
 async def test_storages(guest: Guest) -> None:
     base = "/run/kata-containers/sandbox"
     cid = guest.new_id()
-    request = pb.CreateContainerRequest(container_id=cid, OCI=spec("sh", "-c", "cat /proc/mounts; ls -ld /data"))
+    request = pb.CreateContainerRequest(
+        container_id=cid, OCI=spec("sh", "-c", "cat /proc/mounts; ls -ld /data")
+    )
     request.storages.add(
         driver="ephemeral", source="shm", fstype="tmpfs", options=["size=1m"], mount_point=f"{base}/shm"
     )
     request.storages.add(driver="local", options=["mode=0751"], mount_point=f"{base}/data")
     for source, target in (("shm", "/dev/shm"), ("data", "/data")):
-        request.OCI.Mounts.add(
-            destination=target, type="bind", source=f"{base}/{source}", options=["rbind"]
-        )
+        request.OCI.Mounts.add(destination=target, type="bind", source=f"{base}/{source}", options=["rbind"])
     await guest.agent.create_container(request)
     await guest.start(cid)
     out = await guest.read_all(cid)

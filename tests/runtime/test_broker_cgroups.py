@@ -62,9 +62,9 @@ def test_hierarchies_are_found_once_each(tmp_path: Path) -> None:
     (tmp_path / "mountinfo").write_text(V1)
     found = cgroups.hierarchies(str(tmp_path / "mountinfo"))
     assert [(h.mountpoint, h.version, h.controllers) for h in found] == [
-        ("/sys/fs/cgroup/cpu,cpuacct", 1, {"cpu", "cpuacct"}),
-        ("/sys/fs/cgroup/systemd", 1, {"name=systemd"}),
-        ("/sys/fs/cgroup/unified", 2, set()),
+        ("/sys/fs/cgroup/cpu,cpuacct", 1, frozenset({"cpu", "cpuacct"})),
+        ("/sys/fs/cgroup/systemd", 1, frozenset({"name=systemd"})),
+        ("/sys/fs/cgroup/unified", 2, frozenset()),
     ]
 
 

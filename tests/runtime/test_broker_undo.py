@@ -116,6 +116,25 @@ def test_a_full_file_system_leaves_no_half_line(
     assert [entry["path"] for entry in loaded.entries.values()] == ["/a", "/c"]
 
 
+def test_a_full_file_system_does_not_lose_what_is_recorded(
+    directory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(undo, "COMPACT_AFTER", 2)
+    log = UndoLog.create(directory, HEADER)
+    numbers = [log.push("remove", path=f"/{name}") for name in "abcdef"]
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:7]))
+    for number in numbers[:4]:
+        log.drop(number)  # neither a line nor a new file can be written
+    monkeypatch.undo()
+    log.push("remove", path="/g")
+    log.close()
+    assert [entry["path"] for entry in log.entries.values()] == ["/e", "/f", "/g"]
+    loaded = UndoLog.load(directory)
+    assert loaded is not None
+    assert [entry["path"] for entry in loaded.entries.values()] == ["/a", "/b", "/c", "/d", "/e", "/f", "/g"]
+
+
 # -- where -------------------------------------------------------------------------------------------------
 
 

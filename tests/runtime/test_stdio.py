@@ -190,3 +190,22 @@ async def test_a_notice_is_the_last_line(paths: Callable[[str], str]) -> None:
     assert os.read(reader, 100) == b"kata: ended\n"
     os.close(reader)
     guest.ends["stdout"].close()
+
+
+async def test_a_closed_process_leaves_its_descriptors_numbers_to_the_next(
+    tasks: anyio.abc.TaskGroup, paths: Callable[[str], str]
+) -> None:
+    """It ended while its input was waited for; the next process gets the same numbers in the same moment."""
+    given = StdioPaths(stdin=paths("in"))
+    writer = os.open(given.stdin, os.O_RDWR | os.O_NONBLOCK)
+    for _ in range(3):
+        stdio, guest = await connected(given, ["stdin"])
+        stdio.start(tasks)
+        await anyio.wait_all_tasks_blocked()
+        os.write(writer, b"x")
+        guest.ends["stdin"].setblocking(False)
+        await anyio.wait_readable(guest.ends["stdin"])
+        assert guest.ends["stdin"].recv(10) == b"x"
+        stdio.close()
+        guest.ends["stdin"].close()
+    os.close(writer)

@@ -120,6 +120,9 @@ class FakeSandbox:
             raise self.boot_failure
         self.configuration = SimpleNamespace(runtime=SimpleNamespace(disable_guest_seccomp=False))
 
+    async def fail(self, reason: str) -> None:
+        self.ended = reason
+
     async def stop(self) -> None:
         self.stops += 1
         self.ended = self.ended or "it was stopped"
@@ -274,6 +277,15 @@ async def test_signals_go_to_the_process_or_to_all(fixture: Fixture) -> None:
     await fixture.tasks.kill("web", "", 15, everyone=False)
     await fixture.tasks.kill("web", "", 9, everyone=True)
     assert [(r.exec_id, r.signal) for r in fixture.agent.called("signal_process")] == [("web", 15), ("", 9)]
+
+
+async def test_a_guest_that_does_not_take_sigkill_is_ended(fixture: Fixture) -> None:
+    await fixture.running()
+    fixture.agent.failures["signal_process"] = RpcError(Code.DEADLINE_EXCEEDED, "late")
+    with pytest.raises(RpcError, match="late"):
+        await fixture.tasks.kill("web", "", 15, everyone=False)
+    await fixture.tasks.kill("web", "", 9, everyone=False)
+    assert fixture.sandbox.ended == "the guest's agent did not take SIGKILL for container web"
 
 
 async def test_pause_and_resume_follow_the_table(fixture: Fixture) -> None:

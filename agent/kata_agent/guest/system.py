@@ -76,7 +76,7 @@ def bring_online(processors: int, *, wait: bool, memory: bool, sysfs: str = "/sy
 
 def _switch_on(directory: str, kind: str, most: int) -> int:
     done = 0
-    for name in sorted(os.listdir(directory)):
+    for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
         if not name.removeprefix(kind).isdecimal() or not os.path.exists(f"{directory}/{name}/online"):
             continue  # another entry, or the first processor, which is always on
         with open(f"{directory}/{name}/online", "r+", encoding="ascii") as file:

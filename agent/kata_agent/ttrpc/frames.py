@@ -25,7 +25,7 @@ class FrameType(enum.IntEnum):
 
 
 class Flag(enum.IntFlag):
-    """Stream state that a frame announces; a unary request is sent with neither of the first two."""
+    """Stream state that a frame announces; a unary request has the first, or from older clients none."""
 
     REMOTE_CLOSED = 1
     REMOTE_OPEN = 2

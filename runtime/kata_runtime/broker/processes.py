@@ -35,7 +35,7 @@ def is_alive(pid: int, start: int) -> bool:
 
 
 def children() -> list[int]:
-    """Our children, adopted ones and zombies too; none where the kernel does not list them (proc_pid_task(5))."""
+    """Our children, adopted ones and zombies too; none where the kernel has no list (proc_pid_task(5))."""
     try:
         with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
             return [int(pid) for pid in file.read().split()]

@@ -86,41 +86,40 @@ class UndoLog:
         """Write down how to undo what is about to be done. Raises OSError: then it must not be done."""
         number = self._next
         entry = {"n": number, "undo": undo, **fields}
-        self._append(entry)
+        _write(self._file, entry)
         self._next += 1
         self.entries[number] = entry
         return number
 
     def drop(self, number: int) -> None:
-        """Forget an entry: its effect was undone, or never came to be. Raises OSError."""
+        """Forget an entry: its effect was undone, or never came to be."""
         if self.entries.pop(number, None) is None:
             return
         self._done += 1
-        if self._done > COMPACT_AFTER:
-            self._rewrite()
-        else:
-            self._append({"done": number})
+        try:
+            if self._done > COMPACT_AFTER:
+                self._rewrite()
+            else:
+                _write(self._file, {"done": number})
+        except OSError:
+            pass  # the file system is full: the entry stays on disk, and undoing it once more does no harm
 
     def find(self, undo: str, path: str) -> list[int]:
         """Numbers of the entries of this kind for this path, in order."""
         return [n for n, entry in self.entries.items() if entry["undo"] == undo and entry.get("path") == path]
 
-    def _append(self, entry: Entry) -> None:
-        line = _line(entry)
-        size = os.fstat(self._file).st_size
-        if (written := os.write(self._file, line)) != len(line):
-            os.ftruncate(self._file, size)
-            raise OSError(errno.ENOSPC, f"cannot write {NAME}: {written} of {len(line)} bytes were written")
-
     def _rewrite(self) -> None:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         fresh = os.open(NAME + ".new", flags, 0o600, dir_fd=self._directory)
-        previous, self._file, self._done = self._file, fresh, 0
-        for entry in (self.header, *self.entries.values()):
-            self._append(entry)
-        os.rename(NAME + ".new", NAME, src_dir_fd=self._directory, dst_dir_fd=self._directory)
-        if previous >= 0:
-            os.close(previous)
+        try:
+            for entry in (self.header, *self.entries.values()):
+                _write(fresh, entry)
+            os.rename(NAME + ".new", NAME, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        except BaseException:
+            os.close(fresh)
+            raise
+        self.close()
+        self._file, self._done = fresh, 0
 
     def close(self) -> None:
         """Close the file; idempotent."""
@@ -129,5 +128,10 @@ class UndoLog:
             self._file = -1
 
 
-def _line(entry: Entry) -> bytes:
-    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+def _write(file: int, entry: Entry) -> None:
+    """Append one line, or nothing."""
+    line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+    size = os.fstat(file).st_size
+    if (written := os.write(file, line)) != len(line):
+        os.ftruncate(file, size)
+        raise OSError(errno.ENOSPC, f"cannot write {NAME}: {written} of {len(line)} bytes were written")

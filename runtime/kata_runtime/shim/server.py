@@ -66,9 +66,7 @@ async def serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> 
             _log.error(
                 "%s: nothing can be started or undone any more, so the sandbox is ended", broker.reason
             )
-            sandbox.ended = sandbox.ended or broker.reason
-            on_end(sandbox.ended)
-            await sandbox.stop()
+            await sandbox.fail(broker.reason)
 
         tasks.start_soon(watch_broker)
         await done.wait()

@@ -1,0 +1,208 @@
+"""The agent's smaller parts: boot options, ids, namespaces, crun's words, devices, the table of methods."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kata_agent.guest import boot, devices, log, system
+from kata_agent.guest.errors import InvalidRequestError, NotFoundError, StateError
+from kata_agent.guest.namespaces import SharedNamespaces
+from kata_agent.guest.oom import OomWatcher
+from kata_agent.guest.runtime import last_error
+from kata_agent.guest.sandbox import check_id
+from kata_agent.guest.service import AgentService
+from kata_agent.protos import agent_pb2, health_pb2
+
+
+def test_options_from_the_kernels_command_line() -> None:
+    assert boot.parse_options("console=ttyS0 quiet") == boot.Options()
+    options = boot.parse_options("agent.log=debug agent.container_pipe_size=2097152 agent.hotplug_timeout=3")
+    assert options == boot.Options(verbose=True, pipe_size=2097152)
+
+
+def test_serial_port_is_found_by_its_name(tmp_path: Path) -> None:
+    assert boot.serial_port(str(tmp_path / "absent")) is None
+    for name, text in (("vport1p1", "other\n"), ("vport2p1", "org.kata.agent.0\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "name").write_text(text)
+    assert boot.serial_port(str(tmp_path)) == "/dev/vport2p1"
+
+
+@pytest.mark.parametrize("text", ["a", "a1_.-b", "0" * 128])
+def test_ids(text: str) -> None:
+    assert check_id(text, "id") == text
+
+
+@pytest.mark.parametrize("text", ["", ".", "..", "-a", "a/b", "a b", "a\n", "é", "0" * 129])
+def test_ids_that_are_none(text: str) -> None:
+    with pytest.raises(InvalidRequestError, match="is not valid"):
+        check_id(text, "id")
+
+
+def test_namespaces_of_a_spec() -> None:
+    shared = SharedNamespaces()
+    shared._paths = {"ipc": "/ns/ipc", "uts": "/ns/uts"}
+    spec = {
+        "linux": {"namespaces": [{"type": "ipc", "path": "/host"}, {"type": "mount"}, {"type": "network"}]}
+    }
+    shared.apply(spec, share_pid=True)
+    assert spec["linux"]["namespaces"] == [
+        {"type": "ipc", "path": "/ns/ipc"},
+        {"type": "mount"},
+        {"type": "network"},
+        {"type": "pid"},
+    ]
+    shared.pid = "/proc/7/ns/pid"
+    shared.apply(spec, share_pid=True)
+    assert spec["linux"]["namespaces"][-1] == {"type": "pid", "path": "/proc/7/ns/pid"}
+    shared.apply(spec, share_pid=False)
+    assert spec["linux"]["namespaces"][-1] == {"type": "pid"}
+
+
+def test_last_error_of_crun() -> None:
+    log_text = (
+        '{"msg":"first","level":"error"}\n{"msg":"why","level":"error"}\n{"msg":"note","level":"warning"}\n'
+    )
+    assert last_error(log_text) == "why"
+    assert last_error("") is None
+    assert last_error('{"msg":"note","level":"warning"}\n') is None
+    assert last_error("segmentation fault\n") == "segmentation fault"
+
+
+def test_block_device_by_pci_path(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="no block device 02/03 appeared"):
+        devices.block_device("02/03", timeout=0, pci_root=str(tmp_path))
+    inner = tmp_path / "0000:00:02.0" / "0000:01:03.0" / "virtio4" / "block" / "absent"
+    inner.mkdir(parents=True)
+    assert devices._block_at(str(tmp_path), "02/03") is None  # no such node in /dev
+    for source in ("../x", "/dev/../x", "/etc/passwd", "2", "02/", ""):
+        with pytest.raises(InvalidRequestError):
+            devices.block_device(source, timeout=0)
+
+
+def test_devices_that_cannot_be_applied() -> None:
+    with pytest.raises(InvalidRequestError, match="unknown type 'vfio'"):
+        devices.apply([agent_pb2.Device(id="d", type="vfio")], {})
+    with pytest.raises(InvalidRequestError, match="the spec has no device '/dev/x'"):
+        devices.apply([agent_pb2.Device(id="d", type="blk", container_path="/dev/x")], {"linux": {}})
+
+
+def test_processors_and_memory_are_switched_on(tmp_path: Path) -> None:
+    for name in ("cpu/cpu1", "cpu/cpu2", "cpu/cpu0", "cpu/cpuidle", "memory/memory7"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("cpu/cpu1", "cpu/cpu2", "memory/memory7"):
+        (tmp_path / name / "online").write_text("0\n")
+    system.bring_online(1, wait=False, memory=False, sysfs=str(tmp_path))
+    assert (tmp_path / "cpu/cpu1/online").read_text().strip() == "1"
+    assert (tmp_path / "cpu/cpu2/online").read_text().strip() == "0"
+    system.bring_online(0, wait=False, memory=True, sysfs=str(tmp_path))
+    assert (tmp_path / "cpu/cpu2/online").read_text().strip() == "1"
+    assert (tmp_path / "memory/memory7/online").read_text().strip() == "1"
+
+
+def test_name_servers(tmp_path: Path) -> None:
+    target = tmp_path / "resolv.conf"
+    system.set_name_servers([], str(target))
+    assert not target.exists()
+    system.set_name_servers(["nameserver 10.0.0.1", "search a"], str(target))
+    assert target.read_text() == "nameserver 10.0.0.1\nsearch a\n"
+
+
+def test_out_of_memory_events(tmp_path: Path) -> None:
+    """Files of a disk never signal, so the look on removal has to find the kill."""
+    watcher = OomWatcher()
+    watcher._epoll = _NoEpoll()  # type: ignore[assignment]
+    events = tmp_path / "memory.events"
+    events.write_text("oom 0\noom_kill 1\n")
+    watcher.add("one", str(tmp_path))
+    watcher.add("none", str(tmp_path / "absent"))
+    events.write_text("oom 0\noom_kill 2\n")
+    watcher.remove("one")
+    assert watcher.next() == "one"
+
+
+def test_later_caller_takes_the_out_of_memory_events_over() -> None:
+    import threading
+
+    watcher = OomWatcher()
+    outcome: list[object] = []
+
+    def ask() -> None:
+        try:
+            outcome.append(watcher.next())
+        except StateError as error:
+            outcome.append(error.code)
+
+    threads = [threading.Thread(target=ask, daemon=True) for _ in range(2)]
+    threads[0].start()
+    while watcher._asked < 1:
+        threading.Event().wait(0.001)
+    threads[1].start()
+    threads[0].join(10)
+    with watcher._changed:
+        watcher._events.append("cid")
+        watcher._changed.notify_all()
+    threads[1].join(10)
+    assert outcome == [StateError("").code, "cid"]
+
+
+class _NoEpoll:
+    def register(self, *_: int) -> None: ...
+    def unregister(self, *_: int) -> None: ...
+
+
+def test_log_lines_stay_lines(capfd: pytest.CaptureFixture[str]) -> None:
+    log.info("two\nlines\x1b[31m" + "x" * 2000)
+    log.debug("quiet")
+    text = capfd.readouterr().err
+    assert text.count("\n") == 1
+    assert text.startswith("kata-agent: two\\nlines\\x1b[31mxxx")
+    assert len(text) < 1100
+
+
+def test_every_method_of_the_protocol_is_answered() -> None:
+    handlers = AgentService(_Anything()).handlers()  # type: ignore[arg-type]
+    for module, service in ((agent_pb2, "AgentService"), (health_pb2, "Health")):
+        descriptor = module.DESCRIPTOR.services_by_name[service]
+        for method in descriptor.methods:
+            handler = handlers[descriptor.full_name, method.name]
+            assert handler.request.DESCRIPTOR.full_name == method.input_type.full_name
+    assert len(handlers) == 44
+
+
+class _Anything:
+    def __getattr__(self, name: str) -> object:
+        return lambda *_: None
+
+
+def test_messages_load_without_protobufs_python_half() -> None:
+    """In a fresh interpreter: the messages work, and what they stood in for is there when asked for."""
+    script = """
+import sys
+from kata_agent.guest import protobuf
+protobuf.load()
+from kata_agent.protos import agent_pb2, health_pb2, types_pb2
+light = [name for name in sys.modules if name.startswith("google.protobuf")]
+assert "google.protobuf.descriptor_pool" not in light, light
+assert "google.protobuf.text_format" not in light, light
+request = agent_pb2.CreateContainerRequest(container_id="x", stdin_port=7)
+request.OCI.Process.Args.extend(["a", "b"])
+request.OCI.Annotations["k"] = "v"
+same = agent_pb2.CreateContainerRequest.FromString(request.SerializeToString())
+assert same == request and list(same.OCI.Process.Args) == ["a", "b"] and same.OCI.Annotations["k"] == "v"
+assert health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING).status == 1
+assert types_pb2.v6 == 1 and types_pb2.IPFamily.Name(1) == "v6"
+assert 'container_id: "x"' in repr(request)
+from google.protobuf import json_format
+assert json_format.MessageToDict(request)["containerId"] == "x"
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=30, env=environment
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,148 @@
+"""The reaper, in processes of its own: it waits for every child there is, and pytest's are not its business."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from kata_agent.guest.reaper import exit_status
+
+PRELUDE = """
+import os, signal, sys, threading, time
+from kata_agent.guest import syscalls
+from kata_agent.guest.reaper import Reaper
+reaper = Reaper()
+reaper.start()
+null = os.open("/dev/null", os.O_RDWR)
+stdio = (null, 2, null)  # what a child writes comes out as this process's stderr
+def sh(script):
+    return reaper.run(["/bin/sh", "-c", script], stdio)
+def status_of(pid):
+    ended, got = threading.Event(), []
+    reaper.watch(pid, lambda status: (got.append(status), ended.set()))
+    assert ended.wait(10)
+    return got[0]
+"""
+
+
+def run(script: str) -> str:
+    """Run a script after the prelude; returns what it wrote."""
+    done = subprocess.run(
+        [sys.executable, "-c", PRELUDE + script],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def test_exit_status_of_wait_statuses() -> None:
+    assert exit_status(42 << 8) == 42
+    assert exit_status(signal.SIGKILL) == 137
+    assert exit_status(signal.SIGSEGV | 0x80) == 139  # with a core dump
+
+
+def test_run_gives_code_or_signal() -> None:
+    assert (
+        run("print(sh('exit 0'), sh('exit 42'), sh('kill -9 $$'), sh('kill -TERM $$'))") == "0 42 137 143\n"
+    )
+
+
+def test_many_at_once_get_their_own_status() -> None:
+    script = """
+results = {}
+def one(code):
+    results[code] = sh(f'exit {code}')
+threads = [threading.Thread(target=one, args=(code,)) for code in range(40)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert results == {code: code for code in range(40)}, results
+"""
+    assert run(script) == ""
+
+
+def test_orphan_that_ends_before_it_is_known() -> None:
+    script = """
+syscalls.become_subreaper()
+reader, writer = os.pipe()
+with reaper.expecting():
+    reaper.run(["/bin/sh", "-c", "(exit 7) & echo $!"], (null, writer, null))
+    pid = int(os.read(reader, 100))
+    deadline = time.monotonic() + 10
+    while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    print(status_of(pid))
+"""
+    assert run(script) == "7\n"
+
+
+def test_orphan_that_nobody_expects_is_forgotten() -> None:
+    script = """
+syscalls.become_subreaper()
+sh("(exit 7) &")
+with reaper.expecting():
+    pass
+assert not reaper._unknown
+"""
+    assert run(script) == ""
+
+
+def test_signal_reaches_only_what_still_runs() -> None:
+    script = """
+got = []
+threading.Thread(target=lambda: got.append(sh("exec sleep 100"))).start()
+deadline = time.monotonic() + 10
+while not reaper._watchers and time.monotonic() < deadline:
+    time.sleep(0.01)
+(pid,) = reaper._watchers
+assert reaper.signal(pid, 0)
+assert reaper.signal(pid, signal.SIGKILL)
+while not got and time.monotonic() < deadline:
+    time.sleep(0.01)
+assert got == [137], got
+assert not reaper.signal(pid, signal.SIGKILL)
+assert not reaper.signal(os.getpid(), 0)
+"""
+    assert run(script) == ""
+
+
+def test_children_have_signals_and_descriptors_as_usual() -> None:
+    script = """
+leak = os.open("/dev/null", os.O_RDONLY)
+sh("grep -E 'Sig(Blk|Ign)' /proc/self/status >&2; ls /proc/self/fd | tr '\\\\n' ' ' >&2")
+"""
+    script = script.replace("(null, 2, null)", "(null, null, 2)")
+    out = subprocess.run(
+        [sys.executable, "-c", PRELUDE.replace("(null, 2, null)", "(null, null, 2)") + script],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=environment(),
+    ).stderr
+    assert out.split() == ["SigBlk:", "0" * 16, "SigIgn:", "0" * 16, "0", "1", "2", "3"]
+
+
+def test_program_that_cannot_start() -> None:
+    assert "FileNotFoundError" in run(
+        """
+try:
+    reaper.run(["/nonexistent"], stdio)
+except OSError as error:
+    print(type(error).__name__)
+"""
+    )
+
+
+@pytest.mark.parametrize("signals", [3])
+def test_collect_without_children_returns(signals: int) -> None:
+    assert run(f"[reaper.collect() for _ in range({signals})]") == ""
