@@ -33,6 +33,14 @@ def test_serial_port_is_found_by_its_name(tmp_path: Path) -> None:
     assert boot.serial_port(str(tmp_path)) == "/dev/vport2p1"
 
 
+def test_vsock_is_a_device_and_not_only_a_driver(tmp_path: Path) -> None:
+    assert not boot.has_vsock(str(tmp_path / "absent"))
+    (tmp_path / "module").mkdir()
+    assert not boot.has_vsock(str(tmp_path))
+    (tmp_path / "virtio2").mkdir()
+    assert boot.has_vsock(str(tmp_path))
+
+
 @pytest.mark.parametrize("text", ["a", "a1_.-b", "0" * 128])
 def test_ids(text: str) -> None:
     assert check_id(text, "id") == text
@@ -86,7 +94,7 @@ def test_block_device_by_pci_path(tmp_path: Path) -> None:
 
 
 def test_devices_that_cannot_be_applied() -> None:
-    with pytest.raises(InvalidRequestError, match="unknown type 'vfio'"):
+    with pytest.raises(InvalidRequestError, match="type 'vfio' is not known"):
         devices.apply([agent_pb2.Device(id="d", type="vfio")], {})
     with pytest.raises(InvalidRequestError, match="the spec has no device '/dev/x'"):
         devices.apply([agent_pb2.Device(id="d", type="blk", container_path="/dev/x")], {"linux": {}})

@@ -35,7 +35,7 @@ pytestmark = [
 
 ROOTFS = "/run/kata-containers/shared/containers/image/rootfs"
 SERVER = Path(__file__).parents[1] / "support" / "local_guest.py"
-APPLETS = "sh cat sleep echo true id head dd stty hostname kill wc sha1sum env pwd umask readlink ls".split()
+APPLETS = ("sh", "cat", "sleep", "echo", "true", "id", "head", "dd", "stty", "hostname", "sha1sum", "ls")
 
 
 class Guest:
@@ -199,7 +199,7 @@ def process_of(args: tuple[str, ...], **changes: Any) -> dict[str, Any]:
         "cwd": "/",
         "env": ["PATH=/bin", "TERM=linux"],
         "user": {"uid": 0, "gid": 0},
-        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), ["CAP_KILL", "CAP_SETUID"]),
+        "capabilities": {kind: ["CAP_KILL", "CAP_SETUID"] for kind in ("bounding", "effective", "permitted")},
     }
     process.update(changes)
     return process
@@ -222,14 +222,26 @@ def spec(*args: str, linux: dict[str, Any] | None = None, **changes: Any) -> Any
     return oci.spec_to_proto(whole)
 
 
+def start_server(log: Path) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """The guest's process, and the host's end of its serial port."""
+    ours, theirs = socket.socketpair()
+    with theirs, log.open("wb") as output:
+        command = [sys.executable, str(SERVER), str(theirs.fileno())]
+        server = subprocess.Popen(
+            command,
+            pass_fds=[theirs.fileno()],
+            stdout=output,
+            stderr=output,
+            start_new_session=True,  # a signal that ends the tests' process group must not stop its clean-up
+        )
+    return server, ours
+
+
 @pytest.fixture
 async def guest(tmp_path: Path) -> AsyncIterator[Guest]:
-    ours, theirs = socket.socketpair()
-    log = (tmp_path / "guest.log").open("wb")
-    with theirs, log:
-        command = [sys.executable, str(SERVER), str(theirs.fileno())]
-        server = subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=log, stdout=log)
-    transport = SerialTransport(ours)
+    log = tmp_path / "guest.log"
+    server, port = start_server(log)
+    transport = SerialTransport(port)
     try:
         agent = await AgentClient.connect(transport, deadline=20)
         found = Guest(agent, transport)
@@ -238,7 +250,7 @@ async def guest(tmp_path: Path) -> AsyncIterator[Guest]:
         await agent.aclose()
     finally:
         await transport.aclose()
-        assert await asyncio.to_thread(server.wait, 20) == 0, (tmp_path / "guest.log").read_text()
+        assert await asyncio.to_thread(server.wait, 20) == 0, log.read_text()
 
 
 @pytest.mark.parametrize("code", [0, 1, 42])

@@ -43,8 +43,9 @@ class Node:
         self.programs = programs
         # Short, because the paths of sockets below it may have 107 bytes only; root's alone, because the
         # shim takes a configuration from its environment only if nobody else could have changed it.
-        self.root = Path(tempfile.mkdtemp(prefix="kt-", suffix="x", dir="/run"))
-        self.namespace = self.root.name
+        self.namespace = f"kt{secrets.token_hex(3)}"
+        self.root = Path("/run") / self.namespace
+        self.root.mkdir(mode=0o700)
         self._values = shipped_configuration.for_image(image)
         self._ids: list[str] = []
         shims = self.root / "bin"

@@ -14,6 +14,7 @@ from typing import NamedTuple, NoReturn
 
 from kata_agent.constants import AGENT_PORT, STREAM_PORT
 from kata_agent.guest import VERSION, cgroup, log, mounts, syscalls
+from kata_agent.guest.errors import NotFoundError
 from kata_agent.guest.reaper import Reaper
 from kata_agent.guest.runtime import Crun
 from kata_agent.guest.sandbox import BASE, Sandbox
@@ -22,6 +23,7 @@ from kata_agent.guest.streams import Acceptor, StreamTable
 from kata_agent.guest.wiring import PIPE_SIZE
 from kata_agent.mux.guest import MuxGuest
 from kata_agent.ttrpc.blocking import BlockingServer
+from kata_agent.ttrpc.status import RpcError
 
 PORT_NAME = "org.kata.agent.0"
 SCRATCH = "/run/kata-agent"
@@ -29,6 +31,7 @@ _SIOCGIFFLAGS = 0x8913
 _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 1
 _RETRY_PAUSE = 0.1
+_LOOK_PAUSE = 0.01
 
 
 class Options(NamedTuple):
@@ -68,7 +71,8 @@ def main() -> NoReturn:
 
 
 def _reason(error: BaseException) -> str:
-    return str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+    expected = isinstance(error, OSError | RpcError)
+    return str(error) if expected else f"{type(error).__name__}: {error}"
 
 
 def _run() -> NoReturn:
@@ -86,7 +90,7 @@ def _run() -> NoReturn:
     sandbox = Sandbox(reaper, Crun(reaper, scratch=SCRATCH), StreamTable(), pipe_size=options.pipe_size)
     sandbox.oom.start()
     server = BlockingServer(AgentService(sandbox).handlers(), log=log.info)
-    port = serial_port()
+    port = find_port()
     with open("/proc/uptime", encoding="ascii") as file:
         log.info(f"version {VERSION} ready on {port or 'vsock'} after {file.read().split()[0]} s")
     if port is None:
@@ -100,6 +104,29 @@ def bring_up_loopback() -> None:
         request = fcntl.ioctl(sock, _SIOCGIFFLAGS, struct.pack("16sh14x", b"lo", 0))
         (flags,) = struct.unpack_from("h", request, 16)
         fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
+
+
+def find_port(timeout: float = 5.0) -> str | None:
+    """The device node of the agent's serial port, or None for vsock; whichever the machine turns out to have.
+
+    The host tells a port's name in a message of its own, which may come after the agent.
+
+    Raises:
+        NotFoundError: neither came in `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while (port := serial_port()) is None and not has_vsock():
+        if time.monotonic() >= deadline:
+            raise NotFoundError(
+                f"this machine has neither a serial port named {PORT_NAME} nor a vsock device"
+            )
+        time.sleep(_LOOK_PAUSE)
+    return port
+
+
+def has_vsock(sysfs: str = "/sys/bus/virtio/drivers/vmw_vsock_virtio_transport") -> bool:
+    """Whether there is a vsock device, and not only its driver."""
+    return os.path.isdir(sysfs) and any(name.startswith("virtio") for name in os.listdir(sysfs))
 
 
 def serial_port(sysfs: str = "/sys/class/virtio-ports") -> str | None:
@@ -129,30 +156,32 @@ def serve_serial(port: str, server: BlockingServer, streams: StreamTable) -> NoR
 
 def serve_vsock(server: BlockingServer, streams: StreamTable) -> NoReturn:
     """Serve what the host connects to over vsock."""
-    start_serving(VsockAcceptor(AGENT_PORT), VsockAcceptor(STREAM_PORT), server, streams)
-    while True:
-        time.sleep(3600)
+    stdio = VsockAcceptor(STREAM_PORT)
+    calls = VsockAcceptor(AGENT_PORT)  # the last: whoever gets through to it finds all the rest
+    _start("streams", lambda: streams.accept_forever(stdio))
+    accept_calls(calls, server)
 
 
 def start_serving(calls: Acceptor, stdio: Acceptor, server: BlockingServer, streams: StreamTable) -> None:
-    """Take in connections of both kinds, until their acceptors fail."""
-
-    def accept_calls() -> None:
-        while True:
-            connection, number = calls.accept()
-            threading.Thread(
-                target=server.serve, args=(connection,), name=f"connection {number}", daemon=True
-            ).start()
-
-    _start("calls", accept_calls)
+    """Take in connections of both kinds in threads, until their acceptors fail."""
     _start("streams", lambda: streams.accept_forever(stdio))
+    _start("calls", lambda: accept_calls(calls, server))
 
 
-def _start(name: str, function: Callable[[], None]) -> None:
+def accept_calls(acceptor: Acceptor, server: BlockingServer) -> NoReturn:
+    """Serve each connection in a thread of its own, until the acceptor fails."""
+    while True:
+        connection, number = acceptor.accept()
+        threading.Thread(
+            target=server.serve, args=(connection,), name=f"connection {number}", daemon=True
+        ).start()
+
+
+def _start(name: str, function: Callable[[], object]) -> None:
     def run() -> None:
         try:
             function()
-        except ConnectionError as error:
+        except OSError as error:
             log.debug(f"no more {name}: {error}")
 
     threading.Thread(target=run, name=name, daemon=True).start()

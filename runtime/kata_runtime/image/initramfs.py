@@ -6,6 +6,7 @@ Uncompressed on purpose: unpacking under emulation costs more than reading the l
 from __future__ import annotations
 
 import stat
+from collections.abc import Iterable
 from importlib.resources import files
 
 from kata_runtime.image import cpio
@@ -34,8 +35,15 @@ MODULES = (
 )
 
 
-def make(kernel: Kernel, packages: Tree) -> bytes:
-    """Return the initramfs for a kernel. packages: has busybox.
+def make(
+    kernel: Kernel,
+    packages: Tree,
+    *,
+    init: bytes | None = None,
+    modules: Iterable[str] = MODULES,
+    applets: Iterable[str] = APPLETS,
+) -> bytes:
+    """Return the initramfs for a kernel. packages: has busybox. init: in place of ours.
 
     Raises:
         ContentError: busybox or a module is missing.
@@ -43,14 +51,14 @@ def make(kernel: Kernel, packages: Tree) -> bytes:
     busybox = packages.read(BUSYBOX)
     if busybox is None:
         raise ContentError(f"the packages have no /{BUSYBOX}")
-    modules = kernel.load_order(MODULES)
+    ordered = kernel.load_order(modules)
     tree = Tree()
-    tree.file("init", files(__package__).joinpath("init.sh").read_bytes(), 0o755)
+    tree.file("init", init or files(__package__).joinpath("init.sh").read_bytes(), 0o755)
     tree.file("bin/busybox", busybox, 0o755)
-    for applet in APPLETS:
+    for applet in applets:
         tree.link(f"bin/{applet}", "busybox")
-    tree.file("modules/order", "".join(f"{module.name}\n" for module in modules).encode())
-    for module in modules:
+    tree.file("modules/order", "".join(f"{module.name}\n" for module in ordered).encode())
+    for module in ordered:
         tree.file(f"modules/{module.name}.ko", module.data)
     for name in ("dev", "proc", "root"):
         tree.directory(name)

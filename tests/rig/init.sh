@@ -1,0 +1,47 @@
+#!/bin/busybox sh
+# The rig's init: the host's files, under a layer that takes what is written and forgets it; then what a host
+# with KVM has. It runs /command, whose output goes to one virtio-serial port and whose exit status to another,
+# and ends the machine.
+set -f
+export PATH=/bin
+
+console=/dev/console
+fatal() {
+    echo "rig: fatal: $*" >"$console"
+    poweroff -f
+    exit 1
+}
+
+place() { # TYPE DIRECTORY [OPTIONS]
+    error=$(mount -t "$1" ${3:+-o "$3"} "$1" "$2" 2>&1) || fatal "cannot mount $1 on $2: $error"
+}
+
+place devtmpfs /dev
+place proc /proc
+while read -r module; do
+    error=$(insmod "/modules/$module.ko" 2>&1) || fatal "cannot load module $module: $error"
+done </modules/order
+
+mkdir -p /host /top
+error=$(mount -t virtiofs -o ro host /host 2>&1) || fatal "cannot mount the host's files: $error"
+place tmpfs /top
+mkdir /top/upper /top/work
+place overlay /root lowerdir=/host,upperdir=/top/upper,workdir=/top/work
+mount -o move /dev /root/dev || fatal "cannot move /dev"
+console=/root/dev/console
+mount -o move /proc /root/proc || fatal "cannot move /proc"
+place sysfs /root/sys
+place cgroup2 /root/sys/fs/cgroup nsdelegate
+place tmpfs /root/run mode=755
+mkdir -p /root/dev/pts /root/dev/shm /root/run/rig
+place devpts /root/dev/pts gid=5,mode=620,ptmxmode=666
+place tmpfs /root/dev/shm mode=1777
+ln -s /proc/self/fd /root/dev/fd
+ip link set lo up
+cp /command /root/run/rig/command
+
+set +f
+output=$(echo /root/dev/vport*p1) status=$(echo /root/dev/vport*p2)
+chroot /root /usr/bin/env -i /bin/sh /run/rig/command </root/dev/null >"$output" 2>&1
+echo $? >"$status"
+poweroff -f

@@ -1,0 +1,171 @@
+"""The rig: an emulated computer with AMD's virtualization, in which kvm-amd gives a KVM that runs any guest.
+
+Its files are this host's, over virtio-fs: whatever is installed here is there; what it writes is forgotten. It is a host with cgroups version 2, vhost-vsock and tun. It runs one shell script.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from kata_configuration.rules import VIRTIOFSD_PLACES
+from kata_hypervisor import virtiofsd
+from kata_runtime.image import builder, cpio, initramfs, manifest
+from kata_runtime.image.apt import Apt
+from kata_runtime.image.distribution import detect
+from kata_runtime.image.kernel import Kernel
+from kata_runtime.image.tree import Tree
+
+CHECKOUT = Path(__file__).parents[2]
+MODULES = (
+    *("virtio_pci", "virtio_console", "virtio_rng", "fuse", "virtiofs"),
+    *("kvm_amd", "vhost_vsock", "vhost_net", "tun", "overlay", "erofs", "vsock_loopback"),
+)
+APPLETS = ("chroot", "cp", "insmod", "ip", "ln", "mkdir", "mount", "poweroff")
+MEMORY = "4096M"
+MACHINE = (
+    *("-machine", "q35,memory-backend=memory", "-accel", "tcg,thread=multi", "-cpu", "max"),
+    *("-object", f"memory-backend-memfd,id=memory,size={MEMORY},share=on", "-m", MEMORY, "-smp", "2"),
+    *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+    *("-object", "rng-random,id=entropy,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=entropy"),
+    *("-device", "virtio-serial-pci,max_ports=3", "-chardev", "stdio,id=output,signal=off"),
+    *("-device", "virtserialport,chardev=output,nr=1", "-device", "virtserialport,chardev=status,nr=2"),
+    *("-device", "vhost-user-fs-pci,chardev=files,tag=host,queue-size=1024"),
+)
+KERNEL_PARAMETERS = (
+    "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check cryptomgr.notests mitigations=off"
+)
+
+# Not every virtiofsd can serve read-only: what it sees are read-only mounts, in a namespace of its own.
+SERVE = """
+listener=$1 view=$2; shift 2
+eval "exec 3<&$listener"
+while [ "$1" != -- ]; do
+    mount --bind "$1" "$view$1"
+    mount -o remount,bind,ro "$view$1"
+    shift
+done
+shift
+exec "$@"
+"""
+
+
+class RigError(Exception):
+    """The rig could not run its script to the end."""
+
+
+def run(script: str, image: Path, deadline: float, echo: Callable[[str], object]) -> int:
+    """Run a shell script in the rig, as root; return its exit status.
+
+    image: the guest image, whose kernel and packages the rig shares. deadline: seconds for all of it. echo:
+    told each line of output as it comes.
+
+    Raises:
+        RigError: the rig did not boot, or was not done within the deadline; ends with the console's tail.
+    """
+    with tempfile.TemporaryDirectory(prefix="rig-") as name:
+        directory = Path(name)
+        (directory / "initramfs").write_bytes(_boot_archive(image, script))
+        with _files(directory, [Path("/usr"), Path(sys.base_prefix), CHECKOUT, image]) as connection:
+            return _boot(directory, image, connection, deadline, echo)
+
+
+def in_checkout(words: Sequence[str], environment: Mapping[str, str]) -> str:
+    """Return the script that runs a command in this checkout."""
+    settings = {"HOME": "/root", "PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **environment}
+    exports = [f"export {key}={shlex.quote(value)}" for key, value in settings.items()]
+    return "\n".join([*exports, f"cd {shlex.quote(str(CHECKOUT))}", f"exec {shlex.join(words)}\n"])
+
+
+def _boot(directory: Path, image: Path, files: int, deadline: float, echo: Callable[[str], object]) -> int:
+    console, status = directory / "console", directory / "status"
+    command = [
+        *("qemu-system-x86_64", *MACHINE),
+        *("-chardev", f"socket,id=files,fd={files}", "-chardev", f"file,id=status,path={status}"),
+        *("-serial", f"file:{console}", "-kernel", str(image / builder.KERNEL)),
+        *("-initrd", str(directory / "initramfs"), "-append", KERNEL_PARAMETERS),
+    ]
+    with subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,  # open, or QEMU would take the port for disconnected
+        stdout=subprocess.PIPE,
+        pass_fds=[files],
+        text=True,
+        errors="replace",
+    ) as qemu:
+        assert qemu.stdout is not None
+        watchdog = threading.Timer(deadline, qemu.kill)
+        watchdog.start()
+        try:
+            for line in qemu.stdout:
+                echo(line)
+        except BaseException:
+            qemu.kill()
+            raise
+        finally:
+            watchdog.cancel()
+    if not (answer := status.read_text().strip() if status.exists() else ""):
+        late = f" after {deadline:g} s" if qemu.returncode == -signal.SIGKILL else ""
+        tail = console.read_text(errors="replace")[-3000:] if console.exists() else ""
+        raise RigError(f"the rig ended{late} before its script did (qemu: {qemu.returncode})\n{tail}")
+    return int(answer)
+
+
+def _boot_archive(image: Path, script: str) -> bytes:
+    """The initramfs: modules of the guest image's own kernel, our init, and the script."""
+    made = manifest.read(image)
+    if made is None:
+        raise RigError(f"{image} has no manifest: run make image")
+    wanted = [
+        one for one in made.packages if one.name.startswith(("linux-image-", "linux-modules-", "busybox"))
+    ]
+    apt = Apt(builder.DEFAULT_CACHE / made.suite, detect().codename, made.suite)
+    apt.fetch(wanted, lambda fraction: None)
+    packages = Tree()
+    for package in wanted:
+        packages.add_package(
+            apt.archives / package.file, lambda path: Kernel.keep(path) or path == initramfs.BUSYBOX
+        )
+    init = Path(__file__).with_name("init.sh").read_bytes()
+    archive = initramfs.make(Kernel(packages), packages, init=init, modules=MODULES, applets=APPLETS)
+    extra = Tree()
+    extra.file("command", script.encode())
+    return archive + cpio.pack(extra)
+
+
+@contextmanager
+def _files(directory: Path, needed: Iterable[Path]) -> Iterator[int]:
+    """Serve the host's files; yields the descriptor of a connection for QEMU."""
+    view = directory / "view"
+    view.mkdir()
+    daemon = next((path for path in VIRTIOFSD_PLACES if path.exists()), VIRTIOFSD_PLACES[0])
+    serve = virtiofsd.command_line(daemon, virtiofsd.dialect_of(daemon), view, "always")
+    listener, connection = virtiofsd.rendezvous(directory)
+    with connection:
+        with listener:
+            number = listener.fileno()
+            words = [str(number), view, *_mount_points(needed), "--", *serve]
+            server = subprocess.Popen(
+                ["unshare", "--mount", "sh", "-ec", SERVE, "sh", *words],
+                pass_fds=[number],
+                stdin=subprocess.DEVNULL,
+            )
+        try:
+            yield connection.fileno()
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def _mount_points(needed: Iterable[Path]) -> list[Path]:
+    """The file systems that hold these paths, each after the one that it is mounted in."""
+    holders = {next(one for one in (path, *path.parents) if one.is_mount()) for path in needed}
+    return sorted({Path("/"), *holders})
