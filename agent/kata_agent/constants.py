@@ -11,6 +11,10 @@ LOG_PORT = 1025
 STREAM_PORT = 1027
 """Guest port of container stdio as raw streams (Kata's number for passed descriptors)."""
 
+NO_STREAM = 0xFFFFFFFF
+"""In place of a stream's number: the process gets /dev/null. All numbers 0: the host will read and write with
+calls."""
+
 FEATURE_STREAM_IO = "stream-io"
 """Announced in AgentDetails.extra_features by an agent that serves STREAM_PORT.
 

@@ -27,16 +27,27 @@ Read = Callable[[agent_pb2.ReadStreamRequest], Awaitable[agent_pb2.ReadStreamRes
 class PolledStdio(Stdio):
     """Pumps the streams of one process with calls to the agent."""
 
-    def __init__(self, files: StdioFiles, agent: AgentClient, container_id: str, exec_id: str) -> None:
+    def __init__(
+        self, files: StdioFiles, agent: AgentClient, container_id: str, exec_id: str, *, terminal: bool
+    ) -> None:
         super().__init__(files)
+        self._terminal = terminal
         self._agent = agent
         self._container_id = container_id
         self._exec_id = exec_id
 
     def start(self, tasks: anyio.abc.TaskGroup) -> None:
-        """Start pumping in the background."""
+        """Start pumping in the background.
+
+        The guest makes all three pipes, so input that has no FIFO is ended, and output without one is emptied:
+        the process would wait for ever. A terminal has no standard error, and ending its input would end it.
+        """
         pumps = {"stdin": self._pump_input, "stdout": self._pump_stdout, "stderr": self._pump_stderr}
-        self._begin(tasks, {name: pump for name, pump in pumps.items() if getattr(self._files, name) >= 0})
+        if self._terminal:
+            del pumps["stderr"]
+            if self._files.stdin < 0:
+                del pumps["stdin"]
+        self._begin(tasks, pumps)
 
     async def _pump_stdout(self) -> None:
         await self._read_output(self._files.stdout, self._agent.read_stdout)
@@ -50,7 +61,8 @@ class PolledStdio(Stdio):
         )
         while data := (await read(request)).data:
             self._progress += len(data)
-            await _write_all(fifo, data)
+            if fifo >= 0:
+                await _write_all(fifo, data)
 
     async def _pump_input(self) -> None:
         fifo = self._files.stdin
@@ -66,7 +78,7 @@ class PolledStdio(Stdio):
 
     async def _read_input(self, fifo: int) -> bytes:
         """What is in the FIFO, at least a byte; nothing at its end, or once CloseIO was asked for."""
-        while True:
+        while fifo >= 0:
             if not self._stdin_closing.is_set():
                 await first(lambda: anyio.wait_readable(fifo), self._stdin_closing.wait)
             if self._stdin_closing.is_set() and not has_input(fifo):
@@ -75,6 +87,7 @@ class PolledStdio(Stdio):
                 return os.read(fifo, CHUNK)
             except BlockingIOError:
                 continue
+        return b""
 
 
 async def _write_all(fd: int, data: bytes) -> None:

@@ -7,15 +7,20 @@ learns that there are some. With another agent the bytes travel in ReadStdout, R
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import socket
+import stat
+import struct
+import termios
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import anyio
 import anyio.abc
 
+from kata_agent.constants import NO_STREAM
 from kata_agent.ttrpc.status import RpcError
 from kata_runtime.concurrency import first
 from kata_runtime.errors import UnsupportedError
@@ -23,7 +28,7 @@ from kata_runtime.errors import UnsupportedError
 _log = logging.getLogger(__name__)
 
 CHUNK = 1 << 20
-# After the process has ended and nobody reads its output, it is kept for this long (seconds).
+# After the process has ended and nobody reads its output, it is kept for this long (seconds), or until Delete.
 STALL_BUDGET = 5.0
 
 OpenFifo = Callable[[str, str], Awaitable[int]]
@@ -111,13 +116,15 @@ class Stdio:
         self._sockets: dict[str, socket.socket] = {}
         self._stdin_closing = anyio.Event()
         self._pumps: dict[str, anyio.CancelScope] = {}
+        # The outputs that have not been moved to their end.
+        self._flowing: set[str] = set()
         self.drained = anyio.Event()
         self._progress = 0
 
     async def connect(self, connect: Callable[[], Awaitable[tuple[socket.socket, int]]]) -> dict[str, int]:
         """Open a stream to the guest for each file; returns the number of each, for the agent's request."""
-        ports: dict[str, int] = {}
-        for name in ("stdin", "stdout", "stderr"):
+        ports = dict.fromkeys(("stdin", "stdout", "stderr"), NO_STREAM)
+        for name in ports:
             if getattr(self._files, name) >= 0:
                 self._sockets[name], ports[name] = await connect()
         return ports
@@ -129,27 +136,36 @@ class Stdio:
 
     def _begin(self, tasks: anyio.abc.TaskGroup, pumps: Mapping[str, Pump]) -> None:
         self._pumps = {name: anyio.CancelScope() for name in pumps}
+        self._flowing = pumps.keys() - {"stdin"}
         self._check_drained()
         for name, pump in pumps.items():
             tasks.start_soon(self._run, name, pump)
 
     async def _run(self, name: str, pump: Pump) -> None:
-        """Run a pump, then close what it moved bytes between.
+        """Run a pump, let a reader that is late take what is in the FIFO, then close what bytes moved between.
 
         Nobody else closes that: a descriptor closed under a task that waits for it comes back as another's.
         """
         try:
             with self._pumps[name]:
-                await pump()
-        except (OSError, RpcError) as error:
-            _log.debug("%s ended: %s", name, error)
+                try:
+                    await pump()
+                except (OSError, RpcError) as error:
+                    _log.debug("%s ended: %s", name, error)
+                self._moved(name)
+                if name != "stdin" and (fifo := getattr(self._files, name)) >= 0:
+                    await _until_taken(fifo)
         finally:
             del self._pumps[name]
             self._close_one(name)
-            self._check_drained()
+            self._moved(name)
+
+    def _moved(self, name: str) -> None:
+        self._flowing.discard(name)
+        self._check_drained()
 
     def _check_drained(self) -> None:
-        if not self._pumps.keys() & {"stdout", "stderr"}:
+        if not self._flowing:
             self.drained.set()
 
     def close_stdin(self) -> None:
@@ -157,14 +173,15 @@ class Stdio:
         self._stdin_closing.set()
 
     async def finish(self) -> None:
-        """After the process's end: wait until its output is delivered, as long as somebody takes it."""
+        """After the process's end: wait until its output is in the FIFOs, as long as somebody takes it."""
         while not self.drained.is_set():
             before = self._progress
             with anyio.move_on_after(STALL_BUDGET):
                 await self.drained.wait()
             if self._progress == before:
-                break
-        self.close()
+                self.close()
+        if (scope := self._pumps.get("stdin")) is not None:
+            scope.cancel()
 
     def close(self) -> None:
         """End the pumps and close every descriptor; idempotent."""
@@ -205,6 +222,20 @@ class Stdio:
         if not self._stdin_closing.is_set():
             await first(lambda: anyio.wait_readable(fifo), self._stdin_closing.wait)
         return not self._stdin_closing.is_set() or has_input(fifo)
+
+
+async def _until_taken(fifo: int) -> None:
+    """Wait until a reader has emptied a FIFO, but not for ever: what is in it is lost when we close it."""
+    pause = 0.001
+    with anyio.move_on_after(STALL_BUDGET):
+        while stat.S_ISFIFO(os.fstat(fifo).st_mode) and _queued(fifo):
+            await anyio.sleep(pause)
+            pause = min(2 * pause, 0.05)
+
+
+def _queued(fifo: int) -> int:
+    (count,) = struct.unpack("i", fcntl.ioctl(fifo, termios.FIONREAD, bytes(4)))
+    return int(count)
 
 
 async def _move(source: int, target: int) -> int:

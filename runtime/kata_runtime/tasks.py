@@ -238,7 +238,13 @@ class Tasks:
         broker = self._sandbox.broker
         files = await StdioFiles.open(process.paths, broker.open_fifo, broker.open_log)
         if not self._sandbox.stream_io:
-            process.stdio = PolledStdio(files, self._sandbox.agent, process.container_id, process.guest_id)
+            process.stdio = PolledStdio(
+                files,
+                self._sandbox.agent,
+                process.container_id,
+                process.guest_id,
+                terminal=process.paths.terminal,
+            )
             return {}
         process.stdio = stdio = Stdio(files)
         transport = self._sandbox.hypervisor.transport
@@ -409,6 +415,7 @@ class Tasks:
             process.check(Event.DELETE)
             if process.stdio is not None:
                 await process.stdio.finish()
+                process.stdio.close()
             if exec_id:
                 self.container(container_id).execs.pop(exec_id, None)
             else:
@@ -424,7 +431,11 @@ class Tasks:
                     await self._sandbox.agent.remove_container(request)
                 except (RpcError, SandboxError) as error:
                     _log.warning("the guest could not remove container %s: %s", container.id, error)
-            if len(self._containers) == 1 and not self._creating:
+            if container.id == self._sandbox.identity.id:
+                # containerd takes the shim for dead after this, whatever else is in the pod.
+                self.end_all(f"its pod ended: the sandbox's container {container.id} was deleted")
+                await self._sandbox.stop()
+            elif len(self._containers) == 1 and not self._creating:
                 await self._sandbox.stop()
             await self._unshare(container)
             self._containers.pop(container.id, None)

@@ -28,8 +28,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 
 from kata_runtime.sandboxes import running_sandboxes
 from oci_bundle import make_process, make_spec
-from shim_harness import IMAGE, Lab, Shim
+from shim_harness import Lab, Shim
 
+IMAGE = Path(os.environ.get("KATA_TEST_IMAGE", "/var/lib/kata-containers/image"))
 READY = re.compile(rb"kata-agent: .*ready")
 
 
@@ -58,7 +59,16 @@ async def measure_start(lab: Lab, rounds: int) -> list[tuple[float, float]]:
         name = lab.new_id("start")
         bundle = lab.bundle(name, make_spec(make_process("true")))
         log = os.open(bundle / "log", os.O_RDWR | os.O_NONBLOCK)
-        command = [str(lab.launcher), "-namespace", "api-test", "-address", lab.address, "-id", name, "start"]
+        command = [
+            str(lab.launcher),
+            "-namespace",
+            lab.namespace,
+            "-address",
+            lab.address,
+            "-id",
+            name,
+            "start",
+        ]
         cpu = await anyio.to_thread.run_sync(lambda: child_cpu(command, cwd=bundle))  # noqa: B023
         bare = child_cpu([sys.executable, "-IS", "-c", "pass"])
         pairs.append((cpu, bare))
@@ -103,7 +113,7 @@ def bare_boot(image: Path, memory_mib: int = 512) -> float:
 
 
 async def measure_create(lab: Lab, rounds: int) -> tuple[list[tuple[float, float]], dict[str, float]]:
-    """Pairs of seconds: Create to first output, and the bare boot; and the memory of the last sandbox in MiB."""
+    """Pairs of seconds, Create to first output and a bare boot; and the last sandbox's memory in MiB."""
     pairs = []
     memory: dict[str, float] = {}
     for _ in range(rounds):
@@ -156,7 +166,7 @@ def summary(pairs: list[tuple[float, float]]) -> dict[str, float]:
 
 async def main(arguments: argparse.Namespace) -> None:
     """Run all benchmarks and print them."""
-    lab = Lab()
+    lab = Lab(IMAGE)
     try:
         async with lab.sink:
             start = summary(await measure_start(lab, arguments.rounds * 2))

@@ -69,7 +69,7 @@ def test_the_whole_command_line_under_tcg() -> None:
         *("-initrd", "/k/initrd"),
         "-append",
         "console=ttyS0 reboot=k panic=-1 tsc=reliable no_timer_check random.trust_cpu=on cryptomgr.notests "
-        "quiet root=/dev/vda rootfstype=erofs ro agent.log=debug quiet",
+        "rcupdate.rcu_expedited=1 quiet root=/dev/vda rootfstype=erofs ro agent.log=debug quiet",
         *("-chardev", "socket,id=monitor,fd=3"),
         *("-mon", "chardev=monitor,mode=control"),
         *("-chardev", "socket,id=console,fd=4"),

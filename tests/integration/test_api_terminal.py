@@ -45,7 +45,7 @@ async def test_size_before_and_after_the_start(shim_pod: Pod) -> None:
 
 
 async def test_control_c_interrupts_and_input_is_echoed(shim_pod: Pod) -> None:
-    process = await shim_pod.start_container("sh", terminal=True, stdin=True, process={"env": ["PS1=> "]})
+    process = await shim_pod.start_container("sh", terminal=True, stdin=True, process={"env": ["PATH=/bin", "PS1=> "]})
     await typed(process, b"/bin/sleep 1000\n", b"sleep 1000\r\n")
     await typed(process, b"\x03", b"^C")
     assert b"status 130" in await typed(process, b"echo status $?\n", b"status 130\r\n")
@@ -55,7 +55,7 @@ async def test_control_c_interrupts_and_input_is_echoed(shim_pod: Pod) -> None:
 
 
 async def test_control_d_ends_a_shell(shim_pod: Pod) -> None:
-    process = await shim_pod.start_container("sh", terminal=True, stdin=True, process={"env": ["PS1=> "]})
+    process = await shim_pod.start_container("sh", terminal=True, stdin=True, process={"env": ["PATH=/bin", "PS1=> "]})
     await typed(process, b"\x04", b"> ")
     assert await process.wait() == 0
     await process.delete()

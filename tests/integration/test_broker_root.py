@@ -194,7 +194,9 @@ async def test_a_recursive_bind_is_readonly_all_the_way_down(bed: Bed, tmp_path:
             assert "Read-only" in await run(broker, f"touch {bed.shared}/all/below/new")
             assert await run(broker, f"touch {bed.shared}/top/below/new") == ""
             await broker.unmount(f"{bed.shared}/all")
-        assert os.path.ismount(tmp_path / "below")  # its copy's end did not reach it
+            # A copy's end reaches neither its source in the broker's namespace nor the host's.
+            assert await run(broker, f"grep -c ' {tmp_path}/below ' /proc/self/mounts") == "1"
+        assert os.path.ismount(tmp_path / "below")
         assert os.listdir(tmp_path / "below") == []
         assert os.listdir(tmp_path) == ["below"]
         assert os.listdir(tmp_path / "below") == []

@@ -17,7 +17,7 @@ import pytest
 from broker_bed import Bed, Shim, ask, make_bed, wait_for_end
 from kata_hypervisor.errors import LaunchError
 from kata_hypervisor.host import ExitStatus, Host
-from kata_runtime.broker import janitor, messages, processes
+from kata_runtime.broker import janitor, messages, processes, spawn
 from kata_runtime.broker.client import Broker
 from kata_runtime.broker.errors import BrokerLostError, RequestFailedError, RequestRefusedError
 from kata_runtime.broker.process import fork_broker
@@ -165,6 +165,17 @@ async def test_what_cannot_be_started_says_why(bed: Bed, make: object, message: 
         assert await child.wait() == ExitStatus(code=0)
 
 
+def test_a_descriptor_that_somebody_left_inheritable_goes_to_no_child() -> None:
+    read, write = os.pipe()
+    stray = os.dup(read)
+    os.set_inheritable(stray, True)
+    pid = spawn.spawn("qemu", ["/bin/ls", "/proc/self/fd"], {1: write}, None, lambda pid, start: None)
+    os.close(write)
+    assert os.waitpid(pid, 0) == (pid, 0)
+    assert drain(read).split() == ["0", "1", "2", "3"]  # the last is the directory that ls reads
+    os.close(stray)
+
+
 @pytest.mark.parametrize(("name", "argv"), [("bash", ["/bin/bash"]), ("qemu", ["qemu"]), ("qemu", [])])
 async def test_what_is_outside_of_the_vocabulary_is_not_started(bed: Bed, name: str, argv: list[str]) -> None:
     async with broker_of(bed) as broker:
@@ -291,8 +302,8 @@ async def test_only_a_fifo_is_a_fifo_and_only_a_file_is_a_log(bed: Bed) -> None:
             await broker.open_log("/dev/null")
         with pytest.raises(RequestFailedError, match=str(link)):
             await broker.open_log(str(link))
-        for path in (file, bed.data / "new"):
-            fd = await broker.open_log(str(path))
+        for log in (file, bed.data / "new"):
+            fd = await broker.open_log(str(log))
             os.write(fd, b"line\n")
             os.close(fd)
     assert file.read_text() == "old\nline\n"

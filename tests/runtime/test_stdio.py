@@ -14,6 +14,7 @@ import anyio.lowlevel
 import anyio.to_thread
 import pytest
 
+from kata_agent.constants import NO_STREAM
 from kata_runtime import stdio as stdio_module
 from kata_runtime.errors import UnsupportedError
 from kata_runtime.stdio import Stdio, StdioFiles, StdioPaths
@@ -75,7 +76,8 @@ async def connected(given: StdioPaths, names: list[str]) -> tuple[Stdio, Guest]:
     guest = Guest(names)
     stdio = Stdio(await StdioFiles.open(given, open_fifo, open_log))
     ports = await stdio.connect(guest.connect)
-    assert sorted(ports) == sorted(names)
+    assert sorted(ports) == ["stderr", "stdin", "stdout"]
+    assert sorted(name for name, number in ports.items() if number != NO_STREAM) == sorted(names)
     return stdio, guest
 
 
@@ -179,6 +181,19 @@ async def test_a_reader_that_never_comes_does_not_hold_the_end_up(
     await stdio.finish()
     assert stdio.drained.is_set()
     guest.ends["stdout"].close()
+
+
+async def test_a_reader_that_comes_after_the_end_finds_the_output(
+    tasks: anyio.abc.TaskGroup, paths: Callable[[str], str]
+) -> None:
+    path = paths("out")
+    stdio, guest = await connected(StdioPaths(stdout=path), ["stdout"])
+    stdio.start(tasks)
+    guest.ends["stdout"].sendall(b"late")
+    guest.ends["stdout"].close()
+    await stdio.finish()
+    assert await anyio.to_thread.run_sync(read_all, path) == b"late"
+    stdio.close()
 
 
 async def test_a_notice_is_the_last_line(paths: Callable[[str], str]) -> None:

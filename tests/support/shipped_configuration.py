@@ -9,6 +9,7 @@ from pathlib import Path
 
 import kata_configuration
 from kata_configuration.rules import VIRTIOFSD_PLACES
+from kata_hypervisor.kvm.probe import probe_kvm
 
 SHIPPED = Path(kata_configuration.__file__).parent / "shipped/configuration-qemu.toml"
 
@@ -19,13 +20,13 @@ BOOT_BUDGET_MS = 100_000
 
 
 def for_image(image: Path) -> dict[str, Value]:
-    """The values that fit the shipped file to this host, a guest image and QEMU's emulation."""
+    """The values that fit the shipped file to this host and a guest image."""
     daemon = next((path for path in VIRTIOFSD_PLACES if path.exists()), VIRTIOFSD_PLACES[0])
     return {
         "kernel": image / "vmlinuz",
         "initrd": image / "kata-initrd.img",
         "image": image / "kata-image.erofs",
-        "accelerator": "tcg",
+        "accelerator": "kvm" if probe_kvm().runs_unmodified_guests else "tcg",
         "virtio_fs_daemon": daemon,
         "reconnect_timeout_ms": BOOT_BUDGET_MS,
     }

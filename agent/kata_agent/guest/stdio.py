@@ -13,12 +13,10 @@ import threading
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
+from kata_agent.constants import NO_STREAM
 from kata_agent.guest import streams
 from kata_agent.guest.errors import StateError, UnsupportedError
 from kata_agent.guest.wiring import Ends
-
-NO_STREAM = 0xFFFFFFFF
-"""In place of a stream's number: the process gets /dev/null, even if no other stream is given."""
 
 _LONGEST_READ = 1 << 20
 _GRACE = 0.5  # seconds for output to come after the process ended, as in upstream's agent
