@@ -29,7 +29,11 @@ class SandboxService:
     """The sandbox service of one sandbox."""
 
     def __init__(
-        self, sandbox: Sandbox, tasks: Tasks, shutdown: Callable[[], Awaitable[None]], default_config_path: str | None
+        self,
+        sandbox: Sandbox,
+        tasks: Tasks,
+        shutdown: Callable[[], Awaitable[None]],
+        default_config_path: str | None,
     ) -> None:
         self._sandbox = sandbox
         self._tasks = tasks

@@ -8,8 +8,10 @@ import socket
 from typing import TYPE_CHECKING
 
 import anyio
+import anyio.to_thread
 
 from kata_agent.ttrpc.server import Server
+from kata_runtime.broker import janitor
 from kata_runtime.broker.client import Broker
 from kata_runtime.sandbox import Sandbox
 from kata_runtime.shim.codes import to_rpc_error
@@ -50,7 +52,10 @@ async def serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> 
             """Undo everything before the answer: containerd runs `shim delete` right after it."""
             await publisher.flush(FLUSH_BUDGET)
             await sandbox.stop()
-            for line in await broker.close():
+            left = await broker.close()
+            if broker.lost.is_set():
+                left = await anyio.to_thread.run_sync(janitor.clean_up, setup.identity)
+            for line in left:
                 _log.error("left behind: %s", line)
             done.set()
 

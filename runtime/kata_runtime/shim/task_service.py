@@ -38,7 +38,11 @@ class TaskService:
     """The task service of one sandbox. `shutdown` is called when containerd needs the shim no more."""
 
     def __init__(
-        self, tasks: Tasks, sandbox: Sandbox, shutdown: Callable[[], Awaitable[None]], default_config_path: str | None
+        self,
+        tasks: Tasks,
+        sandbox: Sandbox,
+        shutdown: Callable[[], Awaitable[None]],
+        default_config_path: str | None,
     ) -> None:
         self._tasks = tasks
         self._sandbox = sandbox
