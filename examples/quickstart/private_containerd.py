@@ -57,7 +57,7 @@ class PrivateContainerd:
         self._containerd = containerd
         self._ctr = ctr
         self._cri = cri
-        self._extra = extra_config
+        self.extra_config = extra_config
         self._environment = {
             "PATH": f"{shim_directory}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "HOME": "/root",
@@ -96,7 +96,7 @@ class PrivateContainerd:
             state=self.run_directory / "state",
             address=self.address,
             disabled=", ".join(f'"{name}"' for name in disabled),
-            extra=self._extra,
+            extra=self.extra_config,
         )
 
     def stop(self, number: int = signal.SIGTERM) -> None:

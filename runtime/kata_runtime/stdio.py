@@ -119,6 +119,7 @@ class Stdio:
         # The outputs that have not been moved to their end.
         self._flowing: set[str] = set()
         self.drained = anyio.Event()
+        self._finishing = anyio.Event()
         self._progress = 0
 
     async def connect(self, connect: Callable[[], Awaitable[tuple[socket.socket, int]]]) -> dict[str, int]:
@@ -144,6 +145,7 @@ class Stdio:
     async def _run(self, name: str, pump: Pump) -> None:
         """Run a pump, let a reader that is late take what is in the FIFO, then close what bytes moved between.
 
+        An output stays open until the process has ended: whatever ends it may still have a notice to write.
         Nobody else closes that: a descriptor closed under a task that waits for it comes back as another's.
         """
         try:
@@ -154,6 +156,7 @@ class Stdio:
                     _log.debug("%s ended: %s", name, error)
                 self._moved(name)
                 if name != "stdin" and (fifo := getattr(self._files, name)) >= 0:
+                    await self._finishing.wait()
                     await _until_taken(fifo)
         finally:
             del self._pumps[name]
@@ -174,6 +177,7 @@ class Stdio:
 
     async def finish(self) -> None:
         """After the process's end: wait until its output is in the FIFOs, as long as somebody takes it."""
+        self._finishing.set()
         while not self.drained.is_set():
             before = self._progress
             with anyio.move_on_after(STALL_BUDGET):

@@ -333,12 +333,11 @@ class Tasks:
         except (RpcError, SandboxError) as error:
             if process.exit is not None:
                 return
-            if self._sandbox.running:
-                _log.error("lost sight of %s: %s", process.what, error)
             # When the sandbox has ended, `end_all` tells so with its reason; wait for it.
             with anyio.move_on_after(10):
                 await process.wait()
                 return
+            _log.error("lost sight of %s: %s", process.what, error)
             status = KILLED
         async with process.turn:
             self._end(process, status & 0xFF if status >= 0 else KILLED)

@@ -23,6 +23,8 @@ def test_options_from_the_kernels_command_line() -> None:
     assert boot.parse_options("console=ttyS0 quiet") == boot.Options()
     options = boot.parse_options("agent.log=debug agent.container_pipe_size=2097152 agent.hotplug_timeout=3")
     assert options == boot.Options(verbose=True, pipe_size=2097152)
+    with pytest.raises(InvalidRequestError, match="container_pipe_size=1M on the kernel"):
+        boot.parse_options("agent.container_pipe_size=1M")
 
 
 def test_serial_port_is_found_by_its_name(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ async def test_size_before_and_after_the_start(shim_pod: Pod) -> None:
 
 async def test_control_c_interrupts_and_input_is_echoed(shim_pod: Pod) -> None:
     process = await shim_pod.start_container("sh", terminal=True, stdin=True, process={"env": ["PATH=/bin", "PS1=> "]})
-    await typed(process, b"/bin/sleep 1000\n", b"sleep 1000\r\n")
+    await typed(process, b"echo go; sleep 1000\n", b"\r\ngo\r\n")
     await typed(process, b"\x03", b"^C")
     assert b"status 130" in await typed(process, b"echo status $?\n", b"status 130\r\n")
     await typed(process, b"exit 9\n", b"exit 9")

@@ -34,6 +34,7 @@ pytestmark = [
 ]
 
 ROOTFS = "/run/kata-containers/shared/containers/image/rootfs"
+DEADLINE = 60  # seconds; a test that hangs in its own loop could not be cleaned up after
 SERVER = Path(__file__).parents[1] / "support" / "local_guest.py"
 APPLETS = ("sh", "cat", "sleep", "echo", "true", "id", "head", "dd", "stty", "hostname", "sha1sum", "ls")
 
@@ -146,7 +147,8 @@ class Guest:
         await self.agent.start_container(pb.StartContainerRequest(container_id=cid))
 
     async def wait(self, cid: str, exec_id: str = "") -> int:
-        answer = await self.agent.wait_process(pb.WaitProcessRequest(container_id=cid, exec_id=exec_id))
+        request = pb.WaitProcessRequest(container_id=cid, exec_id=exec_id)
+        answer = await self.agent.wait_process(request, timeout=DEADLINE)
         return answer.status
 
     async def kill(self, cid: str, exec_id: str, number: int) -> None:
@@ -176,17 +178,22 @@ async def receive(sock: socket.socket | None) -> bytes:
     if sock is None:
         return b""
     pieces = []
-    while piece := await asyncio.get_running_loop().sock_recv(sock, 1 << 18):
-        pieces.append(piece)
+    async with asyncio.timeout(DEADLINE):
+        while piece := await asyncio.get_running_loop().sock_recv(sock, 1 << 18):
+            pieces.append(piece)
     return b"".join(pieces)
 
 
 async def receive_until(sock: socket.socket, wanted: bytes) -> None:
     seen = b""
-    while wanted not in seen:
-        piece = await asyncio.get_running_loop().sock_recv(sock, 1)
-        assert piece, f"the stream ended after {seen!r}"
-        seen += piece
+    try:
+        async with asyncio.timeout(DEADLINE):
+            while wanted not in seen:
+                piece = await asyncio.get_running_loop().sock_recv(sock, 1)
+                assert piece, f"the stream ended after {seen!r}"
+                seen += piece
+    except TimeoutError:
+        pytest.fail(f"instead of {wanted!r} came {seen!r}")
 
 
 async def type_in(sock: socket.socket, text: bytes) -> None:
@@ -389,8 +396,10 @@ async def test_terminal(guest: Guest) -> None:
     assert stdout is not None
     with stdin, stdout:
         await receive_until(stdout, b"# ")
-        await type_in(stdin, b"stty size; sleep 1000\n")
+        await type_in(stdin, b"stty size; cat\n")
         await receive_until(stdout, b"33 99\r\n")
+        await type_in(stdin, b"heard\n")
+        await receive_until(stdout, b"heard\r\nheard\r\n")  # cat runs, and the terminal is its own
         await type_in(stdin, b"\x03")
         await receive_until(stdout, b"^C")
         await receive_until(stdout, b"# ")

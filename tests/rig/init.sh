@@ -31,9 +31,11 @@ mount -o move /dev /root/dev || fatal "cannot move /dev"
 console=/root/dev/console
 mount -o move /proc /root/proc || fatal "cannot move /proc"
 place sysfs /root/sys
+echo advise >/root/sys/kernel/mm/transparent_hugepage/shmem_enabled
 place cgroup2 /root/sys/fs/cgroup nsdelegate
+# What is below these can be the upper layer of a container's overlay; what is below / cannot.
 place tmpfs /root/run mode=755
-mkdir -p /root/dev/pts /root/dev/shm /root/run/rig
+mkdir -p /root/dev/pts /root/dev/shm /root/run/rig /root/run/tmp
 place devpts /root/dev/pts gid=5,mode=620,ptmxmode=666
 place tmpfs /root/dev/shm mode=1777
 ln -s /proc/self/fd /root/dev/fd
@@ -42,6 +44,6 @@ cp /command /root/run/rig/command
 
 set +f
 output=$(echo /root/dev/vport*p1) status=$(echo /root/dev/vport*p2)
-chroot /root /usr/bin/env -i /bin/sh /run/rig/command </root/dev/null >"$output" 2>&1
+chroot /root /usr/bin/env -i HOME=/root TMPDIR=/run/tmp LANG=C.UTF-8 /bin/sh /run/rig/command </root/dev/null >"$output" 2>&1
 echo $? >"$status"
 poweroff -f

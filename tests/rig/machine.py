@@ -1,6 +1,7 @@
-"""The rig: an emulated computer with AMD's virtualization, in which kvm-amd gives a KVM that runs any guest.
+"""The rig: an emulated host with AMD's virtualization, in which kvm-amd gives a KVM that runs any guest.
 
-Its files are this host's, over virtio-fs: whatever is installed here is there; what it writes is forgotten. It is a host with cgroups version 2, vhost-vsock and tun. It runs one shell script.
+Its files are this host's, over virtio-fs: whatever is installed here is there; what it writes is forgotten.
+It has vhost-vsock, vhost-net, tun, and cgroups version 2. It runs one shell script, and ends.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ MODULES = (
 APPLETS = ("chroot", "cp", "insmod", "ip", "ln", "mkdir", "mount", "poweroff")
 MEMORY = "4096M"
 MACHINE = (
-    *("-machine", "q35,memory-backend=memory", "-accel", "tcg,thread=multi", "-cpu", "max"),
+    *("-machine", "q35,memory-backend=memory", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off"),
     *("-object", f"memory-backend-memfd,id=memory,size={MEMORY},share=on", "-m", MEMORY, "-smp", "2"),
     *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
     *("-object", "rng-random,id=entropy,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=entropy"),
@@ -40,9 +41,8 @@ MACHINE = (
     *("-device", "virtserialport,chardev=output,nr=1", "-device", "virtserialport,chardev=status,nr=2"),
     *("-device", "vhost-user-fs-pci,chardev=files,tag=host,queue-size=1024"),
 )
-KERNEL_PARAMETERS = (
-    "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check cryptomgr.notests mitigations=off"
-)
+KERNEL_PARAMETERS = "console=ttyS0 quiet panic=-1 tsc=reliable no_timer_check cryptomgr.notests"
+FILES_LOG = "virtiofsd"
 
 # Not every virtiofsd can serve read-only: what it sees are read-only mounts, in a namespace of its own.
 SERVE = """
@@ -79,16 +79,16 @@ def run(script: str, image: Path, deadline: float, echo: Callable[[str], object]
 
 
 def in_checkout(words: Sequence[str], environment: Mapping[str, str]) -> str:
-    """Return the script that runs a command in this checkout."""
-    settings = {"HOME": "/root", "PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **environment}
-    exports = [f"export {key}={shlex.quote(value)}" for key, value in settings.items()]
+    """Return the script that runs a command, such as pytest, in this checkout and its Python environment."""
+    path = f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"
+    exports = [f"export {key}={shlex.quote(value)}" for key, value in {"PATH": path, **environment}.items()]
     return "\n".join([*exports, f"cd {shlex.quote(str(CHECKOUT))}", f"exec {shlex.join(words)}\n"])
 
 
 def _boot(directory: Path, image: Path, files: int, deadline: float, echo: Callable[[str], object]) -> int:
     console, status = directory / "console", directory / "status"
     command = [
-        *("qemu-system-x86_64", *MACHINE),
+        *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", *MACHINE),
         *("-chardev", f"socket,id=files,fd={files}", "-chardev", f"file,id=status,path={status}"),
         *("-serial", f"file:{console}", "-kernel", str(image / builder.KERNEL)),
         *("-initrd", str(directory / "initramfs"), "-append", KERNEL_PARAMETERS),
@@ -112,10 +112,11 @@ def _boot(directory: Path, image: Path, files: int, deadline: float, echo: Calla
             raise
         finally:
             watchdog.cancel()
-    if not (answer := status.read_text().strip() if status.exists() else ""):
+    answer = status.read_text().strip() if status.exists() else ""
+    if not answer:
         late = f" after {deadline:g} s" if qemu.returncode == -signal.SIGKILL else ""
-        tail = console.read_text(errors="replace")[-3000:] if console.exists() else ""
-        raise RigError(f"the rig ended{late} before its script did (qemu: {qemu.returncode})\n{tail}")
+        logs = "".join(f"\n{path.name}:\n{_tail(path)}" for path in (directory / FILES_LOG, console))
+        raise RigError(f"the rig ended{late} before its script did (qemu: {qemu.returncode}){logs}")
     return int(answer)
 
 
@@ -149,7 +150,7 @@ def _files(directory: Path, needed: Iterable[Path]) -> Iterator[int]:
     daemon = next((path for path in VIRTIOFSD_PLACES if path.exists()), VIRTIOFSD_PLACES[0])
     serve = virtiofsd.command_line(daemon, virtiofsd.dialect_of(daemon), view, "always")
     listener, connection = virtiofsd.rendezvous(directory)
-    with connection:
+    with connection, (directory / FILES_LOG).open("wb") as log:
         with listener:
             number = listener.fileno()
             words = [str(number), view, *_mount_points(needed), "--", *serve]
@@ -157,6 +158,7 @@ def _files(directory: Path, needed: Iterable[Path]) -> Iterator[int]:
                 ["unshare", "--mount", "sh", "-ec", SERVE, "sh", *words],
                 pass_fds=[number],
                 stdin=subprocess.DEVNULL,
+                stderr=log,
             )
         try:
             yield connection.fileno()
@@ -169,3 +171,7 @@ def _mount_points(needed: Iterable[Path]) -> list[Path]:
     """The file systems that hold these paths, each after the one that it is mounted in."""
     holders = {next(one for one in (path, *path.parents) if one.is_mount()) for path in needed}
     return sorted({Path("/"), *holders})
+
+
+def _tail(path: Path) -> str:
+    return path.read_text(errors="replace")[-3000:].strip() if path.exists() else ""

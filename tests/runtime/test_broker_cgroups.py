@@ -139,6 +139,30 @@ def test_version_1_fills_the_cpuset_and_counts_in_its_own_file(tmp_path: Path) -
     assert group.oom_kills() == 2
 
 
+def test_a_parent_that_other_sandboxes_made_is_removed_by_the_last(tmp_path: Path) -> None:
+    tree = FakeTree(tmp_path / "cg", 1, {})
+    for parent in ("a", "a/b"):
+        tree.fill(tmp_path / "cg" / parent)
+    records: list[tuple[str, str]] = []
+    group = Cgroup("/a/b/c", [tree.hierarchy])
+    group.create(lambda kind, path, origin: records.append((kind, path)), lambda path: path.endswith("/b"))
+    assert records == [("rmgroup", str(tmp_path / "cg/a/b")), ("cgroup", str(tmp_path / "cg/a/b/c"))]
+
+
+def test_a_parent_that_goes_with_its_last_sandbox_is_made_again(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    seen: list[str] = []
+
+    def record(kind: str, path: str, origin: str) -> None:
+        seen.append(kind)
+        if len(seen) == 1:
+            (tmp_path / "a").rmdir()
+
+    Cgroup("/a/b", [Hierarchy(str(tmp_path), 1)]).create(record)
+    assert (tmp_path / "a/b").is_dir()
+    assert seen == ["cgroup", "rmgroup", "cgroup"]
+
+
 def test_a_cgroup_of_somebody_else_is_not_taken(tmp_path: Path) -> None:
     tree = FakeTree(tmp_path / "cg", 1, {})
     tree.fill(tmp_path / "cg/a")

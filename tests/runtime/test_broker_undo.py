@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kata_runtime.broker import janitor, undo
 from kata_runtime.broker.errors import RequestRefusedError
 from kata_runtime.broker.territory import Territory
-from kata_runtime.broker.undo import UndoLog
+from kata_runtime.broker.undo import UndoLog, is_recorded
 
 HEADER = {"sandbox": "x", "namespace": 1}
 
@@ -260,3 +260,20 @@ def test_a_directory_is_cleared_one_level_deep(tmp_path: Path) -> None:
     assert janitor.clear(fd, str(home)) == []
     assert home.exists()
     os.close(fd)
+
+
+def test_what_any_sandbox_has_recorded_is_found(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        directory = os.open(tmp_path / name, os.O_RDONLY)
+        log = UndoLog.create(directory, HEADER)
+        number = log.push("rmgroup", path=f"/{name}")
+        if name == "two":
+            log.drop(number)
+        log.close()
+        os.close(directory)
+    (tmp_path / "file").touch()
+    (tmp_path / "empty").mkdir()
+    found = [is_recorded(str(tmp_path), "rmgroup", path) for path in ("/one", "/two", "/three")]
+    assert found == [True, False, False]
+    assert not is_recorded(str(tmp_path), "cgroup", "/one")

@@ -102,9 +102,9 @@ async def test_output_arrives_whole_and_apart(
         readers.start_soon(read, "out", out)
         readers.start_soon(read, "err", err)
         await anyio.to_thread.run_sync(produce)
+        await stdio.finish()
     assert hashlib.sha256(received["out"]).digest() == hashlib.sha256(DATA).digest()
     assert received["err"] == b"oops"
-    await stdio.finish()
 
 
 async def test_input_arrives_whole_and_ends_with_the_writer(
@@ -205,6 +205,23 @@ async def test_a_notice_is_the_last_line(paths: Callable[[str], str]) -> None:
     assert os.read(reader, 100) == b"kata: ended\n"
     os.close(reader)
     guest.ends["stdout"].close()
+
+
+async def test_the_guests_death_is_told_behind_the_output(
+    tasks: anyio.abc.TaskGroup, paths: Callable[[str], str]
+) -> None:
+    """The streams end first, and the reason is known a moment later."""
+    path = paths("err")
+    stdio, guest = await connected(StdioPaths(stderr=path), ["stderr"])
+    stdio.start(tasks)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    guest.ends["stderr"].sendall(b"last words\n")
+    guest.ends["stderr"].close()
+    await stdio.drained.wait()
+    stdio.notice("kata: ended\n")
+    await stdio.finish()
+    assert os.read(reader, 100) == b"last words\nkata: ended\n"
+    os.close(reader)
 
 
 async def test_a_closed_process_leaves_its_descriptors_numbers_to_the_next(

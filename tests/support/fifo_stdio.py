@@ -10,6 +10,8 @@ import anyio
 
 F_SETPIPE_SZ = 1031
 CHUNK = 1 << 20
+PATIENCE = 30.0
+"""Seconds without a byte after which a reader or writer gives up: TimeoutError."""
 
 
 class Output:
@@ -34,7 +36,8 @@ class Output:
     async def read(self) -> bytes:
         """What is there, at least a byte; nothing at the end."""
         while True:
-            await anyio.wait_readable(self._fd)
+            with anyio.fail_after(PATIENCE):
+                await anyio.wait_readable(self._fd)
             try:
                 return os.read(self._fd, CHUNK)
             except BlockingIOError:
@@ -82,7 +85,8 @@ class Input:
             try:
                 view = view[os.write(self._fd, view) :]
             except BlockingIOError:
-                await anyio.wait_writable(self._fd)
+                with anyio.fail_after(PATIENCE):
+                    await anyio.wait_writable(self._fd)
 
     def close(self) -> None:
         """Idempotent."""

@@ -13,7 +13,8 @@ from fifo_stdio import Input, Output
 if TYPE_CHECKING:
     from shim_harness import Shim
 
-PATIENCE = 60.0
+PATIENCE = 50.0
+"""Seconds that any one call or event may take; less than the timeout of a whole test."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import NamedTuple, NoReturn
 
 from kata_agent.constants import AGENT_PORT, STREAM_PORT
 from kata_agent.guest import VERSION, cgroup, log, mounts, syscalls
-from kata_agent.guest.errors import NotFoundError
+from kata_agent.guest.errors import InvalidRequestError, NotFoundError
 from kata_agent.guest.reaper import Reaper
 from kata_agent.guest.runtime import Crun
 from kata_agent.guest.sandbox import BASE, Sandbox
@@ -48,11 +48,16 @@ def parse_options(command_line: str) -> Options:
     """Read the agent's options from the kernel's command line; those of other agents are ignored.
 
     Raises:
-        ValueError: agent.container_pipe_size is not a number.
+        InvalidRequestError: agent.container_pipe_size is not a number.
     """
     pairs = (word.partition("=") for word in command_line.split())
     values = {name: value for name, _, value in pairs}
-    size = int(values.get("agent.container_pipe_size") or 0)
+    text = values.get("agent.container_pipe_size") or "0"
+    if not text.isdecimal():
+        raise InvalidRequestError(
+            f"agent.container_pipe_size={text} on the kernel's command line is no number"
+        )
+    size = int(text)
     return Options(
         verbose=values.get("agent.log", "") in ("debug", "trace"),
         pipe_size=size if size > 0 else PIPE_SIZE,

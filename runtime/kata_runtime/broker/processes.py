@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import signal
@@ -47,7 +48,10 @@ def end(pid: int, start: int, grace: float = GRACE) -> bool:
     """Kill this very process, and no other that has its pid since; True once it has ended or is a zombie."""
     try:
         handle = os.pidfd_open(pid)
-    except ProcessLookupError:
+    except OSError as error:
+        # Linux 6.1 says EINVAL of a process that is gone when its pid still names a session or process group.
+        if error.errno not in (errno.ESRCH, errno.EINVAL) or is_alive(pid, start):
+            raise
         return True
     try:
         # Asked after the descriptor was opened: if the answer is right, the descriptor is the right process.

@@ -11,7 +11,7 @@ import stat
 import time
 
 from kata_hypervisor.seccomp import proof
-from kata_runtime.broker import janitor, messages, mounts, processes, spawn, syscalls, vocabulary
+from kata_runtime.broker import janitor, messages, mounts, processes, spawn, syscalls, undo, vocabulary
 from kata_runtime.broker.errors import BrokerError, RequestFailedError, RequestRefusedError
 from kata_runtime.broker.undo import UndoLog
 from kata_runtime.broker.workspace import Workspace
@@ -167,7 +167,11 @@ class Server:
         if self._cgroup is not None:
             raise RequestRefusedError("prepare: the sandbox has its cgroup already")
         group = cgroups.Cgroup(cgroups.cgroup_path(cgroup, self._identity.key), cgroups.hierarchies())
-        group.create(lambda kind, path, origin: self._push(kind, path=path, origin=origin))
+        sandboxes = os.path.dirname(self._identity.directory)
+        group.create(
+            lambda kind, path, origin: self._push(kind, path=path, origin=origin),
+            lambda path: undo.is_recorded(sandboxes, "rmgroup", path),
+        )
         group.join(os.getpid())  # children are born into it
         group.join(self._log.header["shim"][0])
         self._cgroup = group

@@ -128,6 +128,22 @@ class UndoLog:
             self._file = -1
 
 
+def is_recorded(root: str, undo: str, path: str) -> bool:
+    """Whether the stack of any sandbox below this directory has an entry of this kind for this path."""
+    for name in os.listdir(root):
+        try:
+            directory = os.open(os.path.join(root, name), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        try:
+            log = UndoLog.load(directory)
+        finally:
+            os.close(directory)
+        if log and log.find(undo, path):
+            return True
+    return False
+
+
 def _write(file: int, entry: Entry) -> None:
     """Append one line, or nothing."""
     line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"

@@ -137,11 +137,14 @@ class Cgroup:
         self._mounted = mounted
         self._leaves: list[tuple[Hierarchy, str]] = []
 
-    def create(self, record: Callable[[str, str, str], None]) -> None:
+    def create(
+        self, record: Callable[[str, str, str], None], is_shared: Callable[[str], bool] = lambda path: False
+    ) -> None:
         """Make the leaf, and its parents where they are missing.
 
         record(kind, directory, origin) is called before each directory is made; kind is "cgroup" for the leaf
-        and "rmgroup" for a parent; `origin` is the cgroup that we are in now.
+        and "rmgroup" for a parent; `origin` is the cgroup that we are in now. is_shared(directory) says of a
+        parent that is there whether another sandbox made it: the last one to leave removes it.
 
         Raises:
             CgroupError: no hierarchy can be written, or somebody else's processes are in the leaf.
@@ -153,7 +156,7 @@ class Cgroup:
                     f"cgroup {leaf} is in use by process {pids[0]}: give each sandbox a cgroup of its own"
                 )
             try:
-                self._create_in(hierarchy, leaf, record)
+                self._create_in(hierarchy, leaf, record, is_shared)
             except OSError as error:
                 if error.errno not in _UNAVAILABLE:
                     raise CgroupError(f"cannot make cgroup {leaf}: {error.strerror}") from error
@@ -162,22 +165,28 @@ class Cgroup:
         if self._mounted and not self._leaves:
             raise CgroupError(f"cannot make cgroup {self.path}: no hierarchy of this host can be written")
 
-    def _create_in(self, hierarchy: Hierarchy, leaf: str, record: Callable[[str, str, str], None]) -> None:
+    def _create_in(
+        self,
+        hierarchy: Hierarchy,
+        leaf: str,
+        record: Callable[[str, str, str], None],
+        is_shared: Callable[[str], bool],
+    ) -> None:
         origin = current(hierarchy)
-        directory = hierarchy.mountpoint
-        for name in self.path[1:].split("/"):
-            if hierarchy.version == 2:
-                _delegate(directory)
-            parent, directory = directory, f"{directory}/{name}"
-            # /kata is every sandbox's: whoever is the last to leave removes it.
-            if not os.path.isdir(directory) or directory in (leaf, hierarchy.mountpoint + "/kata"):
-                record("cgroup" if directory == leaf else "rmgroup", directory, origin)
+        deadline = time.monotonic() + GRACE
+        while True:
             try:
-                os.mkdir(directory, 0o755)
-            except FileExistsError:
-                pass
-            if "cpuset" in hierarchy.controllers:
-                _inherit_cpuset(parent, directory)
+                _make_path(
+                    hierarchy, self.path, lambda directory: record("rmgroup", directory, origin), is_shared
+                )
+                record("cgroup", leaf, origin)
+                _make_group(hierarchy, leaf)
+            except FileNotFoundError:  # a parent that was shared went with the last sandbox in it
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_PAUSE)
+            else:
+                return
 
     def join(self, pid: int) -> None:
         """Move a process, with all its threads, into the leaf. Raises CgroupError."""
@@ -199,6 +208,30 @@ class Cgroup:
                 continue  # this hierarchy does not have the memory controller
             return int(fields.get("oom_kill", 0))
         return 0
+
+
+def _make_path(
+    hierarchy: Hierarchy, path: str, record: Callable[[str], None], is_shared: Callable[[str], bool]
+) -> None:
+    """Make the parents of a group that are missing; `record` those that are a sandbox's."""
+    directory = hierarchy.mountpoint
+    for name in path[1:].split("/")[:-1]:
+        directory = f"{directory}/{name}"
+        if not os.path.isdir(directory) or is_shared(directory):
+            record(directory)
+        _make_group(hierarchy, directory)
+
+
+def _make_group(hierarchy: Hierarchy, directory: str) -> None:
+    parent = os.path.dirname(directory)
+    if hierarchy.version == 2:
+        _delegate(parent)
+    try:
+        os.mkdir(directory, 0o755)
+    except FileExistsError:
+        pass
+    if "cpuset" in hierarchy.controllers:
+        _inherit_cpuset(parent, directory)
 
 
 # -- undone: by directory, because the undo stack knows nothing else ----------------------------------------
