@@ -114,6 +114,10 @@ async def test_descriptors_come_under_their_numbers_and_no_others(bed: Bed) -> N
         assert sorted(got[0][3:], key=int) == sorted([*listing, "11"], key=int)
 
 
+# The C library keeps signals 32 and 33 for itself; GNU make leaves them ignored in what it starts.
+LIBC_SIGNALS = 3 << 31
+
+
 async def test_a_child_starts_clean(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SECRET", "of the shim")
     script = 'env; pwd; readlink /proc/self/fd/0; grep -E "Sig(Blk|Ign)" /proc/self/status'
@@ -123,7 +127,8 @@ async def test_a_child_starts_clean(bed: Bed, monkeypatch: pytest.MonkeyPatch) -
         assert [line for line in lines if line.startswith("PATH=")]
         assert "/" in lines
         assert "/dev/null" in lines
-        assert [line.split()[1].strip("0") for line in lines if line.startswith("Sig")] == ["", ""]
+        masks = [int(line.split()[1], 16) for line in lines if line.startswith("Sig")]
+        assert [mask & ~LIBC_SIGNALS for mask in masks] == [0, 0]
         lines = (await output_of(broker, "/usr/bin/env", {"ONLY": "this"})).splitlines()
         assert {line for line in lines if not line.startswith(("PWD=", "SHLVL=", "_=", "OLDPWD="))} == {
             "ONLY=this"
