@@ -39,8 +39,9 @@ class PolledStdio(Stdio):
     def start(self, tasks: anyio.abc.TaskGroup) -> None:
         """Start pumping in the background.
 
-        The guest makes all three pipes, so input that has no FIFO is ended, and output without one is emptied:
-        the process would wait for ever. A terminal has no standard error, and ending its input would end it.
+        The guest makes all three pipes, so input that has no FIFO is ended, and output without one is
+        emptied: the process would wait for ever. A terminal has no standard error, and ending its input would
+        end it.
         """
         pumps = {"stdin": self._pump_input, "stdout": self._pump_stdout, "stderr": self._pump_stderr}
         if self._terminal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 
@@ -89,6 +90,11 @@ class Container:
     # Its directory below the shared one, and the mount points in there, in the order in which they were made.
     home: str = ""
     mounts: list[str] = field(default_factory=list)
+
+    @property
+    def root(self) -> str:
+        """Where its root file system is on the host, unless containerd gives mounts for it."""
+        return os.path.join(self.bundle, self.spec["root"]["path"])
 
     @property
     def processes(self) -> list[Process]:

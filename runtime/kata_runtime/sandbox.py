@@ -58,6 +58,8 @@ class Sandbox:
         self.configuration: Configuration | None = None
         self.ended: str | None = None
         self.stream_io = False
+        # Made by the sandbox service, which also ends it: it outlives its containers.
+        self.lasting = False
         self._tasks = tasks
         self._on_end = on_end
         self._on_oom = on_oom
@@ -126,6 +128,9 @@ class Sandbox:
             self.ended = str(error).partition("\n")[0] or type(error).__name__
             with anyio.CancelScope(shield=True):
                 await self.stop()
+            if self.broker.lost.is_set() and isinstance(error, Exception):
+                # Its children died with it, and theirs was the death that was seen.
+                raise SandboxError("host", self.broker.reason) from error
             raise
         self._tasks.start_soon(self._watch)
         _log.info(
@@ -218,7 +223,7 @@ class Sandbox:
             raise SandboxError(
                 "agent",
                 f"the guest's agent did not answer within {budget:g} s, while the VMM runs ({error}): "
-                f"check the guest image, "
+                f"see what kata-ctl check says of this host, check the guest image, "
                 f"or raise reconnect_timeout_ms in [agent.kata]\nguest console:\n{tail or '(silent)'}",
             ) from None
 

@@ -28,7 +28,7 @@ from kata_runtime.errors import UnsupportedError
 _log = logging.getLogger(__name__)
 
 CHUNK = 1 << 20
-# After the process has ended and nobody reads its output, it is kept for this long (seconds), or until Delete.
+# After the process has ended and nobody reads its output, it is kept for so long (seconds), or until Delete.
 STALL_BUDGET = 5.0
 
 OpenFifo = Callable[[str, str], Awaitable[int]]
@@ -143,7 +143,7 @@ class Stdio:
             tasks.start_soon(self._run, name, pump)
 
     async def _run(self, name: str, pump: Pump) -> None:
-        """Run a pump, let a reader that is late take what is in the FIFO, then close what bytes moved between.
+        """Run a pump, let a late reader take what is in the FIFO, then close what bytes were moved between.
 
         An output stays open until the process has ended: whatever ends it may still have a notice to write.
         Nobody else closes that: a descriptor closed under a task that waits for it comes back as another's.
@@ -182,7 +182,7 @@ class Stdio:
             before = self._progress
             with anyio.move_on_after(STALL_BUDGET):
                 await self.drained.wait()
-            if self._progress == before:
+            if self._progress == before and not self.drained.is_set():
                 self.close()
         if (scope := self._pumps.get("stdin")) is not None:
             scope.cancel()

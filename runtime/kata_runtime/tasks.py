@@ -18,7 +18,7 @@ from google.protobuf.message import Message
 
 from kata_agent import oci
 from kata_agent.constants import STREAM_PORT
-from kata_agent.protos import agent_pb2
+from kata_agent.protos import agent_pb2, oci_pb2
 from kata_agent.ttrpc.status import Code, RpcError
 from kata_runtime import bundle as oci_bundle
 from kata_runtime import guest_spec
@@ -147,6 +147,7 @@ class Tasks:
         kind = oci_bundle.container_type(spec)
         init = Process(request.id, "", request.stdio, spec["process"])
         container = Container(request.id, request.bundle, spec, init)
+        _check_sources(container, request.rootfs)
         booted_here = not self._sandbox.running
         try:
             if booted_here:
@@ -180,23 +181,13 @@ class Tasks:
             await broker.make_directory(target)
             await broker.mount(target, [(m.type, m.source, list(m.options)) for m in mounts])
         else:
-            source = os.path.join(container.bundle, container.spec["root"]["path"])
-            if not os.path.isdir(source):
-                raise InvalidRequestError(
-                    f"container {container.id}: its root file system {source} is not a directory"
-                )
-            await broker.bind(source, target, readonly=False)
+            await broker.bind(container.root, target, readonly=False)
         container.mounts.append(target)
 
     async def _share_volumes(self, container: Container) -> dict[int, str]:
         """Share each bind mount's source; returns the guest's path of each, by index in the spec's mounts."""
         sources: dict[int, str] = {}
         for volume in guest_spec.volumes_of(container.spec):
-            if not os.path.isabs(volume.source) or not os.path.exists(volume.source):
-                raise InvalidRequestError(
-                    f"container {container.id}: "
-                    f"the source {volume.source!r} of the mount on {volume.destination} does not exist"
-                )
             name = f"volume-{volume.index}"
             target = os.path.join(container.home, name)
             await self._sandbox.broker.bind(
@@ -215,10 +206,7 @@ class Tasks:
             sources,
             disable_guest_seccomp=configuration.runtime.disable_guest_seccomp,
         )
-        try:
-            encoded = oci.spec_to_proto(guest)
-        except oci.SpecError as error:
-            raise InvalidRequestError(f"{container.bundle}/config.json: {error}") from None
+        encoded = _encode(guest, container)
         ports = await self._open_stdio(container.init)
         request = agent_pb2.CreateContainerRequest(
             container_id=container.id,
@@ -408,12 +396,14 @@ class Tasks:
         """
         process = self.process(container_id, exec_id)
         async with process.turn:
-            if process.state is State.CREATED and not exec_id:
+            waiting = process.state is State.CREATED and not exec_id
+            if waiting:
                 # Created, never started: its process waits in the guest, and goes with its container.
                 self._end(process, KILLED)
             process.check(Event.DELETE)
             if process.stdio is not None:
-                await process.stdio.finish()
+                if not waiting:
+                    await process.stdio.finish()
                 process.stdio.close()
             if exec_id:
                 self.container(container_id).execs.pop(exec_id, None)
@@ -434,7 +424,7 @@ class Tasks:
                 # containerd takes the shim for dead after this, whatever else is in the pod.
                 self.end_all(f"its pod ended: the sandbox's container {container.id} was deleted")
                 await self._sandbox.stop()
-            elif len(self._containers) == 1 and not self._creating:
+            elif len(self._containers) == 1 and not self._creating and not self._sandbox.lasting:
                 await self._sandbox.stop()
             await self._unshare(container)
             self._containers.pop(container.id, None)
@@ -533,6 +523,28 @@ def _in_the_guest(action: str) -> Iterator[None]:
         yield
     except RpcError as error:
         raise RpcError(error.code, f"cannot {action}: {error.message}") from error
+
+
+def _check_sources(container: Container, rootfs: tuple[RootfsMount, ...]) -> None:
+    """Refuse what cannot be shared or said before a machine is started for it. Raises InvalidRequestError."""
+    _encode(container.spec, container)
+    if not rootfs and not os.path.isdir(container.root):
+        raise InvalidRequestError(
+            f"container {container.id}: its root file system {container.root} is not a directory"
+        )
+    for volume in guest_spec.volumes_of(container.spec):
+        if not os.path.isabs(volume.source) or not os.path.exists(volume.source):
+            raise InvalidRequestError(
+                f"container {container.id}: "
+                f"the source {volume.source!r} of the mount on {volume.destination} does not exist"
+            )
+
+
+def _encode(spec: JsonObject, container: Container) -> oci_pb2.Spec:
+    try:
+        return oci.spec_to_proto(spec)
+    except oci.SpecError as error:
+        raise InvalidRequestError(f"{container.bundle}/config.json: {error}") from None
 
 
 def _refuse_host_hooks(spec: JsonObject) -> None:

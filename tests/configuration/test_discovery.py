@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from kata_configuration import ConfigurationError, discover, load
 from kata_configuration.discovery import CONFIG_PATH, DEFAULT, ENVIRONMENT
 

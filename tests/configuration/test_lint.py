@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from kata_configuration import ConfigurationError, Severity, lint, load
 from kata_configuration.diagnostics import Code
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
+
 from kata_configuration import ConfigurationError, Severity, lint, load
 from kata_configuration.models import QemuHypervisor
 from kata_configuration.sandbox_option import DENY_ALL
-from pydantic import ValidationError
 
 Write = Callable[..., Path]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kata_configuration.sandbox_option import DENY_ALL, GROUPS, find_faults, is_on, open_groups
 
 

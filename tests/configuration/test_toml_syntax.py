@@ -12,6 +12,7 @@ import tomli
 import tomli_w
 from hypothesis import assume, given
 from hypothesis import strategies as st
+
 from kata_configuration.diagnostics import Code, KeyPath
 from kata_configuration.spans import SpanIndex
 from kata_configuration.syntax import MAX_FAULTS, parse

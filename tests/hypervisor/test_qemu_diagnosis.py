@@ -35,6 +35,10 @@ FAILED = ExitStatus(code=1)
         ("qemu: failed to initialize kvm: Permission denied", 'set accelerator = "tcg"'),
         ("qemu: cannot set up guest memory 'memory': Cannot allocate memory", "too little free memory"),
         ("qemu: There is no option group 'sandbox'", "built without seccomp"),
+        (
+            "qemu: linux kernel too old to load a ram disk",
+            "kernel in [hypervisor.qemu] is not a Linux kernel",
+        ),
         ("qemu: could not load PC BIOS 'qboot.rom'", "firmware files are missing"),
     ],
 )
@@ -48,6 +52,16 @@ def test_frequent_causes_come_with_what_to_do(stderr: str, hint: str) -> None:
 def test_virtiofsds_words_are_not_read_as_qemus() -> None:
     line = describe("virtiofsd", status=FAILED, stderr="Cannot allocate memory")
     assert line == "virtiofsd ended before the guest was ready: exit status 1: Cannot allocate memory"
+
+
+def test_a_program_that_says_nothing_is_named_by_its_path() -> None:
+    line = describe(status=FAILED)
+    assert (
+        line
+        == "qemu ended before the guest was ready: exit status 1: /usr/bin/qemu-system-x86_64 said nothing"
+    )
+    line = describe("virtiofsd", status=FAILED)
+    assert line.endswith("exit status 1: /usr/lib/qemu/virtiofsd said nothing")
 
 
 def test_a_crash_does_not_hide_behind_the_guests_word() -> None:

@@ -1,11 +1,11 @@
-"""A container's process gets what its specification says: identity, environment, limits; and ends as it should."""
+"""A container's process gets what its specification says, and ends as it should."""
 
 from __future__ import annotations
 
 import pytest
-from shim_pod import Pod
 
 from kata_agent.ttrpc.status import Code, RpcError
+from shim_pod import Pod
 
 pytestmark = pytest.mark.integration
 
@@ -48,7 +48,9 @@ async def test_sigkill_ends_a_container_with_137(shim_pod: Pod) -> None:
 
 
 async def test_kill_all_reaches_every_process(shim_pod: Pod) -> None:
-    script = "sh -c 'trap \"echo child; exit 0\" USR1; echo ready; while :; do sleep 0.05; done' & wait $!; wait"
+    script = (
+        "sh -c 'trap \"echo child; exit 0\" USR1; echo ready; while :; do sleep 0.05; done' & wait $!; wait"
+    )
     process = await shim_pod.start_container("sh", "-c", f"trap 'echo parent' USR1; {script}")
     assert process.streams.stdout is not None
     await process.streams.stdout.read_until(b"ready\n")
@@ -90,14 +92,31 @@ async def test_an_executable_that_does_not_exist_is_named(shim_pod: Pod) -> None
 
 
 async def test_arguments_arrive_as_they_are(shim_pod: Pod) -> None:
-    arguments = ["two words", "", "'single'", '"double"', "line\nbreak", "tab\t", "übergrößé 漢字 🐍", "$HOME `x` \\", "-x"]
+    arguments = [
+        "two words",
+        "",
+        "'single'",
+        '"double"',
+        "line\nbreak",
+        "tab\t",
+        "übergrößé 漢字 🐍",
+        "$HOME `x` \\",
+        "-x",
+    ]
     script = 'for word; do printf "%s\\0" "$word"; done'
     finished = await shim_pod.run("sh", "-c", script, "sh", *arguments)
     assert finished.text.split("\0") == [*arguments, ""]
 
 
 async def test_environment_is_exactly_the_specified(shim_pod: Pod) -> None:
-    environment = ["PATH=/usr/bin:/bin", "EMPTY=", "SPACES=a  b ", "EQUALS=a=b=c", "LINES=a\nb", "UNICODE=é漢"]
+    environment = [
+        "PATH=/usr/bin:/bin",
+        "EMPTY=",
+        "SPACES=a  b ",
+        "EQUALS=a=b=c",
+        "LINES=a\nb",
+        "UNICODE=é漢",
+    ]
     finished = await shim_pod.run("cat", "/proc/self/environ", process={"env": environment})
     assert sorted(set(finished.text.rstrip("\0").split("\0")) - {"HOME=/root"}) == sorted(environment)
 

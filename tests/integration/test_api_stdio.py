@@ -7,6 +7,7 @@ import random
 
 import anyio
 import pytest
+
 from shim_pod import Pod
 
 pytestmark = pytest.mark.integration
@@ -141,7 +142,9 @@ async def test_output_of_a_child_that_outlives_the_exec_does_not_hold_it_up(shim
 
 
 async def test_without_any_stream_the_output_is_dropped(shim_pod: Pod) -> None:
-    process = await shim_pod.start_container("sh", "-c", "head -c 5000000 /dev/zero; cat; exit 3", output=False)
+    process = await shim_pod.start_container(
+        "sh", "-c", "head -c 5000000 /dev/zero; cat; exit 3", output=False
+    )
     with anyio.fail_after(30):
         assert await process.wait() == 3
     await process.delete()
@@ -153,7 +156,9 @@ async def test_output_to_a_file(shim_pod: Pod) -> None:
     name = shim.lab.new_id("c")
     bundle = shim.lab.bundle(name, shim_pod.spec("sh", "-c", "echo out; echo err >&2"))
     mounts = [shim.lab.overlay(name)]
-    await shim.task("Create", id=name, bundle=str(bundle), rootfs=mounts, stdout=f"file://{log}", stderr=f"file://{log}")
+    await shim.task(
+        "Create", id=name, bundle=str(bundle), rootfs=mounts, stdout=f"file://{log}", stderr=f"file://{log}"
+    )
     await shim.task("Start", id=name)
     assert (await shim.task("Wait", id=name)).exit_status == 0
     await shim.task("Delete", id=name)

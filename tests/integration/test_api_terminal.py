@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from shim_pod import Pod
-from shim_process import Process
 
 from kata_agent.ttrpc.status import Code, RpcError
+from shim_pod import Pod
+from shim_process import Process
 
 pytestmark = pytest.mark.integration
 
@@ -45,7 +45,9 @@ async def test_size_before_and_after_the_start(shim_pod: Pod) -> None:
 
 
 async def test_control_c_interrupts_and_input_is_echoed(shim_pod: Pod) -> None:
-    process = await shim_pod.start_container("sh", terminal=True, stdin=True, process={"env": ["PATH=/bin", "PS1=> "]})
+    process = await shim_pod.start_container(
+        "sh", terminal=True, stdin=True, process={"env": ["PATH=/bin", "PS1=> "]}
+    )
     await typed(process, b"echo go; sleep 1000\n", b"\r\ngo\r\n")
     await typed(process, b"\x03", b"^C")
     assert b"status 130" in await typed(process, b"echo status $?\n", b"status 130\r\n")
@@ -55,7 +57,9 @@ async def test_control_c_interrupts_and_input_is_echoed(shim_pod: Pod) -> None:
 
 
 async def test_control_d_ends_a_shell(shim_pod: Pod) -> None:
-    process = await shim_pod.start_container("sh", terminal=True, stdin=True, process={"env": ["PATH=/bin", "PS1=> "]})
+    process = await shim_pod.start_container(
+        "sh", terminal=True, stdin=True, process={"env": ["PATH=/bin", "PS1=> "]}
+    )
     await typed(process, b"\x04", b"> ")
     assert await process.wait() == 0
     await process.delete()
@@ -79,7 +83,9 @@ async def test_a_client_that_detaches_and_attaches_again(shim_pod: Pod) -> None:
 
 async def test_exec_with_a_terminal(shim_pod: Pod) -> None:
     streams = {"terminal": True, "stdin": True}
-    exec_ = await shim_pod.add_exec("sh", "-c", "stty size; read line; echo got $line; exit 4", streams=streams)
+    exec_ = await shim_pod.add_exec(
+        "sh", "-c", "stty size; read line; echo got $line; exit 4", streams=streams
+    )
     await exec_.resize(77, 11)
     await exec_.start()
     assert exec_.streams.stdout is not None

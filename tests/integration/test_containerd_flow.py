@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from node import IMAGE, RUNTIME, Client, Events, Node
+from node import IMAGE, RUNTIME, Events, Node
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("nothing_left")]
 
@@ -79,7 +79,20 @@ def check_exec(node: Node, container: str) -> None:
     assert after["cpu.usage.total"] > before["cpu.usage.total"] > 0
     assert before["pids.current"] == 1
     assert before["memory.usage.usage"] > 0
-    assert exec_in(node, container, "two", "sh", "-c", "kill -KILL $$") == (137, "", "")
+    two = node.ctr(
+        "task",
+        "exec",
+        "--exec-id",
+        "two",
+        "--user",
+        "1000:29",
+        container,
+        "sh",
+        "-c",
+        "id; kill -9 $$",
+        check=False,
+    )
+    assert (two.returncode, two.stdout) == (137, "uid=1000(user) gid=29(audio) groups=29(audio)\n")
 
 
 def check_pause(node: Node, container: str) -> None:
@@ -151,30 +164,17 @@ def test_a_container_of_a_sandbox_that_does_not_run_is_refused(node: Node) -> No
     assert f"the sandbox nowhere of container {container} is not running" in result.stderr
 
 
+@pytest.mark.timeout(300)  # eight machines boot on as few processors as there are
 def test_eight_containers_at_once(node: Node) -> None:
     """Each in a machine of its own, and all of them running in the same moment."""
     script = "echo $0; while [ ! -e /gate/open ]; do sleep 0.2; done; exit $0"
     with tempfile.TemporaryDirectory() as gate, ExitStack() as stack:
         mount = ("--mount", f"type=bind,src={gate},dst=/gate,options=rbind:ro")
-        clients = []
-        for number in range(8):
-            container = node.new_id()
-            words = (
-                "run",
-                "--rm",
-                "--runtime",
-                RUNTIME,
-                *mount,
-                IMAGE,
-                container,
-                "sh",
-                "-c",
-                script,
-                str(number),
-            )
-            clients.append(stack.enter_context(closing(Client(node.command(*words), container))))
+        clients = [node.attended("sh", "-c", script, str(n), options=mount, rm=True) for n in range(8)]
         for client in clients:
-            node.until(lambda client=client: client.output or client.ended, "a container's output")
+            stack.callback(client.close)
+            stack.callback(node.discard, client.container)
+        node.until(lambda: all(c.output or c.ended for c in clients), "the outputs", 200)
         assert sorted(node.sandboxes()) == sorted(client.container for client in clients)
         (Path(gate) / "open").touch()
         assert [client.wait() for client in clients] == list(range(8))

@@ -1,4 +1,4 @@
-"""Containers on a KVM that runs unmodified guests, reached over vhost-vsock: `make test-rig` finds such a host."""
+"""Containers on a KVM that runs unmodified guests, reached over vhost-vsock: `make test-rig`."""
 
 from __future__ import annotations
 
@@ -57,8 +57,7 @@ def test_check_finds_this_host_fit() -> None:
 
 def test_the_machine_runs_on_kvm_and_is_reached_over_vhost_vsock(qemu: int) -> None:
     files = {os.readlink(path) for path in Path(f"/proc/{qemu}/fd").iterdir()}
-    assert {"/dev/kvm", "anon_inode:kvm-vm", "/dev/vhost-vsock"} <= files
-    assert "anon_inode:kvm-vcpu:0" in files
+    assert {"anon_inode:kvm-vm", "anon_inode:kvm-vcpu:0", "/dev/vhost-vsock"} <= files
     assert b"virtserialport" not in Path(f"/proc/{qemu}/cmdline").read_bytes()
 
 
@@ -76,12 +75,11 @@ def test_the_guests_kernel_and_an_exit_status(pod: Pod, guest_image: Path) -> No
 
 def test_five_megabytes_come_out_and_one_goes_in_unchanged(pod: Pod) -> None:
     text = "".join(f"{number:015}\n" for number in range(65536))
-    script = "sha256sum >&2; head -c 3900000 /dev/urandom | base64 >/tmp/out; sha256sum </tmp/out >&2; cat /tmp/out"
-    result = pod.run("sh", "-c", script, stdin=text)
-    went_in, came_out = (line.split()[0] for line in result.stderr.splitlines())
-    assert went_in == hashlib.sha256(text.encode()).hexdigest()
-    assert len(result.stdout) > 5_000_000
-    assert came_out == hashlib.sha256(result.stdout.encode()).hexdigest()
+    result = pod.run("sh", "-c", "sha256sum >&2; seq 750000", stdin=text)
+    assert result.stderr.split()[0] == digest(text)
+    expected = "".join(f"{number}\n" for number in range(1, 750001))
+    assert len(expected) > 5_000_000
+    assert digest(result.stdout) == digest(expected)
 
 
 def test_exec_has_streams_of_its_own_and_a_status(node: Node, pod: Pod) -> None:
@@ -102,7 +100,7 @@ def test_exec_with_a_terminal(node: Node, pod: Pod, terminal: tuple[int, int]) -
         assert client.wait(300) == 3
     seen = os.read(ours, PAGE).decode()
     assert "typed\r\n" in seen
-    assert "30 100\r\n" in seen
+    assert "\n30 100\r" in seen
 
 
 def test_pause_and_resume(node: Node, pod: Pod) -> None:
@@ -143,6 +141,11 @@ def test_the_kernels_kills_for_want_of_memory_are_counted() -> None:
     finally:
         for _, directory in reversed(made):
             cgroups.remove(directory)
+
+
+def digest(text: str) -> str:
+    """The checksum of a text, in whose place a failing test would print all of it."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def cgroup_of(node: Node, container: str) -> Path:

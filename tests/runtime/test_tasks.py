@@ -97,6 +97,7 @@ class FakeSandbox:
         self.configuration: Any = None
         self.ended: str | None = None
         self.stream_io = True
+        self.lasting = False
         self.vmm_pid = 4242
         self.shared_directory = str(directory)
         self.boot_failure: Exception | None = None

@@ -71,7 +71,9 @@ class EventSink:
     def topics(self, container_id: str) -> list[str]:
         """The topics of a container's events so far, in order, without their common prefix."""
         return [
-            topic.removeprefix("/tasks/") for topic, event in self.events if event.container_id == container_id
+            topic.removeprefix("/tasks/")
+            for topic, event in self.events
+            if event.container_id == container_id
         ]
 
     def of(self, container_id: str, topic: str) -> list[Any]:

@@ -117,21 +117,35 @@ class Node:
         words = ("run", "--rm", "--runtime", runtime, *options, image, container or self.new_id(), *command)
         return self.ctr(*words, check=False, stdin=stdin)
 
-    @contextmanager
-    def running(
-        self, *command: str, options: Sequence[str | Path] = (), runtime: str = RUNTIME
-    ) -> Iterator[Client]:
-        """`ctr run` of a container that runs when the block begins, and is deleted after it."""
+    def attended(self, *command: str, options: Sequence[str | Path] = (), rm: bool = False) -> Client:
+        """A `ctr run` in the background, which has only been started."""
         container = self.new_id()
-        words = self.command("run", "--runtime", runtime, *options, IMAGE, container, *command)
-        client = Client(words, container)
+        words = ("run", *(["--rm"] if rm else []), "--runtime", RUNTIME, *options, IMAGE, container, *command)
+        return Client(self.command(*words), container)
+
+    @contextmanager
+    def running(self, *command: str, options: Sequence[str | Path] = ()) -> Iterator[Client]:
+        """`ctr run` of a container that runs when the block begins, and is deleted after it."""
+        client = self.attended(*command, options=options)
         try:
-            self.until(lambda: self.status(container) == "RUNNING" or client.ended, "the container runs")
+            self.until(
+                lambda: self.status(client.container) == "RUNNING" or client.ended, "the container runs"
+            )
             assert not client.ended, client.errors
             yield client
         finally:
-            self.discard(container)
+            self.discard(client.container)
             client.close()
+
+    @contextmanager
+    def detached(self, *command: str, options: Sequence[str | Path] = ()) -> Iterator[str]:
+        """`ctr run --detach`: a container that nobody attends to; deleted after the block."""
+        container = self.new_id()
+        self.ctr("run", "--detach", "--runtime", RUNTIME, *options, IMAGE, container, *command)
+        try:
+            yield container
+        finally:
+            self.discard(container)
 
     @contextmanager
     def pod(self, *options: str | Path) -> Iterator[Pod]:
@@ -170,7 +184,8 @@ class Node:
     def pids(self, sandbox: str) -> dict[str, int]:
         """The processes of a sandbox by their role."""
         found = next(one for one in running_sandboxes() if one.id == sandbox)
-        return {process.name: process.pid for process in found.processes}
+        # Of virtiofsd's two, the one that was started: the first.
+        return {process.name: process.pid for process in reversed(found.processes)}
 
     def kill(self, sandbox: str, role: str) -> None:
         """SIGKILL to one of a sandbox's processes; returns when it is dead."""
@@ -233,6 +248,12 @@ class Client:
     def wait(self, budget: float = _PATIENCE) -> int:
         """Its exit status, within so many seconds."""
         return self._process.wait(budget)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """End it."""

@@ -1,4 +1,4 @@
-"""Bundles as containerd writes them: a busybox root file system and the specification of a usual container."""
+"""Bundles as containerd writes them: a busybox root file system and a usual container's specification."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from typing import Any
 
 BUSYBOX = Path("/bin/busybox")
 
-CAPABILITIES = [
-    f"CAP_{name}"
-    for name in (
-        "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE "
-        "SYS_CHROOT KILL AUDIT_WRITE"
-    ).split()
-]
+_CAPABILITIES = (
+    "CHOWN DAC_OVERRIDE FSETID FOWNER MKNOD NET_RAW SETGID SETUID SETFCAP SETPCAP NET_BIND_SERVICE "
+    "SYS_CHROOT KILL AUDIT_WRITE"
+)
+CAPABILITIES = [f"CAP_{name}" for name in _CAPABILITIES.split()]
 """containerd's default set."""
 
 MASKED_PATHS = [
@@ -104,7 +102,9 @@ def _default_mounts() -> list[dict[str, Any]]:
     return [
         _mount("/proc", "proc", "nosuid", "noexec", "nodev"),
         _mount("/dev", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
-        _mount("/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"),
+        _mount(
+            "/dev/pts", "devpts", "nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"
+        ),
         _mount("/dev/shm", "tmpfs", "nosuid", "noexec", "nodev", "mode=1777", "size=65536k"),
         _mount("/dev/mqueue", "mqueue", "nosuid", "noexec", "nodev"),
         _mount("/sys", "sysfs", "nosuid", "noexec", "nodev", "ro"),
@@ -118,7 +118,7 @@ def _mount(destination: str, kind: str, *options: str) -> dict[str, Any]:
 
 
 def bind(source: Path | str, destination: str, *options: str) -> dict[str, Any]:
-    """A bind mount; options without the bind itself are recursive, as `ctr run --mount type=bind` has them."""
+    """A bind mount; recursive unless the options say `bind`."""
     kind = [] if {"bind", "rbind"} & set(options) else ["rbind"]
     return {"destination": destination, "type": "bind", "source": str(source), "options": [*kind, *options]}
 

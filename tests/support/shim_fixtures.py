@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+
 from shim_harness import Lab
 from shim_pod import Pod
 

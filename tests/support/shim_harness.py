@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+from google.protobuf.message import Message
+
 import shipped_configuration
 from event_sink import EventSink
-from google.protobuf.message import Message
-from leftovers import Leftovers
-from oci_bundle import write_bundle, write_rootfs
-from shim_process import PATIENCE, Process, Streams
-from shipped_configuration import Value
-
 from kata_agent.ttrpc.client import Client
 from kata_agent.ttrpc.service import service_of
 from kata_runtime.containerd_api import sandbox_pb2, task_pb2, types_pb2
 from kata_runtime.ctl.shim import install_launcher
 from kata_runtime.identity import SandboxIdentity
+from leftovers import Leftovers
+from oci_bundle import write_bundle, write_rootfs
+from shim_process import PATIENCE, Process, Streams
+from shipped_configuration import Value
 
 SHIM = "containerd-shim-kata-v2"
 
@@ -33,7 +33,8 @@ class Lab:
     """A directory with everything that shims need, and the sink for their events."""
 
     def __init__(self, image: Path) -> None:
-        # Short, for the paths of sockets, and fit for a namespace, which may not end with "_"; root's alone, because the shim takes no other configuration.
+        # Short, for the paths of sockets; fit for a namespace, which may not end with "_"; and root's alone,
+        # because the shim takes no other configuration.
         self.directory = Path(tempfile.mkdtemp(prefix="ka-", suffix="x", dir="/run"))
         self.namespace = self.directory.name
         self.sink = EventSink(self.directory / "events.sock")
@@ -41,6 +42,7 @@ class Lab:
         self.launcher = self.directory / SHIM
         self.address = f"{self.directory}/containerd.sock"
         self.sandboxes: list[SandboxIdentity] = []
+        self.logs: dict[Path, int] = {}
         self._values = shipped_configuration.for_image(image)
         self._count = 0
         write_rootfs(self.rootfs)
@@ -51,6 +53,17 @@ class Lab:
         """Write NAME.toml: the shipped configuration with these keys changed."""
         path = self.directory / f"{name}.toml"
         path.write_text(shipped_configuration.render(self._values | values))
+        return path
+
+    def polling_launcher(self) -> Path:
+        """A shim that does not know of raw streams, as upstream's: it reads and writes with calls."""
+        path = self.directory / f"{SHIM}-polling"
+        line = "from kata_runtime.shim.launcher import main\n"
+        text = self.launcher.read_text()
+        assert line in text
+        patch = 'import kata_agent.constants\n\nkata_agent.constants.FEATURE_STREAM_IO = "unknown"\n'
+        path.write_text(text.replace(line, patch + line))
+        path.chmod(0o755)
         return path
 
     def new_id(self, kind: str) -> str:
@@ -69,6 +82,8 @@ class Lab:
         path = self.directory / "bundles" / container_id
         write_bundle(path, spec)
         os.mkfifo(path / "log", 0o600)
+        # containerd reads it from before the start on.
+        self.logs[path] = os.open(path / "log", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         return path
 
     def overlay(self, container_id: str) -> types_pb2.Mount:
@@ -87,9 +102,10 @@ class Lab:
         *words: str,
         stdin: bytes = b"",
         environment: dict[str, str] | None = None,
+        launcher: Path | None = None,
     ) -> subprocess.CompletedProcess[bytes]:
         """Run the shim's executable as containerd does, in the bundle."""
-        command = [str(self.launcher), "-namespace", self.namespace, "-address", self.address]
+        command = [str(launcher or self.launcher), "-namespace", self.namespace, "-address", self.address]
         with anyio.fail_after(PATIENCE):
             return await anyio.run_process(
                 [*command, "-id", container_id, *words, action],
@@ -108,35 +124,37 @@ class Lab:
         """Start the shim of a new sandbox whose first container has this specification."""
         self.identity(sandbox_id)
         bundle = self.bundle(sandbox_id, spec)
-        log = os.open(bundle / "log", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         answer = await self.launch("start", bundle, sandbox_id, **how)
         assert (answer.returncode, answer.stderr) == (0, b""), answer
-        return await Shim.connect(self, sandbox_id, bundle, answer.stdout.decode(), log)
+        return await Shim.connect(self, sandbox_id, bundle, answer.stdout.decode())
 
     def leftovers(self) -> Leftovers:
         """The state of the host now, to compare with later."""
         return Leftovers(self.directory, self.namespace, lambda: self.sandboxes)
 
     def remove(self) -> None:
+        """Delete everything."""
+        for log in self.logs.values():
+            os.close(log)
         shutil.rmtree(self.directory)
 
 
 class Shim:
     """A running shim and the client's side of its socket."""
 
-    def __init__(self, lab: Lab, sandbox_id: str, bundle: Path, address: str, log: int, client: Client) -> None:
+    def __init__(self, lab: Lab, sandbox_id: str, bundle: Path, address: str, client: Client) -> None:
         self.lab = lab
         self.id = sandbox_id
         self.bundle = bundle
         self.address = address
         self.client = client
-        self._log = log
+        self._log = lab.logs.pop(bundle)
         self._lines = ""
 
     @classmethod
-    async def connect(cls, lab: Lab, sandbox_id: str, bundle: Path, address: str, log: int) -> Shim:
+    async def connect(cls, lab: Lab, sandbox_id: str, bundle: Path, address: str) -> Shim:
         """Connect to the address that `start` printed."""
-        return cls(lab, sandbox_id, bundle, address, log, await connect(address))
+        return cls(lab, sandbox_id, bundle, address, await connect(address))
 
     @property
     def log(self) -> str:
@@ -154,9 +172,13 @@ class Shim:
     async def sandbox(self, method: str, **fields: Any) -> Any:
         """Call a method of the sandbox service."""
         fields = {"sandbox_id": self.id, **fields}
-        return await self._call(sandbox_pb2, "Sandbox", "containerd.runtime.sandbox.v1.Sandbox", method, fields)
+        return await self._call(
+            sandbox_pb2, "Sandbox", "containerd.runtime.sandbox.v1.Sandbox", method, fields
+        )
 
-    async def _call(self, module: Any, name: str, service: str, method: str, fields: dict[str, Any]) -> Message:
+    async def _call(
+        self, module: Any, name: str, service: str, method: str, fields: dict[str, Any]
+    ) -> Message:
         described = service_of(module.DESCRIPTOR.services_by_name[name]).methods[method]
         known = described.request.DESCRIPTOR.fields_by_name
         request = described.request(**{key: value for key, value in fields.items() if key in known})

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from typing import Any
 
 from google.protobuf.any_pb2 import Any as PackedAny
+
+from kata_runtime.containerd_api import types_pb2
 from oci_bundle import make_process, make_spec
 from shim_harness import Lab, Shim
 from shim_process import Finished, Process, Streams
-
-from kata_runtime.containerd_api import types_pb2
 
 TYPE_URL = "types.containerd.io/opencontainers/runtime-spec/1/"
 TYPE = "io.kubernetes.cri.container-type"
@@ -26,8 +26,8 @@ class Pod:
         self.first = first
 
     @classmethod
-    async def start(cls, lab: Lab) -> Pod:
-        """Boot a pod."""
+    async def start(cls, lab: Lab, **how: Any) -> Pod:
+        """Boot a pod. how: see Lab.launch."""
         sandbox_id = lab.new_id("pod")
         spec = make_spec(
             make_process("sleep", "100000"),
@@ -35,7 +35,7 @@ class Pod:
             cgroup=f"/{lab.namespace}/{sandbox_id}",
             annotations={TYPE: "sandbox"},
         )
-        shim = await lab.start_shim(sandbox_id, spec)
+        shim = await lab.start_shim(sandbox_id, spec, **how)
         first = await shim.create(container_id=sandbox_id)
         await first.start()
         return cls(shim, first)

@@ -164,6 +164,7 @@ class Sandbox:
             raise InvalidRequestError(f"container {cid}: the spec has no process to run")
         devices.apply(list(request.devices), spec)
         self._namespaces.apply(spec, share_pid=request.sandbox_pidns)
+        _set_network_parameters(spec["linux"])
         path = container_path(spec["linux"].get("cgroupsPath", ""), cid)
         spec["linux"]["cgroupsPath"] = path
         mounts = spec.setdefault("mounts", [])
@@ -203,6 +204,16 @@ class Sandbox:
         finally:
             with self._lock:
                 self._busy.discard(cid)
+
+
+def _set_network_parameters(linux: dict[str, Any]) -> None:
+    """Set the network's sysctls here: crun refuses them to a container without a network of its own.
+
+    The guest's network is the pod's.
+    """
+    sysctls: dict[str, str] = linux.get("sysctl") or {}
+    network = {name: sysctls.pop(name) for name in list(sysctls) if name.startswith("net.")}
+    system.set_network_parameters(network)
 
 
 def check_id(text: str, what: str) -> str:

@@ -120,6 +120,22 @@ def set_time(seconds: int, microseconds: int) -> None:
     time.clock_settime_ns(time.CLOCK_REALTIME, (seconds * 1_000_000 + microseconds) * 1000)
 
 
+def set_network_parameters(parameters: dict[str, str], root: str = "/proc/sys") -> None:
+    """Write sysctls of the network ("net.ipv4.ip_forward"), by name.
+
+    Raises:
+        InvalidRequestError: a name is not one of these. OSError: the kernel knows no such parameter or value.
+    """
+    for name, value in parameters.items():
+        parts = name.replace(".", "/").split("/")
+        if parts[0] != "net" or "" in parts:
+            raise InvalidRequestError(f"{name!r} is not a sysctl of the network")
+        with open(
+            os.open("/".join((root, *parts)), os.O_WRONLY | os.O_CLOEXEC), "w", encoding="utf-8"
+        ) as file:
+            file.write(value)
+
+
 def set_name_servers(lines: list[str], path: str = _RESOLV_CONF) -> None:
     """Write resolv.conf, which the guest's /etc/resolv.conf points to; no lines leave it as it is."""
     if lines:

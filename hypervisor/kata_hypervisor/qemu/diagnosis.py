@@ -25,6 +25,10 @@ STDERR_HINTS = (
         'this qemu was built without seccomp; use another, or run it unconfined with seccompsandbox = "off"',
     ),
     (
+        re.compile(r"linux kernel too old|could not load kernel", re.IGNORECASE),
+        "kernel in [hypervisor.qemu] is not a Linux kernel that qemu can start",
+    ),
+    (
         re.compile(r"qboot\.rom"),
         "qemu's firmware files are missing; install qemu-system-data or what your distribution calls it",
     ),
@@ -65,6 +69,9 @@ class Ending:
         parts = [f"{self.process} ended{when}: {self.status}"]
         if self.stderr.last_line and self.status.signal != signal.SIGKILL:  # who is killed says nothing
             parts.append(self.stderr.last_line)
+        elif not self.running and self.status.signal is None:
+            program = table.path if self.process == "qemu" else table.virtio_fs_daemon
+            parts.append(f"{program} said nothing")
         hint = self._hint(table)
         return ": ".join(parts) + (f" ({hint})" if hint else "")
 

@@ -39,6 +39,9 @@ QEMU, VIRTIOFSD = "qemu", "virtiofsd"
 MOMENT = 0.1
 """Seconds within which two ends belong together, and in which last words arrive."""
 
+DYING = 10.0
+"""Seconds that the kernel may take to end a QEMU whose descriptors it has closed."""
+
 COMMAND_BUDGET = 10.0
 """Seconds that QEMU gets to answer a command while the machine runs."""
 
@@ -209,6 +212,7 @@ class Qemu(Hypervisor):
             await asyncio.wait(waits.values(), return_when=asyncio.FIRST_COMPLETED)
             requested = self._requested
             await asyncio.wait(waits.values(), timeout=MOMENT)
+            await self._let_qemu_end(waits[QEMU])
             ended = {name: task.result() for name, task in waits.items() if task.done()}
             await self._kill()
             await asyncio.wait(waits.values())
@@ -216,6 +220,12 @@ class Qemu(Hypervisor):
             return self._conclude(_culprit(ended), ended, requested)
         finally:
             await self._ours.aclose()
+
+    async def _let_qemu_end(self, end: asyncio.Future[ExitStatus]) -> None:
+        """A dying QEMU hangs up on virtiofsd and on us long before the kernel has torn down its machine."""
+        assert self._monitor is not None
+        if not end.done() and self._running and self._monitor.ended:
+            await asyncio.wait({end}, timeout=DYING)
 
     def _conclude(self, process: str, ended: Mapping[str, ExitStatus], requested: bool) -> VmExit:
         ending = Ending(

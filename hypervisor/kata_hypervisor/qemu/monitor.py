@@ -68,9 +68,14 @@ class Monitor:
         except _FAILURES as error:
             raise MonitorError(f'qemu\'s monitor did not perform "{command}": {_describe(error)}') from error
 
+    @property
+    def ended(self) -> bool:
+        """Whether the other end has hung up, or was never connected."""
+        return self._client.runstate is not Runstate.RUNNING
+
     async def wait_ended(self) -> None:
         """Return when the other end has hung up; everything that it sent before was then seen."""
-        while self._client.runstate is Runstate.RUNNING:
+        while not self.ended:
             await self._client.runstate_changed()
 
     async def aclose(self) -> None:

@@ -30,6 +30,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from kata_runtime.broker.origin import Origin
     from kata_runtime.broker.territory import Place
 
 # name: (flags that it sets, flags that it clears)
@@ -146,15 +147,21 @@ def compact(data: str) -> tuple[str, str]:
     return base, data
 
 
-def mount(kind: str, source: str, options: Options, place: Place) -> None:
+def mount(kind: str, source: str, options: Options, place: Place, origin: Origin) -> None:
     """Mount on a place that exists; on a mount point it goes on top.
+
+    origin: where the source of a bind mount is looked up.
 
     Raises:
         RequestFailedError: the kernel refuses; the message says what was tried.
     """
     try:
         if options.bind is not None or kind == "bind":
-            bind(source, place, options.attributes, recursive=bool(options.bind))
+            tree = origin.take(source, recursive=bool(options.bind))
+            try:
+                bind(tree, place, options.attributes, recursive=bool(options.bind))
+            finally:
+                os.close(tree)
         else:
             _mount_filesystem(kind, source, options, place)
     except OSError as error:
@@ -177,29 +184,15 @@ def _mount_filesystem(kind: str, source: str, options: Options, place: Place) ->
         os.close(target)
 
 
-def open_source(source: str) -> int:
-    """Return a descriptor (O_PATH) of what shall be bound. Raises OSError."""
-    return os.open(source, os.O_PATH | os.O_CLOEXEC)
-
-
-def bind(source: str | int, place: Place, attributes: int, *, recursive: bool) -> None:
-    """Bind a path, or what a descriptor names, to a place that exists. Raises OSError."""
-    origin = source if isinstance(source, int) else open_source(source)
+def bind(tree: int, place: Place, attributes: int, *, recursive: bool) -> None:
+    """Put a detached copy of a mount, see Origin.take, on a place that exists. Raises OSError."""
+    # Private: neither this mount nor its end may reach back to where it was taken from.
+    syscalls.set_attributes(tree, attributes, recursive=recursive, propagation=syscalls.MS_PRIVATE)
+    target = place.open()
     try:
-        tree = syscalls.clone_tree(origin, recursive=recursive)
+        syscalls.attach_tree(tree, target)
     finally:
-        if origin != source:
-            os.close(origin)
-    try:
-        # Private: neither this mount nor its end may reach back to where it was taken from.
-        syscalls.set_attributes(tree, attributes, recursive=recursive, propagation=syscalls.MS_PRIVATE)
-        target = place.open()
-        try:
-            syscalls.attach_tree(tree, target)
-        finally:
-            os.close(target)
-    finally:
-        os.close(tree)
+        os.close(target)
 
 
 def unmount(place: Place) -> None:

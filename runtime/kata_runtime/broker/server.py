@@ -256,29 +256,29 @@ class Server:
         with self._workspace.territory.reach(target) as place:
             number = self._log.push("unmount", path=target)
             try:
-                mounts.mount(kind, source, options, place)
+                mounts.mount(kind, source, options, place, self._workspace.origin)
             except BaseException:
                 self._log.drop(number)
                 raise
 
     def _do_bind(self, source: str, target: str, readonly: bool, recursive: bool) -> Reply:
         try:
-            origin = mounts.open_source(source)
+            tree = self._workspace.origin.take(source, recursive=recursive)
         except OSError as error:
             raise RequestFailedError(f"cannot share {source}: {error.strerror}", error.errno or 0) from None
         try:
-            self._make(target, directory=stat.S_ISDIR(os.fstat(origin).st_mode))
+            self._make(target, directory=stat.S_ISDIR(os.fstat(tree).st_mode))
             with self._workspace.territory.reach(target) as place:
-                self._bind_one(origin, source, place, readonly, recursive)
+                self._bind_one(tree, source, place, readonly, recursive)
         finally:
-            os.close(origin)
+            os.close(tree)
         return {}, []
 
-    def _bind_one(self, origin: int, source: str, place: Place, readonly: bool, recursive: bool) -> None:
+    def _bind_one(self, tree: int, source: str, place: Place, readonly: bool, recursive: bool) -> None:
         number = self._log.push("unmount", path=place.path)
         attributes = syscalls.MOUNT_ATTR_RDONLY if readonly else 0
         try:
-            mounts.bind(origin, place, attributes, recursive=recursive)
+            mounts.bind(tree, place, attributes, recursive=recursive)
         except OSError as error:
             self._log.drop(number)
             raise RequestFailedError(

@@ -1,7 +1,7 @@
 """The system calls that Python's standard library does not have.
 
 Numbers from 424 on are the same on every architecture; libc wrappers are used where they are old enough.
-Sources: mount(2), umount(2), unshare(2), prctl(2), open_tree(2), mount_setattr(2), move_mount(2),
+Sources: mount(2), umount(2), unshare(2), setns(2), prctl(2), open_tree(2), mount_setattr(2), move_mount(2),
 close_range(2).
 """
 
@@ -103,6 +103,11 @@ def unshare_mounts() -> None:
     _check(_libc.unshare(_CLONE_NEWNS))
     mount("", "/", flags=MS_SLAVE | MS_REC)
     mount("", "/", flags=MS_SHARED | MS_REC)
+
+
+def enter_mounts(namespace: int) -> None:
+    """Enter a mount namespace by a descriptor of it; the root and the working directory become its root."""
+    _check(_libc.setns(namespace, _CLONE_NEWNS))
 
 
 def set_name(name: str) -> None:

@@ -13,6 +13,7 @@ import os
 
 from kata_runtime.broker import janitor, processes, syscalls
 from kata_runtime.broker.errors import RequestFailedError
+from kata_runtime.broker.origin import Origin
 from kata_runtime.broker.territory import Territory
 from kata_runtime.broker.undo import UndoLog
 
@@ -32,8 +33,7 @@ class Workspace:
     def __init__(self, identity: SandboxIdentity, bundle: str, shim: int, *, namespace: bool) -> None:
         self._path = identity.directory
         self._namespace = namespace
-        if namespace:
-            syscalls.unshare_mounts()
+        self.origin = Origin.leave() if namespace else Origin(None)
         self._directory = _take(self._path)
         if left := _undo_predecessor(self._directory, self._path):
             raise RequestFailedError(f"an earlier sandbox of this name cannot be undone: {left[0]}")
@@ -75,6 +75,7 @@ class Workspace:
         """Undo everything and remove the directory; returns a line for each thing that is left."""
         left = janitor.replay(self.log, self.territory, spared, mounted=True)
         self.territory.close()
+        self.origin.close()
         if self._namespace:
             self._unshare_directory()
         if not left:

@@ -90,6 +90,7 @@ class SandboxService:
         if self._created_at:
             raise StateError(f"sandbox {request.sandbox_id} has been started already")
         await self._sandbox.boot(self._spec, self._config_path)
+        self._sandbox.lasting = True
         self._created_at = time.time_ns()
         return sandbox_pb2.StartSandboxResponse(
             pid=self._sandbox.vmm_pid, created_at=timestamp(self._created_at)

@@ -1,0 +1,56 @@
+"""Where the sources of mounts are looked up: the mount namespace that the broker came from, containerd's.
+
+The broker's own receives what is mounted there later only where the host shares its mounts, as systemd has
+it and a container or a plain init does not. A volume that is mounted after the pod's start would be found
+empty.
+"""
+
+from __future__ import annotations
+
+import os
+
+from kata_runtime.broker import syscalls
+
+
+class Origin:
+    """Two mount namespaces: that of the sources, and the broker's. None: there is but one."""
+
+    def __init__(self, namespaces: tuple[int, int] | None) -> None:
+        """namespaces: descriptors of the two, which are this object's from here on."""
+        self._namespaces = namespaces
+
+    @classmethod
+    def leave(cls) -> Origin:
+        """Enter a mount namespace of our own. Raises OSError."""
+        host = _current()
+        syscalls.unshare_mounts()
+        return cls((host, _current()))
+
+    def take(self, source: str, *, recursive: bool) -> int:
+        """Return a descriptor of a detached copy of what is at a path. Raises OSError."""
+        if self._namespaces is None:
+            return _clone(source, recursive=recursive)
+        host, own = self._namespaces
+        syscalls.enter_mounts(host)
+        try:
+            return _clone(source, recursive=recursive)
+        finally:
+            syscalls.enter_mounts(own)
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        for namespace in self._namespaces or ():
+            os.close(namespace)
+        self._namespaces = None
+
+
+def _current() -> int:
+    return os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _clone(source: str, *, recursive: bool) -> int:
+    place = os.open(source, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return syscalls.clone_tree(place, recursive=recursive)
+    finally:
+        os.close(place)

@@ -1,0 +1,226 @@
+"""Root file systems, bind mounts and memory-backed mounts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kata_agent.ttrpc.status import Code, RpcError
+from kata_runtime.containerd_api import types_pb2
+from oci_bundle import bind
+from shim_pod import Pod
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def directory(shim_pod: Pod) -> Path:
+    """A directory of the host."""
+    path = shim_pod.shim.lab.directory / shim_pod.shim.lab.new_id("data")
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def nested(directory: Path) -> Iterator[Path]:
+    """A directory with a mount of its own in it."""
+    inner = directory / "inner"
+    inner.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "inner", inner], check=True)
+    (inner / "file").write_text("nested\n")
+    yield directory
+    subprocess.run(["umount", inner], check=True)
+
+
+# -- the root ----------------------------------------------------------------------------------------------
+
+
+async def test_what_is_written_to_the_root_is_in_its_snapshot_alone(shim_pod: Pod) -> None:
+    lab = shim_pod.shim.lab
+    process = await shim_pod.start_container("sh", "-c", "echo mine > /new; rm /etc/group; stat -f -c %T /")
+    assert (await process.finish()).status == 0
+    upper = lab.directory / "snapshots" / process.id / "upper"
+    assert (upper / "new").read_text() == "mine\n"
+    assert (lab.rootfs / "etc/group").exists()
+    assert not (lab.rootfs / "new").exists()
+
+
+async def test_a_read_only_root(shim_pod: Pod) -> None:
+    script = "touch /new; echo $?; touch /dev/shm/x /run/x && echo elsewhere"
+    finished = await shim_pod.run("sh", "-c", script, readonly=True)
+    assert finished.stdout == b"1\nelsewhere\n"
+    assert b"Read-only file system" in finished.stderr
+
+
+async def test_a_root_given_as_a_directory_of_the_bundle(shim_pod: Pod) -> None:
+    lab = shim_pod.shim.lab
+    spec = shim_pod.spec("sh", "-c", "cat /etc/passwd | head -n 1")
+    spec["root"]["path"] = str(lab.rootfs)
+    process = await shim_pod.shim.create(spec, rootfs=())
+    await process.start()
+    assert (await process.finish()).text.startswith("root:x:0:0")
+
+
+async def test_a_read_only_bind_as_root(shim_pod: Pod) -> None:
+    source = str(shim_pod.shim.lab.rootfs)
+    mount = types_pb2.Mount(type="bind", source=source, options=["rbind", "ro"])
+    finished = await shim_pod.run("sh", "-c", "touch /new", rootfs=[mount])
+    assert finished.status == 1
+    assert b"Read-only file system" in finished.stderr
+
+
+async def test_a_root_that_does_not_exist(shim_pod: Pod) -> None:
+    mount = types_pb2.Mount(type="bind", source="/no/such/rootfs", options=["rbind", "rw"])
+    with pytest.raises(RpcError) as caught:
+        await shim_pod.run("true", rootfs=[mount])
+    assert "cannot mount bind /no/such/rootfs on " in caught.value.message
+    assert caught.value.message.endswith(": No such file or directory")
+    spec = shim_pod.spec("true")
+    spec["root"]["path"] = "absent"
+    with pytest.raises(RpcError) as caught:
+        await shim_pod.shim.create(spec, rootfs=())
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert "absent" in caught.value.message
+
+
+# -- bind mounts -------------------------------------------------------------------------------------------
+
+
+async def test_a_writable_bind_mount_is_live_in_both_directions(shim_pod: Pod, directory: Path) -> None:
+    (directory / "in").write_text("from the host\n")
+    script = (
+        "cat /data/in; echo from the guest > /data/out; "
+        "while ! test -e /data/later; do usleep 20000; done; cat /data/later"
+    )
+    process = await shim_pod.start_container("sh", "-c", script, mounts=[bind(directory, "/data")])
+    assert process.streams.stdout is not None
+    assert await process.streams.stdout.read_until(b"\n") == b"from the host\n"
+    partial = directory / ".later"
+    partial.write_text("made meanwhile\n")
+    partial.rename(directory / "later")
+    finished = await process.finish()
+    assert (finished.status, finished.stdout) == (0, b"made meanwhile\n")
+    assert (directory / "out").read_text() == "from the guest\n"
+
+
+async def test_a_read_only_bind_mount(shim_pod: Pod, directory: Path) -> None:
+    (directory / "file").write_text("content\n")
+    mounts = [bind(directory, "/data", "ro")]
+    finished = await shim_pod.run(
+        "sh", "-c", "cat /data/file; touch /data/new || echo x > /data/file", mounts=mounts
+    )
+    assert (finished.status, finished.stdout) == (1, b"content\n")
+    assert finished.stderr.count(b"Read-only file system") == 2
+    assert sorted(os.listdir(directory)) == ["file"]
+    assert (directory / "file").read_text() == "content\n"
+
+
+async def test_a_single_file(shim_pod: Pod, directory: Path) -> None:
+    file = directory / "file"
+    file.write_text("one\n")
+    mounts = [bind(file, "/etc/single", "rw"), bind(file, "/etc/fixed", "ro")]
+    script = "cat /etc/single; echo two > /etc/single; cat /etc/fixed; echo three > /etc/fixed"
+    finished = await shim_pod.run("sh", "-c", script, mounts=mounts)
+    assert (finished.status, finished.stdout) == (1, b"one\ntwo\n")
+    assert file.read_text() == "two\n"
+
+
+async def test_a_mount_below_a_recursive_bind_is_seen(shim_pod: Pod, nested: Path) -> None:
+    finished = await shim_pod.run("cat", "/data/inner/file", mounts=[bind(nested, "/data", "rbind")])
+    assert finished.text == "nested\n"
+    finished = await shim_pod.run("ls", "/data/inner", mounts=[bind(nested, "/data", "bind")])
+    assert finished.text == ""
+
+
+async def test_a_mount_below_a_read_only_bind_is_read_only_too(shim_pod: Pod, nested: Path) -> None:
+    finished = await shim_pod.run("touch", "/data/inner/new", mounts=[bind(nested, "/data", "rbind", "ro")])
+    assert finished.status == 1
+    assert b"Read-only file system" in finished.stderr
+
+
+async def test_permissions_and_owners_are_the_hosts(shim_pod: Pod, directory: Path) -> None:
+    file = directory / "file"
+    file.touch(mode=0o640)
+    file.chmod(0o640)
+    os.chown(file, 1000, 2000)
+    script = "stat -c '%a %u:%g' /data/file; chmod 4711 /data/file; ln -s file /data/link; mkfifo /data/fifo"
+    finished = await shim_pod.run("sh", "-c", script, mounts=[bind(directory, "/data")])
+    assert finished.text == "640 1000:2000\n"
+    assert file.stat().st_mode & 0o7777 == 0o4711
+    assert os.readlink(directory / "link") == "file"
+
+
+async def test_the_host_is_out_of_reach_of_a_link(shim_pod: Pod, directory: Path) -> None:
+    secret = shim_pod.shim.lab.directory / "secret"
+    secret.write_text("secret\n")
+    (directory / "link").symlink_to(secret)
+    finished = await shim_pod.run("cat", "/data/link", mounts=[bind(directory, "/data")])
+    assert finished.status == 1
+    assert b"No such file" in finished.stderr
+
+
+async def test_a_source_that_does_not_exist(shim_pod: Pod) -> None:
+    with pytest.raises(RpcError) as caught:
+        await shim_pod.run("true", mounts=[bind("/no/such/source", "/data")])
+    assert caught.value.code is Code.INVALID_ARGUMENT
+    assert "/no/such/source" in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+async def test_nothing_of_a_container_stays_shared_after_it(shim_pod: Pod, directory: Path) -> None:
+    pid = (await shim_pod.first.call("Connect")).shim_pid
+    before = Path(f"/proc/{pid}/mountinfo").read_text()
+    await shim_pod.run("true", mounts=[bind(directory, "/data")])
+    assert Path(f"/proc/{pid}/mountinfo").read_text() == before
+
+
+# -- memory-backed -----------------------------------------------------------------------------------------
+
+
+async def test_a_tmpfs_has_its_size(shim_pod: Pod) -> None:
+    mount = {
+        "destination": "/scratch",
+        "type": "tmpfs",
+        "source": "tmpfs",
+        "options": ["nosuid", "size=1m", "mode=700"],
+    }
+    script = "stat -c %a /scratch; dd if=/dev/zero of=/scratch/x bs=64k count=17; stat -c %s /scratch/x"
+    finished = await shim_pod.run("sh", "-c", script, mounts=[mount])
+    assert finished.stdout == b"700\n1048576\n"
+    assert b"No space left on device" in finished.stderr
+
+
+@pytest.mark.parametrize("size", ["65536k", "1m"])
+async def test_shared_memory_has_its_size(shim_pod: Pod, size: str) -> None:
+    shm = {
+        "destination": "/dev/shm",
+        "type": "tmpfs",
+        "source": "shm",
+        "options": ["nosuid", "mode=1777", f"size={size}"],
+    }
+    spec = shim_pod.spec("sh", "-c", "df -k /dev/shm | tail -n 1; stat -c %a /dev/shm")
+    spec["mounts"] = [shm if mount["destination"] == "/dev/shm" else mount for mount in spec["mounts"]]
+    process = await shim_pod.shim.create(spec)
+    await process.start()
+    line, mode = (await process.finish()).text.splitlines()
+    assert line.split()[1] == {"65536k": "65536", "1m": "1024"}[size]
+    assert mode == "1777"
+
+
+async def test_shared_memory_of_a_pod_is_shared(shim_pod: Pod, directory: Path) -> None:
+    mounts = [bind(directory, "/dev/shm", "rbind", "rw")]
+
+    def spec(*args: str) -> dict[str, object]:
+        made = shim_pod.spec(*args, mounts=mounts)
+        made["mounts"] = [m for m in made["mounts"] if m["destination"] != "/dev/shm" or m["type"] == "bind"]
+        return made
+
+    for args, expected in ((("sh", "-c", "echo here > /dev/shm/x"), ""), (("cat", "/dev/shm/x"), "here\n")):
+        process = await shim_pod.shim.create(spec(*args))
+        await process.start()
+        assert (await process.finish()).text == expected
+    assert os.listdir(directory) == []

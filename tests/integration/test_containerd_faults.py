@@ -1,0 +1,152 @@
+"""What is wrong is said through ctr in one clear error, at once, and nothing is left of the attempt."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from kata_hypervisor.kvm.probe import probe_kvm
+from node import Node, Result
+from shipped_configuration import Value
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("nothing_left")]
+
+CREATE = "ctr: failed to create shim task: "
+
+
+def refused(result: Result) -> str:
+    """What ctr says of a container that it could not create: the error's own words, all lines."""
+    assert result.returncode == 1
+    assert result.stdout == ""
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("time=")]
+    text = "\n".join(lines)
+    assert text.startswith(CREATE), result.stderr
+    return text.removeprefix(CREATE)
+
+
+def run_with(node: Node, configuration: Path) -> str:
+    """The error of a container with this configuration file."""
+    return refused(node.run("true", options=("--runtime-config-path", configuration)))
+
+
+# -- the configuration file ----------------------------------------------------------------------------------
+
+
+def test_a_misspelt_key_is_named_with_its_place_and_the_right_one(each_node: Node) -> None:
+    text = each_node.configuration("typo").read_text()
+    assert text.count("\nseccompsandbox =") == 1
+    line = text[: text.index("\nseccompsandbox =")].count("\n") + 2
+    path = each_node.root / "typo.toml"
+    path.write_text(text.replace("\nseccompsandbox =", "\nsecompsandbox ="))
+    error = run_with(each_node, path)
+    what = 'unknown key (did you mean "seccompsandbox"?)'
+    assert error.startswith(f"{path}:{line}:1: error[KATA201] hypervisor.qemu.secompsandbox: {what}")
+    assert "\n" not in error
+
+
+def test_a_missing_configuration_is_named(node: Node) -> None:
+    assert run_with(node, Path("/nowhere.toml")).startswith("/nowhere.toml: error[KATA002] does not exist")
+
+
+def test_an_unreadable_configuration_is_named(node: Node) -> None:
+    assert run_with(node, node.root).startswith(f"{node.root}: error[KATA001] is a directory")
+
+
+@pytest.mark.parametrize("key", ["kernel", "path", "virtio_fs_daemon"])
+def test_a_missing_file_is_named_with_its_key(node: Node, key: str) -> None:
+    path = node.configuration("missing", **{key: "/nowhere"})
+    error = run_with(node, path)
+    assert error.startswith(f"{path}:")
+    assert f": error[KATA601] hypervisor.qemu.{key}: /nowhere does not exist (" in error
+
+
+# -- what the configuration names ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (
+            {"path": "/bin/false"},
+            "qemu ended before the guest was ready: exit status 1: /bin/false said nothing",
+        ),
+        (
+            {"virtio_fs_daemon": "/bin/false"},
+            "virtiofsd ended before the guest was ready: exit status 1: /bin/false said nothing",
+        ),
+        ({"default_memory": 16777216}, "cannot give the guest 16777216 MiB of memory: this host has "),
+        ({"machine_accelerators": "frobnicate=on"}, "frobnicate' not found"),
+    ],
+    ids=["qemu", "virtiofsd", "memory", "property"],
+)
+def test_a_machine_that_cannot_start_is_explained(node: Node, values: dict[str, Value], words: str) -> None:
+    assert words in run_with(node, node.configuration("unfit", **values)).partition("\n")[0]
+
+
+def test_a_kernel_that_is_none_is_explained(node: Node) -> None:
+    (node.root / "noise").write_bytes(os.urandom(1 << 20))
+    error = run_with(node, node.configuration("noise", kernel=node.root / "noise"))
+    assert "kernel in [hypervisor.qemu] is not a Linux kernel that qemu can start" in error.partition("\n")[0]
+
+
+def test_a_guest_that_panics_is_quoted(node: Node) -> None:
+    (node.root / "noise").write_bytes(os.urandom(1 << 20))
+    error = run_with(
+        node, node.configuration("panic", initrd=node.root / "noise", kernel_params="root=/dev/none")
+    )
+    assert error.startswith("the guest's kernel panicked: not syncing: VFS: Unable to mount root fs")
+    assert "\nconsole:\n" in error
+
+
+def test_a_guest_that_never_answers_is_given_up(node: Node) -> None:
+    error = run_with(
+        node, node.configuration("silent", kernel_params="rdinit=/bin/false", reconnect_timeout_ms=1500)
+    )
+    first = error.partition("\n")[0]
+    assert "the guest's agent did not answer within 1.5 s" in first
+    assert "reconnect_timeout_ms" in first
+    assert "\nguest console:\n" in error
+
+
+def test_kvm_that_runs_no_guest_is_explained(node: Node) -> None:
+    verdict = probe_kvm()
+    if verdict.runs_unmodified_guests:
+        pytest.skip("this host's KVM runs guests")
+    error = run_with(node, node.configuration("kvm", accelerator="kvm", reconnect_timeout_ms=3000))
+    first = error.partition("\n")[0]
+    if verdict.usable:
+        assert "the guest's agent did not answer within 3 s" in first
+        assert "see what kata-ctl check says of this host" in first
+    else:
+        assert "cannot use KVM: /dev/kvm: " in first
+        assert 'set accelerator = "tcg"' in first
+
+
+# -- the container -------------------------------------------------------------------------------------------
+
+
+def test_a_missing_root_file_system_is_named(node: Node) -> None:
+    container = node.new_id()
+    error = refused(node.run("true", options=("--rootfs",), image="/nowhere", container=container))
+    assert error.startswith(f"container {container}: its root file system /nowhere is not a directory")
+    assert f"sandbox {container} is running" not in node.log()
+
+
+def test_a_missing_mount_source_is_named(node: Node) -> None:
+    container = node.new_id()
+    mount = ("--mount", "type=bind,src=/nowhere,dst=/data,options=rbind:ro")
+    error = refused(node.run("true", options=mount, container=container))
+    assert error.startswith(
+        f"container {container}: the source '/nowhere' of the mount on /data does not exist"
+    )
+    assert f"sandbox {container} is running" not in node.log()
+
+
+def test_an_executable_that_does_not_exist_is_named(node: Node) -> None:
+    container = node.new_id()
+    error = refused(node.run("/nowhere", container=container))
+    assert error.startswith(
+        f"cannot create container {container}: executable file `/nowhere` not found in $PATH"
+    )
