@@ -126,6 +126,7 @@ class Sandbox:
             await self._stage("guest", stages, self._prepare_guest(spec))
         except BaseException as error:
             self.ended = str(error).partition("\n")[0] or type(error).__name__
+            _log.error("sandbox %s did not start: %s", self.identity.id, error)
             with anyio.CancelScope(shield=True):
                 await self.stop()
             if self.broker.lost.is_set() and isinstance(error, Exception):

@@ -17,6 +17,18 @@ DEFAULT_CAPABILITIES = "00000000a80425fb"
 NET_ADMIN = "0000000000001000"
 
 
+# What crun and a busybox shell need: an allow list in the manner of the default profile of containerd.
+ALLOWED = (
+    "access alarm arch_prctl brk capget capset chdir chmod chown clock_gettime clone clone3 close dup dup2 dup3 "
+    "epoll_ctl epoll_pwait execve exit exit_group faccessat faccessat2 fchdir fchmod fchown fcntl fork fstat "
+    "fstatfs futex getcwd getdents64 getegid geteuid getgid getgroups getpgrp getpid getppid getrandom "
+    "getuid ioctl lseek lstat madvise mmap mprotect munmap nanosleep newfstatat open openat pipe pipe2 poll prctl "
+    "prlimit64 read readlink rseq rt_sigaction rt_sigprocmask rt_sigreturn select set_robust_list "
+    "set_tid_address setgid setgroups setuid sigaltstack stat statfs statx tgkill time umask uname utimensat "
+    "vfork wait4 write writev"
+)
+
+
 def filtering(default: str, action: str, *names: str, **errno: int) -> dict[str, Any]:
     """A seccomp profile with one rule."""
     rule = {"names": list(names), "action": action, **errno}
@@ -88,6 +100,25 @@ async def test_a_profile_that_denies_mkdir(shim_pod: Pod) -> None:
     finished = await shim_pod.run("sh", "-c", script, linux=linux)
     assert finished.stdout.split() == [b"Seccomp:", b"2", b"1", b"fine"]
     assert b"Operation not permitted" in finished.stderr
+
+
+async def test_a_profile_that_allows_a_list(shim_pod: Pod) -> None:
+    linux = filtering("SCMP_ACT_ERRNO", "SCMP_ACT_ALLOW", *ALLOWED.split())
+    script = "echo fine; ls / | grep etc; mkdir /tmp/x; unshare true; mount -t tmpfs x /mnt; sync; echo end"
+    finished = await shim_pod.run("sh", "-c", script, linux=linux)
+    assert finished.stdout == b"fine\netc\nend\n"
+    assert (
+        finished.stderr.count(b"Operation not permitted") + finished.stderr.count(b"permission denied") == 3
+    )
+
+
+async def test_a_profile_that_looks_at_an_argument(shim_pod: Pod) -> None:
+    linux = filtering("SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO", "chmod", errnoRet=13)
+    linux["seccomp"]["syscalls"][0]["args"] = [{"index": 1, "value": 0o777, "op": "SCMP_CMP_EQ"}]
+    script = "touch /tmp/x; chmod 755 /tmp/x && echo allowed; chmod 777 /tmp/x || echo refused"
+    finished = await shim_pod.run("sh", "-c", script, linux=linux)
+    assert finished.stdout == b"allowed\nrefused\n"
+    assert b"Permission denied" in finished.stderr
 
 
 async def test_the_error_number_of_a_profile(shim_pod: Pod) -> None:

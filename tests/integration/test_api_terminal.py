@@ -60,7 +60,10 @@ async def test_control_d_ends_a_shell(shim_pod: Pod) -> None:
     process = await shim_pod.start_container(
         "sh", terminal=True, stdin=True, process={"env": ["PATH=/bin", "PS1=> "]}
     )
-    await typed(process, b"\x04", b"> ")
+    assert process.streams.stdin is not None
+    assert process.streams.stdout is not None
+    await process.streams.stdout.read_until(b"> ")
+    await process.streams.stdin.write(b"\x04")
     assert await process.wait() == 0
     await process.delete()
 

@@ -1,4 +1,4 @@
-"""Sandboxes for the broker's tests: identities under a short path of their own, and shims that can be killed."""
+"""Sandboxes for the broker's tests: identities under a short path, and shims that can be killed."""
 
 from __future__ import annotations
 

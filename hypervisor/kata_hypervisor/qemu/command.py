@@ -26,8 +26,8 @@ COMMAND_LINE_LIMIT = 2047
 # Board devices that no guest of ours has a driver's need for: less to emulate, less to attack.
 MACHINE_DEFAULTS = "usb=off,vmport=off,smbus=off,sata=off"
 
-# cryptomgr.notests and tsc=reliable skip work that is slow when emulated: 0.3 s of a boot of 1.9 s. panic=-1
-# resets at once, and -no-reboot turns the reset into QEMU's end. rcu_expedited: a container's set-up waits for
+# cryptomgr.notests and tsc=reliable skip work that is slow when emulated, 0.3 s of a boot of 1.9 s. panic=-1
+# resets at once, and -no-reboot turns that into QEMU's end. rcu_expedited: a container's set-up waits for
 # a dozen grace periods (mounts, cgroups), a tenth of a second; a guest of few CPUs loses nothing by it.
 KERNEL_PARAMETERS = (
     "console=ttyS0",
