@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -28,7 +27,6 @@ from kata_runtime.errors import (
     AlreadyExistsError,
     InvalidRequestError,
     NotFoundError,
-    RuntimeRoomError,
     SandboxError,
     StateError,
     UnsupportedError,
@@ -36,6 +34,7 @@ from kata_runtime.errors import (
 from kata_runtime.identity import check_id
 from kata_runtime.polled_stdio import PolledStdio
 from kata_runtime.process import KILLED, Container, Process
+from kata_runtime.resource.shares import RootfsMount, Shares, check_sources
 from kata_runtime.sandbox import Sandbox
 from kata_runtime.states import Event, State
 from kata_runtime.stdio import Stdio, StdioFiles, StdioPaths
@@ -46,15 +45,6 @@ _log = logging.getLogger(__name__)
 SIGKILL = 9
 # Seconds that the agent may take to pass a signal on.
 KILL_BUDGET = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class RootfsMount:
-    """One of the mounts that containerd's snapshotter gives for a root file system."""
-
-    type: str
-    source: str
-    options: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +67,7 @@ class Tasks:
         self._sandbox = sandbox
         self._tasks = tasks
         self._publish = publish
+        self._shares = Shares(sandbox.broker, sandbox.shared_directory)
         self._containers: dict[str, Container] = {}
         self._creating: set[str] = set()
 
@@ -147,15 +138,16 @@ class Tasks:
         kind = oci_bundle.container_type(spec)
         init = Process(request.id, "", request.stdio, spec["process"])
         container = Container(request.id, request.bundle, spec, init)
-        _check_sources(container, request.rootfs)
+        # What cannot work is refused before a machine is started for it.
+        _encode(container.spec, container)
+        check_sources(container, request.rootfs)
         booted_here = not self._sandbox.running
         try:
             if booted_here:
                 if kind is ContainerType.POD_CONTAINER and self._sandbox.configuration is None:
                     raise StateError(f"the sandbox of container {request.id} is not running")
                 await self._sandbox.boot(spec, request.config_path)
-            await self._share_rootfs(container, request.rootfs)
-            sources = await self._share_volumes(container)
+            sources = await self._shares.share(container, request.rootfs)
             await self._create_in_guest(container, sources)
         except BaseException:
             with anyio.CancelScope(shield=True):
@@ -168,34 +160,7 @@ class Tasks:
             container.init.stdio.close()
         if stop_sandbox:
             await self._sandbox.stop()
-        await self._unshare(container)
-
-    async def _share_rootfs(self, container: Container, mounts: tuple[RootfsMount, ...]) -> None:
-        """Put the container's root file system where the guest sees it."""
-        broker = self._sandbox.broker
-        home = os.path.join(self._sandbox.shared_directory, container.id)
-        target = os.path.join(home, "rootfs")
-        await broker.make_directory(home)
-        container.home = home
-        if mounts:
-            await broker.make_directory(target)
-            await broker.mount(target, [(m.type, m.source, list(m.options)) for m in mounts])
-        else:
-            await broker.bind(container.root, target, readonly=False)
-        container.mounts.append(target)
-
-    async def _share_volumes(self, container: Container) -> dict[int, str]:
-        """Share each bind mount's source; returns the guest's path of each, by index in the spec's mounts."""
-        sources: dict[int, str] = {}
-        for volume in guest_spec.volumes_of(container.spec):
-            name = f"volume-{volume.index}"
-            target = os.path.join(container.home, name)
-            await self._sandbox.broker.bind(
-                volume.source, target, readonly=volume.readonly, recursive=volume.recursive
-            )
-            container.mounts.append(target)
-            sources[volume.index] = f"{guest_spec.GUEST_SHARED}/{container.id}/{name}"
-        return sources
+        await self._shares.unshare(container)
 
     async def _create_in_guest(self, container: Container, sources: dict[int, str]) -> None:
         configuration = self._sandbox.configuration
@@ -426,7 +391,7 @@ class Tasks:
                 await self._sandbox.stop()
             elif len(self._containers) == 1 and not self._creating and not self._sandbox.lasting:
                 await self._sandbox.stop()
-            await self._unshare(container)
+            await self._shares.unshare(container)
             self._containers.pop(container.id, None)
         status = container.init.exit.status if container.init.exit else KILLED
         at = container.init.exit.at if container.init.exit else 0
@@ -438,19 +403,6 @@ class Tasks:
                 exited_at=timestamp(at),
             )
         )
-
-    async def _unshare(self, container: Container) -> None:
-        """Unmount what was shared for a container; what fails is undone with the sandbox."""
-        broker = self._sandbox.broker
-        try:
-            while container.mounts:
-                target = container.mounts.pop()
-                await broker.unmount(target)
-                await broker.remove(target)
-            if container.home:
-                await broker.remove(container.home)
-        except (OSError, RuntimeRoomError) as error:
-            _log.debug("container %s: %s; left to the sandbox's end", container.id, error)
 
     # -- while running -------------------------------------------------------------------------------------
 
@@ -523,21 +475,6 @@ def _in_the_guest(action: str) -> Iterator[None]:
         yield
     except RpcError as error:
         raise RpcError(error.code, f"cannot {action}: {error.message}") from error
-
-
-def _check_sources(container: Container, rootfs: tuple[RootfsMount, ...]) -> None:
-    """Refuse what cannot be shared or said before a machine is started for it. Raises InvalidRequestError."""
-    _encode(container.spec, container)
-    if not rootfs and not os.path.isdir(container.root):
-        raise InvalidRequestError(
-            f"container {container.id}: its root file system {container.root} is not a directory"
-        )
-    for volume in guest_spec.volumes_of(container.spec):
-        if not os.path.isabs(volume.source) or not os.path.exists(volume.source):
-            raise InvalidRequestError(
-                f"container {container.id}: "
-                f"the source {volume.source!r} of the mount on {volume.destination} does not exist"
-            )
 
 
 def _encode(spec: JsonObject, container: Container) -> oci_pb2.Spec:
