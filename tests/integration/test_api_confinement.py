@@ -19,13 +19,13 @@ NET_ADMIN = "0000000000001000"
 
 # What crun and a busybox shell need: an allow list in the manner of the default profile of containerd.
 ALLOWED = (
-    "access alarm arch_prctl brk capget capset chdir chmod chown clock_gettime clone clone3 close dup dup2 dup3 "
-    "epoll_ctl epoll_pwait execve exit exit_group faccessat faccessat2 fchdir fchmod fchown fcntl fork fstat "
-    "fstatfs futex getcwd getdents64 getegid geteuid getgid getgroups getpgrp getpid getppid getrandom "
-    "getuid ioctl lseek lstat madvise mmap mprotect munmap nanosleep newfstatat open openat pipe pipe2 poll prctl "
-    "prlimit64 read readlink rseq rt_sigaction rt_sigprocmask rt_sigreturn select set_robust_list "
-    "set_tid_address setgid setgroups setuid sigaltstack stat statfs statx tgkill time umask uname utimensat "
-    "vfork wait4 write writev"
+    "access alarm arch_prctl brk capget capset chdir chmod chown clock_gettime clone clone3 close dup "
+    "dup2 dup3 epoll_ctl epoll_pwait execve exit exit_group faccessat faccessat2 fchdir fchmod fchown "
+    "fcntl fork fstat fstatfs futex getcwd getdents64 getegid geteuid getgid getgroups getpgrp getpid "
+    "getppid getrandom getuid ioctl lseek lstat madvise mmap mprotect munmap nanosleep newfstatat open "
+    "openat pipe pipe2 poll prctl prlimit64 read readlink rseq rt_sigaction rt_sigprocmask rt_sigreturn "
+    "select set_robust_list set_tid_address setgid setgroups setuid sigaltstack stat statfs statx tgkill "
+    "time umask uname utimensat vfork wait4 write writev"
 )
 
 

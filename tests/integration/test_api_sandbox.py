@@ -82,8 +82,7 @@ async def test_a_sandbox_from_its_creation_to_its_end(lab: Lab) -> None:
     assert await process.delete() == 137
     await shim.sandbox("StopSandbox")  # again does no harm
     await shim.sandbox("ShutdownSandbox")
-    with anyio.fail_after(30):
-        await shim.client.wait_closed()
+    await shim.ended()
     await shim.close()
     assert before.settle() == []
 
@@ -100,7 +99,6 @@ async def test_a_sandbox_that_cannot_start_says_why(lab: Lab) -> None:
         await shim.sandbox("StartSandbox")
     assert "/no/such/file.toml" in caught.value.message
     await shim.sandbox("ShutdownSandbox")
-    with anyio.fail_after(30):
-        await shim.client.wait_closed()
+    await shim.ended()
     await shim.close()
     assert before.settle() == []

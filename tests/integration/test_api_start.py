@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 
 from kata_agent.ttrpc.status import Code, RpcError
@@ -57,8 +56,7 @@ async def test_plain_from_start_to_the_end_of_the_shim(lab: Lab) -> None:
     assert lab.sink.topics(name) == ["create", "start", "exit", "delete"]
     assert "level=info" in shim.log
     await shim.task("Shutdown", id=name)
-    with anyio.fail_after(30):
-        await shim.client.wait_closed()
+    await shim.ended()
     await shim.close()
 
 
@@ -70,7 +68,8 @@ async def test_json_for_version_3(lab: Lab) -> None:
     address = lab.identity(name).socket
     assert json.loads(answer.stdout) == {"version": 3, "address": f"unix://{address}", "protocol": "ttrpc"}
     shim = await Shim.connect(lab, name, bundle, f"unix://{address}")
-    assert (await shim.task("Shutdown", version=3, id=name, now=True)) is not None
+    await shim.task("Shutdown", version=3, id=name, now=True)
+    await shim.ended()
     await shim.close()
 
 
@@ -150,8 +149,7 @@ async def test_delete_after_the_shim_was_killed_cleans_up_and_answers_137(lab: L
     process = await shim.create(container_id=name)
     await process.start()
     os.kill((await process.call("Connect")).shim_pid, signal.SIGKILL)
-    with anyio.fail_after(30):
-        await shim.client.wait_closed()
+    await shim.ended()
     answer = await lab.launch("delete", shim.bundle, name, "-bundle", str(shim.bundle))
     assert (answer.returncode, answer.stderr) == (0, b"")
     response = task_pb2.DeleteResponse.FromString(answer.stdout)
@@ -177,8 +175,7 @@ async def refused(lab: Lab, name: str, spec: dict[str, Any] | str, **create: Any
     with pytest.raises(RpcError) as caught:
         await shim.create(container_id=name, **create)
     await shim.task("Shutdown", id=name)
-    with anyio.fail_after(30):
-        await shim.client.wait_closed()
+    await shim.ended()
     await shim.close()
     assert lab.sink.topics(name) == []
     return caught.value
@@ -249,6 +246,5 @@ async def test_shutdown_now_ends_a_pod_whose_containers_run(lab: Lab) -> None:
     pod = await Pod.start(lab)
     await pod.start_container("sleep", "1000")
     await pod.shim.task("Shutdown", id=pod.shim.id, now=True)
-    with anyio.fail_after(30):
-        await pod.shim.client.wait_closed()
+    await pod.shim.ended()
     await pod.shim.close()

@@ -21,11 +21,10 @@ def anyio_backend() -> str:
 async def lab(guest_image: Path) -> AsyncIterator[Lab]:
     """What shims need, and a sink for their events."""
     lab = Lab(guest_image)
-    try:
-        async with lab.sink:
-            yield lab
-    finally:
-        lab.remove()
+    async with lab.sink:
+        yield lab
+        await lab.close()
+    lab.remove()
 
 
 @pytest.fixture(scope="module")

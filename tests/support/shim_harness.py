@@ -43,6 +43,7 @@ class Lab:
         self.address = f"{self.directory}/containerd.sock"
         self.sandboxes: list[SandboxIdentity] = []
         self.logs: dict[Path, int] = {}
+        self.shims: list[Shim] = []
         self._values = shipped_configuration.for_image(image)
         self._count = 0
         write_rootfs(self.rootfs)
@@ -132,6 +133,11 @@ class Lab:
         """The state of the host now, to compare with later."""
         return Leftovers(self.directory, self.namespace, lambda: self.sandboxes)
 
+    async def close(self) -> None:
+        """End the shims that a failed test has left."""
+        for shim in list(self.shims):
+            await shim.close()
+
     def remove(self) -> None:
         """Delete everything."""
         for log in self.logs.values():
@@ -149,6 +155,7 @@ class Shim:
         self.address = address
         self.client = client
         self._log = lab.logs.pop(bundle)
+        lab.shims.append(self)
         self._lines = ""
 
     @classmethod
@@ -207,12 +214,17 @@ class Shim:
             raise
         return Process(self, container_id, "", fifos)
 
+    async def ended(self) -> None:
+        """Wait until it hangs up."""
+        with anyio.fail_after(PATIENCE):
+            await self.client.wait_closed()
+
     async def close(self) -> None:
         """End the shim, whatever runs in it."""
+        self.lab.shims.remove(self)
         if not self.client.closed:
             await self.task("Shutdown", id=self.id, now=True)
-            with anyio.fail_after(PATIENCE):
-                await self.client.wait_closed()
+            await self.ended()
         await self.client.aclose()
         os.close(self._log)
 
