@@ -1,0 +1,100 @@
+"""One tree out of several: a base file, its drop-ins, and annotations; each value keeps its owner.
+
+Tables are merged; everything else, arrays too, is replaced. A key that is set in another spelling than
+before replaces what the first spelling said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from kata_configuration import models
+from kata_configuration.diagnostics import KeyPath
+
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """An array that a later tree has replaced. owner, by: numbers of the trees; lost: elements not repeated."""
+
+    path: KeyPath
+    owner: int
+    by: int
+    lost: tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class Merged:
+    """The merged tree, which tree each value is from, and the arrays that lost elements."""
+
+    tree: Tree
+    replaced: list[Replaced] = field(default_factory=list)
+    _owners: dict[KeyPath, int] = field(default_factory=dict)
+
+    def owner(self, path: KeyPath) -> int:
+        """Return the number of the tree that said what stands at a path, or at the nearest above it."""
+        for depth in range(len(path), 0, -1):
+            if (owner := self._owners.get(path[:depth])) is not None:
+                return owner
+        return 0
+
+    def overlay(self, tree: Mapping[str, Any], number: int) -> None:
+        """Merge one more tree into this one."""
+        self._overlay(self.tree, tree, (), number)
+
+    def _overlay(self, base: Tree, over: Mapping[str, Any], path: KeyPath, number: int) -> None:
+        for key, value in over.items():
+            here = (*path, key)
+            for twin in _twins(path, key):
+                if twin in base and twin not in over:
+                    self._rename(base, path, twin, key)
+            old = base.get(key)
+            if isinstance(old, dict) and isinstance(value, dict):
+                self._overlay(old, value, here, number)
+                continue
+            if isinstance(old, list) and isinstance(value, list):
+                lost = tuple(item for item in old if item not in value)
+                if lost:
+                    self.replaced.append(Replaced(here, self.owner(here), number, lost))
+            self._forget(here)
+            self._owners[here] = number
+            base[key] = _copy(value)
+
+    def _rename(self, base: Tree, path: KeyPath, old: str, new: str) -> None:
+        """Let what was said in one spelling stand under the other, where the later tree finds it."""
+        base[new] = base.pop(old)
+        before, after = (*path, old), (*path, new)
+        moved = {name: owner for name, owner in self._owners.items() if name[: len(before)] == before}
+        self._forget(before)
+        self._owners |= {(*after, *name[len(before) :]): owner for name, owner in moved.items()}
+
+    def _forget(self, path: KeyPath) -> None:
+        for name in [name for name in self._owners if name[: len(path)] == path]:
+            del self._owners[name]
+
+
+def merge(trees: Sequence[Tree]) -> Merged:
+    """Merge trees, the later over the earlier. A single tree is taken as it is."""
+    merged = Merged(trees[0] if len(trees) == 1 else _copy(trees[0]))
+    for number, tree in enumerate(trees[1:], 1):
+        merged.overlay(tree, number)
+    return merged
+
+
+def _twins(path: KeyPath, key: str) -> Iterator[str]:
+    """Yield the other spellings of a key of a table."""
+    model = models.TABLES.get(tuple(str(part) for part in path))
+    if model is None:
+        return
+    name = model.aliases.get(key, key)
+    if name != key:
+        yield name
+    yield from (alias for alias, other in model.aliases.items() if other == name and alias != key)
+
+
+def _copy(value: Any) -> Any:
+    """Copy the tables of a value; all else is never changed."""
+    return {key: _copy(item) for key, item in value.items()} if isinstance(value, dict) else value
