@@ -33,7 +33,8 @@ class Kind(Enum):
 class Layer:
     """One layer. name: the file's path, or the annotation's name.
 
-    text: of the file, with plain newlines, or the annotation's value. sound: the same, with statements that are no TOML blanked out.
+    text: of the file, with plain newlines, or the annotation's value. sound: the same, with statements that
+    are no TOML blanked out. shared_mode: the file's mode bits, when others than its owner may write it.
     """
 
     kind: Kind
@@ -87,7 +88,7 @@ def read_files(path: Path, *, trusted_only: bool = False) -> Files:
         ConfigurationError: the file itself cannot be read. A faulty drop-in is in `unreadable` instead.
     """
     base = source.read(path, trusted_only=trusted_only)
-    files = Files(path, [_layer(Kind.FILE, base)])
+    files = Files(path, [_layer_of(Kind.FILE, base)])
     hashes = [(hashlib.sha256(base.content).hexdigest(), path)]
     try:
         found = dropins.find(path, trusted_only=trusted_only)
@@ -100,16 +101,20 @@ def read_files(path: Path, *, trusted_only: bool = False) -> Files:
         except ConfigurationError as error:
             files.unreadable += error.diagnostics
             continue
-        files.layers.append(_layer(Kind.DROP_IN, read))
+        files.layers.append(_layer_of(Kind.DROP_IN, read))
         hashes.append((hashlib.sha256(read.content).hexdigest(), drop_in))
     files.sha256 = hashes[0][0] if len(hashes) == 1 else _hash_of_list(hashes)
     return files
 
 
-def _layer(kind: Kind, read: source.Source) -> Layer:
-    parsed = parse(read.text)
-    mode = read.mode if read.mode & SHARED_WRITE else 0
-    return Layer(kind, str(read.path), parsed.tree, read.text, parsed.text, parsed.faults, mode)
+def file_layer(kind: Kind, name: str, text: str, shared_mode: int = 0) -> Layer:
+    """Parse the text of a file, with plain newlines, into its layer."""
+    parsed = parse(text)
+    return Layer(kind, name, parsed.tree, text, parsed.text, parsed.faults, shared_mode)
+
+
+def _layer_of(kind: Kind, read: source.Source) -> Layer:
+    return file_layer(kind, str(read.path), read.text, read.mode if read.mode & SHARED_WRITE else 0)
 
 
 def _hash_of_list(hashes: list[tuple[str, Path]]) -> str:

@@ -90,13 +90,13 @@ def load(
     return configuration_of(examination, source)
 
 
-def lint(path: Path, *, check_host: bool = True) -> tuple[Diagnostic, ...]:
+def lint(path: Path, *, check_host: bool = True, trusted_only: bool = False) -> tuple[Diagnostic, ...]:
     """Return everything that is to be said about a file and its drop-ins, ordered by file and place.
 
-    Never raises for their contents.
+    trusted_only: root alone may be able to change them. Never raises for their contents.
     """
     try:
-        return examine(path, check_host=check_host).diagnostics
+        return examine(path, check_host=check_host, trusted_only=trusted_only).diagnostics
     except ConfigurationError as error:
         return error.diagnostics
 
@@ -136,6 +136,13 @@ def examine(
         ConfigurationError: the file itself cannot be read.
     """
     files = read_files(path, trusted_only=trusted_only)
+    return examine_files(files, check_host=check_host, annotations=annotations)
+
+
+def examine_files(
+    files: Files, *, check_host: bool, annotations: Mapping[str, str] | None = None
+) -> Examination:
+    """Merge and judge files that have been read, and annotations."""
     merged = merging.merge([layer.tree for layer in files.layers])
     layers, said = list(files.layers), list(files.unreadable)
     if annotations:

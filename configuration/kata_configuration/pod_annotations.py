@@ -80,6 +80,11 @@ def apply(tree: Tree, annotations: Mapping[str, str], where: Callable[[KeyPath],
     return _Application(tree, where).run(annotations)
 
 
+def path_of(tree: Tree, name: str) -> KeyPath | None:
+    """Return the path of the key that an annotation names, let in or not; None when it names none."""
+    return _Application(tree, str).path_of(name)
+
+
 def check_entries(hypervisor: type[Table], entries: tuple[str, ...]) -> Iterator[Finding]:
     """Yield what is wrong with the enable_annotations of a hypervisor's table, by their positions."""
     known = _names(hypervisor, "hypervisor")
@@ -122,6 +127,10 @@ class _Application:
                 self._say(Code.ANNOTATION_PREFIX, name, "", "sets nothing", f"did you mean {quoted(meant)}?")
         return self._applied
 
+    def path_of(self, name: str) -> KeyPath | None:
+        target = self._resolve(name)
+        return (*target.table, target.key) if target else None
+
     def _apply(self, name: str, text: str) -> None:
         target = self._resolve(name)
         if target is None:
@@ -149,7 +158,7 @@ class _Application:
 
     def _resolve(self, name: str) -> Target | None:
         family, _, rest = name.removeprefix(PREFIX).partition(".")
-        if family not in FAMILIES:
+        if not name.startswith(PREFIX) or family not in FAMILIES:
             return None
         table, model = self._model(family)
         spelt = ANNOTATION_KEYS.get(rest, rest) if family == "hypervisor" else rest
