@@ -12,7 +12,7 @@ from kata_configuration.checking import Judgement, judge
 from kata_configuration.diagnostics import Code, Diagnostic, Finding, KeyPath, Severity, quoted
 from kata_configuration.errors import ConfigurationError
 from kata_configuration.layers import Files, Kind, Layer, read_files
-from kata_configuration.models import HYPERVISORS, Runtime
+from kata_configuration.models import OTHER_NAMES, Runtime, own_path
 
 if TYPE_CHECKING:
     from kata_configuration.models import Hypervisor, KataAgent
@@ -201,7 +201,7 @@ def _weighed(
         if incomplete and code in _UNCERTAIN:
             continue
         severity = code.severity
-        if path[0] == "hypervisor" and len(path) > 2 and path[1] in HYPERVISORS and path[1] != selected:
+        if len(path) > 2 and path[0] == "hypervisor" and own_path(path)[1] != selected:
             if code is Code.MISSING_KEY:
                 continue
             if severity is Severity.ERROR:
@@ -212,12 +212,12 @@ def _weighed(
 
 
 def _selected(tree: Mapping[str, Any]) -> str | None:
-    """Return the hypervisor that the tree selects; None when it selects none that there is."""
+    """Return the own name of the hypervisor that the tree selects; None when that is no name."""
     runtime = tree.get("runtime", {})
     name = runtime.get("hypervisor_name") if isinstance(runtime, dict) else None
     if name is None:
         name = Runtime.model_fields["hypervisor_name"].default
-    return name if isinstance(name, str) else None
+    return OTHER_NAMES.get(name, name) if isinstance(name, str) else None
 
 
 def _place(

@@ -6,12 +6,12 @@ before replaces what the first spelling said.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from kata_configuration import models
 from kata_configuration.diagnostics import KeyPath
+from kata_configuration.models import OTHER_NAMES, TABLES, own_path
 
 Tree = dict[str, Any]
 
@@ -48,8 +48,8 @@ class Merged:
     def _overlay(self, base: Tree, over: Mapping[str, Any], path: KeyPath, number: int) -> None:
         for key, value in over.items():
             here = (*path, key)
-            for twin in _twins(path, key):
-                if twin in base and twin not in over:
+            for twin in spellings(path, key):
+                if twin != key and twin in base and twin not in over:
                     self._rename(base, path, twin, key)
             old = base.get(key)
             if isinstance(old, dict) and isinstance(value, dict):
@@ -84,15 +84,16 @@ def merge(trees: Sequence[Tree]) -> Merged:
     return merged
 
 
-def _twins(path: KeyPath, key: str) -> Iterator[str]:
-    """Yield the other spellings of a key of a table."""
-    model = models.TABLES.get(tuple(str(part) for part in path))
+def spellings(table: KeyPath, key: str) -> tuple[str, ...]:
+    """Return every spelling of a key or table below a path, its own first: clh, then cloud-hypervisor."""
+    if table == ("hypervisor",):
+        own = OTHER_NAMES.get(key, key)
+        return (own, *(other for other, name in OTHER_NAMES.items() if name == own))
+    model = TABLES.get(own_path(table))
     if model is None:
-        return
-    name = model.aliases.get(key, key)
-    if name != key:
-        yield name
-    yield from (alias for alias, other in model.aliases.items() if other == name and alias != key)
+        return (key,)
+    own = model.aliases.get(key, key)
+    return (own, *(alias for alias, name in model.aliases.items() if name == own))
 
 
 def _copy(value: Any) -> Any:

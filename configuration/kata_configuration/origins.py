@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from kata_configuration.diagnostics import KeyPath
 from kata_configuration.layers import Kind, Layer
-from kata_configuration.merging import Merged
-from kata_configuration.models import TABLES
+from kata_configuration.merging import Merged, spellings
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +53,8 @@ class Origins:
         for part in path:
             if not isinstance(node, dict):
                 return None
-            key = next((key for key in _spellings(spelt, str(part)) if key in node), None)
+            key = next((key for key in spellings(spelt, str(part)) if key in node), None)
             if key is None:
                 return None
             spelt, node = (*spelt, key), node[key]
         return spelt
-
-
-def _spellings(table: KeyPath, key: str) -> list[str]:
-    model = TABLES.get(tuple(str(part) for part in table))
-    aliases = model.aliases.items() if model else ()
-    return [key, *(alias for alias, name in aliases if name == key)]

@@ -21,7 +21,8 @@ from kata_configuration import gates
 from kata_configuration.diagnostics import Code, Diagnostic, Finding, KeyPath, Severity, key_name, quoted
 from kata_configuration.gates import ANNOTATION_KEYS, CLOSED, CLOSED_PREFIX, GUARDED, PREFIX
 from kata_configuration.layers import annotation_place
-from kata_configuration.models import AGENTS, HYPERVISORS, Runtime, Table
+from kata_configuration.merging import spellings
+from kata_configuration.models import AGENTS, HYPERVISORS, OTHER_NAMES, Runtime, Table
 from kata_configuration.models.base import Unit
 from kata_configuration.suggestions import closest
 
@@ -148,8 +149,8 @@ class _Application:
             self._say(Code.ANNOTATION_TWICE, name, key_name(path), message, "keep one of them")
             return
         self._set[path] = (name, value)
-        if path == ("runtime", "hypervisor_name") and value in HYPERVISORS:
-            self._hypervisor = value
+        if path == ("runtime", "hypervisor_name"):
+            self._hypervisor = _own(value) if _own(value) in HYPERVISORS else self._chosen
         combined = _combine(target.key, self._current(target), value)
         leaf: Tree = {target.key: combined}
         for part in reversed(target.table):
@@ -185,9 +186,7 @@ class _Application:
             return True
         why = "it by its name" if target.guarded else "it"
         message = f"is refused: {gates.KEY} of [{key_name(holder)}] does not list {why}"
-        self._say(
-            Code.ANNOTATION_REFUSED, name, key, message, self._line(holder, gates.KEY, target.names[0])
-        )
+        self._say(Code.ANNOTATION_REFUSED, name, key, message, self._line(holder, gates.KEY, target.names[0]))
         return False
 
     def _names_valid_path(self, name: str, target: Target, value: Any) -> bool:
@@ -213,16 +212,16 @@ class _Application:
     def _current(self, target: Target) -> Any:
         """Return what the files say of a key, in whichever spelling."""
         table = _table(self._tree, target.table)
-        model = self._model(target.table[0])[1]
-        spellings = [target.key, *(alias for alias, key in model.aliases.items() if key == target.key)]
-        return next((table[key] for key in spellings if key in table), None)
+        return next((table[key] for key in spellings(target.table, target.key) if key in table), None)
 
     def _suggestion(self, name: str) -> str:
         family, _, rest = name.removeprefix(PREFIX).partition(".")
         if family not in FAMILIES:
             found = closest(family, FAMILIES)
             meant = f"{PREFIX}{found}.{rest}" if found and rest else ""
-            return f"did you mean {quoted(meant)}?" if meant else "the next word is hypervisor, agent or runtime"
+            return (
+                f"did you mean {quoted(meant)}?" if meant else "the next word is hypervisor, agent or runtime"
+            )
         found = closest(rest, self._model(family)[1].model_fields)
         return f"did you mean {quoted(f'{PREFIX}{family}.{found}')}?" if found else "remove it"
 
@@ -325,12 +324,18 @@ def _matches(path: str, glob: str) -> bool:
 def _table(tree: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any]:
     """Return a table, or an empty one where there is none."""
     node: Any = tree
-    for part in path:
-        node = node.get(part) if isinstance(node, Mapping) else None
+    for depth, part in enumerate(path):
+        if not isinstance(node, Mapping):
+            return {}
+        node = next((node[name] for name in spellings(path[:depth], part) if name in node), None)
     return node if isinstance(node, Mapping) else {}
 
 
 def _name(runtime: Mapping[str, Any], key: str, known: Mapping[str, Any]) -> str:
     """Return the name that [runtime] selects; where that is faulty, which is reported, the default."""
-    name = runtime.get(key)
+    name = _own(runtime.get(key))
     return name if isinstance(name, str) and name in known else Runtime.model_fields[key].default
+
+
+def _own(name: Any) -> Any:
+    return OTHER_NAMES.get(name, name) if isinstance(name, str) else name
