@@ -46,14 +46,21 @@ class Code(Enum):
     MISSING_TABLE = ("KATA206", Severity.ERROR, False, "a required table is missing")
     ALIAS_CONFLICT = ("KATA207", Severity.ERROR, False, "a key and its alias differ")
     ALIAS_REPEATED = ("KATA208", Severity.NOTE, False, "a key and its alias say the same")
+    FOREIGN_CONFINEMENT = ("KATA209", Severity.ERROR, True, "this key of confinement is not this driver's")
+    INERT = ("KATA210", Severity.NOTE, False, "this version does not honour a key that asks for nothing")
+    OTHER_NAME = ("KATA211", Severity.NOTE, False, "a hypervisor's other name is used")
+    UNAVAILABLE = ("KATA212", Severity.ERROR, False, "the hypervisor has no driver in this version")
 
     TYPE = ("KATA301", Severity.ERROR, False, "the value has the wrong type")
     RANGE = ("KATA302", Severity.ERROR, False, "the value is out of range")
     CHOICE = ("KATA303", Severity.ERROR, False, "the value is none of those allowed")
     FORM = ("KATA304", Severity.ERROR, False, "the value is malformed")
+    UNIT = ("KATA305", Severity.WARNING, False, "the value looks like one in another unit")
 
     RELATION = ("KATA401", Severity.ERROR, False, "two values contradict each other")
     ARRAY_REPLACED = ("KATA402", Severity.NOTE, False, "a drop-in replaces an array, and drops elements")
+    DEBUG = ("KATA403", Severity.NOTE, False, "a switch for debugging is on")
+    UNUSED = ("KATA404", Severity.WARNING, False, "another key takes this one's effect away")
 
     SANDBOX_VALUE = ("KATA501", Severity.ERROR, True, "the sandbox value is not what QEMU understands")
     UNCONFINED = ("KATA502", Severity.WARNING, True, "the VMM runs without a seccomp filter")
@@ -64,6 +71,8 @@ class Code(Enum):
     HOST_EXECUTABLE = ("KATA602", Severity.ERROR, False, "a program cannot be executed on this host")
     HOST_KVM = ("KATA603", Severity.ERROR, False, "this host has no KVM")
     HOST_LIMIT = ("KATA604", Severity.WARNING, False, "the value is more than this host has")
+    HOST_WRITABLE = ("KATA605", Severity.WARNING, True, "others than root may change what the VMM runs")
+    HOST_JIT = ("KATA606", Severity.WARNING, False, "this host interprets seccomp filters, which is slow")
 
     ANNOTATION_REFUSED = ("KATA701", Severity.ERROR, True, "the configuration does not allow this annotation")
     ANNOTATION_UNKNOWN = ("KATA702", Severity.ERROR, False, "the annotation names no key")
