@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from kata_configuration import names, rules
-from kata_configuration.diagnostics import Code, Finding, KeyPath, quoted
+from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, quoted
 from kata_configuration.models import AVAILABLE, TABLES, Runtime, Table, own_path
 from kata_configuration.suggestions import closest
 
@@ -101,7 +101,7 @@ def _resolve_aliases(path: KeyPath, model: type[Table], values: dict[str, Any]) 
             values[name] = value
         elif values[name] == value:
             message = f"repeats {name}, of which it is another spelling"
-            yield Finding(Code.ALIAS_REPEATED, (*path, alias), message, "remove it", on_key=True)
+            yield Finding(Code.ALIAS_REPEATED, (*path, alias), message, "remove it", on_key=True, fix=Fix(remove=True))
         else:
             message = f"is another spelling of {name}, which says {quoted(values[name])}"
             yield Finding(Code.ALIAS_CONFLICT, (*path, alias), message, "keep one of them", on_key=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 __all__ = ["Code", "Diagnostic", "Edit", "Finding", "Fix", "Severity", "key_name", "quoted"]
 
@@ -91,8 +91,7 @@ class Code(Enum):
         self.meaning = meaning
 
 
-@dataclass(frozen=True, slots=True)
-class Fix:
+class Fix(NamedTuple):
     """The one right answer to a finding, as a change of the statement that the finding's path names.
 
     rename: the key's new name, or "". value: the new value, or None. table: the table that the statement
@@ -124,8 +123,7 @@ class Finding:
     fix: Fix | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Edit:
+class Edit(NamedTuple):
     """A replacement of the characters from `start` to `end` of a file's text with plain newlines."""
 
     start: int

@@ -12,8 +12,7 @@ its drop-ins (see `dropins`), and over these the annotations of the pod that ena
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kata_configuration.diagnostics import Code
@@ -27,38 +26,6 @@ DEFAULT_FILES = (
     Path("/etc/kata-containers/configuration.toml"),
     Path("/usr/share/defaults/kata-containers/configuration.toml"),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """A rule of discovery and what it comes to here: the path that it names, or why it names none."""
-
-    rule: str
-    path: Path | None
-    state: str
-
-
-def survey(
-    config_path: str | None, environ: Mapping[str, str], defaults: Sequence[Path] = DEFAULT_FILES
-) -> Iterator[Place]:
-    """Yield the places where a configuration file may be, in the order in which `discover` looks."""
-    named = environ.get(ENVIRONMENT)
-    explicit = [(CONFIG_PATH, config_path, "containerd's to say"), (ENVIRONMENT, named, "is not set")]
-    taken = False
-    for rule, name, without in explicit:
-        path = Path(name) if name else None
-        yield Place(rule, path, _state(path is not None, taken, without))
-        taken = taken or path is not None
-    for path in defaults:
-        present = os.path.lexists(path)
-        yield Place(DEFAULT, path, _state(present, taken, "does not exist"))
-        taken = taken or present
-
-
-def _state(usable: bool, taken: bool, without: str) -> str:
-    if not usable:
-        return without
-    return "not looked at" if taken else "chosen"
 
 
 def discover(

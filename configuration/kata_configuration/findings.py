@@ -15,7 +15,7 @@ from pydantic_core import ErrorDetails
 from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, quoted
 from kata_configuration.models import Table
 from kata_configuration.models.base import About, Unit, inner_table
-from kata_configuration.suggestions import closest
+from kata_configuration.suggestions import closest, unmistakable
 from kata_configuration.tombstones import VALUES
 from kata_configuration.unknown_keys import unknown_key
 
@@ -138,7 +138,8 @@ def _no_choice(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> 
     best = closest(value, choices)
     hint = f"did you mean {quoted(best)}?" if best else _one_of(choices)
     message = f"{quoted(value)} is not allowed here"
-    yield Finding(Code.CHOICE, path, message, hint, fix=Fix(value=best) if best else None)
+    fix = Fix(value=best) if unmistakable(value, choices) else None
+    yield Finding(Code.CHOICE, path, message, hint, fix=fix)
 
 
 def _one_of(choices: tuple[str, ...]) -> str:
@@ -149,7 +150,8 @@ def _one_of(choices: tuple[str, ...]) -> str:
 def _malformed(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> Iterator[Finding]:
     context = detail["ctx"]
     for fault in context.get("sandbox_faults", ()):
-        yield Finding(Code.SANDBOX_VALUE, path, fault.message, fault.hint, offset=fault.offset)
+        fix = Fix(value=fault.mended) if fault.mended else None
+        yield Finding(Code.SANDBOX_VALUE, path, fault.message, fault.hint, offset=fault.offset, fix=fix)
     if "sandbox_faults" not in context:
         message = f"{quoted(detail['input'])} {context['message']}"
         yield Finding(Code.FORM, path, message, context["hint"])

@@ -36,7 +36,12 @@ class Change:
     def __str__(self) -> str:
         """Show the change as a unified diff."""
         lines = difflib.unified_diff(
-            self.before.splitlines(), self.after.splitlines(), str(self.path), str(self.path), lineterm="", n=1
+            self.before.splitlines(),
+            self.after.splitlines(),
+            str(self.path),
+            str(self.path),
+            lineterm="",
+            n=1,
         )
         return "\n".join(map(printable, lines))
 
@@ -59,9 +64,7 @@ def find_changes(path: Path, *, check_host: bool) -> tuple[Change, ...]:
         found, examination = step
         mended.setdefault(found.path, []).append(found)
         raw[found.path] = _apply_raw(raw[found.path], found.edits)
-    return tuple(
-        Change(Path(name), before[name], raw[name], tuple(found)) for name, found in mended.items()
-    )
+    return tuple(Change(Path(name), before[name], raw[name], tuple(found)) for name, found in mended.items())
 
 
 def write(change: Change) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 from kata_configuration.diagnostics import Code, Finding, Fix, quoted
-from kata_configuration.suggestions import closest
+from kata_configuration.suggestions import closest, unmistakable
 
 KEY = "enable_annotations"
 PREFIX = "io.katacontainers.config."
@@ -108,7 +108,8 @@ def _check_entry(path: tuple[str, int], entry: str, known: Mapping[str, bool]) -
     elif not opened:
         found = closest(entry, known)
         hint = f"did you mean {quoted(found)}?" if found else "remove it"
-        yield Finding(Code.GATE_DEAD, path, f"{quoted(entry)} is the name of no annotation", hint)
+        fix = Fix(value=found) if unmistakable(entry, known) else None
+        yield Finding(Code.GATE_DEAD, path, f"{quoted(entry)} is the name of no annotation", hint, fix=fix)
     elif all(known[name] for name in opened):
         message = f"{quoted(entry)} opens nothing: {_some(opened)} must be listed by name"
         yield Finding(Code.GATE_DEAD, path, message, f"write {quoted(opened[0])}")

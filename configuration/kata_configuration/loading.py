@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from kata_configuration import discovery, merging
-from kata_configuration.checking import Judgement, judge
+from kata_configuration.checking import Judgement, judge, selected_hypervisor
 from kata_configuration.diagnostics import Code, Diagnostic, Finding, KeyPath, Severity, quoted
 from kata_configuration.errors import ConfigurationError
 from kata_configuration.layers import Files, Kind, Layer, read_files
-from kata_configuration.models import OTHER_NAMES, Runtime, own_path
+from kata_configuration.models import own_path
 
 if TYPE_CHECKING:
     from kata_configuration.models import Hypervisor, KataAgent
@@ -53,8 +53,7 @@ class Configuration:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Examination:
+class Examination(NamedTuple):
     """All that came out of reading and judging: also where it cannot be loaded."""
 
     files: Files
@@ -195,7 +194,7 @@ def _weighed(
 
     A table of a hypervisor that is not selected may be incomplete, and its faults stop nothing.
     """
-    selected = _selected(tree)
+    selected = selected_hypervisor(tree)
     for finding in findings:
         code, path = finding.code, finding.path
         if incomplete and code in _UNCERTAIN:
@@ -209,15 +208,6 @@ def _weighed(
             if code.number.startswith("KATA6"):
                 severity = Severity.NOTE
         yield finding, severity
-
-
-def _selected(tree: Mapping[str, Any]) -> str | None:
-    """Return the own name of the hypervisor that the tree selects; None when that is no name."""
-    runtime = tree.get("runtime", {})
-    name = runtime.get("hypervisor_name") if isinstance(runtime, dict) else None
-    if name is None:
-        name = Runtime.model_fields["hypervisor_name"].default
-    return OTHER_NAMES.get(name, name) if isinstance(name, str) else None
 
 
 def _place(

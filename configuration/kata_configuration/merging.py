@@ -7,8 +7,7 @@ before replaces what the first spelling said.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from kata_configuration.diagnostics import KeyPath
 from kata_configuration.models import OTHER_NAMES, TABLES, own_path
@@ -16,8 +15,7 @@ from kata_configuration.models import OTHER_NAMES, TABLES, own_path
 Tree = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Replaced:
+class Replaced(NamedTuple):
     """An array that a later tree has replaced. owner, by: numbers of the trees; lost: elements not repeated."""
 
     path: KeyPath
@@ -26,13 +24,13 @@ class Replaced:
     lost: tuple[Any, ...]
 
 
-@dataclass(slots=True)
 class Merged:
     """The merged tree, which tree each value is from, and the arrays that lost elements."""
 
-    tree: Tree
-    replaced: list[Replaced] = field(default_factory=list)
-    _owners: dict[KeyPath, int] = field(default_factory=dict)
+    def __init__(self, tree: Tree) -> None:
+        self.tree = tree
+        self.replaced: list[Replaced] = []
+        self._owners: dict[KeyPath, int] = {}
 
     def owner(self, path: KeyPath) -> int:
         """Return the number of the tree that said what stands at a path, or at the nearest above it."""

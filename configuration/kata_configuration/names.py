@@ -7,7 +7,7 @@ from typing import Any
 
 from kata_configuration.diagnostics import Code, Finding, Fix, key_name, quoted
 from kata_configuration.models import FAMILIES, OTHER_NAMES, TABLES, Table
-from kata_configuration.suggestions import closest
+from kata_configuration.suggestions import closest, unmistakable
 
 
 def unknown_tables(tree: Mapping[str, Any]) -> Iterator[Finding]:
@@ -50,7 +50,8 @@ def _members(family: str, members: Mapping[str, Any]) -> Iterator[Finding]:
             yield retired
         else:
             best = closest(name, FAMILIES[family])
-            hint, fix = did_you_mean(name, FAMILIES[family]), Fix(rename=best) if best else None
+            hint = did_you_mean(name, FAMILIES[family])
+            fix = Fix(rename=best) if best and unmistakable(name, FAMILIES[family]) else None
             yield Finding(Code.UNKNOWN_TABLE, path, "unknown table", hint, on_key=True, fix=fix)
 
 
@@ -74,7 +75,7 @@ def _stray(name: str, value: Any) -> Finding:
     if isinstance(value, dict | list):
         known = [*FAMILIES, "runtime"]
         best = closest(name, known)
-        fix = Fix(rename=best) if best else None
+        fix = Fix(rename=best) if best and unmistakable(name, known) else None
         hint = did_you_mean(name, known)
         return Finding(Code.UNKNOWN_TABLE, (name,), "unknown table", hint, on_key=True, fix=fix)
     home = next((table for table, model in TABLES.items() if name in spellings(model)), None)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kata_configuration.diagnostics import KeyPath
 from kata_configuration.layers import Kind, Layer
 from kata_configuration.merging import Merged, spellings
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Where one value is from. name: the file's path or the annotation's name; line: from 1, or 0."""
 
     kind: Kind

@@ -6,7 +6,17 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from kata_configuration.diagnostics import Code, Diagnostic, Edit, Finding, Fix, KeyPath, Severity, key_name, quoted
+from kata_configuration.diagnostics import (
+    Code,
+    Diagnostic,
+    Edit,
+    Finding,
+    Fix,
+    KeyPath,
+    Severity,
+    key_name,
+    quoted,
+)
 from kata_configuration.layers import Kind, Layer
 from kata_configuration.spans import Span
 from kata_configuration.syntax import SyntaxFault
@@ -107,7 +117,9 @@ def _insertion(layer: Layer, fix: Fix, span: Span) -> Edit:
 
 
 def _is_pair(span: Span) -> bool:
-    return span.statement is not None and span.statement[0] <= span.key and span.statement[1] == span.value_end
+    return (
+        span.statement is not None and span.statement[0] <= span.key and span.statement[1] == span.value_end
+    )
 
 
 def _whole_lines(text: str, start: int, end: int) -> tuple[int, int]:

@@ -89,7 +89,8 @@ def tally(found: Iterable[Diagnostic]) -> dict[Severity, int]:
 
 
 def _plain(found: Diagnostic) -> dict[str, object]:
-    return asdict(found) | {"severity": found.severity.value}
+    edits = [edit._asdict() for edit in found.edits]
+    return asdict(found) | {"severity": found.severity.value, "edits": edits}
 
 
 def _excerpt(found: Diagnostic, colour: bool) -> list[str]:

@@ -18,7 +18,7 @@ from kata_configuration.models import AGENTS, AVAILABLE, HYPERVISORS, Table
 from kata_configuration.models.base import Plausible, Unit
 from kata_configuration.names import did_you_mean
 from kata_configuration.sandbox_option import open_groups
-from kata_configuration.suggestions import closest
+from kata_configuration.suggestions import closest, unmistakable
 
 # From a table to findings whose paths begin below the table.
 Check = Callable[[Any], Iterator[Finding]]
@@ -129,7 +129,7 @@ def _agent_is_there(table: Any) -> Iterator[Finding]:
 def _unsupported(key: str, name: str, known: Iterable[str]) -> Finding:
     best = closest(name, known)
     hint = did_you_mean(name, known)
-    fix = Fix(value=best) if best else None
+    fix = Fix(value=best) if unmistakable(name, known) else None
     return Finding(Code.CHOICE, (key,), f"{quoted(name)} is not supported", hint, fix=fix)
 
 
@@ -163,6 +163,13 @@ def _is_off(key: str) -> Check:
             yield Finding(Code.DEBUG, (key,), "is on, which is slow and tells much", "set it to false")
 
     return check
+
+
+def _gates_open_what_they_say(table: Any) -> Iterator[Finding]:
+    if table.enable_annotations:
+        from kata_configuration import pod_annotations
+
+        yield from pod_annotations.check_entries(type(table), table.enable_annotations)
 
 
 def _guest_is_confined(table: Any) -> Iterator[Finding]:
@@ -299,6 +306,7 @@ RULES: tuple[Rule, ...] = (
     Rule("hypervisor", ("seccompsandbox",), _sandbox_is_on),
     Rule("hypervisor", ("disable_seccomp",), _filter_is_on),
     Rule("hypervisor", ("honor_unconfined",), _unconfined_is_not_honoured),
+    Rule("hypervisor", ("enable_annotations",), _gates_open_what_they_say),
     Rule("hypervisor", ("enable_debug",), _is_off("enable_debug")),
     Rule("agent", ("enable_debug",), _is_off("enable_debug")),
     Rule("agent", ("dial_timeout_ms", "reconnect_timeout_ms"), _timeouts_fit),

@@ -49,9 +49,7 @@ class SpanIndex:
         self._line_characters = [0, *itertools.accumulate(len(line) for line in lines)]
         self._entries: list[tuple[KeyPath, Span, bool]] = []
         self._arrays: dict[KeyPath, int] = {}
-        root = (
-            tree_sitter.Parser(_language()).parse(self._encoded).root_node
-        )
+        root = tree_sitter.Parser(_language()).parse(self._encoded).root_node
         self._read_document(root)
         self._first: dict[KeyPath, Span] = {}
         for path, span, _ in self._entries:

@@ -13,7 +13,7 @@ from kata_configuration import tombstones
 from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, key_name, quoted
 from kata_configuration.models import INEFFECTIVE, PLANNED, TABLES, HypervisorTable, Table, own_path
 from kata_configuration.names import spellings
-from kata_configuration.suggestions import closest
+from kata_configuration.suggestions import closest, unmistakable
 from kata_configuration.tombstones import Tombstone
 from kata_configuration.toml_text import value_text
 
@@ -100,7 +100,8 @@ def _misspelt(path: KeyPath, model: type[Table], table: tuple[str, ...]) -> Find
     hint, fix = "remove it", None
     if best := closest(key, spellings(model)):
         name = model.aliases.get(best, best)
-        hint, fix = f"did you mean {quoted(name)}?", Fix(rename=name)
+        hint = f"did you mean {quoted(name)}?"
+        fix = Fix(rename=name) if unmistakable(key, spellings(model)) else None
     else:
         for other in _neighbours(table):
             if best := closest(key, spellings(TABLES[other])):

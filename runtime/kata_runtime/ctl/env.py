@@ -70,11 +70,11 @@ def gather(config_path: str | None, environ: Mapping[str, str]) -> Facts:
 def _configuration(
     config_path: str | None, environ: Mapping[str, str], configuration: Configuration | None, faults: list[str]
 ) -> Facts:
-    from kata_configuration import discovery
+    from kata_configuration.precedence import survey
 
     precedence = [
         {"rule": place.rule, "path": str(place.path or ""), "state": place.state}
-        for place in discovery.survey(config_path, environ)
+        for place in survey(config_path, environ)
     ]
     drop_ins = [str(path) for path in configuration.drop_ins] if configuration else []
     entries = list(configuration.hypervisor.enable_annotations) if configuration else []
