@@ -43,7 +43,7 @@ class Key:
         return self.path[-1]
 
 
-def keys() -> Iterator[Key]:
+def every_key() -> Iterator[Key]:
     """Yield every key of every table: honoured, planned, and without effect."""
     for path, model in TABLES.items():
         available = path[0] != "hypervisor" or path[1] in AVAILABLE

@@ -314,7 +314,12 @@ def _words(line: str) -> list[str]:
 
 
 def _matches(path: str, glob: str) -> bool:
-    """Whether a glob matches a whole path; its wildcards do not match "/", and no ".." gets past it."""
+    """Whether a glob matches a whole path; its wildcards do not match "/", and no ".." gets past it.
+
+    No path at all is matched by "".
+    """
+    if not path:
+        return not glob
     parts, wanted = PurePosixPath(path).parts, PurePosixPath(glob).parts
     if ".." in parts or str(PurePosixPath(path)) != path:
         return False
@@ -339,3 +344,12 @@ def _name(runtime: Mapping[str, Any], key: str, known: Mapping[str, Any]) -> str
 
 def _own(name: Any) -> Any:
     return OTHER_NAMES.get(name, name) if isinstance(name, str) else name
+
+
+def annotation_of(table: tuple[str, ...], key: str, info: FieldInfo) -> str | None:
+    """Return the whole name of the annotation that sets a key of a table, or None when none does."""
+    family = table[0]
+    if len(table) != (1 if family == "runtime" else 2) or not _settable(key, info):
+        return None
+    written = {own: name for name, own in ANNOTATION_KEYS.items()} if family == "hypervisor" else {}
+    return f"{PREFIX}{family}.{written.get(key, key)}"
