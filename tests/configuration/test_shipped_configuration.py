@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 
 import pytest
+
 from kata_configuration import lint, load
 from kata_configuration.models import AVAILABLE, HYPERVISORS, INEFFECTIVE, PLANNED, TABLES, Table
 from kata_configuration.models.base import About, inner_table
