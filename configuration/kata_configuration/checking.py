@@ -101,7 +101,9 @@ def _resolve_aliases(path: KeyPath, model: type[Table], values: dict[str, Any]) 
             values[name] = value
         elif values[name] == value:
             message = f"repeats {name}, of which it is another spelling"
-            yield Finding(Code.ALIAS_REPEATED, (*path, alias), message, "remove it", on_key=True, fix=Fix(remove=True))
+            yield Finding(
+                Code.ALIAS_REPEATED, (*path, alias), message, "remove it", on_key=True, fix=Fix(remove=True)
+            )
         else:
             message = f"is another spelling of {name}, which says {quoted(values[name])}"
             yield Finding(Code.ALIAS_CONFLICT, (*path, alias), message, "keep one of them", on_key=True)

@@ -24,7 +24,7 @@ def find(path: Path, *, trusted_only: bool = False) -> tuple[Path, ...]:
     directory that is reached in both ways is read once.
 
     Raises:
-        ConfigurationError: a directory cannot be read, or, with `trusted_only`, others than root may write it.
+        ConfigurationError: a directory cannot be read, or with `trusted_only`, others than root may write it.
     """
     seen: set[tuple[int, int]] = set()
     found: list[tuple[str, int, Path]] = []

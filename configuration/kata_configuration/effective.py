@@ -29,7 +29,7 @@ class Value:
 
 
 def values(configuration: Configuration, *, defaults: bool) -> list[Value]:
-    """Return the values of the tables in force, table by table; `defaults` for those that nobody has set too."""
+    """Return the values of the tables in force, table by table; with `defaults`, also what nobody has set."""
     tables: tuple[tuple[KeyPath, Table], ...] = (
         (("hypervisor", configuration.hypervisor_name), configuration.hypervisor),
         (("agent", configuration.runtime.agent_name), configuration.agent),
@@ -40,7 +40,7 @@ def values(configuration: Configuration, *, defaults: bool) -> list[Value]:
 
 
 def toml(configuration: Configuration, shown: list[Value], *, origins: bool) -> str:
-    """Write values as a configuration file; with `origins`, each with a comment that says where it is from."""
+    """Write values as a configuration file; with `origins`, a comment says where each is from."""
     lines = [f"# {printable(str(configuration))}"]
     for table, group in groupby(shown, lambda value: value.path[:-1]):
         lines += ["", f"[{'.'.join(key_text(str(part)) for part in table)}]"]

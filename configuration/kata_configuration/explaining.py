@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from kata_configuration import effective, pod_annotations
+from kata_configuration import effective, gates, pod_annotations
 from kata_configuration.diagnostics import Code, Diagnostic, KeyPath, Severity
 from kata_configuration.effective import Value
 from kata_configuration.layers import annotation_place
@@ -39,7 +39,7 @@ def whole_name(key: str) -> str:
     if key.startswith(pod_annotations.ROOT):
         return key
     family = key.partition(".")[0]
-    return pod_annotations.PREFIX + (key if family in pod_annotations.FAMILIES else f"hypervisor.{key}")
+    return gates.PREFIX + (key if family in pod_annotations.FAMILIES else f"hypervisor.{key}")
 
 
 def explain(path: Path, name: str, annotations: Mapping[str, str]) -> Explanation:

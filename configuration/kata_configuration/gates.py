@@ -9,7 +9,7 @@ that is its name, letter by letter, and by nothing else.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 from kata_configuration.diagnostics import Code, Finding, Fix, quoted
@@ -75,16 +75,21 @@ def opens(entries: Iterable[str], names: Iterable[str], *, literally: bool) -> b
     return any(pattern.fullmatch(name) for pattern in _compiled(entries) for name in wanted)
 
 
-def check_entries(entries: tuple[str, ...], known: Mapping[str, bool]) -> Iterator[Finding]:
+def check_entries(
+    entries: tuple[str, ...], known: Mapping[str, bool], is_unhonoured: Callable[[str], bool]
+) -> Iterator[Finding]:
     """Yield what is wrong with the entries, by their positions.
 
     known: the name of each annotation that there is -> whether only its literal name lets it in.
+    is_unhonoured: whether an entry that is none of these names a key that this version does not act on.
     """
     for number, entry in enumerate(entries):
-        yield from _check_entry((KEY, number), entry, known)
+        yield from _check_entry((KEY, number), entry, known, is_unhonoured)
 
 
-def _check_entry(path: tuple[str, int], entry: str, known: Mapping[str, bool]) -> Iterator[Finding]:
+def _check_entry(
+    path: tuple[str, int], entry: str, known: Mapping[str, bool], is_unhonoured: Callable[[str], bool]
+) -> Iterator[Finding]:
     if base := _base_name(entry):
         message = f"{quoted(entry)} is an annotation's whole name, of which only the end counts here"
         yield Finding(Code.GATE_DEAD, path, message, f"write {quoted(base)}", fix=Fix(value=base))
@@ -105,6 +110,9 @@ def _check_entry(path: tuple[str, int], entry: str, known: Mapping[str, bool]) -
     if len(opened) > len(known) // 2:
         message = f"{quoted(entry)} lets every pod set almost every key"
         yield Finding(Code.GATE_WIDE, path, message, "list the names that pods need")
+    elif not opened and is_unhonoured(_literal(entry)):
+        message = f"{quoted(entry)} is the name of a key that this version does not honour"
+        yield Finding(Code.GATE_DEAD, path, message, "remove it")
     elif not opened:
         found = closest(entry, known)
         hint = f"did you mean {quoted(found)}?" if found else "remove it"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -56,6 +58,15 @@ class Layer:
         from kata_configuration.spans import SpanIndex
 
         return SpanIndex(self.sound)
+
+    def line_of(self, offset: int) -> tuple[int, int]:
+        """Return the line, from 1, of a character offset of the text, and the offset where it begins."""
+        number = bisect.bisect_right(self._line_starts, offset)
+        return number, self._line_starts[number - 1]
+
+    @cached_property
+    def _line_starts(self) -> list[int]:
+        return [0, *(match.end() for match in re.finditer("\n", self.text))]
 
 
 @dataclass(slots=True)

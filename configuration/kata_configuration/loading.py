@@ -15,7 +15,7 @@ from kata_configuration.layers import Files, Kind, Layer, read_files
 from kata_configuration.models import own_path
 
 if TYPE_CHECKING:
-    from kata_configuration.models import Hypervisor, KataAgent
+    from kata_configuration.models import Hypervisor, KataAgent, Runtime
     from kata_configuration.origins import Origins
 
 # What an unreadable statement may be the cause of.

@@ -16,7 +16,7 @@ Tree = dict[str, Any]
 
 
 class Replaced(NamedTuple):
-    """An array that a later tree has replaced. owner, by: numbers of the trees; lost: elements not repeated."""
+    """An array that a later tree has replaced. owner, by: numbers of trees; lost: elements not repeated."""
 
     path: KeyPath
     owner: int
@@ -57,7 +57,8 @@ class Merged:
                 lost = tuple(item for item in old if item not in value)
                 if lost:
                     self.replaced.append(Replaced(here, self.owner(here), number, lost))
-            self._forget(here)
+            if isinstance(old, dict):
+                self._forget(here)
             self._owners[here] = number
             base[key] = _copy(value)
 

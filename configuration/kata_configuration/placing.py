@@ -49,7 +49,7 @@ def place_finding(layer: Layer, finding: Finding, severity: Severity | None = No
 def line_of(layer: Layer, path: KeyPath) -> int:
     """Return the line, from 1, where a key or element stands in a file, or 0 where it does not."""
     span = layer.index.find(path) if layer.text else None
-    return layer.text.count("\n", 0, span.key) + 1 if span else 0
+    return layer.line_of(span.key)[0] if span else 0
 
 
 def _at(
@@ -62,9 +62,8 @@ def _at(
     severity: Severity | None = None,
 ) -> Diagnostic:
     text, (start, end) = layer.text, extent
-    begin = text.rfind("\n", 0, start) + 1
-    stop = text.find("\n", start)
-    excerpt = text[begin : stop if stop != -1 else len(text)]
+    line, begin = layer.line_of(start)
+    excerpt = text[begin : _line_end(text, start)]
     column = start - begin + 1
     placed = Diagnostic.of(
         code,
@@ -72,7 +71,7 @@ def _at(
         message,
         hint,
         key=key,
-        line=text.count("\n", 0, start) + 1,
+        line=line,
         column=column,
         severity=severity,
     )

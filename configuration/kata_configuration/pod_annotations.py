@@ -22,7 +22,16 @@ from kata_configuration.diagnostics import Code, Diagnostic, Finding, KeyPath, S
 from kata_configuration.gates import ANNOTATION_KEYS, CLOSED, CLOSED_PREFIX, GUARDED, PREFIX
 from kata_configuration.layers import annotation_place
 from kata_configuration.merging import spellings
-from kata_configuration.models import AGENTS, HYPERVISORS, OTHER_NAMES, Runtime, Table
+from kata_configuration.models import (
+    AGENTS,
+    HYPERVISORS,
+    INEFFECTIVE,
+    OTHER_NAMES,
+    PLANNED,
+    TABLES,
+    Runtime,
+    Table,
+)
 from kata_configuration.models.base import Unit
 from kata_configuration.suggestions import closest
 
@@ -70,7 +79,7 @@ class Target:
 
 @dataclass(slots=True)
 class Applied:
-    """What annotations come to: one tree for each that is let in, by its whole name, and what is to be said."""
+    """What annotations come to: a tree for each that is let in, by its whole name, and what is to be said."""
 
     trees: dict[str, Tree] = field(default_factory=dict)
     diagnostics: list[Diagnostic] = field(default_factory=list)
@@ -92,7 +101,21 @@ def check_entries(hypervisor: type[Table], entries: tuple[str, ...]) -> Iterator
     for family, models in (("agent", AGENTS.values()), ("runtime", (Runtime,))):
         for model in models:
             known |= _names(model, family)
-    yield from gates.check_entries(entries, known)
+    table = next(path for path, model in TABLES.items() if model is hypervisor)
+
+    def is_unhonoured(entry: str) -> bool:
+        family, _, rest = entry.partition(".")
+        owner = {"agent": ("agent", "kata"), "runtime": ("runtime",)}.get(family, table)
+        return _is_unhonoured(owner, rest if family in FAMILIES else entry)
+
+    yield from gates.check_entries(entries, known, is_unhonoured)
+
+
+def _is_unhonoured(table: tuple[str, ...], name: str) -> bool:
+    """Whether a name is that of a key that Kata knows and this version does not act on."""
+    key = ANNOTATION_KEYS.get(name, name) if table[0] == "hypervisor" else name
+    planned = PLANNED.get(table)
+    return key in INEFFECTIVE[table[0]].model_fields or (planned is not None and key in planned.model_fields)
 
 
 def _names(model: type[Table], family: str) -> dict[str, bool]:
@@ -135,7 +158,7 @@ class _Application:
     def _apply(self, name: str, text: str) -> None:
         target = self._resolve(name)
         if target is None:
-            self._say(Code.ANNOTATION_UNKNOWN, name, "", "names no key", self._suggestion(name))
+            self._say(Code.ANNOTATION_UNKNOWN, name, "", *self._unknown(name))
             return
         path = (*target.table, target.key)
         if not self._is_let_in(name, target):
@@ -214,16 +237,24 @@ class _Application:
         table = _table(self._tree, target.table)
         return next((table[key] for key in spellings(target.table, target.key) if key in table), None)
 
-    def _suggestion(self, name: str) -> str:
+    def _unknown(self, name: str) -> tuple[str, str]:
+        """Say what is wrong with a name that no key has, and what to do."""
         family, _, rest = name.removeprefix(PREFIX).partition(".")
         if family not in FAMILIES:
             found = closest(family, FAMILIES)
-            meant = f"{PREFIX}{found}.{rest}" if found and rest else ""
+            hint = "the next word is hypervisor, agent or runtime"
             return (
-                f"did you mean {quoted(meant)}?" if meant else "the next word is hypervisor, agent or runtime"
+                "names no key",
+                f"did you mean {quoted(f'{PREFIX}{found}.{rest}')}?" if found and rest else hint,
             )
-        found = closest(rest, self._model(family)[1].model_fields)
-        return f"did you mean {quoted(f'{PREFIX}{family}.{found}')}?" if found else "remove it"
+        table, model = self._model(family)
+        if _is_unhonoured(table, rest):
+            return "names a key that this version does not honour", "remove it"
+        found = closest(rest, model.model_fields)
+        return (
+            "names no key",
+            f"did you mean {quoted(f'{PREFIX}{family}.{found}')}?" if found else "remove it",
+        )
 
     def _say(self, code: Code, name: str, key: str, message: str, hint: str) -> None:
         softened = code in (Code.ANNOTATION_REFUSED, Code.ANNOTATION_PATH, Code.ANNOTATION_UNKNOWN)
@@ -235,7 +266,7 @@ class _Application:
 
 
 def near_miss(name: str) -> str | None:
-    """Return the annotation that was meant by a name of another prefix, or None when it is not ours at all."""
+    """Return the annotation that a name of another prefix means, or None when it is not ours at all."""
     if "kata" not in name.lower() or name.startswith(OTHER_PREFIXES):
         return None
     match = re.search(r"(?:^|[./])(hypervisor|agent|runtime)[./]([\w.]+)$", name)

@@ -22,7 +22,7 @@ class Place:
 def survey(
     config_path: str | None, environ: Mapping[str, str], defaults: Sequence[Path] = discovery.DEFAULT_FILES
 ) -> Iterator[Place]:
-    """Yield the places where a configuration file may be, in the order in which `discovery.discover` looks."""
+    """Yield the places where a configuration file may be, in the order in which `discover` looks."""
     named = environ.get(discovery.ENVIRONMENT)
     explicit = (
         (discovery.CONFIG_PATH, config_path, "containerd's to say"),

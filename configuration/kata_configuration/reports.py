@@ -28,7 +28,7 @@ _GITHUB_LEVELS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity
 
 
 def text(found: Diagnostic, *, colour: bool = False) -> str:
-    """Render one diagnostic as a line, then the offending line of the file with a caret under what is meant."""
+    """Render one diagnostic: a line, then the offending line of the file with a caret under what is meant."""
     line = str(found)
     if colour:
         level = f"{found.severity.value}[{found.code}]"
@@ -41,7 +41,7 @@ def text(found: Diagnostic, *, colour: bool = False) -> str:
 
 
 def json_report(found: Iterable[Diagnostic], files: Sequence[str]) -> str:
-    """Render all diagnostics as one JSON object: version, files, diagnostics, and their numbers by severity."""
+    """Render all as one JSON object: version, files, diagnostics, and their numbers by severity."""
     diagnostics = list(found)
     document = {
         "version": 1,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from kata_configuration.template import SHIPPED
 from kata_runtime.ctl.main import COMMANDS, Command, main
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kata_configuration import ConfigurationError, Severity, dropins, lint, load
 from kata_configuration.layers import Kind
 from kata_configuration.merging import merge
@@ -41,7 +42,9 @@ def said(base: Path) -> list[str]:
 
 def test_drop_ins_are_merged_by_name(base: Path) -> None:
     drop(base, "20-more.toml", QEMU + "default_memory = 2048\n")
-    drop(base, "10-first.toml", QEMU + 'default_memory = 1024\ndefault_vcpus = 2\n[runtime]\nlog_level="warn"')
+    drop(
+        base, "10-first.toml", QEMU + 'default_memory = 1024\ndefault_vcpus = 2\n[runtime]\nlog_level="warn"'
+    )
     configuration = load(base, check_host=False)
     assert configuration.hypervisor.default_memory == 2048
     assert configuration.hypervisor.default_vcpus == 2
@@ -96,10 +99,10 @@ def test_each_fault_names_its_file(base: Path) -> None:
     drop(base, "10.toml", QEMU + 'secompsandbox = "on"\ndefault_vcpus = 4\n')
     drop(base, "20.toml", '[runtime]\nlog_level = x\nenable_debug = "true"\n')
     assert said(base) == [
-        'config.d/10.toml:2:1: error[KATA201] hypervisor.qemu.secompsandbox: unknown key '
+        "config.d/10.toml:2:1: error[KATA201] hypervisor.qemu.secompsandbox: unknown key "
         '(did you mean "seccompsandbox"?)',
-        "config.d/20.toml:2:13: error[KATA101] invalid value (strings need quotes; others are true, false or a "
-        'number, such as 512, not "0512")',
+        "config.d/20.toml:2:13: error[KATA101] invalid value (strings need quotes; others are true, false or "
+        'a number, such as 512, not "0512")',
         "config.d/20.toml:3:16: error[KATA301] runtime.enable_debug: is a string, must be true or false "
         "(write true without quotes)",
     ]
@@ -211,7 +214,9 @@ def leaves_of(tree: object, path: tuple[str, ...] = ()) -> dict[tuple[str, ...],
     """Return what a tree says, by path; an empty table says nothing but that it is there."""
     if not isinstance(tree, dict) or not tree:
         return {path: tree}
-    return {name: value for key, item in tree.items() for name, value in leaves_of(item, (*path, key)).items()}
+    return {
+        name: value for key, item in tree.items() for name, value in leaves_of(item, (*path, key)).items()
+    }
 
 
 @given(st.lists(trees, min_size=1, max_size=4))

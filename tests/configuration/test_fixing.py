@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from kata_configuration import Severity, fixing, lint
 
 Write = Callable[..., Path]

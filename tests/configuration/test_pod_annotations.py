@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from kata_configuration import Configuration, ConfigurationError, lint, load
 from kata_configuration.gates import GUARDED
 from kata_configuration.models import QemuHypervisor
@@ -62,19 +63,22 @@ def test_values_are_read_as_their_keys_type(pod: Pod, name: str, text: str, key:
 
 
 def test_values_are_judged_as_those_of_files(pod: Pod) -> None:
-    assert refused(pod, '["default_.*"]', {"hypervisor.default_memory": "4", "hypervisor.default_vcpus": "x"}) == [
-        f"annotation {PREFIX}hypervisor.default_memory: error[KATA302] hypervisor.qemu.default_memory: 4 is below "
-        "the minimum of 128 MiB (the unit is MiB: for 4 GiB write 4096)",
-        f'annotation {PREFIX}hypervisor.default_vcpus: error[KATA301] hypervisor.qemu.default_vcpus: "x" is a '
-        "string, must be an integer (write an integer)",
+    assert refused(
+        pod, '["default_.*"]', {"hypervisor.default_memory": "4", "hypervisor.default_vcpus": "x"}
+    ) == [
+        f"annotation {PREFIX}hypervisor.default_memory: error[KATA302] hypervisor.qemu.default_memory: 4 is "
+        "below the minimum of 128 MiB (the unit is MiB: for 4 GiB write 4096)",
+        f'annotation {PREFIX}hypervisor.default_vcpus: error[KATA301] hypervisor.qemu.default_vcpus: "x" is '
+        "a string, must be an integer (write an integer)",
     ]
 
 
 def test_a_refusal_says_which_line_lets_it_in(pod: Pod, tmp_path: Path) -> None:
     assert refused(pod, '["kernel_params"]', {"hypervisor.default_vcpus": "2"}) == [
-        f"annotation {PREFIX}hypervisor.default_vcpus: error[KATA701] hypervisor.qemu.default_vcpus: is refused: "
-        "enable_annotations of [hypervisor.qemu] does not list it (write enable_annotations = "
-        f'["kernel_params", "default_vcpus"] in [hypervisor.qemu], {tmp_path}/configuration.toml:4) [security]'
+        f"annotation {PREFIX}hypervisor.default_vcpus: error[KATA701] hypervisor.qemu.default_vcpus: is "
+        "refused: enable_annotations of [hypervisor.qemu] does not list it (write enable_annotations = "
+        f'["kernel_params", "default_vcpus"] in [hypervisor.qemu], {tmp_path}/configuration.toml:4)'
+        " [security]"
     ]
 
 
@@ -85,7 +89,9 @@ def test_the_line_that_is_told_lets_it_in(pod: Pod) -> None:
     assert pod(told, annotations).agent.enable_debug
 
 
-@pytest.mark.parametrize("entries", ['["memory"]', '["default_memor"]', '["default_mem"]', '["efault_memory"]', "[]"])
+@pytest.mark.parametrize(
+    "entries", ['["memory"]', '["default_memor"]', '["default_mem"]', '["efault_memory"]', "[]"]
+)
 def test_a_part_of_a_name_lets_nothing_in(pod: Pod, entries: str) -> None:
     (line,) = refused(pod, entries, {"hypervisor.default_memory": "1024"})
     assert "KATA701" in line
@@ -173,12 +179,15 @@ def test_arrays_and_words_are_added_to_those_of_the_file(pod: Pod) -> None:
 
 
 def test_unknown_annotations_are_refused(pod: Pod) -> None:
-    assert refused(pod, '[".*"]', {"hypervisor.default_memroy": "1", "kernel": "x", "agnt.enable_debug": "x"}) == [
+    assert refused(
+        pod, '[".*"]', {"hypervisor.default_memroy": "1", "kernel": "x", "agnt.enable_debug": "x"}
+    ) == [
         f"annotation {PREFIX}agnt.enable_debug: error[KATA702] names no key "
         f'(did you mean "{PREFIX}agent.enable_debug"?)',
         f"annotation {PREFIX}hypervisor.default_memroy: error[KATA702] names no key "
         f'(did you mean "{PREFIX}hypervisor.default_memory"?)',
-        f"annotation {PREFIX}kernel: error[KATA702] names no key (the next word is hypervisor, agent or runtime)",
+        f"annotation {PREFIX}kernel: error[KATA702] names no key "
+        "(the next word is hypervisor, agent or runtime)",
     ]
 
 
@@ -199,7 +208,13 @@ def test_two_annotations_of_one_key_must_agree(pod: Pod) -> None:
 
 
 def test_foreign_annotations_are_ignored(write: Write, valid_text: str) -> None:
-    names = ["io.kubernetes.cri.container-type", "io.katacontainers.pkg.oci.bundle_path", "kata", "", "x.io/kata"]
+    names = [
+        "io.kubernetes.cri.container-type",
+        "io.katacontainers.pkg.oci.bundle_path",
+        "kata",
+        "",
+        "x.io/kata",
+    ]
     configuration = load(write(valid_text), check_host=False, annotations=dict.fromkeys(names, "x"))
     assert configuration.warnings == ()
     assert configuration.annotations == ()
@@ -223,7 +238,8 @@ def test_an_almost_right_prefix_is_a_warning(write: Write, valid_text: str) -> N
     name = "io.katacontainers.hypervisor.default_memory"
     (found,) = load(write(valid_text), check_host=False, annotations={name: "1"}).warnings
     assert str(found) == (
-        f'annotation {name}: warning[KATA703] sets nothing (did you mean "{PREFIX}hypervisor.default_memory"?)'
+        f"annotation {name}: warning[KATA703] sets nothing "
+        f'(did you mean "{PREFIX}hypervisor.default_memory"?)'
     )
 
 
@@ -234,7 +250,10 @@ ENTRIES = [
     ('".*"', '23: warning[KATA713] ".*" lets every pod set almost every key'),
     ('"default_memroy"', '23: warning[KATA712] "default_memroy" is the name of no annotation'),
     ('"kern.l"', '23: warning[KATA712] "kern.l" opens nothing: kernel must be listed by name'),
-    ('"kernel"', '23: note[KATA714] "kernel" opens this name only; runtimes that search also open kernel_params'),
+    (
+        '"kernel"',
+        '23: note[KATA714] "kernel" opens this name only; runtimes that search also open kernel_params',
+    ),
     ('"^kernel$"', ""),
     ('"default_memory", "agent.enable_debug", "kernel_.*"', ""),
 ]
@@ -246,7 +265,10 @@ def test_entries_are_checked(write: Write, valid_text: str, entries: str, expect
     path = write(f"[hypervisor.qemu]\nenable_annotations = [{entries}]\n{text}")
     found = [str(item) for item in lint(path, check_host=False) if item.code.startswith("KATA7")]
     key = "hypervisor.qemu.enable_annotations"
-    shown = [line.removeprefix(f"{path}:2:").replace(f"{key}[0]: ", "").replace(f"{key}[1]: ", "") for line in found]
+    shown = [
+        line.removeprefix(f"{path}:2:").replace(f"{key}[0]: ", "").replace(f"{key}[1]: ", "")
+        for line in found
+    ]
     assert len(shown) == bool(expected)
     assert all(line.startswith(expected) for line in shown)
 
@@ -264,9 +286,7 @@ def test_entries_are_checked(write: Write, valid_text: str, entries: str, expect
     ),
     st.lists(st.sampled_from([".*", "default_memory", "seccompsandbox", "(", "path", "agent.*"]), max_size=3),
 )
-def test_any_annotations_load_or_say_why(
-    pod: Pod, annotations: dict[str, str], entries: list[str]
-) -> None:
+def test_any_annotations_load_or_say_why(pod: Pod, annotations: dict[str, str], entries: list[str]) -> None:
     listed = "[" + ", ".join(f'"{entry}"' for entry in entries) + "]"
     try:
         configuration = pod(listed, annotations)

@@ -12,6 +12,7 @@ from urllib.parse import unquote
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from kata_configuration import Diagnostic, Severity, lint, reports, sarif
 from kata_configuration.diagnostics import Code, Edit
 
@@ -67,12 +68,14 @@ def test_colour_changes_nothing_but_colour() -> None:
     assert re.sub(r"\x1b\[[0-9;]*m", "", coloured) == plain
 
 
-hostile = st.text(st.sampled_from("\x1b\n\r%:,\t\u202e\0a \"日"), max_size=12)
+hostile = st.text(st.sampled_from('\x1b\n\r%:,\t\u202e\0a "日'), max_size=12)
 
 
 @given(hostile, hostile, hostile)
 def test_what_is_hostile_forges_no_line(path: str, message: str, excerpt: str) -> None:
-    found = diagnostic(path=path or "x", message=message, excerpt=excerpt.replace("\n", ""), column=1, length=1)
+    found = diagnostic(
+        path=path or "x", message=message, excerpt=excerpt.replace("\n", ""), column=1, length=1
+    )
     assert len(reports.text(found).split("\n")) in (1, 3)
     assert "\x1b" not in reports.text(found)
     command = reports.github(found)

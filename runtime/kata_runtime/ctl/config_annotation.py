@@ -22,7 +22,7 @@ CONTAINERD = 'pod_annotations = ["io.katacontainers.*"]'
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """The annotations of a pod: as its author wrote them, and as containerd passed them; None when unknown."""
+    """The annotations of a pod: as its author wrote them, and as containerd passed them, where known."""
 
     written: dict[str, str] | None
     passed: dict[str, str] | None
@@ -38,11 +38,13 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "explain-annotation",
         help="say why an annotation of a pod takes effect, or does not",
-        description="Say of one annotation whether it is passed, allowed and valid, and which value is in force.",
+        description="Say of an annotation whether it is passed, allowed and valid, and which value is in force.",
         epilog="Exit status: 0 it is in force, 1 it is not, 2 a file could not be read.",
     )
     parser.add_argument(
-        "key", metavar="KEY", help='the annotation\'s name, or its end: "default_memory", "agent.enable_debug"'
+        "key",
+        metavar="KEY",
+        help='the annotation\'s name, or its end: "default_memory", "agent.enable_debug"',
     )
     parser.add_argument(
         "--pod",
@@ -102,14 +104,16 @@ def read_pod(path: Path) -> Pod:
     raise ValueError(f"{path}: is no pod, no output of crictl inspectp, and no OCI config.json")
 
 
-def _annotations(path: Path, document: Any, *keys: str) -> dict[str, str]:
+def _annotations(path: Path, document: dict[str, Any], *keys: str) -> dict[str, str]:
+    """Return the annotations that stand at a path of keys; empty where there are none."""
+    found: Any = document
     for key in keys:
-        document = document.get(key) or {}
-        if not isinstance(document, dict):
+        found = found.get(key) or {}
+        if not isinstance(found, dict):
             raise ValueError(f"{path}: {'.'.join(keys)}: {key} is not an object")
-    if not all(isinstance(value, str) for value in document.values()):
+    if not all(isinstance(value, str) for value in found.values()):
         raise ValueError(f"{path}: {'.'.join(keys)}: a value is not a string")
-    return document
+    return dict(found)
 
 
 def _answers(explanation: Explanation, pod: Pod) -> Iterator[tuple[str, str]]:

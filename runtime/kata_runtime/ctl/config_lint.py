@@ -26,7 +26,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "lint",
         help="report every fault of configuration files",
-        description="Report every fault: place, code, key, what is wrong, what to do, and the offending text. "
+        description="Report every fault: place, code, key, what is wrong, what to do, and the text itself. "
         "A file that lints without an error loads, and no other does. Each file is read with its drop-ins, "
         "config.d/*.toml beside it.",
         epilog="Exit status: 0 clean or warnings only, 1 faults, 2 a file could not be read or written.",
@@ -36,7 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
         nargs="*",
         type=Path,
         metavar="FILE|DIR",
-        help="default: the file in force; of a directory, its *.toml; of a drop-in, the files beside config.d",
+        help="default: the file in force; a directory means its *.toml, a drop-in the files that it belongs to",
     )
     parser.add_argument("--format", choices=FORMATS, default="text", help="default: text")
     parser.add_argument("--fix", action="store_true", help="mend what has exactly one right answer")
@@ -58,7 +58,8 @@ def run(arguments: argparse.Namespace) -> int:
     unwritten = False
     if arguments.fix:
         shown = sys.stdout if arguments.format == "text" else sys.stderr
-        unwritten = not all([_mend(file, check_host, shown) for file in files])
+        written = [_mend(file, check_host, shown) for file in files]
+        unwritten = not all(written)
     # A drop-in belongs to several files; what is to be said of it is said once.
     found = list(dict.fromkeys(diagnostic for file in files for diagnostic in lint(file)))
     _report(arguments.format, found, files)

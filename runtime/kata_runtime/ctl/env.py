@@ -8,7 +8,6 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kata_runtime.version import VERSION
@@ -68,7 +67,10 @@ def gather(config_path: str | None, environ: Mapping[str, str]) -> Facts:
 
 
 def _configuration(
-    config_path: str | None, environ: Mapping[str, str], configuration: Configuration | None, faults: list[str]
+    config_path: str | None,
+    environ: Mapping[str, str],
+    configuration: Configuration | None,
+    faults: list[str],
 ) -> Facts:
     from kata_configuration.precedence import survey
 
