@@ -58,7 +58,7 @@ def _units(table: Table) -> Iterator[Finding]:
         value = getattr(table, key)
         if least and 0 < value < least:
             unit = next(item.symbol for item in metadata if isinstance(item, Unit))
-            message = f"{value} {unit} is very little"
+            message = f"{value} is very little: the unit is {unit}"
             yield Finding(Code.UNIT, (key,), message, _other_unit(value, unit))
 
 

@@ -209,6 +209,7 @@ TABLES: Mapping[KeyPath, Tombstone] = {
 VALUES: Mapping[tuple[str, str], tuple[str, str]] = {
     ("block_device_driver", "virtio-blk"): ("virtio-blk-pci", "is the Go runtime's word"),
     ("block_device_driver", "nvdimm"): ("virtio-pmem", "is the Go runtime's word"),
+    ("block_device_driver", "virtio-mmio"): ("virtio-blk-mmio", "is the Go runtime's word"),
     ("vm_rootfs_driver", "nvdimm"): ("virtio-pmem", "is the Go runtime's word"),
     ("virtio_fs_cache", "none"): ("never", "was virtiofsd's word until its version in Rust"),
     ("shared_fs", "virtio-9p"): ("virtio-fs", "was removed in Kata 3.29.0"),

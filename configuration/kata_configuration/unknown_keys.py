@@ -86,10 +86,15 @@ def _others(path: KeyPath, key: str, others: list[tuple[str, ...]], value: objec
 def _asks_for_nothing(model: type[Table], key: str, value: object) -> bool:
     """Whether a value is the key's default, or empty: then it does not matter who honours it."""
     name = model.aliases.get(key, key)
+    if name.startswith("valid_"):
+        return True  # limits what annotations may do, and there is nothing that they could do
     try:
         parsed = getattr(model.model_validate(model.example() | {name: value}), name)
     except ValidationError:
         return value in ("", []) or (value == 0 and not isinstance(value, bool))
+    if isinstance(parsed, Table):
+        switch = next(iter(type(parsed).model_fields))
+        return getattr(parsed, switch) is False  # what is off has settings in vain
     if isinstance(parsed, bool):
         return bool(parsed == model.model_fields[name].default)
     return not parsed or bool(parsed == model.model_fields[name].default)

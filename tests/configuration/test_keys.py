@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,8 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("a planned table, off", "[hypervisor.qemu.factory]\nenable_template = false\n", [f"4:18: note[KATA210] qemu.factory: {NOT_YET}{NOTHING}"]),
     ("acted on by nobody", 'ctlpath = "/x"\n', ["4:1: error[KATA203] qemu.ctlpath: is read by Kata and acted on by nobody (remove it)"]),
     ("acted on by nobody, off", "memory_offset = 0\n", ["4:1: note[KATA210] qemu.memory_offset: is read by Kata and acted on by nobody" + NOTHING]),
+    ("a planned table, off, with settings", "[agent.kata.mem_agent]\nmem_agent_enable = false\ncompact_sec_max = 180\n", [f"4:13: note[KATA210] agent.kata.mem_agent: {NOT_YET}{NOTHING}"]),
+    ("a list of what annotations may do", 'valid_jailer_paths = ["/usr/bin/jailer"]\n', ["4:1: note[KATA210] qemu.valid_jailer_paths: is not a key of QEMU, but of firecracker" + NOTHING]),
     # Keys of other drivers, and the driver's own way.
     ("Firecracker's", 'jailer_path = "/usr/bin/jailer"\n', ["4:1: error[KATA204] qemu.jailer_path: is not a key of QEMU, but of firecracker (remove it)"]),
     ("Firecracker's, off", 'jailer_path = ""\n', ["4:1: note[KATA210] qemu.jailer_path: is not a key of QEMU, but of firecracker" + NOTHING]),
@@ -68,9 +72,9 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("globs", 'valid_kernel_paths = ["boot/*", "/boot/*"]\n', ['4:23: error[KATA304] qemu.valid_kernel_paths[0]: "boot/*" matches no absolute path (begin it with "/")']),
     # Units.
     ("bytes for MiB", "default_memory = 2147483648\n", ["4:18: error[KATA302] qemu.default_memory: 2147483648 is above the maximum of 16777216 MiB (the unit is MiB: for 2147483648 bytes write 2048)"]),
-    ("seconds for milliseconds", "[agent.kata]\nreconnect_timeout_ms = 45\n", ["5:24: warning[KATA305] agent.kata.reconnect_timeout_ms: 45 milliseconds is very little (for 45 seconds write 45000)"]),
+    ("seconds for milliseconds", "[agent.kata]\nreconnect_timeout_ms = 45\n", ["5:24: warning[KATA305] agent.kata.reconnect_timeout_ms: 45 is very little: the unit is milliseconds (for 45 seconds write 45000)"]),
     ("milliseconds for seconds", "[agent.kata]\ncreate_container_timeout = 30000\n", ["5:28: error[KATA302] agent.kata.create_container_timeout: 30000 is above the maximum of 3600 seconds (the unit is seconds: for 30000 milliseconds write 30)"]),
-    ("KiB for bytes", "[agent.kata]\ncontainer_pipe_size = 64\n", ["5:23: warning[KATA305] agent.kata.container_pipe_size: 64 bytes is very little (for 64 KiB write 65536)"]),
+    ("KiB for bytes", "[agent.kata]\ncontainer_pipe_size = 64\n", ["5:23: warning[KATA305] agent.kata.container_pipe_size: 64 is very little: the unit is bytes (for 64 KiB write 65536)"]),
     ("a fraction for percent", "[hypervisor.clh]\nguest_swap_size_percent = 0.5\n", ["5:27: warning[KATA301] clh.guest_swap_size_percent: is a float, must be an integer (the unit is percent: for 0.5 write 50)"]),
     # Keys against each other, and switches.
     ("less at most than at first", "[hypervisor.clh]\ndefault_memory = 1024\ndefault_maxmemory = 512\n", ["5:18: warning[KATA401] clh.default_memory: default_memory = 1024 is more than default_maxmemory = 512 (change it or default_maxmemory)"]),
@@ -159,6 +163,21 @@ def test_what_became_of_a_value_is_a_value(write: Write, key: str, value: str) -
         text = f"[{'.'.join(path)}]\n{key} = {value_text(value)}\n"
         said = [found for found in lint(write(text), check_host=False) if found.key.endswith(key)]
         assert [found.code for found in said] == ["KATA303"]
+
+
+LOADED = """
+import pathlib, sys, kata_configuration
+kata_configuration.load(pathlib.Path(sys.argv[1]), check_host=False)
+print(*[name.removeprefix("kata_configuration.") for name in sys.modules if name.startswith("kata_configuration.")])
+"""
+
+
+def test_a_clean_file_needs_the_models_of_its_tables_only(write: Write) -> None:
+    command = [sys.executable, "-c", LOADED, str(write(QEMU))]
+    loaded = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    models = {name.removeprefix("models.") for name in loaded if name.startswith("models.")}
+    assert models == {"agent", "base", "device_keys", "machine_keys", "qemu", "runtime"}
+    assert {"findings", "unknown_keys", "tombstones", "facts", "schema", "reference"}.isdisjoint(loaded)
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=8)
