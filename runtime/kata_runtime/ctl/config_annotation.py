@@ -38,7 +38,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "explain-annotation",
         help="say why an annotation of a pod takes effect, or does not",
-        description="Say of an annotation whether it is passed, allowed and valid, and which value is in force.",
+        description="Say whether an annotation is passed, allowed and valid, and which value is in force.",
         epilog="Exit status: 0 it is in force, 1 it is not, 2 a file could not be read.",
     )
     parser.add_argument(

@@ -36,7 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
         nargs="*",
         type=Path,
         metavar="FILE|DIR",
-        help="default: the file in force; a directory means its *.toml, a drop-in the files that it belongs to",
+        help="default: the file in force; a directory means its *.toml, a drop-in the files it belongs to",
     )
     parser.add_argument("--format", choices=FORMATS, default="text", help="default: text")
     parser.add_argument("--fix", action="store_true", help="mend what has exactly one right answer")
