@@ -25,6 +25,12 @@ it as a JSON Schema for editors.
 
 A key that is not here is an error. So is one that the driver of its table does not honour, unless its value
 asks for nothing. Only the selected hypervisor's table has to be complete; faults in the others are warnings.
+
+For an editor with taplo or tombi, write the schema beside the file, and name it in the file's first line:
+
+    kata-ctl config schema > configuration.schema.json
+
+    #:schema ./configuration.schema.json
 """
 
 

@@ -254,10 +254,10 @@ def _kvm(table: Any) -> Iterator[Finding]:
     if table.needs_kvm and not KVM.exists():
         message = f"this host has no {KVM}"
         hint = "load the module kvm_intel or kvm_amd"
-        key = "accelerator" if "accelerator" in type(table).model_fields else ""
-        if key:
+        key = next(name for name in ("accelerator", "path", "kernel") if name in type(table).model_fields)
+        if key == "accelerator":
             hint += ', or accept slow emulation with accelerator = "tcg"'
-        yield Finding(Code.HOST_KVM, (key,) if key else (), message, hint)
+        yield Finding(Code.HOST_KVM, (key,), message, hint)
 
 
 def _compiled_filters(table: Any) -> Iterator[Finding]:
