@@ -132,8 +132,8 @@ def _no_choice(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> 
         return
     retired = VALUES.get((str(path[-1]), value))
     if retired and retired[0] in choices:
-        hint, fix = f"write {quoted(retired[0])}", Fix(value=retired[0])
-        yield Finding(Code.CHOICE, path, f"{quoted(value)} {retired[1]}", hint, fix=fix)
+        hint, instead = f"write {quoted(retired[0])}", Fix(value=retired[0])
+        yield Finding(Code.CHOICE, path, f"{quoted(value)} {retired[1]}", hint, fix=instead)
         return
     best = closest(value, choices)
     hint = f"did you mean {quoted(best)}?" if best else _one_of(choices)
