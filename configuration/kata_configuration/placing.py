@@ -23,11 +23,14 @@ from kata_configuration.syntax import SyntaxFault
 from kata_configuration.toml_text import key_text, value_text
 
 _OPTION = re.compile(r"[^,\s\"']*")
+_WORD = re.compile(r"[^\s,#\[\]{}]*")
 
 
 def place_fault(layer: Layer, fault: SyntaxFault) -> Diagnostic:
     """Give a fault of the text its line and column."""
-    return _at(layer, fault.code, fault.message, fault.hint, fault.key, (fault.offset, fault.offset))
+    word = _WORD.match(layer.text, fault.offset)
+    end = word.end() if word else fault.offset
+    return _at(layer, fault.code, fault.message, fault.hint, fault.key, (fault.offset, end))
 
 
 def place_finding(layer: Layer, finding: Finding, severity: Severity | None = None) -> Diagnostic:

@@ -15,23 +15,24 @@ from kata_configuration.reports import sentence
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 
-_RULES = tuple(Code)
-_INDEX = {code.number: index for index, code in enumerate(_RULES)}
-
 
 def report(found: Iterable[Diagnostic], version: str) -> str:
-    """Render all diagnostics as one SARIF log with one run. version: of the tool."""
-    driver = {"name": "kata-ctl config lint", "version": version, "rules": [_rule(code) for code in _RULES]}
+    """Render all diagnostics as one SARIF log with one run, and the rules that they break. version: ours."""
+    diagnostics = list(found)
+    broken = {diagnostic.code for diagnostic in diagnostics}
+    rules = [code for code in Code if code.number in broken]
+    index = {code.number: position for position, code in enumerate(rules)}
+    driver = {"name": "kata-ctl config lint", "version": version, "rules": [_rule(code) for code in rules]}
     run = {
         "tool": {"driver": driver},
         "columnKind": "unicodeCodePoints",
-        "results": [_result(diagnostic) for diagnostic in found],
+        "results": [_result(diagnostic, index[diagnostic.code]) for diagnostic in diagnostics],
     }
     return json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2)
 
 
 def _rule(code: Code) -> dict[str, Any]:
-    sentence = f"{code.meaning[0].upper()}{code.meaning[1:]}."
+    meaning = f"{code.meaning[0].upper()}{code.meaning[1:]}."
     effect = {
         "error": "The configuration does not load.",
         "warning": "The configuration loads; --strict makes it fail.",
@@ -40,18 +41,18 @@ def _rule(code: Code) -> dict[str, Any]:
     return {
         "id": code.number,
         "name": code.name.title().replace("_", ""),
-        "shortDescription": {"text": sentence},
-        "fullDescription": {"text": sentence},
-        "help": {"text": f"{sentence} {effect} What to do about it is in each result's message."},
+        "shortDescription": {"text": meaning},
+        "fullDescription": {"text": meaning},
+        "help": {"text": f"{meaning} {effect} What to do about it is in each result's message."},
         "defaultConfiguration": {"level": code.severity.value},
         "properties": {"tags": ["configuration", *(["security"] if code.security else [])]},
     }
 
 
-def _result(found: Diagnostic) -> dict[str, Any]:
+def _result(found: Diagnostic, index: int) -> dict[str, Any]:
     result: dict[str, Any] = {
         "ruleId": found.code,
-        "ruleIndex": _INDEX[found.code],
+        "ruleIndex": index,
         "level": found.severity.value,
         "message": {"text": sentence(found)},
         "locations": [{"physicalLocation": _place(found)}],

@@ -169,7 +169,10 @@ def test_sarif_is_valid(write: Write, valid_text: str) -> None:
 
 
 def test_each_code_is_a_rule_and_its_tag_is_there() -> None:
-    rules = json.loads(sarif.report([], "1"))["runs"][0]["tool"]["driver"]["rules"]
+    found = [diagnostic(code=code.number) for code in Code]
+    log = json.loads(sarif.report(found, "1"))
+    check_sarif(log)
+    rules = log["runs"][0]["tool"]["driver"]["rules"]
     assert [rule["id"] for rule in rules] == [code.number for code in Code]
     security = {rule["id"] for rule in rules if "security" in rule["properties"]["tags"]}
     assert security == {code.number for code in Code if code.security}
