@@ -49,9 +49,10 @@ def _members(family: str, members: Mapping[str, Any]) -> Iterator[Finding]:
         elif retired := _retired(path):
             yield retired
         else:
-            best = closest(name, FAMILIES[family])
-            hint = did_you_mean(name, FAMILIES[family])
-            fix = Fix(rename=best) if best and unmistakable(name, FAMILIES[family]) else None
+            words = [*FAMILIES[family], *(OTHER_NAMES if family == "hypervisor" else ())]
+            best = closest(name, words)
+            hint = did_you_mean(name, words)
+            fix = Fix(rename=best) if best and unmistakable(name, words) else None
             yield Finding(Code.UNKNOWN_TABLE, path, "unknown table", hint, on_key=True, fix=fix)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, quoted
-from kata_configuration.models import AGENTS, AVAILABLE, HYPERVISORS, Table
+from kata_configuration.models import AGENTS, AVAILABLE, HYPERVISORS, OTHER_NAMES, Table
 from kata_configuration.models.base import Plausible, Unit
 from kata_configuration.names import did_you_mean
 from kata_configuration.sandbox_option import open_groups
@@ -90,10 +90,15 @@ def _memory_fits(table: Any) -> Iterator[Finding]:
         yield _relation(table, ("default_memory", "default_maxmemory"), message)
 
 
-def _hugepages_are_used(table: Any) -> Iterator[Finding]:
-    if "hugepage_type" in table.model_fields_set and not table.enable_hugepages:
-        message = "says where huge pages come from, and enable_hugepages is not on"
-        yield Finding(Code.UNUSED, ("hugepage_type",), message, "set enable_hugepages = true, or remove it")
+def _needs(key: str, switch: str) -> Rule:
+    """Warn of a key that has no effect while a switch is off."""
+
+    def check(table: Any) -> Iterator[Finding]:
+        if getattr(table, key) != type(table).model_fields[key].default and not getattr(table, switch):
+            message = f"has no effect without {switch}"
+            yield Finding(Code.UNUSED, (key,), message, f"set {switch}, or remove it")
+
+    return Rule("hypervisor", (key, switch), check)
 
 
 def _timeouts_fit(table: Any) -> Iterator[Finding]:
@@ -118,7 +123,7 @@ def _hypervisor_is_there(table: Any) -> Iterator[Finding]:
         hint = "use " + " or ".join(quoted(known) for known in AVAILABLE)
         yield Finding(Code.UNAVAILABLE, ("hypervisor_name",), message, hint)
     else:
-        yield _unsupported("hypervisor_name", name, HYPERVISORS)
+        yield _unsupported("hypervisor_name", name, [*HYPERVISORS, *OTHER_NAMES])
 
 
 def _agent_is_there(table: Any) -> Iterator[Finding]:
@@ -302,7 +307,11 @@ RULES: tuple[Rule, ...] = (
     Rule("hypervisor", ("image", "initrd"), _has_root),
     Rule("hypervisor", ("default_vcpus", "default_maxvcpus"), _vcpus_fit),
     Rule("hypervisor", ("default_memory", "default_maxmemory"), _memory_fits),
-    Rule("hypervisor", ("enable_hugepages", "hugepage_type"), _hugepages_are_used),
+    _needs("hugepage_type", "enable_hugepages"),
+    _needs("rootless_user", "rootless"),
+    _needs("guest_swap_size_percent", "enable_guest_swap"),
+    _needs("disk_rate_limiter_bw_one_time_burst", "disk_rate_limiter_bw_max_rate"),
+    _needs("disk_rate_limiter_ops_one_time_burst", "disk_rate_limiter_ops_max_rate"),
     Rule("hypervisor", ("seccompsandbox",), _sandbox_is_on),
     Rule("hypervisor", ("disable_seccomp",), _filter_is_on),
     Rule("hypervisor", ("honor_unconfined",), _unconfined_is_not_honoured),

@@ -78,7 +78,8 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("a fraction for percent", "[hypervisor.clh]\nguest_swap_size_percent = 0.5\n", ["5:27: warning[KATA301] clh.guest_swap_size_percent: is a float, must be an integer (the unit is percent: for 0.5 write 50)"]),
     # Keys against each other, and switches.
     ("less at most than at first", "[hypervisor.clh]\ndefault_memory = 1024\ndefault_maxmemory = 512\n", ["5:18: warning[KATA401] clh.default_memory: default_memory = 1024 is more than default_maxmemory = 512 (change it or default_maxmemory)"]),
-    ("huge pages of a kind, and none", '[hypervisor.dragonball]\nhugepage_type = "thp"\n', ["5:17: warning[KATA404] dragonball.hugepage_type: says where huge pages come from, and enable_hugepages is not on (set enable_hugepages = true, or remove it)"]),
+    ("huge pages of a kind, and none", '[hypervisor.dragonball]\nhugepage_type = "thp"\n', ["5:17: warning[KATA404] dragonball.hugepage_type: has no effect without enable_hugepages (set enable_hugepages, or remove it)"]),
+    ("a burst without a limit", "[hypervisor.clh]\ndisk_rate_limiter_bw_one_time_burst = 1\n", ["5:39: warning[KATA404] clh.disk_rate_limiter_bw_one_time_burst: has no effect without disk_rate_limiter_bw_max_rate (set disk_rate_limiter_bw_max_rate, or remove it)"]),
     ("debugging", "enable_debug = true\n", ["4:16: note[KATA403] qemu.enable_debug: is on, which is slow and tells much (set it to false)"]),
     # What became of it.
     ("a time that is another now", "[agent.kata]\ndial_timeout = 45\n", ["5:1: error[KATA204] agent.kata.dial_timeout: was the time in seconds to reach the agent, until Kata's runtime-rs; dial_timeout_ms is another thing, the pause between two attempts (write reconnect_timeout_ms = 45000)"]),
@@ -95,6 +96,7 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("Go's factory", "[factory]\nenable_template = true\n", ["4:2: error[KATA203] factory: is a table of Kata's Go runtime; since Kata 3.23.0 each hypervisor has its own (write [hypervisor.NAME.factory]; vm_cache_number and vm_cache_endpoint are gone)"]),
     # Names of hypervisors.
     ("another name", "[hypervisor.cloud-hypervisor]\n", ["4:13: note[KATA211] cloud-hypervisor: is another name of [hypervisor.clh] (write clh)"]),
+    ("almost the other name", "[hypervisor.cloud_hypervisr]\n", ['4:13: error[KATA202] cloud_hypervisr: unknown table (did you mean "cloud-hypervisor"?)']),
     ("both names", "[hypervisor.cloud-hypervisor]\n[hypervisor.clh]\n", ["4:13: error[KATA207] cloud-hypervisor: is another name of [hypervisor.clh], which is there too (keep one of them)"]),
     ("another name's keys", "[hypervisor.cloud-hypervisor]\nqueue_siz = 1\n", ["4:13: note[KATA211] cloud-hypervisor: is another name of [hypervisor.clh] (write clh)", '5:1: warning[KATA201] cloud-hypervisor.queue_siz: unknown key (did you mean "queue_size"?)']),
 ]  # fmt: skip
