@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
@@ -78,22 +77,22 @@ class HypervisorTable(Table):
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
+# What annotations carry. Named tuples, because every load defines them, and they are cheap to define.
+
+
+class Unit(NamedTuple):
     """The unit of a number, carried in its annotation."""
 
     symbol: str
 
 
-@dataclass(frozen=True, slots=True)
-class Plausible:
+class Plausible(NamedTuple):
     """The least number that somebody who has the unit in mind would write; less is allowed, and doubted."""
 
     least: int
 
 
-@dataclass(frozen=True, slots=True)
-class About:
+class About(NamedTuple):
     """What is to be known of a key, carried in its annotation.
 
     sentence: its documentation. since: the first release that reads it: of Kata's runtime-rs, or OURS.
