@@ -43,18 +43,22 @@ CLOSED_PREFIX = "valid_"
 GUARDED = frozenset(
     {
         "disable_guest_seccomp",
+        "disable_guest_selinux",
+        "disable_nested_virtualization",
         "disable_new_netns",
         "disable_seccomp",
         "disable_selinux",
+        "extra_monitor_socket",
         "honor_unconfined",
         "hypervisor_name",
+        "jaeger_endpoint",  # the host connects to it
+        "kernel_verity_params",
         "machine_accelerators",  # properties of -machine name files: dumpdtb=FILE, firmware=FILE
         "pflashes",
         "rootless",
-        "rootless_user",
+        "sandbox_cgroup_only",
         "seccompsandbox",
         "selinux_label",
-        "shared_mounts",
         "virtio_fs_extra_args",
     }
 )

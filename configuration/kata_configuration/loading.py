@@ -205,8 +205,6 @@ def _weighed(
                 continue
             if severity is Severity.ERROR:
                 severity = Severity.WARNING
-            if code.number.startswith("KATA6"):
-                severity = Severity.NOTE
         yield finding, severity
 
 

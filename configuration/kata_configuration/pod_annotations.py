@@ -296,6 +296,8 @@ def _kinds(annotation: Any) -> Iterator[Any]:
     origin = typing.get_origin(annotation)
     if origin is typing.Literal:
         yield from {type(value) for value in typing.get_args(annotation)}
+    elif origin is typing.Annotated:
+        yield from _kinds(typing.get_args(annotation)[0])
     elif origin is None:
         yield annotation
     else:

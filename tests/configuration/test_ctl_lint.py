@@ -46,6 +46,8 @@ def test_a_directory_means_its_files(tree: Path, capsys: Capture) -> None:
 def test_a_drop_in_means_the_files_that_it_belongs_to(tree: Path) -> None:
     assert expand([tree / "config.d" / "10.toml"]) == [tree / "a.toml", tree / "b.toml"]
     assert expand([tree / "b.toml", tree]) == [tree / "b.toml", tree / "a.toml"]
+    (tree / "configuration.toml").touch()
+    assert expand([tree / "config.d" / "10.toml"]) == [tree / "configuration.toml"]
 
 
 def test_a_directory_without_files_is_an_error(tree: Path, capsys: Capture) -> None:

@@ -85,11 +85,17 @@ def expand(paths: Sequence[Path]) -> list[Path]:
             if not found:
                 raise LookupError(f"{path}: no *.toml file in this directory")
             files |= dict.fromkeys(found)
-        elif dropins.is_drop_in(path) and (bases := list(_files_in(path.parent.parent))):
+        elif dropins.is_drop_in(path) and (bases := _bases_of(path)):
             files |= dict.fromkeys(bases)
         else:
             files[path] = None
     return list(files)
+
+
+def _bases_of(drop_in: Path) -> list[Path]:
+    """Return the files that a drop-in belongs to; where some are called configuration, these and no others."""
+    files = list(_files_in(drop_in.absolute().parent.parent))
+    return [path for path in files if path.name.startswith("configuration")] or files
 
 
 def _files_in(directory: Path) -> Iterator[Path]:
