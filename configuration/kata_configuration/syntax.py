@@ -109,7 +109,7 @@ def _blank(text: str, start: int, end: int) -> str:
 
 
 def _position(text: str, error: tomli.TOMLDecodeError) -> int:
-    """Return where tomli stopped; a literal string without its end, it notices at the end of the text only."""
+    """Return where tomli stopped; that a literal string has no end, it notices at the end of the text."""
     if error.pos == len(text) and error.msg == """Expected "'\"""":
         for token in _TOKEN.finditer(text):
             if token["literal"] and (len(token["literal"]) == 1 or not token["literal"].endswith("'")):

@@ -93,7 +93,7 @@ def expand(paths: Sequence[Path]) -> list[Path]:
 
 
 def _bases_of(drop_in: Path) -> list[Path]:
-    """Return the files that a drop-in belongs to; where some are called configuration, these and no others."""
+    """Return the files that a drop-in belongs to; where some are called configuration, only these."""
     files = list(_files_in(drop_in.absolute().parent.parent))
     return [path for path in files if path.name.startswith("configuration")] or files
 
