@@ -161,7 +161,7 @@ class _Application:
             self._say(Code.ANNOTATION_UNKNOWN, name, "", *self._unknown(name))
             return
         path = (*target.table, target.key)
-        if not self._is_let_in(name, target):
+        if not self._is_let_in(name, target) or _is_obstructed(self._tree, target.table):
             return
         value = _typed(text, target.field, SEPARATORS.get(target.key, ","))
         if not self._names_valid_path(name, target, value):
@@ -367,6 +367,12 @@ def _table(tree: Mapping[str, Any], path: tuple[str, ...]) -> Mapping[str, Any]:
             return {}
         node = next((node[name] for name in spellings(path[:depth], part) if name in node), None)
     return node if isinstance(node, Mapping) else {}
+
+
+def _is_obstructed(tree: Mapping[str, Any], path: tuple[str, ...]) -> bool:
+    """Whether the files have a value where a table belongs: a fault of theirs, which must not be covered."""
+    above = [_table(tree, path[:depth]).get(path[depth], {}) for depth in range(len(path))]
+    return not all(isinstance(node, Mapping) for node in above)
 
 
 def _name(runtime: Mapping[str, Any], key: str, known: Mapping[str, Any]) -> str:

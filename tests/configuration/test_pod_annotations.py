@@ -207,6 +207,12 @@ def test_two_annotations_of_one_key_must_agree(pod: Pod) -> None:
     assert pod('["default_max_?vcpus"]', dict.fromkeys(names, "4")).hypervisor.default_maxvcpus == 4
 
 
+def test_an_annotation_covers_no_fault_of_the_file(pod: Pod) -> None:
+    for more in ("[agent]\nkata = 3\n", "[[agent.kata]]\n"):
+        with pytest.raises(ConfigurationError, match="must be a table"):
+            pod('["agent.enable_debug"]', {"agent.enable_debug": "true"}, more)
+
+
 def test_foreign_annotations_are_ignored(write: Write, valid_text: str) -> None:
     names = [
         "io.kubernetes.cri.container-type",
