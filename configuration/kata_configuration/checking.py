@@ -9,9 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from kata_configuration import names, rules
-from kata_configuration.diagnostics import Code, Finding, KeyPath, quoted
-from kata_configuration.findings import describe
-from kata_configuration.models import HYPERVISORS, TABLES, Runtime, Table
+from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, quoted
+from kata_configuration.models import AVAILABLE, TABLES, Runtime, Table, own_path
 from kata_configuration.suggestions import closest
 
 
@@ -24,19 +23,44 @@ class Judgement:
 
 
 def judge(tree: Mapping[str, Any], *, check_host: bool) -> Judgement:
-    """Judge a whole tree. `check_host` also looks at the paths and the hardware of this machine."""
+    """Judge a whole tree. `check_host` also looks at the paths and the hardware of this machine.
+
+    Of the hypervisors' tables, those that are there are judged; of this machine, only what the selected one
+    needs.
+    """
     judgement = Judgement(findings=list(names.unknown_tables(tree)))
-    for path, model in TABLES.items():
-        raw = _lookup(tree, path)
-        if raw is None and path[0] != "hypervisor":
-            raw = {}  # every key of [runtime] and of an agent has a default
-        if isinstance(raw, dict):
-            table, found = _judge_table(path, model, raw, check_host)
-            judgement.findings += found
-            if table is not None:
-                judgement.tables[path] = table
+    selected = ("hypervisor", selected_hypervisor(tree))
+    for path, raw in _tables(tree):
+        own = own_path(path)
+        on_host = check_host and (own[0] != "hypervisor" or own == selected)
+        table, found = _judge_table(path, TABLES[own], raw, on_host)
+        judgement.findings += found
+        if table is not None:
+            judgement.tables[own] = table
     judgement.findings += _selection(tree)
     return judgement
+
+
+def selected_hypervisor(tree: Mapping[str, Any]) -> str | None:
+    """Return the hypervisor that a tree selects, by its table's own name; None when it makes no sense."""
+    name = _lookup(tree, ("runtime", "hypervisor_name"))
+    if name is None:
+        name = Runtime.model_fields["hypervisor_name"].default
+    return own_path(("hypervisor", name))[1] if isinstance(name, str) else None
+
+
+def _tables(tree: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
+    """Yield the tables to judge, as the file names them; [runtime] and the agent's also when absent."""
+    hypervisors = tree.get("hypervisor")
+    for name, raw in hypervisors.items() if isinstance(hypervisors, dict) else ():
+        if isinstance(raw, dict) and own_path(("hypervisor", name)) in TABLES:
+            yield ("hypervisor", name), raw
+    for path in TABLES:
+        if path[0] != "hypervisor":
+            raw = _lookup(tree, path)
+            raw = {} if raw is None else raw  # every key of these has a default
+            if isinstance(raw, dict):
+                yield path, raw
 
 
 def _judge_table(
@@ -48,7 +72,10 @@ def _judge_table(
     faulty = frozenset(str(fault.path[len(path)]) for fault in faults)
     found = [*faults, *rules.apply(table, path, faulty, check_host=check_host)]
     spelt = {name: alias for alias, name in model.aliases.items() if alias in raw and name not in raw}
-    return (None if faults else table), repeated + [_as_spelt(finding, len(path), spelt) for finding in found]
+    stopped = any(fault.code is not Code.INERT for fault in faults)
+    return (None if stopped else table), repeated + [
+        _as_spelt(finding, len(path), spelt) for finding in found
+    ]
 
 
 def _validate(path: KeyPath, model: type[Table], values: dict[str, Any]) -> tuple[Table, list[Finding]]:
@@ -56,6 +83,8 @@ def _validate(path: KeyPath, model: type[Table], values: dict[str, Any]) -> tupl
     try:
         return model.model_validate(values), []
     except ValidationError as error:
+        from kata_configuration.findings import describe
+
         faults = list(describe(error, model, path))
     faulty = {fault.path[len(path)] for fault in faults}
     sound = {key: value for key, value in values.items() if key not in faulty}
@@ -72,7 +101,9 @@ def _resolve_aliases(path: KeyPath, model: type[Table], values: dict[str, Any]) 
             values[name] = value
         elif values[name] == value:
             message = f"repeats {name}, of which it is another spelling"
-            yield Finding(Code.ALIAS_REPEATED, (*path, alias), message, "remove it", on_key=True)
+            yield Finding(
+                Code.ALIAS_REPEATED, (*path, alias), message, "remove it", on_key=True, fix=Fix(remove=True)
+            )
         else:
             message = f"is another spelling of {name}, which says {quoted(values[name])}"
             yield Finding(Code.ALIAS_CONFLICT, (*path, alias), message, "keep one of them", on_key=True)
@@ -90,12 +121,12 @@ def _as_spelt(finding: Finding, depth: int, spelt: Mapping[str, str]) -> Finding
 
 def _selection(tree: Mapping[str, Any]) -> Iterator[Finding]:
     """Demand the table of the selected hypervisor, the one table that has no defaults for all its keys."""
-    name = _lookup(tree, ("runtime", "hypervisor_name"))
-    if name is None:
-        name = Runtime.model_fields["hypervisor_name"].default
-    if not isinstance(name, str) or name not in HYPERVISORS:
+    name = selected_hypervisor(tree)
+    if name is None or name not in AVAILABLE:
         return
-    if _lookup(tree, ("hypervisor", name)) is None and not _misspelt(tree.get("hypervisor"), name):
+    tables = tree.get("hypervisor")
+    present = isinstance(tables, dict) and any(own_path(("hypervisor", other))[1] == name for other in tables)
+    if not present and not _misspelt(tables, name):
         hint = f"add [hypervisor.{name}] with at least a kernel, and an image or initrd"
         yield Finding(
             Code.MISSING_TABLE, ("hypervisor", name), "the selected table is missing", hint, on_key=True

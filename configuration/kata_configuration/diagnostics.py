@@ -1,15 +1,17 @@
 """What can be said about a configuration file: the codes, and one statement with its place.
 
 The codes are stable: a number is never reused for another meaning. The first digit is the family:
-0 the file, 1 the syntax, 2 names, 3 values, 4 values against each other, 5 confinement, 6 this host.
+0 the file, 1 the syntax, 2 names, 3 values, 4 values against each other, 5 confinement, 6 this host,
+7 annotations of pods.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any, NamedTuple
 
-__all__ = ["Code", "Diagnostic", "Finding", "Severity", "key_name", "quoted"]
+__all__ = ["Code", "Diagnostic", "Edit", "Finding", "Fix", "Severity", "key_name", "quoted"]
 
 KeyPath = tuple[str | int, ...]
 
@@ -30,6 +32,7 @@ class Code(Enum):
     UNTRUSTED = ("KATA003", Severity.ERROR, True, "others than root may change the file")
     TOO_LARGE = ("KATA004", Severity.ERROR, False, "the file is larger than a configuration can be")
     ENCODING = ("KATA005", Severity.ERROR, False, "the file is not plain UTF-8")
+    WRITABLE = ("KATA006", Severity.WARNING, True, "others than its owner may change the file")
 
     SYNTAX = ("KATA101", Severity.ERROR, False, "this is not TOML")
     DUPLICATE = ("KATA102", Severity.ERROR, False, "a key or table is defined twice")
@@ -43,13 +46,21 @@ class Code(Enum):
     MISSING_TABLE = ("KATA206", Severity.ERROR, False, "a required table is missing")
     ALIAS_CONFLICT = ("KATA207", Severity.ERROR, False, "a key and its alias differ")
     ALIAS_REPEATED = ("KATA208", Severity.NOTE, False, "a key and its alias say the same")
+    FOREIGN_CONFINEMENT = ("KATA209", Severity.ERROR, True, "this key of confinement is not this driver's")
+    INERT = ("KATA210", Severity.NOTE, False, "this version does not honour a key that asks for nothing")
+    OTHER_NAME = ("KATA211", Severity.NOTE, False, "a hypervisor's other name is used")
+    UNAVAILABLE = ("KATA212", Severity.ERROR, False, "the hypervisor has no driver in this version")
 
     TYPE = ("KATA301", Severity.ERROR, False, "the value has the wrong type")
     RANGE = ("KATA302", Severity.ERROR, False, "the value is out of range")
     CHOICE = ("KATA303", Severity.ERROR, False, "the value is none of those allowed")
     FORM = ("KATA304", Severity.ERROR, False, "the value is malformed")
+    UNIT = ("KATA305", Severity.WARNING, False, "the value looks like one in another unit")
 
     RELATION = ("KATA401", Severity.ERROR, False, "two values contradict each other")
+    ARRAY_REPLACED = ("KATA402", Severity.NOTE, False, "a drop-in replaces an array, and drops elements")
+    DEBUG = ("KATA403", Severity.NOTE, False, "a switch for debugging is on")
+    UNUSED = ("KATA404", Severity.WARNING, False, "another key takes this one's effect away")
 
     SANDBOX_VALUE = ("KATA501", Severity.ERROR, True, "the sandbox value is not what QEMU understands")
     UNCONFINED = ("KATA502", Severity.WARNING, True, "the VMM runs without a seccomp filter")
@@ -60,12 +71,37 @@ class Code(Enum):
     HOST_EXECUTABLE = ("KATA602", Severity.ERROR, False, "a program cannot be executed on this host")
     HOST_KVM = ("KATA603", Severity.ERROR, False, "this host has no KVM")
     HOST_LIMIT = ("KATA604", Severity.WARNING, False, "the value is more than this host has")
+    HOST_WRITABLE = ("KATA605", Severity.WARNING, True, "others than root may change what the VMM runs")
+    HOST_JIT = ("KATA606", Severity.WARNING, False, "this host interprets seccomp filters, which is slow")
+
+    ANNOTATION_REFUSED = ("KATA701", Severity.ERROR, True, "the configuration does not allow this annotation")
+    ANNOTATION_UNKNOWN = ("KATA702", Severity.ERROR, False, "the annotation names no key")
+    ANNOTATION_PREFIX = ("KATA703", Severity.WARNING, False, "the annotation's name is almost one of Kata's")
+    ANNOTATION_PATH = ("KATA704", Severity.ERROR, True, "an annotation names a path that is not allowed")
+    ANNOTATION_TWICE = ("KATA705", Severity.ERROR, False, "two annotations set the same key")
+    GATE_MALFORMED = ("KATA711", Severity.ERROR, True, "an entry of enable_annotations is no pattern")
+    GATE_DEAD = ("KATA712", Severity.WARNING, False, "an entry of enable_annotations opens nothing")
+    GATE_WIDE = ("KATA713", Severity.WARNING, True, "an entry of enable_annotations opens all annotations")
+    GATE_UNANCHORED = ("KATA714", Severity.NOTE, True, "other runtimes open more by this entry")
 
     def __init__(self, number: str, severity: Severity, security: bool, meaning: str) -> None:
         self.number = number
         self.severity = severity
         self.security = security
         self.meaning = meaning
+
+
+class Fix(NamedTuple):
+    """The one right answer to a finding, as a change of the statement that the finding's path names.
+
+    rename: the key's new name, or "". value: the new value, or None. table: the table that the statement
+    belongs in, or (). remove: whether it goes altogether.
+    """
+
+    rename: str = ""
+    value: Any = None
+    table: KeyPath = ()
+    remove: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +111,7 @@ class Finding:
     path: keys and array indexes from the root; it need not exist in the file (a missing key).
     on_key: whether the key is at fault rather than its value.
     offset: characters into the value, when the value is a plain one-line string.
+    fix: where there is exactly one right answer, that answer.
     """
 
     code: Code
@@ -83,6 +120,15 @@ class Finding:
     hint: str = ""
     on_key: bool = False
     offset: int = 0
+    fix: Fix | None = None
+
+
+class Edit(NamedTuple):
+    """A replacement of the characters from `start` to `end` of a file's text with plain newlines."""
+
+    start: int
+    end: int
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +137,8 @@ class Diagnostic:
 
     line, column: counted from 1, columns in characters; both 0 when the file as a whole is meant.
     key: dotted key, or "" . hint: what to do, or "". security: whether it concerns confinement.
+    excerpt: the line, and length: how many of its characters from `column` are meant; "" and 0 when unknown.
+    edits: what mends it, where there is exactly one right answer.
     """
 
     path: str
@@ -102,6 +150,9 @@ class Diagnostic:
     message: str
     hint: str = ""
     security: bool = False
+    excerpt: str = ""
+    length: int = 0
+    edits: tuple[Edit, ...] = ()
 
     @classmethod
     def of(
@@ -114,9 +165,12 @@ class Diagnostic:
         key: str = "",
         line: int = 0,
         column: int = 0,
+        severity: Severity | None = None,
     ) -> Diagnostic:
-        """Build a diagnostic with the severity and tag that its code prescribes."""
-        return cls(path, line, column, code.severity, code.number, key, message, hint, code.security)
+        """Build a diagnostic with the tag, and unless given the severity, that its code prescribes."""
+        return cls(
+            path, line, column, severity or code.severity, code.number, key, message, hint, code.security
+        )
 
     def __str__(self) -> str:
         """Render on one line: FILE:LINE:COL: error[CODE] key: what is wrong (what to do)."""

@@ -5,7 +5,8 @@
     3. /etc/kata-containers/configuration.toml
     4. /usr/share/defaults/kata-containers/configuration.toml
 
-What was named explicitly and is missing is an error: the next rule never steps in for it.
+What was named explicitly and is missing is an error: the next rule never steps in for it. Over the file come
+its drop-ins (see `dropins`), and over these the annotations of the pod that enable_annotations lets in.
 """
 
 from __future__ import annotations

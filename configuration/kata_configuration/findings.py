@@ -1,4 +1,4 @@
-"""From pydantic's errors to findings in an operator's words."""
+"""From pydantic's errors to findings in an operator's words. Imported only when there are errors."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from kata_configuration.diagnostics import Code, Finding, KeyPath, quoted
+from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, quoted
 from kata_configuration.models import Table
-from kata_configuration.models.base import Unit
-from kata_configuration.names import unknown_key
-from kata_configuration.suggestions import closest
+from kata_configuration.models.base import About, Unit, inner_table
+from kata_configuration.suggestions import closest, unmistakable
+from kata_configuration.tombstones import VALUES
+from kata_configuration.unknown_keys import unknown_key
 
 # Checked in order: bool is an int to Python, and not to TOML.
 _TOML_NAMES = (
@@ -35,46 +36,65 @@ _WANTED = {
     "string_type": "a string",
     "path_type": "a string with an absolute path",
     "tuple_type": "an array of strings",
+    "model_type": "a table",
 }
+MEBIBYTE = 1 << 20
 
 
 def describe(error: ValidationError, model: type[Table], path: KeyPath) -> Iterator[Finding]:
     """Yield the findings that a table's validation error stands for. path: of the table."""
     for detail in error.errors(include_url=False):
         location = (*path, *detail["loc"])
+        owner, field = _declaration(model, detail["loc"])
         if detail["type"] == "extra_forbidden":
-            yield unknown_key(location, model)
-            continue
-        field = model.model_fields.get(str(detail["loc"][0]))
-        handler = _HANDLERS.get(detail["type"], _wrong_type)
-        yield from handler(location, detail, field)
+            yield unknown_key(location, owner, detail["input"])
+        else:
+            handler = _HANDLERS.get(detail["type"], _wrong_type)
+            yield from handler(location, detail, field)
+
+
+def _declaration(model: type[Table], location: KeyPath) -> tuple[type[Table], FieldInfo | None]:
+    """Return the innermost table that a location leads into, and the field there, if it has one."""
+    field = None
+    for part in location:
+        if isinstance(part, str):
+            field = model.model_fields.get(part)
+            inner = inner_table(field) if field else None
+            if inner is None or part == location[-1]:
+                break
+            model = inner
+    return model, field
 
 
 def _missing(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> Iterator[Finding]:
-    example = field.examples[0] if field and field.examples else None
+    example = About.of(field).example if field else None
     hint = f"add it, such as {path[-1]} = {quoted(example)}" if example else "add it"
     yield Finding(Code.MISSING_KEY, path, "is required", hint, on_key=True)
 
 
 def _wrong_type(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> Iterator[Finding]:
-    value = detail["input"]
-    wanted = _WANTED[detail["type"]]
-    yield Finding(
-        Code.TYPE, path, f"is {_toml_name(value)}, must be {wanted}", _type_hint(value, detail["type"])
-    )
+    value, kind = detail["input"], detail["type"]
+    message = f"is {_toml_name(value)}, must be {_WANTED[kind]}"
+    hint, fix = _type_hint(value, kind, _unit(field))
+    yield Finding(Code.TYPE, path, message, hint, fix=fix)
 
 
-def _type_hint(value: Any, kind: str) -> str:
+def _type_hint(value: Any, kind: str, unit: str) -> tuple[str, Fix | None]:
+    """Say how to write a value of the wrong type, and mend it where only one thing can be meant."""
     if isinstance(value, str):
-        if kind == "bool_type" and value.casefold() in ("true", "false"):
-            return f"write {value.casefold()} without quotes"
-        if kind in ("int_type", "float_type") and value.strip().isdecimal():
-            return f"write {value.strip()} without quotes"
+        plain = value.strip().casefold()
+        if kind == "bool_type" and plain in ("true", "false"):
+            return f"write {plain} without quotes", Fix(value=plain == "true")
+        # More digits than an integer of TOML has are no slip of the pen.
+        if kind in ("int_type", "float_type") and plain.isdecimal() and len(plain) < 19:
+            return f"write {plain} without quotes", Fix(value=int(plain))
         if kind == "tuple_type":
-            return f"write [{quoted(value)}]"
+            return f"write [{quoted(value)}]", Fix(value=[value])
+    if kind == "int_type" and unit == " percent" and isinstance(value, float) and 0 < value <= 1:
+        return f"the unit is percent: for {value} write {round(value * 100)}", None
     if kind in ("string_type", "path_type") and isinstance(value, int | float):
-        return "put it in quotes"
-    return f"write {_WANTED[kind]}"
+        return "put it in quotes", None
+    return f"write {_WANTED[kind]}", None
 
 
 def _out_of_range(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> Iterator[Finding]:
@@ -84,17 +104,20 @@ def _out_of_range(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) 
     unit = _unit(field)
     side = "below the minimum" if low else "above the maximum"
     shown = quoted(detail["input"], limit=24)
-    yield Finding(
-        Code.RANGE,
-        path,
-        f"{shown} is {side} of {limit}{unit}",
-        _range_hint(detail["input"], limit, unit, low),
-    )
+    message = f"{shown} is {side} of {limit}{unit}"
+    yield Finding(Code.RANGE, path, message, _range_hint(detail["input"], limit, unit, low))
 
 
 def _range_hint(value: Any, limit: Any, unit: str, low: bool) -> str:
+    """Recognise a value in another unit; else name the limit."""
     if unit == " MiB" and low and value > 0 and value * 1024 >= limit:
         return f"the unit is MiB: for {value} GiB write {value * 1024}"
+    if unit == " MiB" and not low and value % MEBIBYTE == 0 and value // MEBIBYTE <= limit:
+        return f"the unit is MiB: for {value} bytes write {value // MEBIBYTE}"
+    if unit == " seconds" and not low and value % 1000 == 0 and value // 1000 <= limit:
+        return f"the unit is seconds: for {value} milliseconds write {value // 1000}"
+    if unit == " milliseconds" and low and value > 0 and value * 1000 >= limit:
+        return f"the unit is milliseconds: for {value} seconds write {value * 1000}"
     return f"write {limit} or {'more' if low else 'less'}"
 
 
@@ -107,9 +130,16 @@ def _no_choice(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> 
     if not isinstance(value, str):
         yield Finding(Code.TYPE, path, f"is {_toml_name(value)}, must be a string", _one_of(choices))
         return
+    retired = VALUES.get((str(path[-1]), value))
+    if retired and retired[0] in choices:
+        hint, instead = f"write {quoted(retired[0])}", Fix(value=retired[0])
+        yield Finding(Code.CHOICE, path, f"{quoted(value)} {retired[1]}", hint, fix=instead)
+        return
     best = closest(value, choices)
     hint = f"did you mean {quoted(best)}?" if best else _one_of(choices)
-    yield Finding(Code.CHOICE, path, f"{quoted(value)} is not allowed here", hint)
+    message = f"{quoted(value)} is not allowed here"
+    fix = Fix(value=best) if unmistakable(value, choices) else None
+    yield Finding(Code.CHOICE, path, message, hint, fix=fix)
 
 
 def _one_of(choices: tuple[str, ...]) -> str:
@@ -120,7 +150,8 @@ def _one_of(choices: tuple[str, ...]) -> str:
 def _malformed(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> Iterator[Finding]:
     context = detail["ctx"]
     for fault in context.get("sandbox_faults", ()):
-        yield Finding(Code.SANDBOX_VALUE, path, fault.message, fault.hint, offset=fault.offset)
+        fix = Fix(value=fault.mended) if fault.mended else None
+        yield Finding(Code.SANDBOX_VALUE, path, fault.message, fault.hint, offset=fault.offset, fix=fix)
     if "sandbox_faults" not in context:
         message = f"{quoted(detail['input'])} {context['message']}"
         yield Finding(Code.FORM, path, message, context["hint"])

@@ -1,22 +1,22 @@
-"""Loading and linting: read, parse, judge, place. Loading refuses what linting calls an error."""
+"""Loading and linting: read, merge, judge, place. Loading refuses what linting calls an error."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from kata_configuration import discovery, source
-from kata_configuration.checking import Judgement, judge
-from kata_configuration.diagnostics import Code, Diagnostic, Finding, Severity, key_name
+from kata_configuration import discovery, merging
+from kata_configuration.checking import Judgement, judge, selected_hypervisor
+from kata_configuration.diagnostics import Code, Diagnostic, Finding, KeyPath, Severity, quoted
 from kata_configuration.errors import ConfigurationError
-from kata_configuration.syntax import Parsed, parse
+from kata_configuration.layers import Files, Kind, Layer, read_files
+from kata_configuration.models import own_path
 
 if TYPE_CHECKING:
     from kata_configuration.models import Hypervisor, KataAgent, Runtime
-    from kata_configuration.spans import SpanIndex
+    from kata_configuration.origins import Origins
 
 # What an unreadable statement may be the cause of.
 _UNCERTAIN = frozenset({Code.MISSING_KEY, Code.MISSING_TABLE, Code.RELATION})
@@ -26,94 +26,217 @@ _UNCERTAIN = frozenset({Code.MISSING_KEY, Code.MISSING_TABLE, Code.RELATION})
 class Configuration:
     """A configuration that was understood completely.
 
-    path, sha256: the file, and the hash of its bytes in hexadecimal. source: the rule of discovery that
-    chose it. hypervisor: the table that `hypervisor_name` selects. warnings: what was found that does not
-    stop loading.
+    path, drop_ins: the file, and those merged over it, in order. sha256: their identity (see
+    `layers.read_files`), in hexadecimal. source: the rule of discovery that chose the file. annotations: the
+    names of the pod's annotations that are in force. hypervisor: the table that `hypervisor_name` selects.
+    warnings: what was found that does not stop loading. origins: where each value is from.
     """
 
     path: Path
+    drop_ins: tuple[Path, ...]
     sha256: str
     source: str
+    annotations: tuple[str, ...]
     hypervisor_name: str
     hypervisor: Hypervisor
     agent: KataAgent
     runtime: Runtime
     warnings: tuple[Diagnostic, ...]
+    origins: Origins
 
     def __str__(self) -> str:
-        """Say on one line, for the log, which file is in force."""
-        return f"configuration {self.path} (sha256 {self.sha256}, chosen by {self.source})"
+        """Say on one line, for the log, which files are in force, and how many annotations."""
+        files = f"{self.path}{_plus(len(self.drop_ins), 'drop-in')}"
+        return (
+            f"configuration {files} (sha256 {self.sha256}, chosen by {self.source})"
+            f"{_plus(len(self.annotations), 'annotation')}"
+        )
 
 
-def load(path: Path, *, check_host: bool = True, source: str = discovery.CONFIG_PATH) -> Configuration:
-    """Load a file. `check_host` also demands that its paths exist here; `source` is discovery's rule.
+class Examination(NamedTuple):
+    """All that came out of reading and judging: also where it cannot be loaded."""
+
+    files: Files
+    layers: tuple[Layer, ...]
+    merged: merging.Merged
+    judgement: Judgement
+    diagnostics: tuple[Diagnostic, ...]
+
+    @property
+    def faulty(self) -> bool:
+        """Whether there is an error among the diagnostics."""
+        return any(diagnostic.severity is Severity.ERROR for diagnostic in self.diagnostics)
+
+
+def load(
+    path: Path,
+    *,
+    check_host: bool = True,
+    source: str = discovery.CONFIG_PATH,
+    annotations: Mapping[str, str] | None = None,
+) -> Configuration:
+    """Load a file, its drop-ins, and the annotations of a pod's sandbox.
+
+    check_host: also demand that its paths exist here. source: the rule of discovery that chose the file.
 
     Raises:
-        ConfigurationError: the file has faults; all of them are in its diagnostics, with their places.
+        ConfigurationError: there are faults; all of them are in its diagnostics, with their places.
     """
-    content, judgement, diagnostics = _examine(path, check_host, trusted_only=source == discovery.ENVIRONMENT)
-    if any(diagnostic.severity is Severity.ERROR for diagnostic in diagnostics):
-        raise ConfigurationError(diagnostics)
-    tables = judgement.tables
-    runtime = cast("Runtime", tables["runtime",])
-    return Configuration(
-        path=path,
-        sha256=hashlib.sha256(content).hexdigest(),
-        source=source,
-        hypervisor_name=runtime.hypervisor_name,
-        hypervisor=cast("Hypervisor", tables["hypervisor", runtime.hypervisor_name]),
-        agent=cast("KataAgent", tables["agent", runtime.agent_name]),
-        runtime=runtime,
-        warnings=diagnostics,
-    )
+    trusted_only = source == discovery.ENVIRONMENT
+    examination = examine(path, check_host=check_host, trusted_only=trusted_only, annotations=annotations)
+    if examination.faulty:
+        raise ConfigurationError(examination.diagnostics)
+    return configuration_of(examination, source)
 
 
-def lint(path: Path, *, check_host: bool = True) -> tuple[Diagnostic, ...]:
-    """Return everything that is to be said about a file, ordered by place. Never raises for its contents."""
+def lint(path: Path, *, check_host: bool = True, trusted_only: bool = False) -> tuple[Diagnostic, ...]:
+    """Return everything that is to be said about a file and its drop-ins, ordered by file and place.
+
+    trusted_only: root alone may be able to change them. Never raises for their contents.
+    """
     try:
-        return _examine(path, check_host)[2]
+        return examine(path, check_host=check_host, trusted_only=trusted_only).diagnostics
     except ConfigurationError as error:
         return error.diagnostics
 
 
-def _examine(
-    path: Path, check_host: bool, *, trusted_only: bool = False
-) -> tuple[bytes, Judgement, tuple[Diagnostic, ...]]:
-    file = source.read(path, trusted_only=trusted_only)
-    parsed = parse(file.text)
-    judgement = judge(parsed.tree, check_host=check_host)
-    diagnostics = _place(path, parsed, judgement.findings)
-    return file.content, judgement, diagnostics
+def configuration_of(examination: Examination, source: str) -> Configuration:
+    """Return the configuration that an examination without errors has found."""
+    from kata_configuration.origins import Origins
 
-
-def _place(path: Path, parsed: Parsed, findings: Sequence[Finding]) -> tuple[Diagnostic, ...]:
-    """Give each fault and finding its line and column. A clean file costs nothing here."""
-    placed = []
-    for fault in parsed.faults:
-        line, column = _position(parsed.text, fault.offset)
-        placed.append(
-            Diagnostic.of(
-                fault.code, str(path), fault.message, fault.hint, key=fault.key, line=line, column=column
-            )
-        )
-    if parsed.faults:
-        findings = [finding for finding in findings if finding.code not in _UNCERTAIN]
-    if findings:
-        from kata_configuration.spans import SpanIndex
-
-        index = SpanIndex(parsed.text)
-        placed += [_place_finding(path, parsed.text, index, finding) for finding in findings]
-    return tuple(sorted(placed, key=lambda diagnostic: (diagnostic.line, diagnostic.column, diagnostic.code)))
-
-
-def _place_finding(path: Path, text: str, index: SpanIndex, finding: Finding) -> Diagnostic:
-    line, column = _position(text, index.offset_of(finding))
-    key = key_name(finding.path)
-    return Diagnostic.of(
-        finding.code, str(path), finding.message, finding.hint, key=key, line=line, column=column
+    tables = examination.judgement.tables
+    runtime = cast("Runtime", tables["runtime",])
+    layers = examination.layers
+    return Configuration(
+        path=examination.files.path,
+        drop_ins=examination.files.drop_ins,
+        sha256=examination.files.sha256,
+        source=source,
+        annotations=tuple(layer.name for layer in layers if layer.kind is Kind.ANNOTATION),
+        hypervisor_name=runtime.hypervisor_name,
+        hypervisor=cast("Hypervisor", tables["hypervisor", runtime.hypervisor_name]),
+        agent=cast("KataAgent", tables["agent", runtime.agent_name]),
+        runtime=runtime,
+        warnings=examination.diagnostics,
+        origins=Origins(layers, examination.merged),
     )
 
 
-def _position(text: str, offset: int) -> tuple[int, int]:
-    """Return line and column, from 1, of a character offset."""
-    return text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset)
+def examine(
+    path: Path,
+    *,
+    check_host: bool,
+    trusted_only: bool = False,
+    annotations: Mapping[str, str] | None = None,
+) -> Examination:
+    """Read, merge and judge a file, its drop-ins and annotations.
+
+    Raises:
+        ConfigurationError: the file itself cannot be read.
+    """
+    files = read_files(path, trusted_only=trusted_only)
+    return examine_files(files, check_host=check_host, annotations=annotations)
+
+
+def examine_files(
+    files: Files, *, check_host: bool, annotations: Mapping[str, str] | None = None
+) -> Examination:
+    """Merge and judge files that have been read, and annotations."""
+    merged = merging.merge([layer.tree for layer in files.layers])
+    layers, said = list(files.layers), list(files.unreadable)
+    if annotations:
+        said += _annotate(layers, merged, annotations)
+    judgement = judge(merged.tree, check_host=check_host)
+    incomplete = bool(files.unreadable) or any(layer.faults for layer in files.layers)
+    placed = list(_place(layers, merged, _weighed(judgement.findings, merged.tree, incomplete)))
+    if check_host:
+        placed += _writable(files)
+    order = {layer.place: number for number, layer in enumerate(layers)}
+    diagnostics = sorted(
+        placed + said,
+        key=lambda found: (order.get(found.path, len(order)), found.line, found.column, found.code),
+    )
+    return Examination(files, tuple(layers), merged, judgement, tuple(diagnostics))
+
+
+def _annotate(
+    layers: list[Layer], merged: merging.Merged, annotations: Mapping[str, str]
+) -> Iterator[Diagnostic]:
+    """Merge the annotations that are let in, each as a layer, and yield what is to be said of the others."""
+    if not any("kata" in name for name in annotations):
+        return
+    from kata_configuration import pod_annotations
+
+    applied = pod_annotations.apply(merged.tree, annotations, _finder(tuple(layers), merged))
+    for name, tree in applied.trees.items():
+        merged.overlay(tree, len(layers))
+        layers.append(Layer(Kind.ANNOTATION, name, tree, text=annotations[name]))
+    yield from applied.diagnostics
+
+
+def _finder(layers: tuple[Layer, ...], merged: merging.Merged) -> Callable[[KeyPath], str]:
+    """Return a function that says where a key stands: FILE:LINE, or only the file to write it into."""
+
+    def where(path: KeyPath) -> str:
+        from kata_configuration.placing import line_of
+
+        layer = layers[merged.owner(path)]
+        line = line_of(layer, path)
+        return f"{layer.name}:{line}" if line else layer.name
+
+    return where
+
+
+def _weighed(
+    findings: list[Finding], tree: Mapping[str, Any], incomplete: bool
+) -> Iterator[tuple[Finding, Severity]]:
+    """Yield the findings that stand, with their severity.
+
+    A table of a hypervisor that is not selected may be incomplete, and its faults stop nothing.
+    """
+    selected = selected_hypervisor(tree)
+    for finding in findings:
+        code, path = finding.code, finding.path
+        if incomplete and code in _UNCERTAIN:
+            continue
+        severity = code.severity
+        if len(path) > 2 and path[0] == "hypervisor" and own_path(path)[1] != selected:
+            if code is Code.MISSING_KEY:
+                continue
+            if severity is Severity.ERROR:
+                severity = Severity.WARNING
+        yield finding, severity
+
+
+def _place(
+    layers: list[Layer], merged: merging.Merged, findings: Iterator[tuple[Finding, Severity]]
+) -> Iterator[Diagnostic]:
+    """Give each fault and finding its place. Clean files cost nothing here: none is parsed for places."""
+    todo = list(findings)
+    if not todo and not merged.replaced and not any(layer.faults for layer in layers):
+        return
+    from kata_configuration.placing import place_fault, place_finding
+
+    for layer in layers:
+        yield from (place_fault(layer, fault) for fault in layer.faults)
+    for finding, severity in todo:
+        yield place_finding(layers[merged.owner(finding.path)], finding, severity)
+    for replaced in merged.replaced:
+        layer = layers[replaced.by]
+        if layer.kind is Kind.DROP_IN:
+            lost = ", ".join(quoted(item) for item in replaced.lost)
+            message = f"replaces the array of {layers[replaced.owner].name}, and drops {lost}"
+            yield place_finding(
+                layer, Finding(Code.ARRAY_REPLACED, replaced.path, message, "repeat here what is to stay")
+            )
+
+
+def _writable(files: Files) -> Iterator[Diagnostic]:
+    for layer in files.layers:
+        if layer.shared_mode:
+            message = f"its mode {layer.shared_mode:04o} lets others than its owner write"
+            yield Diagnostic.of(Code.WRITABLE, layer.place, message, "chmod go-w it")
+
+
+def _plus(number: int, noun: str) -> str:
+    return f" + {number} {noun}{'' if number == 1 else 's'}" if number else ""

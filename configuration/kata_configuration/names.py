@@ -1,30 +1,13 @@
-"""Keys and tables that no model has: misspelt, misplaced, or known to Kata and not honoured here."""
+"""Names of tables: misspelt ones, and those that Kata has and this runtime has not."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from kata_configuration import known_keys
-from kata_configuration.diagnostics import Code, Finding, KeyPath, key_name, quoted
-from kata_configuration.models import FAMILIES, TABLES, Table
-from kata_configuration.suggestions import closest
-
-NOT_HONOURED = "is known to Kata and not supported by this version"
-
-
-def unknown_key(path: KeyPath, model: type[Table]) -> Finding:
-    """Say what became of a key that its table's model does not have. path: of the key."""
-    table, key = path[:-1], str(path[-1])
-    if instead := known_keys.FOREIGN.get((key_name(table), key)):
-        return Finding(Code.FOREIGN_KEY, path, "is not a key of this table", instead, on_key=True)
-    if key in known_keys.KEYS[str(table[0])]:
-        return Finding(Code.UNSUPPORTED, path, NOT_HONOURED, "remove it", on_key=True)
-    home = next((name for name, other in TABLES.items() if key in _names(other)), None)
-    if home:
-        hint = f"it belongs in [{key_name(home)}]"
-        return Finding(Code.FOREIGN_KEY, path, "is not a key of this table", hint, on_key=True)
-    return Finding(Code.UNKNOWN_KEY, path, "unknown key", _key_hint(key, model), on_key=True)
+from kata_configuration.diagnostics import Code, Finding, Fix, key_name, quoted
+from kata_configuration.models import FAMILIES, OTHER_NAMES, TABLES, Table
+from kata_configuration.suggestions import closest, unmistakable
 
 
 def unknown_tables(tree: Mapping[str, Any]) -> Iterator[Finding]:
@@ -45,44 +28,64 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"did you mean {quoted(best)}?" if best else "use one of " + ", ".join(known)
 
 
+def spellings(model: type[Table]) -> list[str]:
+    """Return every name that a table's keys have."""
+    return [*model.model_fields, *model.aliases]
+
+
 def _members(family: str, members: Mapping[str, Any]) -> Iterator[Finding]:
     for name, value in members.items():
         path = (family, name)
-        if name in FAMILIES[family]:
-            if not isinstance(value, dict):
-                yield Finding(
-                    Code.TYPE, path, "is a value, must be a table", f"write [{key_name(path)}]", on_key=True
-                )
+        known = name in FAMILIES[family] or (family == "hypervisor" and name in OTHER_NAMES)
+        if known and isinstance(value, dict):
+            yield from _other_name(path, members)
+        elif known:
+            hint = f"write [{key_name(path)}]"
+            yield Finding(Code.TYPE, path, "is a value, must be a table", hint, on_key=True)
         elif not isinstance(value, dict):
             only = ", ".join(f"[{key_name((family, known))}]" for known in FAMILIES[family])
-            yield Finding(
-                Code.UNKNOWN_KEY, path, "is a key outside of any table", f"move it to {only}", on_key=True
-            )
-        elif family == "hypervisor" and name in known_keys.HYPERVISORS:
-            yield Finding(Code.UNSUPPORTED, path, NOT_HONOURED, "remove the table", on_key=True)
+            hint = f"move it to {only}"
+            yield Finding(Code.UNKNOWN_KEY, path, "is a key outside of any table", hint, on_key=True)
+        elif retired := _retired(path):
+            yield retired
         else:
-            yield Finding(
-                Code.UNKNOWN_TABLE, path, "unknown table", did_you_mean(name, FAMILIES[family]), on_key=True
-            )
+            words = [*FAMILIES[family], *(OTHER_NAMES if family == "hypervisor" else ())]
+            best = closest(name, words)
+            hint = did_you_mean(name, words)
+            fix = Fix(rename=best) if best and unmistakable(name, words) else None
+            yield Finding(Code.UNKNOWN_TABLE, path, "unknown table", hint, on_key=True, fix=fix)
+
+
+def _other_name(path: tuple[str, str], members: Mapping[str, Any]) -> Iterator[Finding]:
+    """Note a table's other name, and refuse it beside the table itself."""
+    family, name = path
+    own = OTHER_NAMES.get(name, name)
+    if family != "hypervisor" or own == name:
+        return
+    if own in members:
+        message = f"is another name of [{family}.{own}], which is there too"
+        yield Finding(Code.ALIAS_CONFLICT, path, message, "keep one of them", on_key=True)
+    else:
+        message = f"is another name of [{family}.{own}]"
+        yield Finding(Code.OTHER_NAME, path, message, f"write {own}", on_key=True, fix=Fix(rename=own))
 
 
 def _stray(name: str, value: Any) -> Finding:
+    if retired := _retired((name,)):
+        return retired
     if isinstance(value, dict | list):
-        hint = did_you_mean(name, [*FAMILIES, "runtime"])
-        return Finding(Code.UNKNOWN_TABLE, (name,), "unknown table", hint, on_key=True)
-    home = next((table for table, model in TABLES.items() if name in _names(model)), None)
-    hint = f"move it to [{key_name(home)}]" if home else "remove it"
-    return Finding(Code.UNKNOWN_KEY, (name,), "is a key outside of any table", hint, on_key=True)
+        known = [*FAMILIES, "runtime"]
+        best = closest(name, known)
+        fix = Fix(rename=best) if best and unmistakable(name, known) else None
+        hint = did_you_mean(name, known)
+        return Finding(Code.UNKNOWN_TABLE, (name,), "unknown table", hint, on_key=True, fix=fix)
+    home = next((table for table, model in TABLES.items() if name in spellings(model)), None)
+    hint, fix = (f"move it to [{key_name(home)}]", Fix(table=home)) if home else ("remove it", None)
+    return Finding(Code.UNKNOWN_KEY, (name,), "is a key outside of any table", hint, on_key=True, fix=fix)
 
 
-def _key_hint(key: str, model: type[Table]) -> str:
-    if best := closest(key, _names(model)):
-        return f"did you mean {quoted(model.aliases.get(best, best))}?"
-    for table, other in TABLES.items():
-        if best := closest(key, _names(other)):
-            return f"did you mean {quoted(best)} in [{key_name(table)}]?"
-    return "remove it"
+def _retired(path: tuple[str, ...]) -> Finding | None:
+    from kata_configuration import tombstones  # only a name that is not known needs them
 
-
-def _names(model: type[Table]) -> list[str]:
-    return [*model.model_fields, *model.aliases]
+    stone = tombstones.TABLES.get(path)
+    return Finding(Code.UNSUPPORTED, path, stone.story, stone.advice, on_key=True) if stone else None

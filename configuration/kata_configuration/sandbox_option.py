@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from kata_configuration.diagnostics import quoted
-from kata_configuration.suggestions import closest
+from kata_configuration.suggestions import closest, unmistakable
 
 GROUPS = {
     "obsolete": ("deny", "allow"),
@@ -23,11 +23,15 @@ DENY_ALL = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=d
 
 @dataclass(frozen=True, slots=True)
 class SandboxFault:
-    """What QEMU would refuse or misread. offset: characters from the value's beginning."""
+    """What QEMU would refuse or misread. offset: characters from the value's beginning.
+
+    mended: the whole value without this fault, where there is exactly one right answer.
+    """
 
     offset: int
     message: str
     hint: str
+    mended: str = ""
 
 
 def is_on(value: str) -> bool:
@@ -62,7 +66,9 @@ def _faults(value: str) -> Iterator[SandboxFault]:
         fault = _group_fault(group, bool(equals), setting, seen)
         if fault is not None:
             at_setting = group in GROUPS and group not in seen and equals
-            yield SandboxFault(offset + (len(group) + 1 if at_setting else 0), *fault)
+            start = offset + (len(group) + 1 if at_setting else 0)
+            word, known = (setting, GROUPS[group]) if at_setting else (group, tuple(GROUPS))
+            yield SandboxFault(start, *fault, _mended(value, start, word, known))
         seen.add(group)
         offset += len(item) + 1
 
@@ -80,6 +86,14 @@ def _group_fault(group: str, has_setting: bool, setting: str, seen: set[str]) ->
     if setting not in GROUPS[group]:
         return f"unknown value {quoted(setting)} for {group}", _suggest(setting, GROUPS[group])
     return None
+
+
+def _mended(value: str, start: int, word: str, known: tuple[str, ...]) -> str:
+    """Return the value with a misspelt word corrected, or "" when the word is not just misspelt."""
+    best = closest(word, known) if word not in known else None
+    if best is None or not unmistakable(word, known):
+        return ""
+    return value[:start] + best + value[start + len(word) :]
 
 
 def _suggest(word: str, known: dict[str, tuple[str, ...]] | tuple[str, ...]) -> str:

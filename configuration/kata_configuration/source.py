@@ -18,11 +18,12 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file's bytes, and its text with plain newlines (which moves no line and no column)."""
+    """A file's bytes, its text with plain newlines (which moves no line and no column), and its mode bits."""
 
     path: Path
     content: bytes
     text: str
+    mode: int
 
 
 def read(path: Path, *, trusted_only: bool = False) -> Source:
@@ -31,7 +32,7 @@ def read(path: Path, *, trusted_only: bool = False) -> Source:
     Raises:
         ConfigurationError: it is missing, unreadable, no regular file, too large, not UTF-8 or not trusted.
     """
-    content = _read_bytes(path, trusted_only)
+    content, mode = _read_bytes(path, trusted_only)
     if content.startswith(BYTE_ORDER_MARK):
         raise fault(
             Code.ENCODING,
@@ -54,7 +55,7 @@ def read(path: Path, *, trusted_only: bool = False) -> Source:
             line=line,
             column=column,
         ) from None
-    return Source(path, content, text.replace("\r\n", "\n"))
+    return Source(path, content, text.replace("\r\n", "\n"), mode)
 
 
 def require_trusted(status: os.stat_result, path: Path) -> None:
@@ -96,7 +97,7 @@ def fault(
     return ConfigurationError([Diagnostic.of(code, str(path), message, hint, line=line, column=column)])
 
 
-def _read_bytes(path: Path, trusted_only: bool) -> bytes:
+def _read_bytes(path: Path, trusted_only: bool) -> tuple[bytes, int]:
     try:
         # Not blocking, because the path may name a pipe that nobody writes to.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -120,4 +121,4 @@ def _read_bytes(path: Path, trusted_only: bool) -> bytes:
         os.close(descriptor)
     if len(content) > MAX_SIZE:
         raise fault(Code.TOO_LARGE, path, f"is larger than {MAX_SIZE} bytes", "name a configuration file")
-    return content
+    return content, stat.S_IMODE(status.st_mode)

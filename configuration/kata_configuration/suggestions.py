@@ -4,19 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+# How much closer than the next a word must be to be the one that is meant, of a likeness from 0 to 1.
+MARGIN = 0.05
+
 
 def closest(word: str, known: Iterable[str]) -> str | None:
     """Return the known word that resembles this one most, or None when none does.
 
     Case, surrounding space and the choice between "-" and "_" do not count as differences.
     """
+    found = _matches(word, known)
+    return found[0][1] if found else None
+
+
+def unmistakable(word: str, known: Iterable[str]) -> bool:
+    """Whether the closest known word is the only one that can be meant: no other comes near it."""
+    found = _matches(word, known)
+    if not found:
+        return False
+    best, name = found[0]
+    bare = name.replace("_", "")
+    return all(best - ratio > MARGIN or other.replace("_", "") == bare for ratio, other in found[1:])
+
+
+def _matches(word: str, known: Iterable[str]) -> list[tuple[float, str]]:
+    """Return up to three known words that resemble this one, each with its likeness, the closest first."""
     import difflib  # only a misspelt word needs it
 
     spellings: dict[str, str] = {}
     for candidate in known:
         spellings.setdefault(_plain(candidate), candidate)
-    found = difflib.get_close_matches(_plain(word[:100]), spellings, n=1, cutoff=0.7)
-    return spellings[found[0]] if found else None
+    plain = _plain(word[:100])
+    found = difflib.get_close_matches(plain, spellings, n=3, cutoff=0.7)
+    return [(difflib.SequenceMatcher(None, name, plain).ratio(), spellings[name]) for name in found]
 
 
 def _plain(word: str) -> str:

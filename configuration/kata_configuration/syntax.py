@@ -66,8 +66,9 @@ def parse(text: str) -> Parsed:
         try:
             tree = tomli.loads(text)
         except tomli.TOMLDecodeError as error:
-            start, end = _statement_at(text, error.pos)
-            faults.append(_duplicate(text, start, end, error) or _refusal(text, start, error))
+            position = _position(text, error)
+            start, end = _statement_at(text, position)
+            faults.append(_duplicate(text, start, end, error) or _refusal(text, start, position, error.msg))
             text = _blank(text, start, end)
         except RecursionError:
             faults.append(SyntaxFault(Code.SYNTAX, 0, "nested too deeply", "no key of this file needs that"))
@@ -107,12 +108,21 @@ def _blank(text: str, start: int, end: int) -> str:
     return text[:start] + re.sub(r"[^\n]", " ", text[start:end]) + text[end:]
 
 
-def _refusal(text: str, start: int, error: tomli.TOMLDecodeError) -> SyntaxFault:
+def _position(text: str, error: tomli.TOMLDecodeError) -> int:
+    """Return where tomli stopped; that a literal string has no end, it notices at the end of the text."""
+    if error.pos == len(text) and error.msg == """Expected "'\"""":
+        for token in _TOKEN.finditer(text):
+            if token["literal"] and (len(token["literal"]) == 1 or not token["literal"].endswith("'")):
+                return token.start()
+    return error.pos
+
+
+def _refusal(text: str, start: int, position: int, refusal: str) -> SyntaxFault:
     first = start + len(text[start:]) - len(text[start:].lstrip(" \t"))
     # What never ends is noticed lines later: point at where it begins.
-    runaway = "\n" in text[start : error.pos]
-    message = error.msg[:1].lower() + error.msg[1:]
-    return SyntaxFault(Code.SYNTAX, first if runaway else error.pos, message, _hint(message))
+    runaway = "\n" in text[start:position]
+    message = refusal[:1].lower() + refusal[1:]
+    return SyntaxFault(Code.SYNTAX, first if runaway else position, message, _hint(message))
 
 
 def _hint(message: str) -> str:
@@ -127,6 +137,8 @@ _HINTS = (
     ("unclosed array", 'close it with "]"'),
     ("unterminated string", "close the string with the quote that began it"),
     ("illegal character '\\n'", "close the string with the quote that began it"),
+    ("invalid character '\\n'", "close the string with the quote that began it"),
+    ('expected "\'"', "close the string with the quote that began it"),
     ("expected '='", "write key = value"),
     ("expected ']'", 'close the table\'s name with "]"'),
     ("after a statement", "one statement per line; strings need quotes"),

@@ -1,79 +1,101 @@
-"""The shipped file, written from the models: every key with its sentence, unit and default.
+"""The shipped files, written from the models: every key with its sentence, unit and default.
 
-`python -m kata_configuration.template` prints it; a test holds the file in shipped/ to it.
+`python -m kata_configuration.template NAME` prints the one for a hypervisor; a test holds the files in
+shipped/ to it.
 """
 
 from __future__ import annotations
 
-import json
+import sys
 import textwrap
-import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic.fields import FieldInfo
 
+from kata_configuration import facts
 from kata_configuration.diagnostics import KeyPath, key_name
 from kata_configuration.models import TABLES, Table
-from kata_configuration.models.base import Unit
+from kata_configuration.models.base import About, inner_table
 from kata_configuration.sandbox_option import DENY_ALL
+from kata_configuration.toml_text import value_text
 
 SHIPPED = Path(__file__).parent / "shipped"
 
 HEADING = """\
-Configuration of the Kata runtime, for virtual machines of QEMU.
+Configuration of the Kata runtime, for virtual machines of {title}.
 
 A key that is commented out shows its default. A key that is not known is an error: see what
 "kata-ctl config lint" says of this file after a change.
 """
 
-# What the shipped file sets, by table. All else stands there as a comment, with its default.
-QEMU_SETTINGS: Mapping[KeyPath, Mapping[str, Any]] = {
-    ("hypervisor", "qemu"): {
+GUEST = {
+    "kernel": "/usr/share/kata-containers/vmlinuz",
+    "initrd": "/usr/share/kata-containers/kata-initrd.img",
+    "image": "/usr/share/kata-containers/kata-image.erofs",
+}
+
+# What a hypervisor's file sets. All else stands there as a comment, with its default.
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "qemu": {
         "path": "/usr/bin/qemu-system-x86_64",
-        "kernel": "/usr/share/kata-containers/vmlinuz",
-        "initrd": "/usr/share/kata-containers/kata-initrd.img",
-        "image": "/usr/share/kata-containers/kata-image.erofs",
+        **GUEST,
         "seccompsandbox": DENY_ALL,
         "virtio_fs_daemon": "/usr/lib/qemu/virtiofsd",
     },
-    ("agent", "kata"): {},
-    ("runtime",): {"hypervisor_name": "qemu", "agent_name": "kata"},
+    "clh": {
+        "path": "/usr/bin/cloud-hypervisor",
+        **GUEST,
+        "disable_seccomp": False,
+        "virtio_fs_daemon": "/usr/lib/qemu/virtiofsd",
+    },
+    "firecracker": {"path": "/usr/bin/firecracker", **GUEST, "disable_seccomp": False},
+    "dragonball": {**GUEST, "disable_seccomp": False, "virtio_fs_daemon": "/usr/lib/qemu/virtiofsd"},
+    "solo5-hvt": {"path": "/usr/bin/solo5-hvt", "disable_seccomp": False, "honor_unconfined": False},
+    "solo5-spt": {"path": "/usr/bin/solo5-spt"},
 }
 
 
-def render(settings: Mapping[KeyPath, Mapping[str, Any]]) -> str:
-    """Write a configuration file that has the given tables and settings, and explains every key."""
-    blocks = [_comment(HEADING)]
-    for path, values in settings.items():
+def shipped(name: str) -> str:
+    """Write the file that is shipped for a hypervisor."""
+    heading = HEADING.format(title=facts.title(name))
+    tables: Mapping[KeyPath, Mapping[str, Any]] = {
+        ("hypervisor", name): SETTINGS[name],
+        ("agent", "kata"): {},
+        ("runtime",): {"hypervisor_name": name, "agent_name": "kata"},
+    }
+    return _comment(heading) + "\n" + render(tables)
+
+
+def render(tables: Mapping[KeyPath, Mapping[str, Any]]) -> str:
+    """Write tables with the given settings, and explain every key."""
+    blocks: list[str] = []
+    for path, values in tables.items():
         model = TABLES[tuple(str(part) for part in path)]
-        blocks.append(f"{_comment(model.__doc__ or '')}[{key_name(path)}]\n")
+        blocks.append(f"{_comment(facts.sentence(model))}[{key_name(path)}]\n")
         blocks += _keys(model, values)
+        for name, field in model.model_fields.items():
+            if inner := inner_table(field):
+                blocks.append(f"{_comment(About.of(field).sentence)}#[{key_name((*path, name))}]\n")
+                blocks += _keys(inner, {})
     return "\n".join(blocks)
 
 
 def _keys(model: type[Table], values: Mapping[str, Any]) -> Iterator[str]:
     for name, field in model.model_fields.items():
-        shown = values.get(name, field.get_default() if field.get_default() is not None else _example(field))
-        mark = "" if name in values else "#"
-        yield f"{_comment(_sentence(field))}{mark}{name} = {_toml(shown)}\n"
-
-
-def _example(field: FieldInfo) -> Any:
-    return field.examples[0] if field.examples else ""
+        if inner_table(field) is None:
+            shown, mark = (value_text(values[name]), "") if name in values else (facts.example(field), "#")
+            yield f"{_comment(_sentence(field))}{mark}{name} = {shown}\n"
 
 
 def _sentence(field: FieldInfo) -> str:
     """Return a key's sentence, followed by its unit, its choices and its range."""
-    facts = [f"in {item.symbol}" for item in field.metadata if isinstance(item, Unit)]
-    if choices := [choice for choice in typing.get_args(field.annotation) if isinstance(choice, str)]:
-        facts.append(" | ".join(json.dumps(choice) for choice in choices))
-    low = next((item.ge for item in field.metadata if hasattr(item, "ge")), None)
-    high = next((item.le for item in field.metadata if hasattr(item, "le")), None)
-    if low is not None and high is not None:
-        facts.append(f"{low} to {high}")
-    return f"{field.description}" + (f" ({', '.join(facts)})" if facts else "")
+    notes = [f"in {facts.unit(field)}"] if facts.unit(field) else []
+    notes += filter(
+        None, [" | ".join(value_text(choice) for choice in facts.choices(field)), facts.span(field)]
+    )
+    return About.of(field).sentence + (f" ({', '.join(notes)})" if notes else "")
 
 
 def _comment(text: str) -> str:
@@ -82,14 +104,5 @@ def _comment(text: str) -> str:
     return "\n#\n".join(wrapped) + "\n"
 
 
-def _toml(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "[" + ", ".join(_toml(item) for item in value) + "]"
-    if isinstance(value, bool | int | float):
-        return json.dumps(value)
-    # A JSON string of printable characters is a TOML string.
-    return json.dumps(str(value), ensure_ascii=False)
-
-
 if __name__ == "__main__":
-    print(render(QEMU_SETTINGS), end="")
+    print(shipped(*sys.argv[1:]), end="")

@@ -20,7 +20,7 @@ from kata_agent.constants import AGENT_PORT, FEATURE_STREAM_IO
 from kata_agent.protos import agent_pb2, health_pb2
 from kata_agent.ttrpc.status import Code, RpcError
 from kata_hypervisor.contract import Hypervisor, SharedDirectory, VmExit, VmSpec
-from kata_runtime.bundle import JsonObject
+from kata_runtime.bundle import JsonObject, annotations_of
 from kata_runtime.concurrency import first
 from kata_runtime.errors import SandboxError
 from kata_runtime.guest_spec import GUEST_SHARED, GUEST_SHM
@@ -111,7 +111,8 @@ class Sandbox:
     async def boot(self, spec: JsonObject, config_path: str | None) -> None:
         """Start the virtual machine and its agent.
 
-        spec: the OCI specification of the sandbox's first container, for size, hostname and cgroup.
+        spec: the OCI specification of the sandbox's first container, for annotations, size, hostname and
+        cgroup. Annotations of later containers set nothing: the virtual machine exists by then.
 
         Raises:
             SandboxError: a stage failed; nothing is left of it.
@@ -119,7 +120,7 @@ class Sandbox:
         begin = time.monotonic()
         stages: list[str] = []
         try:
-            self.configuration = await self._stage("config", stages, self._load(config_path))
+            self.configuration = await self._stage("config", stages, self._load(config_path, spec))
             await self._stage("host", stages, self._prepare_host(spec))
             await self._stage("vmm", stages, self._start_machine(spec))
             await self._stage("agent", stages, self._reach_agent())
@@ -152,11 +153,11 @@ class Sandbox:
         stages.append(f"{name} {(time.monotonic() - begin) * 1e3:.0f} ms")
         return result
 
-    async def _load(self, config_path: str | None) -> Configuration:
+    async def _load(self, config_path: str | None, spec: JsonObject) -> Configuration:
         from kata_configuration import discover, load
 
         path, rule = discover(config_path, os.environ)
-        configuration = load(path, source=rule)
+        configuration = load(path, source=rule, annotations=annotations_of(spec))
         _log.info("%s", configuration)
         for warning in configuration.warnings:
             _log.warning("%s", warning)

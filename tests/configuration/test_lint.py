@@ -69,9 +69,9 @@ CASES: list[tuple[str, str, list[str]]] = [
     ),
     (
         "a driver of Kata's",
-        QEMU + "[hypervisor.clh]\n",
+        QEMU + "[hypervisor.remote]\n",
         [
-            "4:13: error[KATA203] hypervisor.clh: is known to Kata and not supported by this version "
+            "4:13: error[KATA203] hypervisor.remote: is known to Kata and not offered by this runtime "
             "(remove the table)"
         ],
     ),
@@ -87,8 +87,8 @@ CASES: list[tuple[str, str, list[str]]] = [
         "another driver's seccomp key",
         QEMU + "disable_seccomp = true\n",
         [
-            "4:1: error[KATA204] hypervisor.qemu.disable_seccomp: is not a key of this table "
-            '(use seccompsandbox; "off" disables the filter)'
+            "4:1: error[KATA209] hypervisor.qemu.disable_seccomp: is not a key of this table "
+            '(use seccompsandbox; "off" disables the filter) [security]'
         ],
     ),
     (

@@ -1,4 +1,4 @@
-"""The shipped file and the models say the same."""
+"""The shipped files and the models say the same."""
 
 from __future__ import annotations
 
@@ -7,16 +7,24 @@ import tomllib
 import pytest
 
 from kata_configuration import lint, load
-from kata_configuration.models import TABLES, Table
+from kata_configuration.models import AVAILABLE, HYPERVISORS, INEFFECTIVE, PLANNED, TABLES, Table
+from kata_configuration.models.base import About, inner_table
 from kata_configuration.sandbox_option import DENY_ALL
-from kata_configuration.template import QEMU_SETTINGS, SHIPPED, render
+from kata_configuration.template import SETTINGS, SHIPPED, shipped
+from kata_hypervisor.registry import DRIVERS
 
 FILE = SHIPPED / "configuration-qemu.toml"
 
 
-def test_the_shipped_file_is_what_the_models_write() -> None:
-    # After a change of a model: python -m kata_configuration.template > the file
-    assert FILE.read_text(encoding="utf-8") == render(QEMU_SETTINGS)
+def test_every_hypervisor_has_a_file() -> None:
+    assert {path.name for path in SHIPPED.iterdir()} == {f"configuration-{name}.toml" for name in HYPERVISORS}
+    assert set(SETTINGS) == set(HYPERVISORS)
+
+
+@pytest.mark.parametrize("name", HYPERVISORS)
+def test_a_shipped_file_is_what_the_models_write(name: str) -> None:
+    # After a change of a model: python -m kata_configuration.template NAME > the file
+    assert (SHIPPED / f"configuration-{name}.toml").read_text(encoding="utf-8") == shipped(name)
 
 
 def test_it_lints_clean_and_denies_everything() -> None:
@@ -24,27 +32,61 @@ def test_it_lints_clean_and_denies_everything() -> None:
     assert load(FILE, check_host=False).hypervisor.seccompsandbox == DENY_ALL
 
 
-def test_what_is_commented_out_is_the_default() -> None:
-    lines = FILE.read_text(encoding="utf-8").splitlines()
+@pytest.mark.parametrize("name", HYPERVISORS)
+def test_only_a_missing_driver_is_said_of_a_shipped_file(name: str) -> None:
+    said = [found.code for found in lint(SHIPPED / f"configuration-{name}.toml", check_host=False)]
+    assert said == ([] if name in AVAILABLE else ["KATA212"])
+
+
+def test_what_can_be_selected_is_what_has_a_driver() -> None:
+    assert set(AVAILABLE) == set(DRIVERS)
+
+
+@pytest.mark.parametrize("name", HYPERVISORS)
+def test_what_is_commented_out_is_the_default(name: str) -> None:
+    file = SHIPPED / f"configuration-{name}.toml"
+    lines = file.read_text(encoding="utf-8").splitlines()
     text = "\n".join(
         line[1:] if line.startswith("#") and not line.startswith("# ") else line for line in lines
     )
     everything = tomllib.loads(text.replace("#\n", "\n"))
-    plain = load(FILE, check_host=False)
-    for path, model in TABLES.items():
-        raw = everything[path[0]] if len(path) == 1 else everything[path[0]][path[1]]
+    plain = tomllib.loads(file.read_text(encoding="utf-8"))
+    for path in (("hypervisor", name), ("agent", "kata"), ("runtime",)):
+        model, raw, written = TABLES[path], everything, plain
+        for part in path:
+            raw, written = raw[part], written.get(part, {})
         assert set(raw) == set(model.model_fields)
-        loaded: Table = {"hypervisor": plain.hypervisor, "agent": plain.agent, "runtime": plain.runtime}[
-            path[0]
-        ]
-        assert model.model_validate(raw) == loaded
+        # What is absent by default is shown by an example.
+        absent = {
+            key for key, field in model.model_fields.items() if field.default is None and key not in written
+        }
+        loaded = model.model_validate({key: value for key, value in raw.items() if key not in absent})
+        assert loaded == model.model_validate(written)
 
 
-@pytest.mark.parametrize("model", TABLES.values())
+def every_model() -> list[type[Table]]:
+    found: list[type[Table]] = []
+    todo = [*TABLES.values(), *PLANNED.values(), *INEFFECTIVE.values()]
+    while todo:
+        model = todo.pop()
+        found.append(model)
+        todo += [inner for field in model.model_fields.values() if (inner := inner_table(field))]
+    return found
+
+
+@pytest.mark.parametrize("model", every_model())
 def test_every_key_is_documented_in_one_sentence(model: type[Table]) -> None:
+    assert (model.__doc__ or "").endswith(".")
     for name, field in model.model_fields.items():
-        assert field.description, name
-        assert field.description.endswith("."), name
-        assert ". " not in field.description, name
-        assert not field.is_required() or field.examples, name
+        about = About.of(field)
+        assert about.sentence.endswith("."), name
+        assert ". " not in about.sentence, name
+        assert about.since.startswith(("Kata ", "this runtime ")), name
+        assert not field.is_required() or about.example is not None, name
     assert set(model.aliases.values()) <= set(model.model_fields)
+    model.model_validate(model.example())
+
+
+@pytest.mark.parametrize("path", PLANNED)
+def test_a_key_is_honoured_or_planned_and_not_both(path: tuple[str, ...]) -> None:
+    assert set(PLANNED[path].model_fields).isdisjoint(TABLES[path].model_fields)

@@ -1,96 +1,78 @@
-"""The table [hypervisor.qemu]."""
+"""The table [hypervisor.qemu]: what the driver honours. What it does not honour yet: qemu_planned."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from kata_configuration.models.base import CommaList, HostPath, Mebibytes, Strings, Table, Text, malformed
+from kata_configuration.models import device_keys as device
+from kata_configuration.models import machine_keys as machine
+from kata_configuration.models.base import OURS, About, CommaList, HypervisorTable, Text, malformed
 from kata_configuration.sandbox_option import DENY_ALL, find_faults, is_on
 
 
-class QemuHypervisor(Table):
+class QemuHypervisor(HypervisorTable):
     """How QEMU is started and confined."""
 
+    title: ClassVar[str] = "QEMU"
     aliases: ClassVar[Mapping[str, str]] = {"seccomp_sandbox": "seccompsandbox"}
 
-    path: HostPath = Field(Path("/usr/bin/qemu-system-x86_64"), description="The QEMU program.")
-    kernel: HostPath = Field(
-        description="The guest's kernel, a bzImage or vmlinuz file.",
-        examples=["/usr/share/kata-containers/vmlinuz"],
-    )
-    initrd: HostPath | None = Field(
-        None,
-        description="The guest's early userspace; at least one of initrd and image is needed.",
-        examples=["/usr/share/kata-containers/kata-initrd.img"],
-    )
-    image: HostPath | None = Field(
-        None,
-        description="The guest's root file system; an initrd beside it loads the drivers and mounts it.",
-        examples=["/usr/share/kata-containers/kata-image.erofs"],
-    )
-    rootfs_type: Literal["erofs", "ext4", "xfs"] = Field("erofs", description="The image's file system.")
-    kernel_params: Text = Field(
-        "", description="Words added at the end of the kernel's command line; double quotes keep spaces."
-    )
-    machine_type: Literal["q35", "pc"] = Field("q35", description="The machine that QEMU emulates.")
-    machine_accelerators: CommaList = Field(
-        "", description="Comma-separated properties appended to QEMU's -machine option."
-    )
-    cpu_features: CommaList = Field(
-        "", description='Comma-separated properties appended to QEMU\'s -cpu option, such as "pmu=off".'
-    )
-    accelerator: Literal["kvm", "tcg"] = Field(
-        "kvm",
-        description="What runs the guest's instructions: the kernel's KVM, or tcg, QEMU's slow emulation; "
-        "one is never replaced by the other silently.",
-    )
-    default_vcpus: int = Field(
-        1, ge=1, le=255, description="Virtual CPUs of a virtual machine when it starts."
-    )
-    default_maxvcpus: int = Field(
-        0,
-        ge=0,
-        le=255,
-        description="The most virtual CPUs that a virtual machine may have; 0 is the host's number.",
-    )
-    default_memory: Mebibytes = Field(
-        512, ge=128, le=16 * 1024 * 1024, description="Memory of a virtual machine when it starts."
-    )
-    overhead_vcpus: float = Field(
-        0.0, ge=0, le=255, description="CPUs added to a container's limits when the machine is sized by them."
-    )
-    overhead_memory: Mebibytes = Field(
-        0,
-        ge=0,
-        le=16 * 1024 * 1024,
-        description="Memory added to a container's limits when the machine is sized by them.",
-    )
-    seccompsandbox: Text = Field(
-        DENY_ALL,
-        description="QEMU's own seccomp filter, the value of its -sandbox option: every thread of QEMU is "
-        'proved to be under it before the guest runs; "off" runs QEMU unconfined.',
-    )
-    shared_fs: Literal["virtio-fs", "none"] = Field(
-        "virtio-fs", description="How the guest sees the containers' files on the host."
-    )
-    virtio_fs_daemon: HostPath = Field(
-        Path("/usr/lib/qemu/virtiofsd"), description="The virtiofsd program, needed for virtio-fs."
-    )
-    virtio_fs_extra_args: Strings = Field((), description="Arguments added to virtiofsd's command line.")
-    virtio_fs_cache: Literal["never", "auto", "always"] = Field(
-        "auto", description="How long the guest may trust what it has read from the host's files."
-    )
-    entropy_source: HostPath = Field(
-        Path("/dev/urandom"), description="The host's source of the guest's random numbers."
-    )
-    enable_debug: bool = Field(
-        False, description="Log what the guest's kernel prints to its console, and QEMU's own messages."
-    )
+    path: machine.ProgramPath = Path("/usr/bin/qemu-system-x86_64")
+    valid_hypervisor_paths: machine.ValidHypervisorPaths = ()
+    kernel: machine.Kernel
+    valid_kernel_paths: machine.ValidKernelPaths = ()
+    initrd: machine.Initrd = None
+    valid_initrd_paths: machine.ValidInitrdPaths = ()
+    image: machine.Image = None
+    valid_image_paths: machine.ValidImagePaths = ()
+    rootfs_type: machine.RootfsType = "erofs"
+    kernel_params: machine.KernelParams = ""
+    machine_type: Annotated[
+        Literal["q35", "pc"],
+        About("The machine that QEMU emulates.", "Kata 3.0.0"),
+    ] = "q35"
+    machine_accelerators: Annotated[
+        CommaList,
+        About(
+            "Comma-separated properties appended to QEMU's -machine option.",
+            "Kata 3.0.0",
+        ),
+    ] = ""
+    cpu_features: machine.CpuFeatures = ""
+    accelerator: Annotated[
+        Literal["kvm", "tcg"],
+        About(
+            "What runs the guest's instructions: the kernel's KVM, or tcg, QEMU's slow emulation; one is "
+            "never replaced by the other silently.",
+            OURS,
+        ),
+    ] = "kvm"
+    default_vcpus: machine.DefaultVcpus = Field(1, ge=1, le=255)
+    default_maxvcpus: machine.DefaultMaxVcpus = Field(0, ge=0, le=255)
+    default_memory: machine.DefaultMemory = Field(512, ge=128, le=16 * 1024 * 1024)
+    overhead_vcpus: machine.OverheadVcpus = Field(0.0, ge=0, le=255)
+    overhead_memory: machine.OverheadMemory = Field(0, ge=0, le=16 * 1024 * 1024)
+    seccompsandbox: Annotated[
+        Text,
+        About(
+            "QEMU's own seccomp filter, the value of its -sandbox option: every thread of QEMU is proved "
+            'to be under it before the guest runs; "off" runs QEMU unconfined.',
+            "Kata 3.20.0",
+        ),
+    ] = DENY_ALL
+    shared_fs: device.SharedFs = "virtio-fs"
+    virtio_fs_daemon: device.VirtioFsDaemon = Path("/usr/lib/qemu/virtiofsd")
+    valid_virtio_fs_daemon_paths: device.ValidVirtioFsDaemonPaths = ()
+    virtio_fs_extra_args: device.VirtioFsExtraArgs = ()
+    virtio_fs_cache: device.VirtioFsCache = "auto"
+    entropy_source: machine.EntropySource = Path("/dev/urandom")
+    valid_entropy_sources: machine.ValidEntropySources = ()
+    enable_annotations: machine.EnableAnnotations = ()
+    enable_debug: machine.EnableDebug = False
 
     @field_validator("seccompsandbox")
     @classmethod
@@ -111,6 +93,11 @@ class QemuHypervisor(Table):
     def confined(self) -> bool:
         """Whether the configuration asks QEMU for a seccomp filter."""
         return is_on(self.seccompsandbox)
+
+    @property
+    def needs_kvm(self) -> bool:
+        """Whether the configuration asks QEMU for KVM, and not for emulation."""
+        return self.accelerator == "kvm"
 
     @property
     def kernel_parameters(self) -> tuple[str, ...]:

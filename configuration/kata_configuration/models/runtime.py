@@ -1,35 +1,70 @@
-"""The table [runtime]."""
+"""The table [runtime]: what the runtime honours. What it does not honour yet: runtime_planned."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator
 
-from kata_configuration.models.base import LogLevel, Table, Text
+from kata_configuration.models.base import OURS, About, LogLevel, Table, Text
+
+# Other name of a hypervisor -> the name of its table.
+OTHER_NAMES = {"cloud-hypervisor": "clh"}
+
+
+def _own_name(name: str) -> str:
+    return OTHER_NAMES.get(name, name)
 
 
 class Runtime(Table):
     """What the runtime itself does, and which hypervisor and agent it uses."""
 
-    name: Literal["virt_container"] = Field(
-        "virt_container", description="The kind of sandbox: containers in a virtual machine."
-    )
-    hypervisor_name: Text = Field(
-        "qemu", description="The hypervisor to use: the X of a table [hypervisor.X]."
-    )
-    agent_name: Text = Field("kata", description="The agent to use: the X of a table [agent.X].")
-    enable_debug: bool = Field(False, description="Let the runtime log at debug level.")
-    log_level: LogLevel = Field("info", description="The least level of the messages that the runtime logs.")
-    disable_guest_seccomp: bool = Field(
-        False, description="Drop the seccomp profiles of containers inside the guest."
-    )
-    sandbox_cgroup_only: bool = Field(
-        True, description="Account for everything that a sandbox runs on the host in one cgroup of the pod."
-    )
-    static_sandbox_resource_mgmt: bool = Field(
-        True, description="Size the virtual machine when it starts, by the limits of what will run in it."
-    )
-    internetworking_model: Literal["none"] = Field(
-        "none", description="How the guest is connected to the pod's network."
-    )
+    name: Annotated[
+        Literal["virt_container"],
+        About("The kind of sandbox: containers in a virtual machine.", "Kata 3.0.0"),
+    ] = "virt_container"
+    hypervisor_name: Annotated[
+        Text,
+        AfterValidator(_own_name),
+        About(
+            "The hypervisor to use: the X of a table [hypervisor.X].",
+            "Kata 3.0.0",
+        ),
+    ] = "qemu"
+    agent_name: Annotated[
+        Text,
+        About("The agent to use: the X of a table [agent.X].", "Kata 3.0.0"),
+    ] = "kata"
+    enable_debug: Annotated[bool, About("Let the runtime log at debug level.", "Kata 3.0.0")] = False
+    log_level: Annotated[
+        LogLevel, About("The least level of the messages that the runtime logs.", "Kata 3.0.0")
+    ] = "info"
+    disable_guest_seccomp: Annotated[
+        bool,
+        About(
+            "Drop the seccomp profiles of containers inside the guest.",
+            "Kata 3.0.0",
+        ),
+    ] = False
+    sandbox_cgroup_only: Annotated[
+        bool,
+        About(
+            "Account for everything that a sandbox runs on the host in one cgroup of the pod.",
+            "Kata 3.0.0",
+        ),
+    ] = True
+    static_sandbox_resource_mgmt: Annotated[
+        bool,
+        About("Size the virtual machine when it starts, by the limits of what will run in it.", "Kata 3.2.0"),
+    ] = True
+    internetworking_model: Annotated[
+        Literal["none"],
+        About(
+            "How the guest is connected to the pod's network.",
+            "Kata 3.0.0",
+        ),
+    ] = "none"
+    refused_annotations: Annotated[
+        Literal["fail", "warn"],
+        About("What happens to a pod with an annotation that enable_annotations does not let in.", OURS),
+    ] = "fail"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from kata_configuration import Configuration
     from kata_runtime.ctl.main import Subparsers
 
 FIT, UNFIT = 0, 1
@@ -100,6 +101,11 @@ def read_setup() -> Setup:
             builder.DEFAULT_OUTPUT / name for name in (builder.KERNEL, builder.INITRAMFS, builder.IMAGE)
         )
         return Setup("kvm", Path("/usr/bin/qemu-system-x86_64"), virtiofsd, 512, artifacts, finding)
+    return setup_of(configuration)
+
+
+def setup_of(configuration: Configuration) -> Setup:
+    """What the host is checked against, of a configuration."""
     table = configuration.hypervisor
     return Setup(
         table.accelerator,
@@ -107,7 +113,7 @@ def read_setup() -> Setup:
         table.virtio_fs_daemon,
         table.default_memory,
         tuple(path for path in (table.kernel, table.initrd, table.image) if path is not None),
-        Finding(name, Status.OK, str(configuration)),
+        Finding("configuration", Status.OK, str(configuration)),
     )
 
 

@@ -31,6 +31,7 @@ class Command:
 COMMANDS = {
     "config": Command("kata_runtime.ctl.config", "check configuration files"),
     "image": Command("kata_runtime.ctl.image", "build the guest's image"),
+    "env": Command("kata_runtime.ctl.env", "show which configuration, programs and confinement are in force"),
     "check": Command("kata_runtime.ctl.check", "find out what this host can run"),
     "shim": Command("kata_runtime.ctl.shim", "install the shim where containerd finds it"),
     "seccomp": Command("kata_runtime.ctl.seccomp", "show how processes are confined"),

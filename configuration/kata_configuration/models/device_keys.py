@@ -1,0 +1,160 @@
+"""The keys of [hypervisor.*] for devices and shared files: what each is, once. See machine_keys."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from kata_configuration.models.base import (
+    About,
+    BitsPerSecond,
+    Globs,
+    HostPath,
+    Mebibytes,
+    Octets,
+    Percent,
+    Seconds,
+    Strings,
+    malformed,
+)
+
+BlockDriver = Literal["virtio-blk-pci", "virtio-blk-ccw", "virtio-blk-mmio", "virtio-pmem", "virtio-scsi"]
+
+
+def _power_of_two(value: int) -> int:
+    if value & (value - 1):
+        raise malformed("is not a power of two", f"write {1 << value.bit_length() - 1}")
+    return value
+
+
+# Block devices.
+BLOCK_DEVICE_DRIVER = About(
+    "The virtual device that carries a container's block device.",
+    "Kata 3.0.0",
+)
+VM_ROOTFS_DRIVER = About("The virtual device that carries the image.", "Kata 3.2.0")
+BlockDeviceCacheDirect = Annotated[
+    bool,
+    About(
+        "Read and write block devices past the host's page cache (O_DIRECT).",
+        "Kata 3.0.0",
+    ),
+]
+QueueSize = Annotated[
+    int,
+    About(
+        "Requests that a queue of a block device holds, a power of two.",
+        "Kata 3.24.0",
+    ),
+    Field(ge=2, le=32768),
+    AfterValidator(_power_of_two),
+]
+NumQueues = Annotated[
+    int,
+    About("Queues of a block device.", "Kata 3.24.0"),
+    Field(ge=1, le=256),
+]
+DiskBandwidth = Annotated[
+    BitsPerSecond,
+    About("Bandwidth of each disk in each direction; 0 is no limit.", "Kata 3.21.0"),
+    Field(ge=0, le=2**63 - 1),
+]
+DiskBandwidthBurst = Annotated[
+    int,
+    About("Bits that a disk may move at once before disk_rate_limiter_bw_max_rate holds it.", "Kata 3.21.0"),
+    Field(ge=0, le=2**63 - 1),
+]
+DiskOperations = Annotated[
+    int,
+    About("Operations of each disk in a second; 0 is no limit.", "Kata 3.21.0"),
+    Field(ge=0, le=2**63 - 1),
+]
+DiskOperationsBurst = Annotated[
+    int,
+    About(
+        "Operations that a disk may do at once before disk_rate_limiter_ops_max_rate holds it.", "Kata 3.21.0"
+    ),
+    Field(ge=0, le=2**63 - 1),
+]
+LogicalSectorSize = Annotated[
+    Octets,
+    About(
+        "The sector size of block devices that the guest addresses; 0 is the device's own.",
+        "Kata 3.29.0",
+    ),
+    Field(ge=0, le=65536),
+]
+PhysicalSectorSize = Annotated[
+    Octets,
+    About(
+        "The sector size of block devices that the guest aligns to; 0 is the device's own.",
+        "Kata 3.29.0",
+    ),
+    Field(ge=0, le=65536),
+]
+GuestSwapSize = Annotated[
+    Percent,
+    About("Size of the guest's swap, of its memory.", "Kata 3.15.0"),
+    Field(ge=1, le=10000),
+]
+GuestSwapThreshold = Annotated[
+    Seconds,
+    About("Time between the guest's start and the making of its swap device.", "Kata 3.15.0"),
+    Field(ge=0, le=3600),
+]
+
+# Network.
+NetworkQueues = Annotated[
+    int,
+    About("Pairs of queues of a network device.", "Kata 3.0.0"),
+    Field(ge=1, le=256),
+]
+DisableVhostNet = Annotated[
+    bool,
+    About(
+        "Move network packets in the process that runs the machine, and not in the host's kernel.",
+        "Kata 3.0.0",
+    ),
+]
+
+# Shared files.
+SHARED_FS = About("How the guest sees the containers' files on the host.", "Kata 3.0.0")
+SharedFs = Annotated[Literal["virtio-fs", "none"], SHARED_FS]
+NoSharedFs = Annotated[Literal["none"], SHARED_FS]
+VirtioFsDaemon = Annotated[
+    HostPath,
+    About("The virtiofsd program, needed for virtio-fs.", "Kata 3.0.0"),
+]
+ValidVirtioFsDaemonPaths = Annotated[
+    Globs,
+    About("Shell patterns of the programs that an annotation may name as virtio_fs_daemon.", "Kata 3.0.0"),
+]
+VirtioFsExtraArgs = Annotated[
+    Strings,
+    About(
+        "Arguments added to virtiofsd's command line.",
+        "Kata 3.0.0",
+    ),
+]
+VirtioFsCache = Annotated[
+    Literal["never", "auto", "always"],
+    About(
+        "How long the guest may trust what it has read from the host's files.",
+        "Kata 3.0.0",
+    ),
+]
+VirtioFsQueueSize = Annotated[
+    int,
+    About("Requests that a queue of the shared file system holds, a power of two.", "Kata 3.1.0"),
+    Field(ge=2, le=32768),
+    AfterValidator(_power_of_two),
+]
+VirtioFsCacheSize = Annotated[
+    Mebibytes,
+    About(
+        "Size of the window through which the guest maps the host's page cache (DAX); 0 is none.",
+        "Kata 3.0.0",
+    ),
+    Field(ge=0, le=16 * 1024 * 1024),
+]

@@ -1,0 +1,77 @@
+"""The table [hypervisor.dragonball]: the virtual machine in the runtime's own process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from kata_configuration.models import device_keys as device
+from kata_configuration.models import machine_keys as machine
+from kata_configuration.models.base import About, HypervisorTable
+from kata_configuration.models.subtables import Factory
+
+
+class Dragonball(HypervisorTable):
+    """How the runtime runs virtual machines in its own process, and confines it."""
+
+    title: ClassVar[str] = "Dragonball"
+
+    kernel: machine.Kernel
+    valid_kernel_paths: machine.ValidKernelPaths = ()
+    initrd: machine.Initrd = None
+    valid_initrd_paths: machine.ValidInitrdPaths = ()
+    image: machine.Image = None
+    valid_image_paths: machine.ValidImagePaths = ()
+    rootfs_type: machine.RootfsType = "erofs"
+    kernel_params: machine.KernelParams = ""
+    kernel_verity_params: machine.KernelVerityParams = ""
+    default_vcpus: machine.DefaultVcpus = Field(1, ge=1, le=254)
+    default_maxvcpus: machine.DefaultMaxVcpus = Field(0, ge=0, le=254)
+    default_memory: machine.DefaultMemory = Field(512, ge=128, le=16 * 1024 * 1024)
+    default_maxmemory: machine.DefaultMaxMemory = Field(0, ge=0, le=16 * 1024 * 1024)
+    overhead_vcpus: machine.OverheadVcpus = Field(0.0, ge=0, le=254)
+    overhead_memory: machine.OverheadMemory = Field(0, ge=0, le=16 * 1024 * 1024)
+    enable_hugepages: machine.EnableHugepages = False
+    hugepage_type: Annotated[
+        Literal["hugetlbfs", "thp"],
+        About(
+            "Where huge pages come from: reserved ones, or transparent ones.",
+            "Kata 3.3.0",
+        ),
+    ] = "hugetlbfs"
+    reclaim_guest_freed_memory: machine.ReclaimGuestFreedMemory = False
+    enable_guest_swap: machine.EnableGuestSwap = False
+    guest_swap_path: machine.GuestSwapPath = Path("/run/kata-containers/swap")
+    guest_swap_size_percent: device.GuestSwapSize = 100
+    guest_swap_create_threshold_secs: device.GuestSwapThreshold = 60
+    disable_seccomp: machine.DisableSeccomp = False
+    shared_fs: device.SharedFs = "virtio-fs"
+    virtio_fs_daemon: device.VirtioFsDaemon = Path("/usr/lib/qemu/virtiofsd")
+    valid_virtio_fs_daemon_paths: device.ValidVirtioFsDaemonPaths = ()
+    virtio_fs_extra_args: device.VirtioFsExtraArgs = ()
+    virtio_fs_cache: device.VirtioFsCache = "auto"
+    virtio_fs_queue_size: device.VirtioFsQueueSize = 1024
+    block_device_driver: Annotated[
+        Literal["virtio-blk-mmio", "virtio-blk-pci"], device.BLOCK_DEVICE_DRIVER
+    ] = "virtio-blk-mmio"
+    vm_rootfs_driver: Annotated[Literal["virtio-blk-mmio", "virtio-blk-pci"], device.VM_ROOTFS_DRIVER] = (
+        "virtio-blk-mmio"
+    )
+    block_device_cache_direct: device.BlockDeviceCacheDirect = False
+    disk_rate_limiter_bw_max_rate: device.DiskBandwidth = 0
+    disk_rate_limiter_bw_one_time_burst: device.DiskBandwidthBurst = 0
+    disk_rate_limiter_ops_max_rate: device.DiskOperations = 0
+    disk_rate_limiter_ops_one_time_burst: device.DiskOperationsBurst = 0
+    queue_size: device.QueueSize = 128
+    num_queues: device.NumQueues = 1
+    network_queues: device.NetworkQueues = 1
+    disable_vhost_net: device.DisableVhostNet = False
+    guest_hook_path: machine.GuestHookPath = ""
+    factory: Annotated[Factory, About("Starting virtual machines from a template.", "Kata 3.23.0")] = (
+        Factory()
+    )
+    enable_annotations: machine.EnableAnnotations = ()
+    enable_debug: machine.EnableDebug = False
+    log_level: machine.HypervisorLogLevel = "info"

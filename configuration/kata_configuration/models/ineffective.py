@@ -1,0 +1,93 @@
+"""Keys that Kata reads and never acts on, and that no driver of ours needs. See qemu_planned for defaults.
+
+Source: Kata Containers 4.1.0, whose runtime-rs does not use these fields outside of the code that reads them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from kata_configuration.models.base import (
+    About,
+    BitsPerSecond,
+    Globs,
+    HostPath,
+    Mebibytes,
+    OptionalPath,
+    Strings,
+    Table,
+    Text,
+)
+
+VHOST_USER = "/var/run/kata-containers/vhost-user"
+
+
+class HypervisorIneffective(Table):
+    """Keys of every [hypervisor.NAME]."""
+
+    ctlpath: Annotated[OptionalPath, About("A program that controls the hypervisor.", "Kata 3.0.0")] = None
+    valid_ctlpaths: Annotated[Globs, About("Shell patterns for ctlpath.", "Kata 3.0.0")] = ()
+    disable_block_device_use: Annotated[
+        bool, About("Do not give block devices to the guest.", "Kata 3.0.0")
+    ] = False
+    block_device_cache_set: Annotated[
+        bool, About("Set the cache options of block devices.", "Kata 3.0.0")
+    ] = False
+    block_device_cache_noflush: Annotated[
+        bool, About("Ignore the guest's requests to flush block devices.", "Kata 3.0.0")
+    ] = False
+    disable_image_nvdimm: Annotated[
+        bool, About("Do not give the image to the guest as persistent memory.", "Kata 3.0.0")
+    ] = False
+    memory_offset: Annotated[Mebibytes, About("Address space kept for persistent memory.", "Kata 3.0.0")] = (
+        Field(0, ge=0)
+    )
+    enable_vhost_user_store: Annotated[bool, About("Use devices of vhost-user servers.", "Kata 3.0.0")] = (
+        False
+    )
+    vhost_user_store_path: Annotated[
+        HostPath, About("The directory of vhost-user servers' sockets.", "Kata 3.0.0")
+    ] = Path(VHOST_USER)
+    valid_vhost_user_store_paths: Annotated[
+        Globs, About("Shell patterns for vhost_user_store_path.", "Kata 3.0.0")
+    ] = (VHOST_USER,)
+    guest_memory_dump_path: Annotated[
+        OptionalPath, About("Where the memory of a guest that panicked is saved.", "Kata 3.0.0")
+    ] = None
+    guest_memory_dump_paging: Annotated[
+        bool, About("Save it by the guest's own addresses.", "Kata 3.0.0")
+    ] = False
+    pflashes: Annotated[Strings, About("Flash images of the machine.", "Kata 3.0.0")] = ()
+    rx_rate_limiter_max_rate: Annotated[BitsPerSecond, About("Bandwidth into the guest.", "Kata 3.0.0")] = (
+        Field(0, ge=0)
+    )
+    tx_rate_limiter_max_rate: Annotated[BitsPerSecond, About("Bandwidth out of the guest.", "Kata 3.0.0")] = (
+        Field(0, ge=0)
+    )
+    snp_id_block: Annotated[Text, About("The ID block of a SEV-SNP guest.", "Kata 3.28.0")] = ""
+    snp_id_auth: Annotated[
+        Text, About("The authentication of a SEV-SNP guest's ID block.", "Kata 3.28.0")
+    ] = ""
+    virtio_fs_is_dax: Annotated[bool, About("Map the host's page cache into the guest.", "Kata 3.0.0")] = (
+        False
+    )
+    virtio_fs_cache_size: Annotated[
+        Mebibytes, About("Size of that mapping; upstream's Dragonball alone uses it.", "Kata 3.0.0")
+    ] = Field(0, ge=0)
+
+
+class AgentIneffective(Table):
+    """Keys of [agent.kata]."""
+
+    passfd_listener_port: Annotated[
+        int, About("A port that is not used: the key of [runtime] is.", "Kata 3.3.0")
+    ] = Field(1027, ge=1)
+
+
+class RuntimeIneffective(Table):
+    """Keys of [runtime]."""
+
+    enable_pprof: Annotated[bool, About("Serve profiles of the Go runtime.", "Kata 3.0.0")] = False

@@ -1,0 +1,271 @@
+"""The keys of [hypervisor.*] for the machine itself: what each is, once.
+
+A driver's table names those that it honours, and gives each its default and its range there. Releases and
+annotations: Kata Containers 4.1.0, src/libs/kata-types.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
+
+from kata_configuration.models.base import (
+    OURS,
+    About,
+    CommaList,
+    Globs,
+    HostPath,
+    LogLevel,
+    Mebibytes,
+    OptionalPath,
+    Strings,
+    Text,
+    malformed,
+)
+
+VERITY_NUMBERS = ("data_blocks", "data_block_size", "hash_block_size")
+VERITY_PARAMETERS = ("root_hash", "salt", *VERITY_NUMBERS)
+
+
+def _verity_parameters(value: str) -> str:
+    given = dict(item.partition("=")[::2] for item in value.split(",")) if value else {}
+    for name in given:
+        if name not in VERITY_PARAMETERS:
+            raise malformed(f'has the unknown parameter "{name}"', f"use {', '.join(VERITY_PARAMETERS)}")
+    for name in VERITY_PARAMETERS if given else ():
+        if not given.get(name):
+            raise malformed(f"has no {name}", f"add {name}=...")
+    for name in VERITY_NUMBERS if given else ():
+        number, step = given[name], 1 if name == "data_blocks" else 512
+        if not (number.isdecimal() and int(number) > 0 and int(number) % step == 0):
+            raise malformed(f"has {name}={number}", f"write a multiple of {step}")
+    return value
+
+
+# Programs.
+ProgramPath = Annotated[HostPath, About("The program that runs the virtual machine.", "Kata 3.0.0")]
+ValidHypervisorPaths = Annotated[
+    Globs, About("Shell patterns of the programs that an annotation may name as path.", "Kata 3.0.0")
+]
+JailerPath = Annotated[
+    OptionalPath,
+    About(
+        "Firecracker's jailer, which puts it into a root directory of its own.",
+        "Kata 3.0.0",
+        example="/usr/bin/jailer",
+    ),
+]
+ValidJailerPaths = Annotated[
+    Globs, About("Shell patterns of the programs that an annotation may name as jailer_path.", "Kata 3.0.0")
+]
+
+# What the machine boots.
+Kernel = Annotated[
+    HostPath,
+    About(
+        "The guest's kernel, a bzImage or vmlinuz file.",
+        "Kata 3.0.0",
+        example="/usr/share/kata-containers/vmlinuz",
+    ),
+]
+ValidKernelPaths = Annotated[
+    Globs, About("Shell patterns of the files that an annotation may name as kernel.", OURS)
+]
+Initrd = Annotated[
+    OptionalPath,
+    About(
+        "The guest's early userspace; at least one of initrd and image is needed.",
+        "Kata 3.0.0",
+        example="/usr/share/kata-containers/kata-initrd.img",
+    ),
+]
+ValidInitrdPaths = Annotated[
+    Globs, About("Shell patterns of the files that an annotation may name as initrd.", OURS)
+]
+Image = Annotated[
+    OptionalPath,
+    About(
+        "The guest's root file system; an initrd beside it loads the drivers and mounts it.",
+        "Kata 3.0.0",
+        example="/usr/share/kata-containers/kata-image.erofs",
+    ),
+]
+ValidImagePaths = Annotated[
+    Globs, About("Shell patterns of the files that an annotation may name as image.", OURS)
+]
+Firmware = Annotated[
+    OptionalPath,
+    About(
+        "The firmware that the machine starts with, in place of the built-in one.",
+        "Kata 3.0.0",
+        example="/usr/share/OVMF/OVMF.fd",
+    ),
+]
+ValidFirmwarePaths = Annotated[
+    Globs, About("Shell patterns of the files that an annotation may name as firmware.", OURS)
+]
+RootfsType = Annotated[Literal["erofs", "ext4", "xfs"], About("The image's file system.", "Kata 3.1.0")]
+KernelParams = Annotated[
+    Text,
+    About(
+        "Words added at the end of the kernel's command line; double quotes keep spaces.",
+        "Kata 3.0.0",
+    ),
+]
+KernelVerityParams = Annotated[
+    CommaList,
+    AfterValidator(_verity_parameters),
+    About(
+        "What dm-verity needs to check the image: root_hash, salt, data_blocks, data_block_size and "
+        "hash_block_size, each with = and a value.",
+        "Kata 3.27.0",
+    ),
+]
+
+# Processors.
+CpuFeatures = Annotated[
+    CommaList,
+    About(
+        'Comma-separated properties of the guest\'s processor, such as "pmu=off".',
+        "Kata 3.0.0",
+    ),
+]
+DefaultVcpus = Annotated[
+    int,
+    About(
+        "Virtual CPUs of a virtual machine when it starts.",
+        "Kata 3.0.0",
+    ),
+]
+DefaultMaxVcpus = Annotated[
+    int,
+    About(
+        "The most virtual CPUs that a virtual machine may have; 0 is the host's number.",
+        "Kata 3.0.0",
+    ),
+]
+OverheadVcpus = Annotated[
+    float,
+    About("CPUs added to a container's limits when the machine is sized by them.", "Kata 4.0.0"),
+]
+DisableNestedVirtualization = Annotated[
+    bool, About("Hide the processor's virtualization from the guest.", "Kata 4.1.0")
+]
+
+# Memory.
+DefaultMemory = Annotated[
+    Mebibytes,
+    About("Memory of a virtual machine when it starts.", "Kata 3.0.0"),
+]
+DefaultMaxMemory = Annotated[
+    Mebibytes,
+    About("The most memory that a virtual machine may have; 0 is the host's memory.", "Kata 3.3.0"),
+]
+OverheadMemory = Annotated[
+    Mebibytes,
+    About("Memory added to a container's limits when the machine is sized by them.", "Kata 4.0.0"),
+]
+MemorySlots = Annotated[
+    int,
+    About(
+        "How often memory can be added to a running machine.",
+        "Kata 3.0.0",
+    ),
+]
+EnableMemPrealloc = Annotated[
+    bool,
+    About(
+        "Allocate all of the guest's memory before it boots.",
+        "Kata 3.0.0",
+    ),
+]
+EnableHugepages = Annotated[
+    bool,
+    About("Back the guest's memory with huge pages.", "Kata 3.0.0"),
+]
+EnableVirtioMem = Annotated[
+    bool,
+    About(
+        "Add and remove the guest's memory with virtio-mem.",
+        "Kata 3.0.0",
+    ),
+]
+ReclaimGuestFreedMemory = Annotated[
+    bool, About("Give memory that the guest has freed back to the host, by the balloon.", "Kata 3.14.0")
+]
+EnableGuestSwap = Annotated[
+    bool,
+    About("Give the guest a swap device.", "Kata 3.0.0"),
+]
+GuestSwapPath = Annotated[
+    HostPath, About("The directory on the host for the files of guests' swap devices.", "Kata 3.15.0")
+]
+
+# Confinement.
+DisableSeccomp = Annotated[
+    bool,
+    About("Run the virtual machine without a seccomp filter on its process.", "Kata 3.0.0"),
+]
+SelinuxLabel = Annotated[
+    Text,
+    About('The SELinux label of the process that runs the machine; "" is the host\'s own.', "Kata 3.21.0"),
+]
+DisableSelinux = Annotated[bool, About("Run the virtual machine without the SELinux label.", "Kata 3.21.0")]
+DisableGuestSelinux = Annotated[bool, About("Run containers without SELinux in the guest.", "Kata 3.9.0")]
+Rootless = Annotated[
+    bool,
+    About(
+        "Run the virtual machine as an unprivileged user that the runtime makes.",
+        "Kata 3.0.0",
+    ),
+]
+ConfidentialGuest = Annotated[
+    bool, About("Encrypt the guest's memory with what the processor offers (TDX, SEV, SE).", "Kata 3.0.0")
+]
+SevSnpGuest = Annotated[bool, About("Demand AMD SEV-SNP of a confidential guest.", "Kata 3.15.0")]
+Initdata = Annotated[
+    Text,
+    About(
+        "Data whose hash a confidential guest's attestation covers.",
+        "Kata 3.19.0",
+    ),
+]
+
+# Operation.
+EnableAnnotations = Annotated[
+    Strings,
+    About(
+        "Patterns of what pods may change by annotations, each of which matches the whole name after "
+        "io.katacontainers.config.hypervisor.",
+        "Kata 3.0.0",
+    ),
+]
+EnableDebug = Annotated[
+    bool,
+    About(
+        "Log what the guest's kernel prints to its console, and the messages of the process that runs the "
+        "machine.",
+        "Kata 3.0.0",
+    ),
+]
+HypervisorLogLevel = Annotated[
+    LogLevel, About("The least level of the messages about the hypervisor.", "Kata 3.0.0")
+]
+EntropySource = Annotated[
+    HostPath,
+    About(
+        "The host's source of the guest's random numbers.",
+        "Kata 3.0.0",
+    ),
+]
+ValidEntropySources = Annotated[
+    Globs, About("Shell patterns of the files that an annotation may name as entropy_source.", "Kata 3.0.0")
+]
+GuestHookPath = Annotated[
+    Text,
+    About(
+        'The directory in the guest with OCI hooks that the agent adds to every container; "" is none.',
+        "Kata 3.0.0",
+    ),
+]

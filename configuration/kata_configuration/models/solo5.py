@@ -1,0 +1,47 @@
+"""The tables [hypervisor.solo5-hvt] and [hypervisor.solo5-spt]: unikernels, which bring their own kernel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from kata_configuration.models import machine_keys as machine
+from kata_configuration.models.base import OURS, About, HypervisorTable
+
+
+class Solo5Hvt(HypervisorTable):
+    """How solo5-hvt runs unikernels with KVM, and is confined."""
+
+    title: ClassVar[str] = "solo5-hvt"
+
+    path: machine.ProgramPath = Path("/usr/bin/solo5-hvt")
+    valid_hypervisor_paths: machine.ValidHypervisorPaths = ()
+    default_memory: machine.DefaultMemory = Field(512, ge=1, le=1024 * 1024)
+    disable_seccomp: machine.DisableSeccomp = False
+    honor_unconfined: Annotated[
+        bool,
+        About("Let a container whose specification has no seccomp profile run without the filter.", OURS),
+    ] = False
+    enable_annotations: machine.EnableAnnotations = ()
+    enable_debug: machine.EnableDebug = False
+    log_level: machine.HypervisorLogLevel = "info"
+
+
+class Solo5Spt(HypervisorTable):
+    """How solo5-spt runs unikernels without KVM, under the seccomp filter that it always installs."""
+
+    title: ClassVar[str] = "solo5-spt"
+
+    path: machine.ProgramPath = Path("/usr/bin/solo5-spt")
+    valid_hypervisor_paths: machine.ValidHypervisorPaths = ()
+    default_memory: machine.DefaultMemory = Field(512, ge=1, le=1024 * 1024)
+    enable_annotations: machine.EnableAnnotations = ()
+    enable_debug: machine.EnableDebug = False
+    log_level: machine.HypervisorLogLevel = "info"
+
+    @property
+    def needs_kvm(self) -> bool:
+        """Never: the unikernel is a process whose system calls are the interface."""
+        return False

@@ -1,0 +1,61 @@
+"""Tables inside of tables: [hypervisor.NAME.factory], rootless_user, and the elements of arrays of tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from kata_configuration.models.base import About, CommaList, HostPath, OptionalPath, Table, Text
+
+Number = Annotated[int, Field(ge=1, le=2**32 - 2)]
+
+
+class Factory(Table):
+    """Starting virtual machines from a template: one is booted, all others are copies of it."""
+
+    enable_template: Annotated[
+        bool, About("Boot one virtual machine, and copy it for every pod.", "Kata 3.23.0")
+    ] = False
+    template_path: Annotated[
+        HostPath, About("The directory on the host that holds the template.", "Kata 3.23.0")
+    ] = Path("/run/vc/vm/template")
+
+
+class RootlessUser(Table):
+    """The user that an unprivileged virtual machine runs as."""
+
+    uid: Annotated[Number, About("The user's number.", "Kata 3.22.0", example=65534)]
+    gid: Annotated[Number, About("The number of the user's group.", "Kata 3.22.0", example=65534)]
+    groups: Annotated[
+        tuple[Number, ...],
+        Field(strict=False),
+        About("The numbers of further groups, such as that of /dev/kvm.", "Kata 3.22.0"),
+    ] = ()
+    user_name: Annotated[Text, About("The user's name, for the log.", "Kata 3.22.0")] = ""
+
+
+class GuestExtensionImage(Table):
+    """A file system image that the guest gets as a disk beside its own."""
+
+    name: Annotated[
+        Text, About("The image's name, by which the guest finds it.", "Kata 4.0.0", example="tools")
+    ]
+    path: Annotated[
+        OptionalPath,
+        About("The image's file on the host.", "Kata 4.0.0", example="/usr/share/kata-containers/tools.img"),
+    ] = None
+    verity_params: Annotated[
+        CommaList, About("What dm-verity needs to check it, as in kernel_verity_params.", "Kata 4.0.0")
+    ] = ""
+
+
+class SharedMount(Table):
+    """A directory of one container of a sandbox that another one gets."""
+
+    name: Annotated[Text, About("The mount's name.", "Kata 3.3.0", example="cache")]
+    src_ctr: Annotated[Text, About("The container that has the directory.", "Kata 3.3.0", example="server")]
+    src_path: Annotated[HostPath, About("The directory there.", "Kata 3.3.0", example="/cache")]
+    dst_ctr: Annotated[Text, About("The container that gets it.", "Kata 3.3.0", example="client")]
+    dst_path: Annotated[HostPath, About("The directory that it appears as.", "Kata 3.3.0", example="/cache")]

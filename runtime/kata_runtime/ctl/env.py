@@ -1,0 +1,151 @@
+"""`kata-ctl env`: what is in force here: version, configuration and why, programs, kernel, confinement."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from kata_runtime.version import VERSION
+
+if TYPE_CHECKING:
+    from kata_configuration import Configuration
+    from kata_runtime.ctl.check import Finding
+    from kata_runtime.ctl.main import Subparsers
+
+SHOWN, NO_CONFIGURATION = 0, 1
+SHIM = "containerd-shim-kata-v2"
+INDENT = "  "
+
+Facts = dict[str, Any]
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "env",
+        help="show which configuration, programs and confinement are in force",
+        description="Show what is in force here, and for the configuration, why that file and no other.",
+        epilog="Exit status: 0 shown, 1 shown, and there is no configuration that loads.",
+    )
+    parser.add_argument("--config", metavar="FILE", help="as if containerd passed this ConfigPath")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the facts and return the exit status."""
+    facts = gather(arguments.config, os.environ)
+    print(json.dumps(facts, indent=2) if arguments.json else "\n".join(_lines(facts)))
+    return NO_CONFIGURATION if facts["configuration"]["faults"] else SHOWN
+
+
+def gather(config_path: str | None, environ: Mapping[str, str]) -> Facts:
+    """Collect the facts, by topic; every value is a string, a list or a dictionary of such."""
+    from kata_configuration import ConfigurationError, discover, load
+
+    configuration: Configuration | None = None
+    faults: list[str] = []
+    try:
+        path, rule = discover(config_path, environ)
+        configuration = load(path, check_host=False, source=rule)
+    except ConfigurationError as error:
+        faults = str(error).splitlines()
+    return {
+        "runtime": {
+            "version": VERSION,
+            "python": platform.python_version(),
+            "shim": shutil.which(SHIM) or f"{SHIM} is not on PATH (kata-ctl shim install)",
+        },
+        "configuration": _configuration(config_path, environ, configuration, faults),
+        **_host(configuration),
+    }
+
+
+def _configuration(
+    config_path: str | None,
+    environ: Mapping[str, str],
+    configuration: Configuration | None,
+    faults: list[str],
+) -> Facts:
+    from kata_configuration.precedence import survey
+
+    precedence = [
+        {"rule": place.rule, "path": str(place.path or ""), "state": place.state}
+        for place in survey(config_path, environ)
+    ]
+    drop_ins = [str(path) for path in configuration.drop_ins] if configuration else []
+    entries = list(configuration.hypervisor.enable_annotations) if configuration else []
+    listed = ", ".join(entries) or "none"
+    precedence += [
+        {"rule": "drop-ins", "path": "config.d/*.toml beside the file", "state": f"{len(drop_ins)} in force"},
+        {"rule": "annotations", "path": "of the pod", "state": f"let in: {listed}"},
+    ]
+    return {
+        "in force": str(configuration) if configuration else "none",
+        "drop-ins": drop_ins,
+        "precedence": precedence,
+        "faults": faults,
+    }
+
+
+def _host(configuration: Configuration | None) -> Facts:
+    """Say what would run a pod, of the configuration in force or, without one, of the defaults."""
+    from kata_runtime.ctl import check
+
+    setup = check.setup_of(configuration) if configuration else check.read_setup()
+    facts: Facts = {}
+    if configuration is not None:
+        table = configuration.hypervisor
+        facts["hypervisor"] = {
+            "name": configuration.hypervisor_name,
+            "program": _said(check.check_qemu(setup)),
+            "accelerator": setup.accelerator,
+            "confinement": _confinement(configuration),
+            "guest seccomp": "off" if configuration.runtime.disable_guest_seccomp else "each container's own",
+        }
+        if table.shared_fs == "virtio-fs":
+            facts["hypervisor"]["virtiofsd"] = _said(check.check_virtiofsd(setup))
+    facts["host"] = {
+        "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "kvm": _said(check.check_kvm(setup)),
+        "cgroups": _said(check.check_cgroups(setup)),
+        "containerd": _said(check.check_containerd(setup)),
+    }
+    return facts
+
+
+def _confinement(configuration: Configuration) -> str:
+    table = configuration.hypervisor
+    if not table.confined:
+        return "off: the VMM runs without a seccomp filter"
+    return f"seccomp: {getattr(table, 'seccompsandbox', 'the filter of the VMM itself')}"
+
+
+def _said(finding: Finding) -> str:
+    return finding.cause
+
+
+def _lines(facts: Facts) -> list[str]:
+    from kata_configuration.reports import printable
+
+    lines = []
+    for topic, group in facts.items():
+        lines.append(f"{topic}:")
+        for name, value in group.items():
+            if isinstance(value, str):
+                lines.append(f"{INDENT}{name + ':':15} {value}")
+            elif value:
+                lines.append(f"{INDENT}{name}:")
+                lines += [f"{INDENT * 2}{_row(item)}" for item in value]
+    return [printable(line) for line in lines]
+
+
+def _row(item: str | Mapping[str, str]) -> str:
+    if isinstance(item, str):
+        return item
+    return f"{item['rule']:15} {item['path']:58} {item['state']}".rstrip()

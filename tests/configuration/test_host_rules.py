@@ -1,0 +1,114 @@
+"""What the linter says of this host, on made files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kata_configuration import lint
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def guest(tmp_path: Path) -> Path:
+    """A file that stands for all of a machine's, in a directory that only its owner changes."""
+    path = tmp_path / "host" / "file"
+    path.parent.mkdir(mode=0o755)
+    path.touch(mode=0o755)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def text(guest: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A configuration that is right on a host that is right."""
+    monkeypatch.setattr("kata_configuration.rules.JIT", guest.parent / "jit")
+    (guest.parent / "jit").write_text("1\n")
+    return (
+        f'[hypervisor.qemu]\npath = "{guest}"\nkernel = "{guest}"\nimage = "{guest}"\naccelerator = "tcg"\n'
+        f'virtio_fs_daemon = "{guest}"\n'
+    )
+
+
+def said(path: Path) -> list[tuple[str, str]]:
+    return [(found.code, found.key.rpartition(".")[2]) for found in lint(path)]
+
+
+def test_a_host_that_is_right(write: Write, text: str) -> None:
+    assert said(write(text)) == []
+
+
+@pytest.mark.parametrize("mode", [0o775, 0o757, 0o777])
+def test_files_that_others_may_write(write: Write, text: str, guest: Path, mode: int) -> None:
+    guest.chmod(mode)
+    keys = ["path", "kernel", "image", "virtio_fs_daemon"]
+    assert said(write(text)) == [("KATA605", key) for key in keys]
+    [found, *_] = lint(write(text))
+    assert found.security
+    assert (
+        found.message == f"{guest} has the mode {mode:04o}, which lets others than its owner change what runs"
+    )
+    assert found.hint == f"chmod go-w {guest}"
+
+
+@pytest.mark.parametrize(("mode", "codes"), [(0o777, {"KATA605"}), (0o1777, set())])
+def test_directories_that_others_may_write(
+    write: Write, text: str, guest: Path, mode: int, codes: set[str]
+) -> None:
+    guest.parent.chmod(mode)
+    assert {code for code, _ in said(write(text))} == codes
+
+
+@pytest.mark.parametrize(
+    ("jit", "sandbox", "expected"),
+    [
+        ("0", 'seccompsandbox = "on,spawn=deny,elevateprivileges=deny,resourcecontrol=deny"\n', ["KATA606"]),
+        ("0", "", ["KATA606"]),
+        ("0", 'seccompsandbox = "off"\n', ["KATA502"]),
+        ("1", "", []),
+        ("2", "", []),
+    ],
+)
+def test_filters_that_are_interpreted(
+    write: Write, text: str, guest: Path, jit: str, sandbox: str, expected: list[str]
+) -> None:
+    (guest.parent / "jit").write_text(f"{jit}\n")
+    assert [code for code, _ in said(write(text + sandbox))] == expected
+
+
+def test_a_kernel_without_the_setting(write: Write, text: str, guest: Path) -> None:
+    (guest.parent / "jit").unlink()
+    assert said(write(text)) == []
+
+
+def test_more_than_the_host_has(write: Write, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    path = write(text + "default_vcpus = 3\ndefault_maxvcpus = 4\ndefault_memory = 16777216\n")
+    assert said(path) == [
+        ("KATA604", "default_vcpus"),
+        ("KATA604", "default_maxvcpus"),
+        ("KATA604", "default_memory"),
+    ]
+    assert lint(path)[0].message == "3 is more than the 2 CPUs of this host, and becomes 2"
+
+
+def test_the_host_is_asked_about_the_selected_hypervisor_only(write: Write, text: str) -> None:
+    others = "".join(
+        f'[hypervisor.{name}]\nkernel = "/absent"\nimage = "/absent"\ndefault_memory = 16777216\n'
+        for name in ("clh", "firecracker", "dragonball")
+    )
+    assert said(write(text + others)) == []
+
+
+def test_kvm_is_demanded_of_drivers_that_know_nothing_else(
+    write: Write, text: str, guest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kata_configuration.rules.KVM", guest.parent / "absent")
+    other = text.replace("qemu", "clh").replace('accelerator = "tcg"\n', "")
+    path = write(other + '[runtime]\nhypervisor_name = "clh"\n')
+    assert {code for code, _ in said(path)} == {"KATA212", "KATA603"}
+    spt = f'[hypervisor.solo5-spt]\npath = "{guest}"\n[runtime]\nhypervisor_name = "solo5-spt"\n'
+    assert {code for code, _ in said(write(spt))} == {"KATA212"}

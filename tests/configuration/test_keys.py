@@ -1,0 +1,209 @@
+"""Keys of every hypervisor: ranges, units, what became of old ones, and what a driver does not honour."""
+
+# ruff: noqa: E501 (what is expected stands as it is printed)
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kata_configuration import Severity, lint, load
+from kata_configuration.models import AVAILABLE, HYPERVISORS, PLANNED, TABLES
+from kata_configuration.tombstones import KEYS, VALUES
+from kata_configuration.toml_text import value_text
+
+Write = Callable[..., Path]
+
+GUEST = 'kernel = "/boot/vmlinuz"\nimage = "/srv/image"\n'
+QEMU = f"[hypervisor.qemu]\n{GUEST}"
+NOT_YET = "is known to Kata and not supported by this version"
+NOTHING = "; the value asks for nothing (remove it)"
+
+# Each text is put after QEMU (three lines), and said without "hypervisor." and the file's name.
+CASES: list[tuple[str, str, list[str]]] = [
+    # QEMU: what its driver does not honour yet.
+    ("planned", "enable_iommu = true\n", [f"4:1: error[KATA203] qemu.enable_iommu: {NOT_YET} (remove it)"]),
+    ("planned, and off", "enable_iommu = false\n", [f"4:1: note[KATA210] qemu.enable_iommu: {NOT_YET}{NOTHING}"]),
+    ("planned, and empty", 'firmware = ""\n', [f"4:1: note[KATA210] qemu.firmware: {NOT_YET}{NOTHING}"]),
+    ("planned, of the wrong type", 'enable_iommu = "no"\n', [f"4:1: error[KATA203] qemu.enable_iommu: {NOT_YET} (remove it)"]),
+    ("on by default", "disable_guest_selinux = false\n", [f"4:1: error[KATA203] qemu.disable_guest_selinux: {NOT_YET} (remove it)"]),
+    ("planned, by another name", 'dbg_monitor_socket = ""\n', [f"4:1: note[KATA210] qemu.dbg_monitor_socket: {NOT_YET}{NOTHING}"]),
+    ("a planned table", "[hypervisor.qemu.factory]\nenable_template = true\n", [f"4:18: error[KATA203] qemu.factory: {NOT_YET} (remove it)"]),
+    ("a planned table, off", "[hypervisor.qemu.factory]\nenable_template = false\n", [f"4:18: note[KATA210] qemu.factory: {NOT_YET}{NOTHING}"]),
+    ("acted on by nobody", 'ctlpath = "/x"\n', ["4:1: error[KATA203] qemu.ctlpath: is read by Kata and acted on by nobody (remove it)"]),
+    ("acted on by nobody, off", "memory_offset = 0\n", ["4:1: note[KATA210] qemu.memory_offset: is read by Kata and acted on by nobody" + NOTHING]),
+    ("a planned table, off, with settings", "[agent.kata.mem_agent]\nmem_agent_enable = false\ncompact_sec_max = 180\n", [f"4:13: note[KATA210] agent.kata.mem_agent: {NOT_YET}{NOTHING}"]),
+    ("a list of what annotations may do", 'valid_jailer_paths = ["/usr/bin/jailer"]\n', ["4:1: note[KATA210] qemu.valid_jailer_paths: is not a key of QEMU, but of firecracker" + NOTHING]),
+    # Keys of other drivers, and the driver's own way.
+    ("Firecracker's", 'jailer_path = "/usr/bin/jailer"\n', ["4:1: error[KATA204] qemu.jailer_path: is not a key of QEMU, but of firecracker (remove it)"]),
+    ("Firecracker's, off", 'jailer_path = ""\n', ["4:1: note[KATA210] qemu.jailer_path: is not a key of QEMU, but of firecracker" + NOTHING]),
+    ("another's seccomp, though on", "disable_seccomp = false\n", ['4:1: error[KATA209] qemu.disable_seccomp: is not a key of this table (use seccompsandbox; "off" disables the filter) [security]']),
+    *(
+        (
+            f"QEMU's seccomp under {name}",
+            f'[hypervisor.{name}]\n{key} = "off"\n',
+            [f"5:1: warning[KATA209] {name}.{key}: is QEMU's key (use disable_seccomp: the filter is on unless that is true) [security]"],
+        )
+        for name in ("clh", "firecracker", "dragonball", "solo5-hvt")
+        for key in ("seccompsandbox", "seccomp_sandbox")
+    ),
+    ("spt without a filter", "[hypervisor.solo5-spt]\ndisable_seccomp = true\n", ["5:1: warning[KATA209] solo5-spt.disable_seccomp: asks for what cannot be: solo5-spt installs its seccomp filter itself, always (remove it) [security]"]),
+    ("spt with its filter", "[hypervisor.solo5-spt]\ndisable_seccomp = false\n", ["5:1: note[KATA210] solo5-spt.disable_seccomp: asks for what cannot be: solo5-spt installs its seccomp filter itself, always" + NOTHING]),
+    ("no filter", "[hypervisor.clh]\ndisable_seccomp = true\n", ["5:19: warning[KATA502] clh.disable_seccomp: Cloud Hypervisor runs without its seccomp filter (set it to false) [security]"]),
+    ("a filter that containers turn off", "[hypervisor.solo5-hvt]\nhonor_unconfined = true\n", ["5:20: warning[KATA502] solo5-hvt.honor_unconfined: a container without a seccomp profile runs solo5-hvt without its filter (set it to false) [security]"]),
+    ("in process", '[hypervisor.dragonball]\npath = "/usr/bin/dragonball"\n', ["5:1: warning[KATA204] dragonball.path: is not a key of this table: the machine runs in the runtime's own process (remove it)"]),
+    ("no shared files", '[hypervisor.firecracker]\nshared_fs = "virtio-fs"\n', ['5:13: warning[KATA303] firecracker.shared_fs: "virtio-fs" is not allowed here (only "none" is supported)']),
+    # Ranges and forms.
+    ("32 CPUs", "[hypervisor.firecracker]\ndefault_vcpus = 33\n", ["5:17: warning[KATA302] firecracker.default_vcpus: 33 is above the maximum of 32 (write 32 or less)"]),
+    ("powers of two", "[hypervisor.clh]\nqueue_size = 100\n", ["5:14: warning[KATA304] clh.queue_size: 100 is not a power of two (write 64)"]),
+    ("verity", '[hypervisor.clh]\nkernel_verity_params = "root_hash=1,salt=2,data_blocks=3,data_block_size=4096,hash_block_size=100"\n', ['5:24: warning[KATA304] clh.kernel_verity_params: "root_hash=1,salt=2,data_blocks=3,data_block_size=4096,hash_block_size=100" has hash_block_size=100 (write a multiple of 512)']),
+    ("half of verity", '[hypervisor.clh]\nkernel_verity_params = "salt=1"\n', ['5:24: warning[KATA304] clh.kernel_verity_params: "salt=1" has no root_hash (add root_hash=...)']),
+    ("verity of another name", '[hypervisor.clh]\nkernel_verity_params = "a=1"\n', ['5:24: warning[KATA304] clh.kernel_verity_params: "a=1" has the unknown parameter "a" (use root_hash, salt, data_blocks, data_block_size, hash_block_size)']),
+    ("a table in a table", "[hypervisor.clh.factory]\nenable_templat = true\ntemplate_path = 3\n", ['5:1: warning[KATA201] clh.factory.enable_templat: unknown key (did you mean "enable_template"?)', "6:17: warning[KATA301] clh.factory.template_path: is an integer, must be a string with an absolute path (put it in quotes)"]),
+    ("a value for a table", "[hypervisor.clh]\nfactory = true\n", ["5:11: warning[KATA301] clh.factory: is a boolean, must be a table (write a table)"]),
+    ("numbers in an array", '[hypervisor.clh.rootless_user]\nuid = 1\ngid = 1\ngroups = ["kvm"]\n', ["7:11: warning[KATA301] clh.rootless_user.groups[0]: is a string, must be an integer (write an integer)"]),
+    ("globs", 'valid_kernel_paths = ["boot/*", "/boot/*"]\n', ['4:23: error[KATA304] qemu.valid_kernel_paths[0]: "boot/*" matches no absolute path (begin it with "/")']),
+    # Units.
+    ("bytes for MiB", "default_memory = 2147483648\n", ["4:18: error[KATA302] qemu.default_memory: 2147483648 is above the maximum of 16777216 MiB (the unit is MiB: for 2147483648 bytes write 2048)"]),
+    ("seconds for milliseconds", "[agent.kata]\nreconnect_timeout_ms = 45\n", ["5:24: warning[KATA305] agent.kata.reconnect_timeout_ms: 45 is very little: the unit is milliseconds (for 45 seconds write 45000)"]),
+    ("milliseconds for seconds", "[agent.kata]\ncreate_container_timeout = 30000\n", ["5:28: error[KATA302] agent.kata.create_container_timeout: 30000 is above the maximum of 3600 seconds (the unit is seconds: for 30000 milliseconds write 30)"]),
+    ("KiB for bytes", "[agent.kata]\ncontainer_pipe_size = 64\n", ["5:23: warning[KATA305] agent.kata.container_pipe_size: 64 is very little: the unit is bytes (for 64 KiB write 65536)"]),
+    ("a fraction for percent", "[hypervisor.clh]\nguest_swap_size_percent = 0.5\n", ["5:27: warning[KATA301] clh.guest_swap_size_percent: is a float, must be an integer (the unit is percent: for 0.5 write 50)"]),
+    # Keys against each other, and switches.
+    ("less at most than at first", "[hypervisor.clh]\ndefault_memory = 1024\ndefault_maxmemory = 512\n", ["5:18: warning[KATA401] clh.default_memory: default_memory = 1024 is more than default_maxmemory = 512 (change it or default_maxmemory)"]),
+    ("huge pages of a kind, and none", '[hypervisor.dragonball]\nhugepage_type = "thp"\n', ["5:17: warning[KATA404] dragonball.hugepage_type: has no effect without enable_hugepages (set enable_hugepages, or remove it)"]),
+    ("a burst without a limit", "[hypervisor.clh]\ndisk_rate_limiter_bw_one_time_burst = 1\n", ["5:39: warning[KATA404] clh.disk_rate_limiter_bw_one_time_burst: has no effect without disk_rate_limiter_bw_max_rate (set disk_rate_limiter_bw_max_rate, or remove it)"]),
+    ("debugging", "enable_debug = true\n", ["4:16: note[KATA403] qemu.enable_debug: is on, which is slow and tells much (set it to false)"]),
+    # What became of it.
+    ("a time that is another now", "[agent.kata]\ndial_timeout = 45\n", ["5:1: error[KATA204] agent.kata.dial_timeout: was the time in seconds to reach the agent, until Kata's runtime-rs; dial_timeout_ms is another thing, the pause between two attempts (write reconnect_timeout_ms = 45000)"]),
+    ("a rename", "[runtime]\nstatic_resource_mgmt = true\n", ["5:1: error[KATA204] runtime.static_resource_mgmt: was renamed in Kata 3.2.0 (write static_sandbox_resource_mgmt)"]),
+    ("a rename to what is planned", "enable_balloon_f_reporting = true\n", ["4:1: error[KATA204] qemu.enable_balloon_f_reporting: was renamed in Kata 3.14.0 (remove it: what it became, reclaim_guest_freed_memory, is not supported by this version)"]),
+    ("the same under clh", "[hypervisor.clh]\nenable_balloon_f_reporting = true\n", ["5:1: warning[KATA204] clh.enable_balloon_f_reporting: was renamed in Kata 3.14.0 (write reclaim_guest_freed_memory)"]),
+    ("a move", "[runtime]\ncreate_container_timeout = 60\n", ["5:1: error[KATA204] runtime.create_container_timeout: is a key of Kata's Go runtime; the agent's table has it here (move it to [agent.kata])"]),
+    ("a unit", "[agent.kata]\nrequest_timeout_ms = 30000\n", ["5:1: error[KATA204] agent.kata.request_timeout_ms: was renamed in Kata 3.19.0, and is in seconds since (write create_container_timeout = 30)"]),
+    ("Go's alone", "enable_numa = true\n", ["4:1: error[KATA204] qemu.enable_numa: is a key of Kata's Go runtime, which shows the host's NUMA nodes to the guest (remove it)"]),
+    ("Go's alone, off", "enable_numa = false\n", ["4:1: note[KATA210] qemu.enable_numa: is a key of Kata's Go runtime, which shows the host's NUMA nodes to the guest" + NOTHING]),
+    ("an old value", 'virtio_fs_cache = "none"\n', ['4:19: error[KATA303] qemu.virtio_fs_cache: "none" was virtiofsd\'s word until its version in Rust (write "never")']),
+    ("a removed file system", 'shared_fs = "virtio-9p"\n', ['4:13: error[KATA303] qemu.shared_fs: "virtio-9p" was removed in Kata 3.29.0 (write "virtio-fs")']),
+    ("tables of Kata 1", '[proxy.kata]\npath = "/x"\n[shim.kata]\n', ["4:2: error[KATA203] proxy: was removed in Kata 2.0.0: the runtime speaks to the guest's agent itself (remove it)", "6:2: error[KATA203] shim: was removed in Kata 2.0.0: the runtime speaks to the guest's agent itself (remove it)"]),
+    ("Go's factory", "[factory]\nenable_template = true\n", ["4:2: error[KATA203] factory: is a table of Kata's Go runtime; since Kata 3.23.0 each hypervisor has its own (write [hypervisor.NAME.factory]; vm_cache_number and vm_cache_endpoint are gone)"]),
+    # Names of hypervisors.
+    ("another name", "[hypervisor.cloud-hypervisor]\n", ["4:13: note[KATA211] cloud-hypervisor: is another name of [hypervisor.clh] (write clh)"]),
+    ("almost the other name", "[hypervisor.cloud_hypervisr]\n", ['4:13: error[KATA202] cloud_hypervisr: unknown table (did you mean "cloud-hypervisor"?)']),
+    ("both names", "[hypervisor.cloud-hypervisor]\n[hypervisor.clh]\n", ["4:13: error[KATA207] cloud-hypervisor: is another name of [hypervisor.clh], which is there too (keep one of them)"]),
+    ("another name's keys", "[hypervisor.cloud-hypervisor]\nqueue_siz = 1\n", ["4:13: note[KATA211] cloud-hypervisor: is another name of [hypervisor.clh] (write clh)", '5:1: warning[KATA201] cloud-hypervisor.queue_siz: unknown key (did you mean "queue_size"?)']),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_what_is_said_of_a_key(write: Write, text: str, expected: list[str]) -> None:
+    path = write(QEMU + text)
+    said = [str(found).replace("] hypervisor.", "] ", 1) for found in lint(path, check_host=False)]
+    assert said == [f"{path}:{line}" for line in expected]
+
+
+def test_what_asks_for_nothing_changes_nothing(write: Write) -> None:
+    inert = 'enable_iommu = false\nfirmware = ""\njailer_path = ""\nmemory_offset = 0\nenable_numa = false\n'
+    plain = load(write(QEMU), check_host=False).hypervisor
+    assert load(write(QEMU + inert), check_host=False).hypervisor == plain
+
+
+@pytest.mark.parametrize("name", [name for name in HYPERVISORS if name not in AVAILABLE])
+def test_a_hypervisor_without_a_driver_cannot_be_selected(write: Write, name: str) -> None:
+    guest = GUEST if "kernel" in HYPERVISORS[name].model_fields else ""
+    path = write(f'[hypervisor.{name}]\n{guest}[runtime]\nhypervisor_name = "{name}"\n')
+    [found] = lint(path, check_host=False)
+    assert found.code == "KATA212"
+    assert found.message == f"there is no driver for {name} in this version"
+    assert found.hint == 'use "qemu"'
+
+
+def test_the_other_name_selects_the_table(write: Write) -> None:
+    path = write(f'[hypervisor.clh]\n{GUEST}[runtime]\nhypervisor_name = "cloud-hypervisor"\n')
+    assert [found.code for found in lint(path, check_host=False)] == ["KATA212"]
+
+
+@pytest.mark.parametrize("name", HYPERVISORS)
+def test_a_table_that_is_not_selected_stops_nothing(write: Write, name: str) -> None:
+    broken = "" if name == "qemu" else f"[hypervisor.{name}]\ndefault_memory = 0\nno_such_key = 1\n"
+    path = write(QEMU + broken)
+    assert all(found.severity is not Severity.ERROR for found in lint(path, check_host=False))
+    assert len(load(path, check_host=False).warnings) == (2 if broken else 0)
+
+
+@pytest.mark.parametrize(("table", "key"), KEYS, ids=str)
+def test_no_model_has_a_key_that_is_buried(table: str, key: str) -> None:
+    places = [path for path in TABLES if ".".join(path) == table or path[0] == table]
+    assert places
+    for path in places:
+        planned = PLANNED.get(path)
+        assert key not in TABLES[path].model_fields
+        assert planned is None or key not in planned.model_fields
+
+
+@pytest.mark.parametrize(("table", "key"), KEYS, ids=str)
+def test_what_became_of_a_key_is_a_key(table: str, key: str) -> None:
+    stone = KEYS[table, key]
+    assert stone.becomes or stone.advice
+    family, _, name = stone.becomes.rpartition(".")
+    places = [path for path in TABLES if path[0] == (family or table.partition(".")[0])]
+    models = [model for path in places for model in (TABLES[path], PLANNED.get(path)) if model]
+    assert not name or any(name in model.model_fields for model in models)
+
+
+@pytest.mark.parametrize(("key", "value"), VALUES, ids=str)
+def test_what_became_of_a_value_is_a_value(write: Write, key: str, value: str) -> None:
+    homes = [path for path, model in TABLES.items() if key in model.model_fields]
+    for path in homes:
+        text = f"[{'.'.join(path)}]\n{key} = {value_text(value)}\n"
+        said = [found for found in lint(write(text), check_host=False) if found.key.endswith(key)]
+        assert [found.code for found in said] == ["KATA303"]
+
+
+LOADED = """
+import pathlib, sys, kata_configuration
+kata_configuration.load(pathlib.Path(sys.argv[1]), check_host=False)
+print(*[name.removeprefix("kata_configuration.") for name in sys.modules if name.startswith("kata_configuration.")])
+"""
+
+
+def test_a_clean_file_needs_the_models_of_its_tables_only(write: Write) -> None:
+    command = [sys.executable, "-c", LOADED, str(write(QEMU))]
+    loaded = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+    models = {name.removeprefix("models.") for name in loaded if name.startswith("models.")}
+    assert models == {"agent", "base", "device_keys", "machine_keys", "qemu", "runtime"}
+    assert {"findings", "unknown_keys", "tombstones", "facts", "schema", "reference"}.isdisjoint(loaded)
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=True) | st.text(max_size=8)
+values = st.recursive(
+    scalars.filter(lambda value: value is not None),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@st.composite
+def assignments(draw: st.DrawFn) -> tuple[tuple[str, ...], str, Any]:
+    path = draw(st.sampled_from(sorted(TABLES)))
+    parts = [model for model in (TABLES[path], PLANNED.get(path)) if model]
+    names = [name for model in parts for name in model.model_fields]
+    names += [key for table, key in KEYS if table in (path[0], ".".join(path))]
+    return path, draw(st.sampled_from(sorted(names))), draw(values)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(assignments())
+def test_any_value_of_any_key_is_judged(write: Write, assignment: tuple[tuple[str, ...], str, Any]) -> None:
+    path, key, value = assignment
+    line = f"{key} = {value_text(value)}\n"
+    head = "" if path == ("hypervisor", "qemu") else f"[{'.'.join(path)}]\n"
+    diagnostics = lint(write(f"{QEMU}{head}{line}"), check_host=False)
+    assert all(found.line in (0, 1, 2, 3, 4, 5) for found in diagnostics)

@@ -1,0 +1,82 @@
+"""What a sandbox loads: the file that containerd names, and the annotations of its first container."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+import pytest
+
+from kata_configuration import ConfigurationError
+from kata_runtime.broker.client import Broker
+from kata_runtime.identity import SandboxIdentity
+from kata_runtime.sandbox import Sandbox
+
+PREFIX = "io.katacontainers.config."
+
+
+class Prepared(Exception):  # noqa: N818
+    """The configuration was loaded, and the next stage has begun."""
+
+
+class StoppingBroker:
+    """A broker that ends the boot at the first thing that it is asked for."""
+
+    async def prepare(self, cgroup: str | None) -> None:
+        raise Prepared
+
+
+async def boot(path: Path, annotations: dict[str, str]) -> Sandbox:
+    """Boot a sandbox until its configuration is loaded."""
+    identity = SandboxIdentity("/run/containerd/containerd.sock", "default", "pod")
+    async with anyio.create_task_group() as tasks:
+        broker = cast("Broker", StoppingBroker())
+        sandbox = Sandbox(identity, broker, tasks, on_end=lambda _: None, on_oom=lambda _: None)
+        spec: dict[str, Any] = {"annotations": annotations}
+        with pytest.raises(Prepared):
+            await sandbox.boot(spec, str(path))
+    return sandbox
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A configuration of which this host has everything, and which lets in one annotation."""
+    program = tmp_path / "program"
+    program.write_bytes(b"x")
+    program.chmod(0o755)
+    path = tmp_path / "configuration.toml"
+    path.write_text(
+        f'[hypervisor.qemu]\npath = "{program}"\nkernel = "{program}"\nimage = "{program}"\n'
+        'accelerator = "tcg"\nshared_fs = "none"\nenable_annotations = ["default_memory"]\n'
+    )
+    return path
+
+
+async def test_an_annotation_that_is_let_in_is_in_force(path: Path) -> None:
+    names = {f"{PREFIX}hypervisor.default_memory": "256", "io.kubernetes.cri.sandbox-id": "x"}
+    configuration = (await boot(path, names)).configuration
+    assert configuration is not None
+    assert configuration.hypervisor.default_memory == 256
+    assert configuration.annotations == (f"{PREFIX}hypervisor.default_memory",)
+
+
+async def test_one_that_is_refused_fails_the_pod(path: Path) -> None:
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await boot(path, {f"{PREFIX}hypervisor.default_vcpus": "2"})
+    (error,) = caught.value.exceptions
+    assert isinstance(error, ConfigurationError)
+    assert str(error) == (
+        f"annotation {PREFIX}hypervisor.default_vcpus: error[KATA701] hypervisor.qemu.default_vcpus: is "
+        "refused: enable_annotations of [hypervisor.qemu] does not list it (write enable_annotations = "
+        f'["default_memory", "default_vcpus"] in [hypervisor.qemu], {path}:7) [security]'
+    )
+
+
+async def test_drop_ins_are_in_force(path: Path) -> None:
+    (path.parent / "config.d").mkdir()
+    (path.parent / "config.d" / "10.toml").write_text("[hypervisor.qemu]\ndefault_memory = 256\n")
+    configuration = (await boot(path, {})).configuration
+    assert configuration is not None
+    assert configuration.hypervisor.default_memory == 256
+    assert len(configuration.drop_ins) == 1
