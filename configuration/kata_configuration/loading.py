@@ -161,17 +161,17 @@ def examine_files(
 
 def _annotate(
     layers: list[Layer], merged: merging.Merged, annotations: Mapping[str, str]
-) -> Iterator[Diagnostic]:
-    """Merge the annotations that are let in, each as a layer, and yield what is to be said of the others."""
-    if not any("kata" in name for name in annotations):
-        return
+) -> list[Diagnostic]:
+    """Merge the annotations that are let in, each as a layer, and return what is to be said of the others."""
+    if not any("kata" in name.lower() for name in annotations):
+        return []  # as with plain containers, whose start need not wait for that module
     from kata_configuration import pod_annotations
 
     applied = pod_annotations.apply(merged.tree, annotations, _finder(tuple(layers), merged))
     for name, tree in applied.trees.items():
         merged.overlay(tree, len(layers))
         layers.append(Layer(Kind.ANNOTATION, name, tree, text=annotations[name]))
-    yield from applied.diagnostics
+    return applied.diagnostics
 
 
 def _finder(layers: tuple[Layer, ...], merged: merging.Merged) -> Callable[[KeyPath], str]:

@@ -76,8 +76,8 @@ class Merged:
 
 
 def merge(trees: Sequence[Tree]) -> Merged:
-    """Merge trees, the later over the earlier. A single tree is taken as it is."""
-    merged = Merged(trees[0] if len(trees) == 1 else _copy(trees[0]))
+    """Merge trees, the later over the earlier; they stay as they are."""
+    merged = Merged(_copy(trees[0]))
     for number, tree in enumerate(trees[1:], 1):
         merged.overlay(tree, number)
     return merged
