@@ -76,7 +76,8 @@ def test_orphan_that_ends_before_it_is_known() -> None:
 syscalls.become_subreaper()
 reader, writer = os.pipe()
 with reaper.expecting():
-    reaper.run(["/bin/sh", "-c", "(exit 7) & echo $!"], (null, writer, null))
+    # It outlives its shell, which might wait for it otherwise.
+    reaper.run(["/bin/sh", "-c", "(sleep 0.1; exit 7) & echo $!"], (null, writer, null))
     pid = int(os.read(reader, 100))
     deadline = time.monotonic() + 10
     while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:

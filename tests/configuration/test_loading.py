@@ -134,7 +134,10 @@ def test_a_host_that_is_too_small_is_a_warning(write: Write, monkeypatch: pytest
         '[hypervisor.qemu]\nkernel = "/k"\nimage = "/i"\ndefault_vcpus = 3\ndefault_memory = 16777216\n'
     )
     said = {diagnostic.key: diagnostic for diagnostic in lint(path) if diagnostic.code == "KATA604"}
-    assert said["hypervisor.qemu.default_vcpus"].message == "3 is more than the 2 CPUs of this host, and becomes 2"
+    assert (
+        said["hypervisor.qemu.default_vcpus"].message
+        == "3 is more than the 2 CPUs of this host, and becomes 2"
+    )
     assert said["hypervisor.qemu.default_memory"].severity is Severity.WARNING
 
 

@@ -23,6 +23,9 @@ class Prepared(Exception):  # noqa: N818
 class StoppingBroker:
     """A broker that ends the boot at the first thing that it is asked for."""
 
+    def __init__(self) -> None:
+        self.lost = anyio.Event()
+
     async def prepare(self, cgroup: str | None) -> None:
         raise Prepared
 
