@@ -31,9 +31,9 @@ A key that is commented out shows its default. A key that is not known is an err
 """
 
 GUEST = {
-    "kernel": "/usr/share/kata-containers/vmlinuz",
-    "initrd": "/usr/share/kata-containers/kata-initrd.img",
-    "image": "/usr/share/kata-containers/kata-image.erofs",
+    "kernel": "/var/lib/kata-containers/image/vmlinuz",
+    "initrd": "/var/lib/kata-containers/image/kata-initrd.img",
+    "image": "/var/lib/kata-containers/image/kata-image.erofs",
 }
 
 # What a hypervisor's file sets. All else stands there as a comment, with its default.

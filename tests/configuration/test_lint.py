@@ -101,7 +101,7 @@ CASES: list[tuple[str, str, list[str]]] = [
         '[hypervisor.qemu]\ndefault_vcpus = 4\ndefault_maxvcpus = 2\nimage = "image"\n',
         [
             "1:13: error[KATA205] hypervisor.qemu.kernel: is required "
-            '(add it, such as kernel = "/usr/share/kata-containers/vmlinuz")',
+            '(add it, such as kernel = "/var/lib/kata-containers/image/vmlinuz")',
             "2:17: error[KATA401] hypervisor.qemu.default_vcpus: default_vcpus = 4 is more than "
             "default_maxvcpus = 2 (change it or default_maxvcpus)",
             '4:9: error[KATA304] hypervisor.qemu.image: "image" is not an absolute path (begin it with "/")',

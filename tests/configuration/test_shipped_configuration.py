@@ -15,6 +15,7 @@ from kata_configuration.template import SETTINGS, SHIPPED, shipped
 from kata_hypervisor.registry import DRIVERS
 
 FILE = SHIPPED / "configuration-qemu.toml"
+EXAMPLES = SHIPPED.parents[2] / "examples"
 
 
 def test_what_can_run_is_shipped_and_every_hypervisor_has_its_template() -> None:
@@ -31,6 +32,11 @@ def test_a_shipped_file_is_what_the_models_write(name: str) -> None:
 def test_it_lints_clean_and_denies_everything() -> None:
     assert lint(FILE, check_host=False) == ()
     assert load(FILE, check_host=False).hypervisor.seccompsandbox == DENY_ALL
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_examples_are_clean(path: Path) -> None:
+    assert lint(path, check_host=False) == ()
 
 
 @pytest.mark.parametrize("name", HYPERVISORS)

@@ -66,7 +66,7 @@ Kernel = Annotated[
     About(
         "The guest's kernel, a bzImage or vmlinuz file.",
         "Kata 3.0.0",
-        example="/usr/share/kata-containers/vmlinuz",
+        example="/var/lib/kata-containers/image/vmlinuz",
     ),
 ]
 ValidKernelPaths = Annotated[
@@ -77,7 +77,7 @@ Initrd = Annotated[
     About(
         "The guest's early userspace; at least one of initrd and image is needed.",
         "Kata 3.0.0",
-        example="/usr/share/kata-containers/kata-initrd.img",
+        example="/var/lib/kata-containers/image/kata-initrd.img",
     ),
 ]
 ValidInitrdPaths = Annotated[
@@ -88,7 +88,7 @@ Image = Annotated[
     About(
         "The guest's root file system; an initrd beside it loads the drivers and mounts it.",
         "Kata 3.0.0",
-        example="/usr/share/kata-containers/kata-image.erofs",
+        example="/var/lib/kata-containers/image/kata-image.erofs",
     ),
 ]
 ValidImagePaths = Annotated[
