@@ -13,7 +13,8 @@ import threading
 from collections.abc import Callable
 
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-_IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+# Python ignores some signals, and whoever started this process may have ignored others.
+_DEFAULTED = tuple(number for number in range(1, 32) if number not in (signal.SIGKILL, signal.SIGSTOP))
 
 
 class Reaper:
@@ -110,7 +111,7 @@ class Reaper:
                 ENVIRONMENT,
                 file_actions=_placed(stdio),
                 setsigmask=(),
-                setsigdef=_IGNORED_BY_PYTHON,
+                setsigdef=_DEFAULTED,
             )
             self._watchers[pid] = watcher
         ended.wait()
