@@ -187,8 +187,11 @@ class TaskService:
 
     async def shutdown(self, request: task_pb2.ShutdownRequest) -> Empty:
         """End the shim, unless containers are left (and `now` is not asked for)."""
-        if self._tasks.empty or request.now:
-            await self._shutdown()
+        if request.now:
+            self._tasks.end_all("the shim was told to shut down at once")
+        elif not self._tasks.empty or self._sandbox.lasting:
+            return Empty()
+        await self._shutdown()
         return Empty()
 
 
