@@ -30,6 +30,8 @@ _log = logging.getLogger(__name__)
 CHUNK = 1 << 20
 # After the process has ended and nobody reads its output, it is kept for so long (seconds), or until Delete.
 STALL_BUDGET = 5.0
+# How long the end of a process is held back for a client that reads nothing of its output (seconds).
+DELIVERY_BUDGET = 2.0
 
 OpenFifo = Callable[[str, str], Awaitable[int]]
 Pump = Callable[[], Awaitable[None]]
@@ -175,6 +177,27 @@ class Stdio:
         """Give what is still in the FIFO to the process, then end its standard input."""
         self._stdin_closing.set()
 
+    async def deliver(self) -> None:
+        """After the process's end, before anybody hears of it: wait until its client has read its output.
+
+        containerd's clients close their end of the FIFOs as soon as they know the status, whatever is in them
+        (task.Delete in its Go client). One that reads nothing, or is not there, is waited for no longer than
+        DELIVERY_BUDGET, and so is output that a descendant of the process may still write.
+        """
+        pause, moved, deadline = 0.001, -1, 0.0
+        while not self.drained.is_set() or self._unread():
+            before, moved = moved, self._progress - self._unread()
+            if moved != before:
+                deadline = anyio.current_time() + DELIVERY_BUDGET
+            elif anyio.current_time() > deadline:
+                return
+            await anyio.sleep(pause)
+            pause = min(2 * pause, 0.05)
+
+    def _unread(self) -> int:
+        """How many bytes of output are in the FIFOs."""
+        return sum(_queued(fd) for fd in (self._files.stdout, self._files.stderr) if fd >= 0)
+
     async def finish(self) -> None:
         """After the process's end: wait until its output is in the FIFOs, as long as somebody takes it."""
         self._finishing.set()
@@ -232,12 +255,15 @@ async def _until_taken(fifo: int) -> None:
     """Wait until a reader has emptied a FIFO, but not for ever: what is in it is lost when we close it."""
     pause = 0.001
     with anyio.move_on_after(STALL_BUDGET):
-        while stat.S_ISFIFO(os.fstat(fifo).st_mode) and _queued(fifo):
+        while _queued(fifo):
             await anyio.sleep(pause)
             pause = min(2 * pause, 0.05)
 
 
 def _queued(fifo: int) -> int:
+    """How many bytes are in a FIFO; 0 for what is none, such as a log file."""
+    if not stat.S_ISFIFO(os.fstat(fifo).st_mode):
+        return 0
     (count,) = struct.unpack("i", fcntl.ioctl(fifo, termios.FIONREAD, bytes(4)))
     return int(count)
 

@@ -292,6 +292,8 @@ class Tasks:
                 return
             _log.error("lost sight of %s: %s", process.what, error)
             status = KILLED
+        if process.stdio is not None:
+            await process.stdio.deliver()
         async with process.turn:
             self._end(process, status & 0xFF if status >= 0 else KILLED)
 

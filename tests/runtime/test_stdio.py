@@ -183,6 +183,44 @@ async def test_a_reader_that_never_comes_does_not_hold_the_end_up(
     guest.ends["stdout"].close()
 
 
+async def test_the_end_is_held_back_until_the_client_has_read_everything(
+    tasks: anyio.abc.TaskGroup, paths: Callable[[str], str]
+) -> None:
+    path = paths("out")
+    stdio, guest = await connected(StdioPaths(stdout=path), ["stdout"])
+    stdio.start(tasks)
+    client = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    guest.ends["stdout"].sendall(b"x" * (256 << 10))
+    guest.ends["stdout"].close()
+    taken, known = 0, anyio.Event()
+
+    async def deliver() -> None:
+        await stdio.deliver()
+        known.set()
+
+    tasks.start_soon(deliver)
+    while taken < 256 << 10:
+        assert not known.is_set()
+        with contextlib.suppress(BlockingIOError):
+            taken += len(os.read(client, 4096))
+        await anyio.lowlevel.checkpoint()
+    await known.wait()
+    os.close(client)
+    stdio.close()
+
+
+async def test_the_end_is_not_held_back_for_a_client_that_does_not_read(
+    tasks: anyio.abc.TaskGroup, paths: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stdio_module, "DELIVERY_BUDGET", 0.05)
+    stdio, guest = await connected(StdioPaths(stdout=paths("out")), ["stdout"])
+    stdio.start(tasks)
+    guest.ends["stdout"].sendall(b"unread")
+    await stdio.deliver()
+    guest.ends["stdout"].close()
+    stdio.close()
+
+
 async def test_a_reader_that_comes_after_the_end_finds_the_output(
     tasks: anyio.abc.TaskGroup, paths: Callable[[str], str]
 ) -> None:

@@ -72,7 +72,8 @@ class Leftovers:
                 continue
             line = " ".join(command)
             if f"/{self._namespace}/" in cgroups or _mentions(line, words):
-                yield f"process {directory.name} ({name}), {fields[0]}, child of {fields[1]}: {line[:99]}"
+                # Nothing that changes while it lives: two listings are compared.
+                yield f"process {directory.name}: {line[:99] or name}"
 
 
 def _mounts() -> list[str]:

@@ -40,7 +40,7 @@ def make(
     packages: Tree,
     *,
     init: bytes | None = None,
-    modules: Iterable[str] = MODULES,
+    modules: Iterable[str] | None = None,
     applets: Iterable[str] = APPLETS,
 ) -> bytes:
     """Return the initramfs for a kernel. packages: has busybox. init: in place of ours.
@@ -51,7 +51,7 @@ def make(
     busybox = packages.read(BUSYBOX)
     if busybox is None:
         raise ContentError(f"the packages have no /{BUSYBOX}")
-    ordered = kernel.load_order(modules)
+    ordered = kernel.load_order(MODULES if modules is None else modules)
     tree = Tree()
     tree.file("init", init or files(__package__).joinpath("init.sh").read_bytes(), 0o755)
     tree.file("bin/busybox", busybox, 0o755)
