@@ -57,8 +57,8 @@ async def measure_start(lab: Lab, rounds: int) -> list[tuple[float, float]]:
     pairs = []
     for _ in range(rounds):
         name = lab.new_id("start")
+        lab.identity(name)
         bundle = lab.bundle(name, make_spec(make_process("true")))
-        log = os.open(bundle / "log", os.O_RDWR | os.O_NONBLOCK)
         command = [
             str(lab.launcher),
             "-namespace",
@@ -73,7 +73,7 @@ async def measure_start(lab: Lab, rounds: int) -> list[tuple[float, float]]:
         bare = child_cpu([sys.executable, "-IS", "-c", "pass"])
         pairs.append((cpu, bare))
         address = (bundle / "address").read_text()
-        shim = await Shim.connect(lab, name, bundle, address, log)
+        shim = await Shim.connect(lab, name, bundle, address)
         await shim.close()
     return pairs
 
