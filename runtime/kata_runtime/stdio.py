@@ -31,7 +31,7 @@ CHUNK = 1 << 20
 # After the process has ended and nobody reads its output, it is kept for so long (seconds), or until Delete.
 STALL_BUDGET = 5.0
 # How long the end of a process is held back for a client that reads nothing of its output (seconds).
-DELIVERY_BUDGET = 2.0
+DELIVERY_BUDGET = 0.5
 
 OpenFifo = Callable[[str, str], Awaitable[int]]
 Pump = Callable[[], Awaitable[None]]

@@ -190,9 +190,14 @@ async def test_the_end_is_held_back_until_the_client_has_read_everything(
     stdio, guest = await connected(StdioPaths(stdout=path), ["stdout"])
     stdio.start(tasks)
     client = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    guest.ends["stdout"].sendall(b"x" * (256 << 10))
-    guest.ends["stdout"].close()
     taken, known = 0, anyio.Event()
+
+    def produce() -> None:
+        guest.ends["stdout"].sendall(b"x" * (256 << 10))
+        guest.ends["stdout"].close()
+
+    # In a thread: more than the socket and the FIFO hold, so it waits for the client.
+    tasks.start_soon(anyio.to_thread.run_sync, produce)
 
     async def deliver() -> None:
         await stdio.deliver()
