@@ -10,7 +10,7 @@ ROOMS := configuration runtime hypervisor agent
 PROTOS := agent/kata_agent/protos runtime/kata_runtime/containerd_api
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages run test lint unit integration image bench protos check-protos format install clean
+.PHONY: help setup packages run test lint unit integration test-rig rig image bench protos check-protos format install clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,12 @@ unit: setup ## fast tests, without root or KVM
 
 integration: setup image ## tests with root, containerd, QEMU, virtiofsd
 	$(BIN)/pytest -m 'integration' $(ARGS)
+
+test-rig: setup image ## tests on a KVM that runs unmodified guests: this host's, or one in the rig, an emulated host
+	$(BIN)/python tests/rig/run.py --image $(IMAGE) --prefer-host -- pytest -m rig tests/integration $(ARGS)
+
+rig: setup image ## run a command in the rig: make rig ARGS='kata-ctl check'
+	$(BIN)/python tests/rig/run.py --image $(IMAGE) -- $(or $(ARGS),kata-ctl check)
 
 image: setup ## build the guest image, or see that it is up to date
 	@$(BIN)/kata-ctl image build --output $(IMAGE)

@@ -24,6 +24,7 @@ from kata_runtime.resource import cgroups
 
 pytestmark = [
     pytest.mark.integration,
+    pytest.mark.rig,  # for its kernel and its cgroups, which are not every host's
     pytest.mark.skipif(os.geteuid() != 0, reason="mounts and cgroups need root"),
 ]
 

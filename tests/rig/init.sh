@@ -16,6 +16,14 @@ place() { # TYPE DIRECTORY [OPTIONS]
     error=$(mount -t "$1" ${3:+-o "$3"} "$1" "$2" 2>&1) || fatal "cannot mount $1 on $2: $error"
 }
 
+if [ "$1" = run ]; then
+    set +f
+    output=$(echo /dev/vport*p1) status=$(echo /dev/vport*p2)
+    env -i HOME=/root TMPDIR=/run/tmp LANG=C.UTF-8 /bin/sh /run/rig/command </dev/null >"$output" 2>&1
+    echo $? >"$status"
+    exec /run/rig/busybox poweroff -f
+fi
+
 place devtmpfs /dev
 place proc /proc
 while read -r module; do
@@ -40,10 +48,5 @@ place devpts /root/dev/pts gid=5,mode=620,ptmxmode=666
 place tmpfs /root/dev/shm mode=1777
 ln -s /proc/self/fd /root/dev/fd
 ip link set lo up
-cp /command /root/run/rig/command
-
-set +f
-output=$(echo /root/dev/vport*p1) status=$(echo /root/dev/vport*p2)
-chroot /root /usr/bin/env -i HOME=/root TMPDIR=/run/tmp LANG=C.UTF-8 /bin/sh /run/rig/command </root/dev/null >"$output" 2>&1
-echo $? >"$status"
-poweroff -f
+cp /command /init /bin/busybox /root/run/rig
+exec switch_root /root /run/rig/busybox sh /run/rig/init run

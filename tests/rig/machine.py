@@ -30,7 +30,7 @@ MODULES = (
     *("virtio_pci", "virtio_console", "virtio_rng", "fuse", "virtiofs"),
     *("kvm_amd", "vhost_vsock", "vhost_net", "tun", "overlay", "erofs", "vsock_loopback"),
 )
-APPLETS = ("chroot", "cp", "insmod", "ip", "ln", "mkdir", "mount", "poweroff")
+APPLETS = ("cp", "insmod", "ip", "ln", "mkdir", "mount", "poweroff", "switch_root")
 MEMORY = "4096M"
 MACHINE = (
     *("-machine", "q35,memory-backend=memory", "-accel", "tcg,thread=multi", "-cpu", "max,la57=off"),
