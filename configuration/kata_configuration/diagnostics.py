@@ -66,6 +66,13 @@ class Code(Enum):
     UNCONFINED = ("KATA502", Severity.WARNING, True, "the VMM runs without a seccomp filter")
     WEAKENED = ("KATA503", Severity.NOTE, True, "the VMM's seccomp filter leaves a group of calls open")
     GUEST_UNCONFINED = ("KATA504", Severity.WARNING, True, "containers run without their seccomp profile")
+    SHIM_UNCONFINED = (
+        "KATA505",
+        Severity.WARNING,
+        True,
+        "the runtime's process runs without a seccomp filter",
+    )
+    SHIM_UNENFORCED = ("KATA506", Severity.WARNING, True, "the runtime's seccomp filter stops nothing")
 
     HOST_PATH = ("KATA601", Severity.ERROR, False, "a path is missing on this host, or of the wrong kind")
     HOST_EXECUTABLE = ("KATA602", Severity.ERROR, False, "a program cannot be executed on this host")

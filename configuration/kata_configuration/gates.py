@@ -59,6 +59,7 @@ GUARDED = frozenset(
         "sandbox_cgroup_only",
         "seccompsandbox",
         "selinux_label",
+        "shim_seccomp",
         "virtio_fs_extra_args",
     }
 )

@@ -183,6 +183,16 @@ def _guest_is_confined(table: Any) -> Iterator[Finding]:
         yield Finding(Code.GUEST_UNCONFINED, ("disable_guest_seccomp",), message, "set it to false")
 
 
+def _shim_is_confined(table: Any) -> Iterator[Finding]:
+    hint = 'set it to "enforce"'
+    if table.shim_seccomp == "off":
+        message = "the runtime's own process runs without a seccomp filter"
+        yield Finding(Code.SHIM_UNCONFINED, ("shim_seccomp",), message, hint)
+    elif table.shim_seccomp == "log":
+        message = "a call outside the policy of the runtime's own process is logged and let through"
+        yield Finding(Code.SHIM_UNENFORCED, ("shim_seccomp",), message, hint)
+
+
 def _host_file(key: str) -> Rule:
     """Demand that the path of a key, when it has one, names a regular file that only root can change."""
 
@@ -321,6 +331,7 @@ RULES: tuple[Rule, ...] = (
     Rule("agent", ("dial_timeout_ms", "reconnect_timeout_ms"), _timeouts_fit),
     Rule("runtime", ("enable_debug",), _is_off("enable_debug")),
     Rule("runtime", ("disable_guest_seccomp",), _guest_is_confined),
+    Rule("runtime", ("shim_seccomp",), _shim_is_confined),
     Rule("runtime", ("hypervisor_name",), _hypervisor_is_there),
     Rule("runtime", ("agent_name",), _agent_is_there),
 )

@@ -58,6 +58,12 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("spt with its filter", "[hypervisor.solo5-spt]\ndisable_seccomp = false\n", ["5:1: note[KATA210] solo5-spt.disable_seccomp: asks for what cannot be: solo5-spt installs its seccomp filter itself, always" + NOTHING]),
     ("no filter", "[hypervisor.clh]\ndisable_seccomp = true\n", ["5:19: warning[KATA502] clh.disable_seccomp: Cloud Hypervisor runs without its seccomp filter (set it to false) [security]"]),
     ("a filter that containers turn off", "[hypervisor.solo5-hvt]\nhonor_unconfined = true\n", ["5:20: warning[KATA502] solo5-hvt.honor_unconfined: a container without a seccomp profile runs solo5-hvt without its filter (set it to false) [security]"]),
+    ("no filter in the runtime's process", "[hypervisor.dragonball]\ndisable_seccomp = true\n", ["5:19: warning[KATA502] dragonball.disable_seccomp: Dragonball runs without its seccomp filter (set it to false) [security]"]),
+    ("the runtime's filter, on", '[runtime]\nshim_seccomp = "enforce"\n', []),
+    ("the runtime's filter, off", '[runtime]\nshim_seccomp = "off"\n', ["5:16: warning[KATA505] runtime.shim_seccomp: the runtime's own process runs without a seccomp filter (set it to \"enforce\") [security]"]),
+    ("the runtime's filter, watching", '[runtime]\nshim_seccomp = "log"\n', ["5:16: warning[KATA506] runtime.shim_seccomp: a call outside the policy of the runtime's own process is logged and let through (set it to \"enforce\") [security]"]),
+    ("the runtime's filter, misspelt", '[runtime]\nshim_seccomp = "enforced"\n', ['5:16: error[KATA303] runtime.shim_seccomp: "enforced" is not allowed here (did you mean "enforce"?)']),
+    ("the runtime's filter, a boolean", "[runtime]\nshim_seccomp = false\n", ['5:16: error[KATA301] runtime.shim_seccomp: is a boolean, must be a string (use one of "enforce", "log", "off")']),
     ("in process", '[hypervisor.dragonball]\npath = "/usr/bin/dragonball"\n', ["5:1: warning[KATA204] dragonball.path: is not a key of this table: the machine runs in the runtime's own process (remove it)"]),
     ("no shared files", '[hypervisor.firecracker]\nshared_fs = "virtio-fs"\n', ['5:13: warning[KATA303] firecracker.shared_fs: "virtio-fs" is not allowed here (only "none" is supported)']),
     # Ranges and forms.
