@@ -128,9 +128,14 @@ def _selection(tree: Mapping[str, Any]) -> Iterator[Finding]:
     present = isinstance(tables, dict) and any(own_path(("hypervisor", other))[1] == name for other in tables)
     if not present and not _misspelt(tables, name):
         hint = f"add [hypervisor.{name}] with at least a kernel, and an image or initrd"
-        yield Finding(
-            Code.MISSING_TABLE, ("hypervisor", name), "the selected table is missing", hint, on_key=True
-        )
+        others = [other for other in tables or {} if other in AVAILABLE]
+        if others:
+            hint += f"; or name {others[0]}, which is there"
+        if _lookup(tree, ("runtime", "hypervisor_name")) is None:
+            message, path = "the selected table is missing", ("hypervisor", name)
+        else:
+            message, path = f"selects [hypervisor.{name}], which is missing", ("runtime", "hypervisor_name")
+        yield Finding(Code.MISSING_TABLE, path, message, hint)
 
 
 def _misspelt(family: Mapping[str, Any] | None, name: str) -> bool:
