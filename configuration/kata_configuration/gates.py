@@ -116,7 +116,7 @@ def _check_entry(
         message = f"{quoted(entry)} lets every pod set almost every key"
         yield Finding(Code.GATE_WIDE, path, message, "list the names that pods need")
     elif not opened and is_unhonoured(_literal(entry)):
-        message = f"{quoted(entry)} is the name of a key that this version does not honour"
+        message = f"{quoted(entry)} is the name of a key that is not honoured here"
         yield Finding(Code.GATE_DEAD, path, message, "remove it")
     elif not opened:
         found = closest(entry, known)

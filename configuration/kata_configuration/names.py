@@ -46,7 +46,7 @@ def _members(family: str, members: Mapping[str, Any]) -> Iterator[Finding]:
             only = ", ".join(f"[{key_name((family, known))}]" for known in FAMILIES[family])
             hint = f"move it to {only}"
             yield Finding(Code.UNKNOWN_KEY, path, "is a key outside of any table", hint, on_key=True)
-        elif retired := _retired(path):
+        elif retired := _retired(path, value):
             yield retired
         else:
             words = [*FAMILIES[family], *(OTHER_NAMES if family == "hypervisor" else ())]
@@ -71,7 +71,7 @@ def _other_name(path: tuple[str, str], members: Mapping[str, Any]) -> Iterator[F
 
 
 def _stray(name: str, value: Any) -> Finding:
-    if retired := _retired((name,)):
+    if retired := _retired((name,), value):
         return retired
     if isinstance(value, dict | list):
         known = [*FAMILIES, "runtime"]
@@ -92,8 +92,14 @@ def _homes(name: str) -> list[tuple[str, ...]]:
     return [table for table in homes if table not in others] or others[:1]
 
 
-def _retired(path: tuple[str, ...]) -> Finding | None:
+def _retired(path: tuple[str, ...], value: Any) -> Finding | None:
     from kata_configuration import tombstones  # only a name that is not known needs them
 
     stone = tombstones.TABLES.get(path)
-    return Finding(Code.UNSUPPORTED, path, stone.story, stone.advice, on_key=True) if stone else None
+    if stone is None:
+        return None
+    switches = tombstones.SWITCHES.get(path, ())
+    if switches and isinstance(value, dict) and not any(value.get(key) for key in switches):
+        message = f"{stone.story}; nothing in it is switched on"
+        return Finding(Code.INERT, path, message, "remove it", on_key=True)
+    return Finding(Code.UNSUPPORTED, path, stone.story, stone.advice, on_key=True)

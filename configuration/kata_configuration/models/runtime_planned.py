@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -58,11 +59,10 @@ class RuntimePlanned(Table):
     dan_conf: Annotated[
         OptionalPath,
         About(
-            "The directory of files that name the devices of directly attached networks.",
+            "The directory of files that name the devices of a sandbox's network, where it has one.",
             "Kata 3.3.0",
-            example="/run/kata-containers/dans",
         ),
-    ] = None
+    ] = Path("/run/kata-containers/dans")
     shared_mounts: Annotated[
         tuple[SharedMount, ...],
         Field(strict=False),
