@@ -86,7 +86,12 @@ def _keys(model: type[Table], values: Mapping[str, Any]) -> Iterator[str]:
     for name, field in model.model_fields.items():
         if inner_table(field) is None:
             shown, mark = (value_text(values[name]), "") if name in values else (facts.example(field), "#")
-            yield f"{_comment(_sentence(field))}{mark}{name} = {shown}\n"
+            yield f"{explained(field)}{mark}{name} = {shown}\n"
+
+
+def explained(field: FieldInfo) -> str:
+    """Write a key's sentence, unit, choices and range as a comment."""
+    return _comment(_sentence(field))
 
 
 def _sentence(field: FieldInfo) -> str:

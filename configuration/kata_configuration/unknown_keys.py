@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from kata_configuration import tombstones
 from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, key_name, quoted
 from kata_configuration.models import INEFFECTIVE, PLANNED, TABLES, HypervisorTable, Table, own_path
+from kata_configuration.models.base import Protects
 from kata_configuration.names import spellings
 from kata_configuration.suggestions import closest, unmistakable
 from kata_configuration.tombstones import Tombstone
@@ -88,7 +89,15 @@ def _successor(path: KeyPath, model: type[Table], stone: Tombstone, value: objec
 def _unhonoured(path: KeyPath, model: type[Table], key: str, value: object, why: str) -> Finding:
     if _asks_for_nothing(model, key, value):
         return Finding(Code.INERT, path, f"{why}; {HARMLESS}", "remove it", on_key=True)
+    if _protects(model, key, value):
+        hint = "remove it only where pods can do without this protection"
+        return Finding(Code.UNPROTECTED, path, why, hint, on_key=True)
     return Finding(Code.UNSUPPORTED, path, why, "remove it", on_key=True)
+
+
+def _protects(model: type[Table], key: str, value: object) -> bool:
+    metadata = model.model_fields[model.aliases.get(key, key)].metadata
+    return any(isinstance(item, Protects) and item.value in (None, value) for item in metadata)
 
 
 def _others(path: KeyPath, key: str, others: list[tuple[str, ...]], value: object) -> Finding:

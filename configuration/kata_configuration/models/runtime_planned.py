@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kata_configuration.models.base import About, OptionalPath, Strings, Table, Text
+from kata_configuration.models.base import About, OptionalPath, Protects, Strings, Table, Text
 from kata_configuration.models.subtables import SharedMount
 
 
@@ -45,6 +45,7 @@ class RuntimePlanned(Table):
     emptydir_mode: Annotated[
         Literal["shared-fs", "block-encrypted", "block-plain"],
         About("What emptyDir volumes are in the guest.", "Kata 3.31.0"),
+        Protects("block-encrypted"),
     ] = "shared-fs"
     vfio_mode: Annotated[
         Literal["", "guest-kernel", "vfio"],
