@@ -1,7 +1,6 @@
 """The shipped files, written from the models: every key with its sentence, unit and default.
 
-`python -m kata_configuration.template NAME` prints the one for a hypervisor; a test holds the files in
-shipped/ to it.
+`python -m kata_configuration.template NAME` prints the one for a hypervisor; a test holds the files to it.
 """
 
 from __future__ import annotations
@@ -21,7 +20,9 @@ from kata_configuration.models.base import About, inner_table
 from kata_configuration.sandbox_option import DENY_ALL
 from kata_configuration.toml_text import value_text
 
-SHIPPED = Path(__file__).parent / "shipped"
+# Where they are: in an installed package in it, in a checkout beside it.
+_PACKAGED = Path(__file__).parent / "shipped"
+SHIPPED = _PACKAGED if any(_PACKAGED.glob("*.toml")) else Path(__file__).parents[1]
 
 HEADING = """\
 Configuration of the Kata runtime, for virtual machines of {title}.
