@@ -195,15 +195,12 @@ def _mended(finding: Finding, fix: Fix, layer: Layer, tree: Mapping[str, Any]) -
 
 
 def _new_comment(layer: Layer, path: KeyPath, target: KeyPath) -> Iterator[Edit]:
-    """Explain a key whose unit or meaning changes in our words: the comment above it is the old one's."""
+    """Explain a key whose unit or meaning changes: the comment above it is still the old one's."""
     span, model = layer.index.find(path), TABLES.get(own_path(target[:-1]))
     field = model.model_fields.get(str(target[-1])) if model else None
-    if span is None or span.statement is None or field is None:
-        return
-    start, _ = _with_comment(layer.text, *span.statement)
-    above = layer.text.rfind("\n", 0, span.statement[0]) + 1
-    if start < above:
-        yield Edit(start, above, template.explained(field))
+    if span is not None and span.statement is not None and field is not None:
+        above = layer.text.rfind("\n", 0, span.statement[0]) + 1
+        yield Edit(above, above, template.explained(field))
 
 
 def _from(value: object) -> str:

@@ -68,6 +68,7 @@ shared_fs = "virtio-fs"
 # Images are large.
 create_container_timeout = 600   # ten minutes
 
+# The guest is slow, in seconds.
 # Time that the guest has to boot and answer; at least dial_timeout_ms. (in milliseconds, 1 to
 # 3600000)
 reconnect_timeout_ms = 60000
