@@ -18,7 +18,7 @@ from kata_configuration.diagnostics import Code
 
 MAX_FAULTS = 20
 
-# Brackets within brackets; only a text that Python cannot read for its nesting is searched for more.
+# Brackets within brackets, parts of a key; only a text that Python cannot read for its nesting is searched.
 MAX_DEPTH = 50
 
 # One token of TOML as far as it matters for where statements begin and what only TOML 1.1 allows. A string
@@ -40,6 +40,7 @@ _MODERN_ESCAPE = re.compile(r"\\(?:(?P<new>e|x[0-9A-Fa-f]{2})|.)", re.DOTALL)
 _STATEMENT = re.compile(r"""^[ \t]*(?:\[|[\w."'-][\w."' \t-]*=)""", re.MULTILINE)
 _HALF_READ = re.compile(r"(?<![\w+.-])[\w+.-]+(?<=\w)\Z")
 _ENDLESS_INTEGER = re.compile(r"\d[\d_]{600,}")
+_DEEP_KEY = re.compile(rf"(?:[\w-]+[ \t]*\.[ \t]*){{{MAX_DEPTH}}}")
 _HEADER = re.compile(r"^[ \t]*\[", re.MULTILINE)
 
 
@@ -77,8 +78,10 @@ def parse(text: str) -> Parsed:
         except RecursionError:
             offset = _too_deep(text)
             faults.append(
-                SyntaxFault(Code.SYNTAX, offset, "nested too deeply", "no key of this file needs that")
+                SyntaxFault(Code.SYNTAX, offset or 0, "nested too deeply", "no key of this file needs that")
             )
+            if offset is None:
+                break
             text = _blank(text, *_statement_at(text, offset))
         except ValueError:
             # Python converts no integer of so many digits, and tomli does not say where it stands.
@@ -90,14 +93,15 @@ def parse(text: str) -> Parsed:
     return Parsed({}, _blank(text, 0, len(text)), _sorted(faults))
 
 
-def _too_deep(text: str) -> int:
-    """Return the offset of the first bracket within MAX_DEPTH others; 0 when there is none."""
+def _too_deep(text: str) -> int | None:
+    """Return the offset of the first bracket within MAX_DEPTH others, or key of more parts; None without."""
     depth = 0
     for token in _TOKEN.finditer(text):
         depth = max(depth + bool(token["open"]) - bool(token["close"]), 0)
         if depth > MAX_DEPTH:
             return token.start()
-    return 0
+    dotted = _DEEP_KEY.search(text)
+    return dotted.start() if dotted else None
 
 
 def _sorted(faults: list[SyntaxFault]) -> tuple[SyntaxFault, ...]:
