@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from kata_hypervisor.seccomp.proof import ThreadConfinement
@@ -80,4 +81,15 @@ class Host(Protocol):
 
         Raises:
             ProcessLookupError: the child has ended.
+        """
+
+    async def make_jail(self, root: Path, files: Mapping[str, Path]) -> None:
+        """Make a root directory for a child that will have no other, with its parents.
+
+        root: below the sandbox's directory, on a file system that allows programs and devices. files: by the
+        name in the root, files of the host that are seen there and cannot be written. The caller's own view of
+        the file system need not have any of it. It goes away with the sandbox.
+
+        Raises:
+            HostUnfitError: the host cannot do it.
         """

@@ -176,7 +176,7 @@ class Sandbox:
         size = sizing.size_of(spec, table, static=runtime.static_sandbox_resource_mgmt, host_cpus=host_cpus)
         self._hypervisor = registry.create(self.configuration.hypervisor_name, table, self.broker)
         shared = SharedDirectory(Path(self.shared_directory)) if table.shared_fs == "virtio-fs" else None
-        await self._hypervisor.start(
+        await self._hypervisor.prepare(
             VmSpec(
                 sandbox_id=self.identity.id[:64],
                 directory=Path(self.identity.directory),
@@ -191,6 +191,7 @@ class Sandbox:
                 agent_port=AGENT_PORT,
             )
         )
+        await self._hypervisor.run()
         for line in self._hypervisor.warnings:
             _log.warning("%s", line)
         _log.info("machine: %d vCPUs, %d MiB (from %s)", size.vcpus, size.memory_mib, size.origin)

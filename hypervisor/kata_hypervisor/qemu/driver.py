@@ -14,7 +14,7 @@ import os
 import socket
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import anyio
 
@@ -22,7 +22,15 @@ from kata_agent.transport import GuestTransport
 from kata_agent.transports import SerialTransport, VsockTransport
 from kata_configuration.models.qemu import QemuHypervisor as QemuTable
 from kata_hypervisor import vhost_vsock, virtiofsd
-from kata_hypervisor.contract import Hypervisor, SharedDirectory, VmExit, VmmProcess, VmSpec
+from kata_hypervisor.contract import (
+    Capabilities,
+    Hypervisor,
+    SharedDirectory,
+    VmExit,
+    VmmProcess,
+    VmSpec,
+    check_supported,
+)
 from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError
 from kata_hypervisor.host import Child, ExitStatus, Host
 from kata_hypervisor.qemu import command
@@ -74,18 +82,22 @@ class Qemu(Hypervisor):
         self._warnings: tuple[str, ...] = ()
         self._spawning: asyncio.Task[Monitor] | None = None
         self._stopping: asyncio.Task[None] | None = None
+        self._prepared = False
         self._running = False
         self._requested = False
 
-    async def start(self, spec: VmSpec) -> None:
+    capabilities: ClassVar[Capabilities] = Capabilities(file_sharing=True, pause=True)
+
+    async def prepare(self, spec: VmSpec) -> None:
         """See the contract."""
+        check_supported("qemu", self.capabilities, spec)
         if self._spawning is not None or self._requested:
             raise LaunchError(f"cannot start the virtual machine of {spec.sandbox_id}: it was used before")
         # A task of its own: a child that is started while its caller is cancelled must be known, to be ended.
         self._spawning = asyncio.create_task(self._spawn_all(spec), name="virtual machine's processes")
         try:
             await asyncio.wait({self._spawning})
-            await self._launch(self._spawning.result())
+            await self._connect(self._spawning.result())
         except BaseException:
             await self.stop()
             raise
@@ -101,15 +113,27 @@ class Qemu(Hypervisor):
         self._end = asyncio.create_task(self._supervise(), name="virtual machine's end")
         return monitor
 
-    async def _launch(self, monitor: Monitor) -> None:
-        """Prove QEMU's confinement, and let the guest run."""
+    async def _connect(self, monitor: Monitor) -> None:
+        """Wait for QEMU's monitor, and prove its confinement."""
         if self._requested:
             raise LaunchError("the virtual machine was stopped while it started")
         deadline = anyio.current_time() + self._start_budget
         await self._attempt("waiting for qemu's monitor", deadline, monitor.connect())
         await self._attempt("reading qemu's confinement", deadline, self._prove(self._children[QEMU]))
-        await self._attempt("starting the virtual CPUs", deadline, monitor.execute("cont"))
-        self._running = True
+        self._prepared = True
+
+    async def run(self) -> None:
+        """See the contract."""
+        if not self._prepared or self._monitor is None or self._requested:
+            raise LaunchError("cannot run the virtual machine: it is not prepared")
+        try:
+            deadline = anyio.current_time() + self._start_budget
+            await self._attempt("starting the virtual CPUs", deadline, self._monitor.execute("cont"))
+            self._running = True
+            await self._attempt("reading qemu's confinement", deadline, self._prove(self._children[QEMU]))
+        except BaseException:
+            await self.stop()
+            raise
 
     async def _start_virtiofsd(
         self, directory: Path, shared: SharedDirectory, theirs: contextlib.ExitStack
