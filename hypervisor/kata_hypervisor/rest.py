@@ -116,7 +116,10 @@ class RestClient:
         while True:
             event = self._http.next_event()
             if event is h11.NEED_DATA:
-                self._http.receive_data(await self._receive())
+                data = await self._receive()
+                if not data and response is None:
+                    raise _BadAnswerError("it hung up")
+                self._http.receive_data(data)
             elif isinstance(event, h11.Response):
                 response = event
             elif isinstance(event, h11.Data):
@@ -126,8 +129,6 @@ class RestClient:
             elif isinstance(event, h11.EndOfMessage):
                 assert response is not None
                 return response, bytes(content)
-            elif isinstance(event, h11.ConnectionClosed):
-                raise _BadAnswerError("it hung up")
 
     async def _send(self, data: bytes, fds: Sequence[int]) -> None:
         if fds:

@@ -283,6 +283,8 @@ class RestMachine(Hypervisor):
             ended = await self._children.watch(linger)
             culprit = ending.culprit(self.vmm, VIRTIOFSD, ended)
             reason = self._own_reason() if culprit == self.vmm else None
+            if requested:
+                reason = f"{self.vmm} was ended on request"
             if reason is None:
                 stderr = self._children.tail(f"{culprit} stderr")
                 console = self._children.tail(CONSOLE)

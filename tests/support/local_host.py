@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import shutil
 import signal
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from kata_hypervisor.errors import LaunchError
 from kata_hypervisor.host import Child, ExitStatus
 from kata_hypervisor.seccomp.proof import ThreadConfinement, read_threads
+from kata_runtime.broker import syscalls
 
+MS_BIND = 0x1000
 FIRST_COPY = 100
 """Descriptors are copied up here first, so that setting one in the child cannot overwrite another."""
 
@@ -52,6 +56,15 @@ class LocalHost:
 
     def __init__(self) -> None:
         self.children: dict[str, LocalChild] = {}
+        self._views: list[Path] = []
+
+    async def make_jail(self, root: Path, files: Mapping[str, Path]) -> None:
+        """See Host; needs root. Its files are removed with `aclose`."""
+        root.mkdir(parents=True)
+        for name, source in files.items():
+            (root / name).touch()
+            syscalls.mount(str(source), str(root / name), flags=MS_BIND)
+            self._views.append(root / name)
 
     async def spawn(
         self,
@@ -86,7 +99,11 @@ class LocalHost:
         return read_threads(child.pid)
 
     async def aclose(self) -> None:
-        """End what a failed test has left."""
+        """End what a failed test has left, and take the jail apart."""
         for child in self.children.values():
             await child.kill()
             await child.wait()
+        for view in self._views:
+            syscalls.unmount(str(view))
+        if self._views:
+            shutil.rmtree(self._views[0].parents[3])

@@ -26,16 +26,13 @@ class EventStream:
             return []
         self._buffer += data.decode("ascii", errors="replace")
         events = []
-        while self._buffer := self._buffer.lstrip():
+        while rest := self._buffer.lstrip():
             try:
-                event, end = self._decoder.raw_decode(self._buffer)
-            except json.JSONDecodeError:
-                self._broken = len(self._buffer) > LIMIT or self._buffer[0] != "{"
+                event, end = self._decoder.raw_decode(rest)
+            except (json.JSONDecodeError, RecursionError):
+                self._broken = len(rest) > LIMIT or rest[0] != "{"
                 break
-            except RecursionError:
-                self._broken = True
-                break
-            self._buffer = self._buffer[end:]
+            self._buffer = rest[end:]
             if isinstance(event, dict):
                 events.append((str(event.get("source")), str(event.get("event"))))
         if self._broken:

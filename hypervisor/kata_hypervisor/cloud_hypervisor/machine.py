@@ -105,6 +105,7 @@ def disk_config(table: Table, disk: Disk) -> Json:
         "num_queues": table.num_queues,
         "queue_size": table.queue_size,
         "image_type": "Raw",
+        "sparse": not disk.read_only,
     }
     limits = {
         "bandwidth": _bucket(

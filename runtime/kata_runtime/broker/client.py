@@ -11,11 +11,12 @@ import os
 import signal
 import socket
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from kata_hypervisor.errors import LaunchError
+from kata_hypervisor.errors import HostUnfitError, LaunchError
 from kata_hypervisor.host import Child, ExitStatus
 from kata_hypervisor.seccomp.proof import ThreadConfinement
 from kata_runtime.broker import messages
@@ -161,6 +162,15 @@ class Broker:
         except RequestFailedError as error:
             raise OSError(error.errno, str(error)) from None  # ESRCH makes it a ProcessLookupError
         return [ThreadConfinement(*thread) for thread in result["threads"]]
+
+    async def make_jail(self, root: Path, files: Mapping[str, Path]) -> None:
+        """Make a root directory for a child; see `kata_hypervisor.host.Host`. Once for each sandbox."""
+        try:
+            await self._request(
+                "make_jail", root=str(root), files={name: str(path) for name, path in files.items()}
+            )
+        except RequestFailedError as error:
+            raise HostUnfitError(str(error)) from None
 
     async def oom_kills(self) -> int:
         """How many processes of the sandbox's cgroup the kernel has killed for want of memory."""

@@ -306,6 +306,10 @@ class Server:
         self._log.drop(entries[-1])
         return {}, []
 
+    def _do_make_jail(self, root: str, files: dict[str, str]) -> Reply:
+        self._workspace.make_jail(root, files)
+        return {}, []
+
     def _do_open_fifo(self, path: str, mode: str) -> Reply:
         # Looked at before it is opened: opening a device or a socket may have effects of its own.
         probe = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)

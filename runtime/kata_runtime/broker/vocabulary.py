@@ -31,6 +31,7 @@ FIFO_MODES = {
 MAX_CHILD_FD = 255
 MAX_WORDS = 1024
 MAX_MOUNTS = 16
+MAX_JAIL_FILES = 64
 
 
 def _text(value: Any) -> bool:
@@ -99,6 +100,18 @@ def _mount(value: Any) -> bool:
     )
 
 
+def _jail_files(value: Any) -> bool:
+    """Files of the host by the names that they have in a jail's root."""
+    return (
+        isinstance(value, dict)
+        and len(value) <= MAX_JAIL_FILES
+        and all(
+            name.replace("-", "").replace("_", "").isalnum() and len(name) <= 100 and _path(path)
+            for name, path in value.items()
+        )
+    )
+
+
 _PID = _number(2, 2**22)
 
 OPERATIONS: dict[str, dict[str, Check]] = {
@@ -117,6 +130,7 @@ OPERATIONS: dict[str, dict[str, Check]] = {
     "bind": {"source": _path, "target": _path, "readonly": _flag, "recursive": _flag},
     "unmount": {"target": _path},
     "remove": {"path": _path},
+    "make_jail": {"root": _path, "files": _jail_files},
     "open_fifo": {"path": _path, "mode": _one_of(FIFO_MODES)},
     "open_log": {"path": _path},
     "close": {},
