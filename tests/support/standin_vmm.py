@@ -8,6 +8,7 @@ description says, and misbehaves as it is told:
     silent           ends at once with status 1           deaf          listens and never answers
     unfiltered       puts on no filter, whatever it is asked for
     leaky            puts none on its virtual CPUs        late:PATH     answers PATH never
+    thin             puts one there, where two are due    sealed        puts them on, also when told not to
     PATH=400         refuses PATH with this status        half:PATH     hangs up in the middle of the answer
     garbage:PATH     answers something else               close:PATH    hangs up instead of answering
     crash:PATH       dies of SIGSEGV at PATH              text:PATH     answers no JSON
@@ -20,11 +21,13 @@ import array
 import ctypes
 import json
 import os
+import queue
 import signal
 import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, MODE_FILTER = 15, 38, 22, 2
@@ -58,6 +61,7 @@ class StandIn:
         self.vsock = ""
         self.vcpus = 1
         self.sealed = False
+        self.wanted: queue.Queue[Callable[[], None]] = queue.Queue()
 
     def misbehaves(self, how: str, path: str) -> bool:
         """Whether it is told to do this at this path."""
@@ -93,6 +97,11 @@ class StandIn:
         threading.Thread(target=body, daemon=True).start()
         ready.wait()
 
+    def vcpu(self, name: str, filters: int) -> None:
+        """Start a thread of a virtual CPU: from the main thread, which is under no filter that it would inherit."""
+        self.wanted.put(lambda: self.thread(name, filters))
+        self.wanted.join()
+
     # -- the machine ---------------------------------------------------------------------------------------
 
     def console(self, data: bytes) -> None:
@@ -109,14 +118,12 @@ class StandIn:
     def boot(self) -> None:
         """Start the virtual CPUs, the way to the guest, and its console."""
         for number in range(self.vcpus):
-            leaky = 0 if self.mode == "leaky" else None
-            if self.kind == "cloud-hypervisor":
-                self.thread(f"vcpu{number}", 2 if leaky is None else leaky)
-            else:
-                self.thread(f"fc_vcpu {number}", 1 if leaky is None else leaky)
+            usual = 2 if self.kind == "cloud-hypervisor" else 1
+            name = "vcpu%d" if self.kind == "cloud-hypervisor" else "fc_vcpu %d"
+            self.vcpu(name % number, {"leaky": 0, "thin": 1}.get(self.mode, usual))
         if self.kind == "firecracker":
-            self.main_filter.set()
-            self.main_filtered.wait()
+            self.wanted.put(self.filter)
+            self.wanted.join()
         self.console(GREETING)
         self.event("vm", "booted")
 
@@ -205,7 +212,7 @@ class StandIn:
         if self.mode == "deaf" or self.misbehaves("late", path):
             time.sleep(600)
         if self.misbehaves("crash", path):
-            os.kill(os.getpid(), signal.SIGSEGV)
+            signal.raise_signal(signal.SIGSEGV)
         if self.misbehaves("close", path):
             connection.shutdown(socket.SHUT_RDWR)
             return
@@ -252,7 +259,6 @@ class StandIn:
             sys.exit(1)
         if self.mode == "hang":
             time.sleep(600)
-        self.main_filter, self.main_filtered = threading.Event(), threading.Event()
         if self.kind == "cloud-hypervisor":
             option = dict(zip(arguments[0::2], arguments[1::2], strict=False))
             self.sealed = {"true": True, "false": False}[option["--seccomp"]]
@@ -263,12 +269,12 @@ class StandIn:
             listener = socket.socket(socket.AF_UNIX)
             listener.bind(arguments[arguments.index("--api-sock") + 1])
             listener.listen()
+        self.sealed = self.sealed or self.mode == "sealed"
         api = "http-server" if self.kind == "cloud-hypervisor" else "fc_api"
         self.thread(api, 1, lambda: self.serve(listener))
-        self.main_filter.wait()
-        self.filter()
-        self.main_filtered.set()
-        threading.Event().wait()
+        while True:
+            self.wanted.get()()
+            self.wanted.task_done()
 
 
 def main(kind: str, mode: str, record: str) -> None:
