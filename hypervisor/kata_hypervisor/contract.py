@@ -13,7 +13,6 @@ import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
 
 from kata_agent.transport import GuestTransport
 from kata_hypervisor.errors import NotSupportedError
@@ -153,7 +152,8 @@ class VmExit:
 class Hypervisor(abc.ABC):
     """One virtual machine, driven asynchronously. Every method may be cancelled."""
 
-    capabilities: ClassVar[Capabilities]
+    # What this machine's driver can do, with its configuration.
+    capabilities: Capabilities
 
     @abc.abstractmethod
     async def prepare(self, spec: VmSpec) -> None:

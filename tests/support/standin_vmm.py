@@ -122,8 +122,7 @@ class StandIn:
             name = "vcpu%d" if self.kind == "cloud-hypervisor" else "fc_vcpu %d"
             self.vcpu(name % number, {"leaky": 0, "thin": 1}.get(self.mode, usual))
         if self.kind == "firecracker":
-            self.wanted.put(self.filter)
-            self.wanted.join()
+            self.wanted.put(self.filter)  # and the answer does not wait for it
         self.console(GREETING)
         self.event("vm", "booted")
 
@@ -151,6 +150,10 @@ class StandIn:
                 return 200, {"build_version": "v0", "version": self.version, "pid": os.getpid(), "features": []}
             case ("GET", "/version"):
                 return 200, {"firecracker_version": self.version}
+            case ("GET", "/"):
+                self.wanted.join()
+                info = {"app_name": "Firecracker", "id": "pod-1", "state": "Running"}
+                return 200, {**info, "vmm_version": self.version}
             case ("PUT", "/api/v1/vm.create"):
                 self.vsock, self.vcpus = body["vsock"]["socket"], body["cpus"]["boot_vcpus"]
                 self.files = body.get("fs", [])
@@ -264,6 +267,7 @@ class StandIn:
             self.sealed = {"true": True, "false": False}[option["--seccomp"]]
             listener = socket.socket(fileno=int(option["--api-socket"].removeprefix("fd=")))
             self.thread("vmm", 1)
+            self.event("vmm", "starting")
         else:
             self.sealed = "--no-seccomp" not in arguments
             listener = socket.socket(socket.AF_UNIX)

@@ -48,7 +48,7 @@ class CloudHypervisorDriver(RestMachine):
     vmm = "cloud-hypervisor"
     section = "[hypervisor.clh]"
     supported = Supported("51.1", "54.0")
-    capabilities: ClassVar[Capabilities] = Capabilities(
+    capabilities = Capabilities(
         file_sharing=True,
         disks=True,
         block_hotplug=True,
@@ -75,6 +75,7 @@ class CloudHypervisorDriver(RestMachine):
         self._api: socket.socket | None = None
         self._sockets: machine.Sockets | None = None
         self._events = EventStream()
+        self._heard = asyncio.Event()
         self._reason: str | None = None
         self._ending: asyncio.Task[None] | None = None
 
@@ -131,7 +132,13 @@ class CloudHypervisorDriver(RestMachine):
             await self._children.spawn(VIRTIOFSD, argv, {virtiofsd.LISTENER: listener.fileno()})
 
     async def _connect(self) -> RestClient:
+        """Wait for a sign of each thread that the main one starts, and that puts on its filter itself.
+
+        The threads of the machine and of the API are alive when a request is answered; that of the events is not
+        when nothing was heard of it.
+        """
         assert self._api is not None
+        await self._heard.wait()
         return RestClient(self._api, self.vmm, base=API_BASE, budget=self._start_budget)
 
     async def _version(self, client: RestClient) -> str:
@@ -196,6 +203,7 @@ class CloudHypervisorDriver(RestMachine):
     # -- end -----------------------------------------------------------------------------------------------
 
     def _take_events(self, data: bytes) -> None:
+        self._heard.set()
         for event in self._events.feed(data):
             if event in ENDINGS and self._reason is None:
                 self._reason = ENDINGS[event]

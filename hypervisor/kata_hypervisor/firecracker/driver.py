@@ -1,9 +1,10 @@
 """The Firecracker driver: what it does its own way; the rest is `RestMachine`'s.
 
 What confines it: its API thread puts itself under a filter before it answers the first request; each vCPU's
-thread and the main thread do so when the machine starts, before the guest's first instruction and before any of
-its events is handled. So the proof is: when it is prepared, the API's thread; when it runs, every thread. A
-Firecracker that was built without filters is refused by the first of these, with no guest in it.
+thread does so before the guest's first instruction, and the main thread before it handles the first event of the
+machine, but possibly after it has answered InstanceStart. So the proof is: when it is prepared, the API's thread;
+when it runs and the main thread has answered once more, every thread. A Firecracker that was built without
+filters is refused by the first of these, with no guest in it.
 
 Where the jailer is configured, Firecracker has a root directory, a user and limits of its own besides. Its
 sockets are then reached through /proc/PID/root: nobody else's view of the file system has them.
@@ -42,7 +43,6 @@ class FirecrackerDriver(RestMachine):
     vmm = "firecracker"
     section = "[hypervisor.firecracker]"
     supported = Supported("1.12.1", "1.17")
-    capabilities: ClassVar[Capabilities] = Capabilities(disks=True, taps=True, pause=True, snapshot=True)
     hints: ClassVar[ending.Hints] = (
         (
             re.compile(r"intercepting a bad syscall"),
@@ -57,6 +57,9 @@ class FirecrackerDriver(RestMachine):
     ) -> None:
         super().__init__(table, host, start_budget=start_budget, stop_budget=stop_budget)
         self._table = table
+        # A jailed Firecracker reaches no directory of the host that a snapshot could be written into.
+        jailed = table.jailer_path is not None
+        self.capabilities = Capabilities(disks=True, taps=True, pause=True, snapshot=not jailed)
         # As Firecracker sees them, and as we do.
         self._places: machine.Places | None = None
         self._api: Path | None = None
@@ -136,6 +139,10 @@ class FirecrackerDriver(RestMachine):
 
     async def _boot(self, client: RestClient) -> None:
         await client.request("PUT", "/actions", {"action_type": "InstanceStart"})
+        answer = await client.request("GET", "/")
+        state = answer.get("state") if isinstance(answer, dict) else None
+        if state != "Running":
+            raise RestError(f"{self.vmm} says that its machine is {state!r} after it was started")
 
     # -- proof ---------------------------------------------------------------------------------------------
 
@@ -158,8 +165,8 @@ class FirecrackerDriver(RestMachine):
         await self._command("resume the virtual machine", "PATCH", "/vm", {"state": "Resumed"})
 
     async def snapshot(self, directory: Path) -> None:
-        """See the contract. The directory is on the host: a jailed Firecracker cannot reach it."""
-        if self._table.jailer_path is not None:
+        """See the contract."""
+        if not self.capabilities.snapshot:
             raise NotSupportedError("a jailed firecracker cannot write a snapshot outside of its jail")
         body = {
             "snapshot_type": "Full",

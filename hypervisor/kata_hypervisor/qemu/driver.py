@@ -14,7 +14,7 @@ import os
 import socket
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 
@@ -86,7 +86,7 @@ class Qemu(Hypervisor):
         self._running = False
         self._requested = False
 
-    capabilities: ClassVar[Capabilities] = Capabilities(file_sharing=True, pause=True)
+    capabilities = Capabilities(file_sharing=True, pause=True)
 
     async def prepare(self, spec: VmSpec) -> None:
         """See the contract."""
