@@ -115,10 +115,14 @@ class Children:
         ended = {name: task.result() for name, task in waits.items() if task.done()}
         await self.kill()
         await asyncio.wait(waits.values())
-        with anyio.move_on_after(MOMENT):  # a grandchild that holds a pipe open does not keep us
+        await self.hear_last_words()
+        return ended
+
+    async def hear_last_words(self) -> None:
+        """Read what the dead have written; a grandchild that holds a pipe open does not keep us."""
+        with anyio.move_on_after(MOMENT):
             for follower in self._followers.values():
                 await follower.ended.wait()
-        return ended
 
     async def kill(self) -> None:
         """Kill all; nothing for those that have ended."""

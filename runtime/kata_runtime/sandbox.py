@@ -19,7 +19,7 @@ import anyio.abc
 from kata_agent.constants import AGENT_PORT, FEATURE_STREAM_IO
 from kata_agent.protos import agent_pb2, health_pb2
 from kata_agent.ttrpc.status import Code, RpcError
-from kata_hypervisor.contract import Hypervisor, SharedDirectory, VmExit, VmSpec
+from kata_hypervisor.contract import Disk, Hypervisor, SharedDirectory, VmExit, VmSpec
 from kata_runtime.bundle import JsonObject, annotations_of
 from kata_runtime.concurrency import first
 from kata_runtime.errors import SandboxError
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+MakeDisk = Callable[[str], Awaitable[Disk]]
 
 HEALTH_INTERVAL = 30.0
 # The guest's kernel takes a moment to reset the machine after its init, the agent, has died.
@@ -108,11 +109,13 @@ class Sandbox:
         """Where streams to the guest are opened. Raises as `agent` does."""
         return self.hypervisor
 
-    async def boot(self, spec: JsonObject, config_path: str | None) -> None:
+    async def boot(self, spec: JsonObject, config_path: str | None, make_disk: MakeDisk | None = None) -> None:
         """Start the virtual machine and its agent.
 
         spec: the OCI specification of the sandbox's first container, for annotations, size, hostname and
         cgroup. Annotations of later containers set nothing: the virtual machine exists by then.
+        make_disk: makes the disk of that container's root file system, where files are not shared; it is told
+        the disk's name in the guest.
 
         Raises:
             SandboxError: a stage failed; nothing is left of it.
@@ -122,7 +125,8 @@ class Sandbox:
         try:
             self.configuration = await self._stage("config", stages, self._load(config_path, spec))
             await self._stage("host", stages, self._prepare_host(spec))
-            await self._stage("vmm", stages, self._start_machine(spec))
+            disks = await self._stage("rootfs", stages, self._make_disks(make_disk))
+            await self._stage("vmm", stages, self._start_machine(spec, disks))
             await self._stage("agent", stages, self._reach_agent())
             await self._stage("guest", stages, self._prepare_guest(spec))
         except BaseException as error:
@@ -167,7 +171,19 @@ class Sandbox:
         cgroup = (spec.get("linux") or {}).get("cgroupsPath")
         await self.broker.prepare(cgroup)
 
-    async def _start_machine(self, spec: JsonObject) -> None:
+    @property
+    def shares_files(self) -> bool:
+        """Whether the guest sees files of the host. Known when the configuration was read."""
+        return self.configuration is None or self.configuration.hypervisor.shared_fs != "none"
+
+    async def _make_disks(self, make_disk: MakeDisk | None) -> tuple[Disk, ...]:
+        assert self.configuration is not None
+        if self.shares_files or make_disk is None:
+            return ()
+        number = 1 if self.configuration.hypervisor.image is not None else 0
+        return (await make_disk(f"/dev/vd{chr(ord('a') + number)}"),)
+
+    async def _start_machine(self, spec: JsonObject, disks: tuple[Disk, ...]) -> None:
         from kata_hypervisor import registry
 
         assert self.configuration is not None
@@ -188,6 +204,7 @@ class Sandbox:
                 rootfs_type=table.rootfs_type,
                 kernel_parameters=self._kernel_parameters(),
                 shared=shared,
+                disks=disks,
                 agent_port=AGENT_PORT,
             )
         )

@@ -34,6 +34,7 @@ from kata_runtime.errors import (
 from kata_runtime.identity import check_id
 from kata_runtime.polled_stdio import PolledStdio
 from kata_runtime.process import KILLED, Container, Process
+from kata_runtime.resource.block_rootfs import BlockRootfs
 from kata_runtime.resource.shares import RootfsMount, Shares, check_sources
 from kata_runtime.sandbox import Sandbox
 from kata_runtime.states import Event, State
@@ -68,6 +69,7 @@ class Tasks:
         self._tasks = tasks
         self._publish = publish
         self._shares = Shares(sandbox.broker, sandbox.shared_directory)
+        self._block_rootfs = BlockRootfs(sandbox.broker, self._shares)
         self._containers: dict[str, Container] = {}
         self._creating: set[str] = set()
 
@@ -146,14 +148,31 @@ class Tasks:
             if booted_here:
                 if kind is ContainerType.POD_CONTAINER and self._sandbox.configuration is None:
                     raise StateError(f"the sandbox of container {request.id} is not running")
-                await self._sandbox.boot(spec, request.config_path)
-            sources = await self._shares.share(container, request.rootfs)
+                await self._sandbox.boot(
+                    spec,
+                    request.config_path,
+                    lambda device: self._block_rootfs.make(container, request.rootfs, device),
+                )
+            sources = await self._share(container, request.rootfs, first=booted_here)
             await self._create_in_guest(container, sources)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self._undo_create(container, stop_sandbox=booted_here)
             raise
         return container
+
+    async def _share(
+        self, container: Container, rootfs: tuple[RootfsMount, ...], *, first: bool
+    ) -> dict[int, str]:
+        """Give the guest a container's files; returns the guest's path of each volume."""
+        if self._sandbox.shares_files:
+            return await self._shares.share(container, rootfs)
+        if not first:
+            raise UnsupportedError(
+                f"container {container.id}: this hypervisor shares no files and takes no disk later, so its "
+                "sandbox has one container: use a hypervisor with virtio-fs"
+            )
+        return {}
 
     async def _undo_create(self, container: Container, *, stop_sandbox: bool) -> None:
         if container.init.stdio is not None:
@@ -177,6 +196,7 @@ class Tasks:
             container_id=container.id,
             exec_id=container.id,
             OCI=encoded,
+            storages=container.storages,
             stdin_port=ports.get("stdin", 0),
             stdout_port=ports.get("stdout", 0),
             stderr_port=ports.get("stderr", 0),

@@ -109,7 +109,9 @@ async def test_a_refusal_has_the_vmms_words_and_is_asked_once(body: bytes, words
 )
 async def test_an_answer_that_is_none_ends_the_connection(answer: bytes | None, why: str) -> None:
     async with Server(answer) as server:
-        with pytest.raises(RestError, match=f"the vmm gave no usable answer to GET /v1/x: .*({why})") as caught:
+        with pytest.raises(
+            RestError, match=f"the vmm gave no usable answer to GET /v1/x: .*({why})"
+        ) as caught:
             await server.client.request("GET", "/x")
         assert not isinstance(caught.value, RefusedError)
         with pytest.raises(RestError, match="the vmm cannot be asked for GET /v1/y: "):

@@ -231,7 +231,9 @@ async def test_a_version_that_is_none_and_one_that_nobody_tested(make: Make, nam
 @pytest.mark.parametrize("name", NAMES)
 async def test_a_pause_that_is_refused_says_why_and_the_machine_goes_on(make: Make, name: str) -> None:
     machine = await started(make(name, f"{PAUSE[name]}=405"))
-    with pytest.raises(HypervisorError, match=r"cannot pause the virtual machine: .* with status 405: .*want to"):
+    with pytest.raises(
+        HypervisorError, match=r"cannot pause the virtual machine: .* with status 405: .*want to"
+    ):
         await machine.pause()
     await machine.prove()
     await machine.stop()
@@ -369,7 +371,10 @@ async def test_what_firecracker_cannot_do_it_refuses(make: Make) -> None:
     rig = make("firecracker")
     specs = (
         (replace(rig.spec, shared=SharedDirectory(rig.directory)), "share a directory"),
-        (replace(rig.spec, taps=(Tap("n", "t", "02:00:00:00:00:01", fds=(0,)),)), "take a tap as descriptors"),
+        (
+            replace(rig.spec, taps=(Tap("n", "t", "02:00:00:00:00:01", fds=(0,)),)),
+            "take a tap as descriptors",
+        ),
         (replace(rig.spec, network_namespace=Path("/run/netns/x")), "set jailer_path"),
     )
     for spec, words in specs:

@@ -114,7 +114,11 @@ class FakeSandbox:
             raise SandboxError("running", f"the sandbox has ended: {self.ended}")
         return self.agent_double
 
-    async def boot(self, spec: dict[str, Any], config_path: str | None) -> None:
+    @property
+    def shares_files(self) -> bool:
+        return True
+
+    async def boot(self, spec: dict[str, Any], config_path: str | None, make_disk: object) -> None:
         self.boots += 1
         if self.boot_failure is not None:
             self.ended = str(self.boot_failure)

@@ -53,7 +53,9 @@ def _standin(name: str, directory: Path) -> Bench:
     rig = RestRig(directory, name)
     vmm = {"clh": "cloud-hypervisor"}.get(name, name)
     spec = replace(rig.spec, shared=None)
-    return Bench(rig.host, spec, vmm, rig.machine, {"disable_seccomp": True}, kept=tuple(os.listdir(directory)))
+    return Bench(
+        rig.host, spec, vmm, rig.machine, {"disable_seccomp": True}, kept=tuple(os.listdir(directory))
+    )
 
 
 def _real(name: str, vmm: str, model: Any, directory: Path, **settings: Any) -> Bench:

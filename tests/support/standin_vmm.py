@@ -112,7 +112,12 @@ class StandIn:
     def event(self, source: str, event: str) -> None:
         """Tell an event, as Cloud Hypervisor does."""
         if self.kind == "cloud-hypervisor":
-            told = {"timestamp": {"secs": 0, "nanos": 1}, "source": source, "event": event, "properties": None}
+            told = {
+                "timestamp": {"secs": 0, "nanos": 1},
+                "source": source,
+                "event": event,
+                "properties": None,
+            }
             os.write(5, json.dumps(told, indent=2).encode() + b"\n\n")
 
     def boot(self) -> None:
@@ -147,7 +152,12 @@ class StandIn:
         """Do what a request asks for; return the status and the answer's body."""
         match (method, path):
             case ("GET", "/api/v1/vmm.ping"):
-                return 200, {"build_version": "v0", "version": self.version, "pid": os.getpid(), "features": []}
+                return 200, {
+                    "build_version": "v0",
+                    "version": self.version,
+                    "pid": os.getpid(),
+                    "features": [],
+                }
             case ("GET", "/version"):
                 return 200, {"firecracker_version": self.version}
             case ("GET", "/"):
@@ -210,7 +220,9 @@ class StandIn:
         method, path, _ = first.split(" ")
         return method, path, json.loads(rest[:length]) if length else None, rest[length:]
 
-    def answer(self, connection: socket.socket, method: str, path: str, body: Any, fds: array.array[int]) -> None:
+    def answer(
+        self, connection: socket.socket, method: str, path: str, body: Any, fds: array.array[int]
+    ) -> None:
         """Answer one request, or misbehave."""
         if self.mode == "deaf" or self.misbehaves("late", path):
             time.sleep(600)

@@ -83,7 +83,9 @@ class FirecrackerDriver(RestMachine):
             raise HostUnfitError(f"firecracker runs at most {MOST_VCPUS} vCPUs, {spec.vcpus} were asked for")
         warnings = fitness.check_memory(spec.memory_mib, fitness.MEMINFO, self.section)
         if self._table.jailer_path is None:
-            warnings.append(f"firecracker runs without its jailer: set jailer_path {here} to confine it further")
+            warnings.append(
+                f"firecracker runs without its jailer: set jailer_path {here} to confine it further"
+            )
         return warnings
 
     async def _spawn(self, spec: VmSpec) -> HybridVsockTransport:
@@ -112,7 +114,9 @@ class FirecrackerDriver(RestMachine):
         files = machine.files_of(spec)
         await self._host.make_jail(machine.jail_root(self._table, spec, base), files)
         self._places = machine.Places(
-            Path("/", API_SOCKET), Path("/", VSOCK_SOCKET), {path: Path("/", name) for name, path in files.items()}
+            Path("/", API_SOCKET),
+            Path("/", VSOCK_SOCKET),
+            {path: Path("/", name) for name, path in files.items()},
         )
         user = machine.unprivileged_user(spec.directory)
         argv = machine.jailer_command_line(self._table, spec, base, user, self._places.api)

@@ -21,17 +21,13 @@ def check_host(
     """
     if table.accelerator == "kvm":
         check_kvm(kvm, f'set accelerator = "tcg" in {TABLE} to run without KVM (slow)')
-    check_executable(
-        "qemu", table.path, f"install the package qemu-system-x86, or correct path in {TABLE}"
-    )
+    check_executable("qemu", table.path, f"install the package qemu-system-x86, or correct path in {TABLE}")
     check_readable("the guest's kernel", spec.kernel, f"correct kernel in {TABLE}")
     if spec.initrd is not None:
         check_readable("the guest's initrd", spec.initrd, f"correct initrd in {TABLE}")
     if spec.image is not None:
         check_readable("the guest's image", spec.image, f"correct image in {TABLE}")
-    check_readable(
-        "the source of random numbers", table.entropy_source, f"correct entropy_source in {TABLE}"
-    )
+    check_readable("the source of random numbers", table.entropy_source, f"correct entropy_source in {TABLE}")
     warnings = check_memory(spec.memory_mib, meminfo, TABLE)
     if not table.confined:
         warnings.append(

@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     Check = Callable[[Any], bool]
 
 # The roles under which a child may be started: the VMMs, their helpers, and no others.
-CHILDREN = ("qemu", "virtiofsd", "cloud-hypervisor", "firecracker", "jailer", "solo5-hvt", "solo5-spt")
+CHILDREN = (
+    "qemu",
+    "virtiofsd",
+    "cloud-hypervisor",
+    "firecracker",
+    "solo5-hvt",
+    "solo5-spt",
+    "rootfs-image",
+)
 # File systems that a container's root may be made of; each one's kernel code is exposed to the image.
 FILESYSTEMS = ("bind", "overlay", "ext4", "xfs", "btrfs", "zfs", "erofs", "squashfs")
 FIFO_MODES = {

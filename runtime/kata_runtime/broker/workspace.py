@@ -142,7 +142,6 @@ class Workspace:
                     raise
                 return
 
-
     def _leave_jail(self) -> None:
         """Detach the jail's file system, and what is mounted in it."""
         try:
