@@ -11,7 +11,7 @@ import kata_configuration
 from kata_configuration.rules import VIRTIOFSD_PLACES
 from kata_hypervisor.kvm.probe import probe_kvm
 
-SHIPPED = Path(kata_configuration.__file__).parent / "shipped/configuration-qemu.toml"
+SHIPPED = Path(kata_configuration.__file__).parent / "shipped"
 
 Value = str | int | float | bool | Path
 
@@ -32,9 +32,9 @@ def for_image(image: Path) -> dict[str, Value]:
     }
 
 
-def render(values: Mapping[str, Value]) -> str:
-    """The shipped file's text with these keys set; each stays on its line."""
-    text = SHIPPED.read_text(encoding="utf-8")
+def render(values: Mapping[str, Value], hypervisor: str = "qemu") -> str:
+    """The text of a hypervisor's shipped file with these keys set; each stays on its line."""
+    text = (SHIPPED / f"configuration-{hypervisor}.toml").read_text(encoding="utf-8")
     for key, value in values.items():
         literal = json.dumps(str(value) if isinstance(value, Path) else value)
         text, count = re.subn(rf"(?m)^#?{key} = .*$", lambda _: f"{key} = {literal}", text, count=1)  # noqa: B023

@@ -36,13 +36,17 @@ class RootfsImageError(Exception):
 
 
 def identity(root: str) -> str:
-    """Hash a tree: names, types, modes, owners, times, links, devices, extended attributes and contents."""
+    """Hash a tree: names, types, modes, owners, times, links, devices, extended attributes and contents.
+
+    But not the time of its root: a snapshot's is that of its making, and the guest's overlay has its own.
+    """
     whole = hashlib.sha256()
     seen: dict[tuple[int, int], str] = {}
     for path in _walk(root):
         facts = os.lstat(path)
         name = os.path.relpath(path, root)
-        parts: list[object] = [name, facts.st_mode, facts.st_uid, facts.st_gid, facts.st_mtime_ns]
+        time = facts.st_mtime_ns if path != root else 0
+        parts: list[object] = [name, facts.st_mode, facts.st_uid, facts.st_gid, time]
         first = seen.setdefault((facts.st_dev, facts.st_ino), name)
         if stat.S_ISLNK(facts.st_mode):
             parts.append(os.readlink(path))
