@@ -74,7 +74,7 @@ class Children:
         return child
 
     async def pipe(self, heading: str, theirs: contextlib.ExitStack) -> int:
-        """Make a pipe whose content is kept under a heading; return the end to be written, closed by `theirs`."""
+        """Make a pipe whose content is kept under a heading; return the end to write, closed by `theirs`."""
         reader, writer = os.pipe2(os.O_CLOEXEC)
         theirs.callback(os.close, writer)
         log = self._log.getChild(heading.replace(" ", "_")).debug if self._log is not None else None
@@ -84,7 +84,7 @@ class Children:
         return writer
 
     async def read(self, take: Callable[[bytes], None], theirs: contextlib.ExitStack) -> int:
-        """Make a pipe whose content goes to a function; return the end to be written, closed by `theirs`."""
+        """Make a pipe whose content goes to a function; return the end to write, closed by `theirs`."""
         reader, writer = os.pipe2(os.O_CLOEXEC)
         theirs.callback(os.close, writer)
         follower = Reader(take)

@@ -157,7 +157,7 @@ class Hypervisor(abc.ABC):
 
     @abc.abstractmethod
     async def prepare(self, spec: VmSpec) -> None:
-        """Open, start and map everything; the guest has run nothing, and what exists is proven to be confined.
+        """Open, start and map everything; the guest has run nothing, and what exists is proven.
 
         Raises:
             LaunchError: the VMM or a helper could not be started or ended at once; the message's first line
@@ -169,7 +169,7 @@ class Hypervisor(abc.ABC):
 
     @abc.abstractmethod
     async def run(self) -> None:
-        """Let the guest run, once, and prove the confinement of what exists then. Raises as `prepare` does."""
+        """Let the guest run, once, and prove what exists then. Raises as `prepare` does."""
 
     @property
     def seal_features(self) -> frozenset[str]:

@@ -86,9 +86,9 @@ class Host(Protocol):
     async def make_jail(self, root: Path, files: Mapping[str, Path]) -> None:
         """Make a root directory for a child that will have no other, with its parents.
 
-        root: below the sandbox's directory, on a file system that allows programs and devices. files: by the
-        name in the root, files of the host that are seen there and cannot be written. The caller's own view of
-        the file system need not have any of it. It goes away with the sandbox.
+        root: below the sandbox's directory, on a file system that allows programs and devices. files: by
+        their name in the root, files of the host that are seen there and cannot be written. The caller's own
+        view of the file system need not have any of it. It goes away with the sandbox.
 
         Raises:
             HostUnfitError: the host cannot do it.

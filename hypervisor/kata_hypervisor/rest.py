@@ -1,8 +1,8 @@
 """A client of a VMM's REST interface: JSON over HTTP/1.1 over one unix stream socket that is kept.
 
 One request after the other, each answered in full or the connection is given up: nothing is sent twice, so
-whatever a VMM refuses is refused. Descriptors travel with a request as SCM_RIGHTS, in front of its first byte.
-HTTP is h11's (sans-I/O); here are the bounds on what a VMM may send, time, and errors in the VMM's own words.
+whatever a VMM refuses is refused. Descriptors travel with a request as SCM_RIGHTS, on its first byte.
+HTTP is h11's (sans-I/O); here are bounds on what a VMM may send, time, and errors in the VMM's words.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def _encode(http: h11.Connection, method: str, target: str, body: object) -> byt
 
 
 def _fault(content: bytes) -> str:
-    """The VMM's own words: Firecracker's {"fault_message": ...}, Cloud Hypervisor's list of causes, or text."""
+    """The VMM's words: Firecracker's {"fault_message": ...}, Cloud Hypervisor's list of causes, or text."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):

@@ -19,12 +19,12 @@ POLL = 0.005
 
 
 def check_path(path: Path, what: str) -> Path:
-    """Return the path of a socket that a VMM makes. Raises HostUnfitError when the kernel takes none so long."""
+    """Return the path of a socket that a VMM makes. Raises HostUnfitError when it is too long."""
     length = len(os.fsencode(path))
     if length > PATH_LIMIT:
         raise HostUnfitError(
-            f"cannot make {what}: the path {path} has {length} bytes, a unix socket's has at most {PATH_LIMIT}; "
-            "give the sandbox a directory with a shorter path"
+            f"cannot make {what}: the path {path} has {length} bytes, a unix socket's has at most "
+            f"{PATH_LIMIT}; give the sandbox a directory with a shorter path"
         )
     return path
 

@@ -30,6 +30,10 @@ class Supported:
         return f"{program} {version} was not tested with this runtime; tested: {self}"
 
 
+CLOUD_HYPERVISOR = Supported("51.1", "54.0")
+FIRECRACKER = Supported("1.12.1", "1.17")
+
+
 def numbers_of(text: str) -> tuple[int, int, int] | None:
     """Return the first version in a text, "Firecracker v1.12.1" or "54.0"; None when there is none."""
     found = _NUMBERS.search(text)

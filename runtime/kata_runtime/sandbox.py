@@ -109,7 +109,9 @@ class Sandbox:
         """Where streams to the guest are opened. Raises as `agent` does."""
         return self.hypervisor
 
-    async def boot(self, spec: JsonObject, config_path: str | None, make_disk: MakeDisk | None = None) -> None:
+    async def boot(
+        self, spec: JsonObject, config_path: str | None, make_disk: MakeDisk | None = None
+    ) -> None:
         """Start the virtual machine and its agent.
 
         spec: the OCI specification of the sandbox's first container, for annotations, size, hostname and

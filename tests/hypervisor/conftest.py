@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -50,6 +50,6 @@ def _cell(outcome: str, report: pytest.TestReport, driver: str, notes: list[str]
 
 
 @pytest.fixture
-def not_supported(record_property: pytest.RecordProperty) -> Iterator[object]:
+def not_supported(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """Marks a test in the report: the driver refused what it says that it cannot do."""
-    yield lambda capability: record_property("not supported", capability)
+    return lambda capability: record_property("not supported", capability)

@@ -1,4 +1,4 @@
-"""Every request that the drivers make, and every answer that the stand-in gives, by the VMMs' own descriptions."""
+"""Every request that the drivers make and every answer of the stand-in, by the VMMs' own descriptions."""
 
 from __future__ import annotations
 

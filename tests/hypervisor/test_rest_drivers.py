@@ -55,9 +55,13 @@ async def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
 async def refused(rig: RestRig, error: type[HypervisorError] = LaunchError, **settings: object) -> str:
     """Start, expect the error, and return what it says."""
     machine = rig.machine(**settings)
-    with pytest.raises(error) as caught:
+
+    async def start() -> None:
         await machine.prepare(rig.spec)
         await machine.run()
+
+    with pytest.raises(error) as caught:
+        await start()
     rig.assert_nothing_left()
     return str(caught.value)
 
@@ -406,7 +410,7 @@ async def test_a_start_that_is_given_up_leaves_nothing(make: Make, name: str, ho
     starting = asyncio.ensure_future(start())
     while not rig.host.children.get(KINDS[name]):  # noqa: ASYNC110 - what is awaited has no event
         await asyncio.sleep(0.001)
-    while stage == "boot" and ("PUT", DESCRIBE[name]) not in rig.program.requests:
+    while stage == "boot" and ("PUT", DESCRIBE[name]) not in rig.program.requests:  # noqa: ASYNC110
         await asyncio.sleep(0.001)
     if how == "cancelled":
         starting.cancel()

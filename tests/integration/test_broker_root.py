@@ -500,7 +500,9 @@ async def test_a_jail_is_the_brokers_alone_and_shows_files_that_cannot_be_writte
         assert seen.startswith("preciousprecious")
         assert "Read-only file system" in seen
         assert seen.endswith("disk-data_1\nkernel\nnull")
-        assert await run(broker, f"cd {root}; echo yes > null && cp /bin/true own && ./own && echo ran") == "ran"
+        assert (
+            await run(broker, f"cd {root}; echo yes > null && cp /bin/true own && ./own && echo ran") == "ran"
+        )
         assert list(jail.iterdir()) == []  # in this process's view, the host's
 
 
@@ -520,7 +522,5 @@ async def test_a_jail_is_made_once_and_where_it_belongs(bed: Bed) -> None:
 
 async def test_a_jail_of_what_is_not_there(bed: Bed) -> None:
     async with broker_of(bed) as broker:
-        with pytest.raises(HostUnfitError, match="cannot make the jail .* No such file or directory"):
-            await broker.make_jail(
-                Path(bed.identity.directory) / "jail/x", {"kernel": bed.data / "nothing"}
-            )
+        with pytest.raises(HostUnfitError, match=r"cannot make the jail .* No such file or directory"):
+            await broker.make_jail(Path(bed.identity.directory) / "jail/x", {"kernel": bed.data / "nothing"})

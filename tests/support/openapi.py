@@ -24,7 +24,7 @@ SPECS = {
 
 
 def specifications() -> list[Any]:
-    """Parameters (hypervisor, file) for each description; where it is missing, the test is skipped by its name."""
+    """Parameters (hypervisor, file) for each description; where one is missing, its tests are skipped."""
     return [
         pytest.param(
             name,

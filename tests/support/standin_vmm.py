@@ -50,7 +50,7 @@ def name_thread(name: str) -> None:
 
 
 class StandIn:
-    """One run of the program. kind: which VMM. mode: how it misbehaves. record: where requests are written."""
+    """One run of the program. kind: which VMM. mode: how it misbehaves. record: where requests go."""
 
     def __init__(self, kind: str, mode: str, record: str) -> None:
         self.kind = kind
@@ -98,7 +98,7 @@ class StandIn:
         ready.wait()
 
     def vcpu(self, name: str, filters: int) -> None:
-        """Start a thread of a virtual CPU: from the main thread, which is under no filter that it would inherit."""
+        """Start a virtual CPU's thread from the main one, which is under no filter that it would inherit."""
         self.wanted.put(lambda: self.thread(name, filters))
         self.wanted.join()
 

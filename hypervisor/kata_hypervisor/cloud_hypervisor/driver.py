@@ -1,8 +1,8 @@
 """The Cloud Hypervisor driver: what it does its own way; the rest is `RestMachine`'s.
 
 What confines it: Cloud Hypervisor puts a filter on each thread as its first act, and a second, smaller one on
-each vCPU's. Its main thread has none: it starts the others, and then waits for their end. So the proof is: every
-thread but the main one is under a filter, every vCPU under two; unconfined, none has any.
+each vCPU's. Its main thread has none: it starts the others, and then waits for their end. So the proof is:
+every thread but the main one is under a filter, every vCPU under two; unconfined, none has any.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from kata_agent.transports import HybridVsockTransport
 from kata_configuration.models.cloud_hypervisor import CloudHypervisor as Table
-from kata_hypervisor import ending, fitness, sockets, virtiofsd
+from kata_hypervisor import ending, fitness, sockets, versions, virtiofsd
 from kata_hypervisor.cloud_hypervisor import machine
 from kata_hypervisor.cloud_hypervisor.events import EventStream
 from kata_hypervisor.contract import Capabilities, Disk, SharedDirectory, VmSpec
@@ -27,7 +27,6 @@ from kata_hypervisor.host import Host
 from kata_hypervisor.rest import RestClient, RestError
 from kata_hypervisor.rest_machine import CONSOLE, VIRTIOFSD, RestMachine, Step
 from kata_hypervisor.seccomp.proof import ThreadConfinement, find_breach
-from kata_hypervisor.versions import Supported
 
 __all__ = ["CloudHypervisorDriver"]
 
@@ -35,7 +34,7 @@ API_BASE = "/api/v1"
 VCPU_THREAD = re.compile(r"vcpu\d+")
 VCPU_FILTERS = 2
 
-# What an event of the guest means for its machine, which ends with it: a container's guest does not come back.
+# What an event of the guest means for its machine, which ends with it: a container's guest does not return.
 ENDINGS = {
     ("vm", "rebooting"): "the guest reset itself",
     ("guest", "panic"): "the guest's kernel panicked",
@@ -47,7 +46,7 @@ class CloudHypervisorDriver(RestMachine):
 
     vmm = "cloud-hypervisor"
     section = "[hypervisor.clh]"
-    supported = Supported("51.1", "54.0")
+    supported = versions.CLOUD_HYPERVISOR
     capabilities = Capabilities(
         file_sharing=True,
         disks=True,
@@ -134,7 +133,7 @@ class CloudHypervisorDriver(RestMachine):
     async def _connect(self) -> RestClient:
         """Wait for a sign of each thread that the main one starts, and that puts on its filter itself.
 
-        The threads of the machine and of the API are alive when a request is answered; that of the events is not
+        Those of the machine and of the API are alive when a request is answered; that of the events is not
         when nothing was heard of it.
         """
         assert self._api is not None

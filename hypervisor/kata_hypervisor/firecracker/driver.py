@@ -1,10 +1,10 @@
 """The Firecracker driver: what it does its own way; the rest is `RestMachine`'s.
 
 What confines it: its API thread puts itself under a filter before it answers the first request; each vCPU's
-thread does so before the guest's first instruction, and the main thread before it handles the first event of the
-machine, but possibly after it has answered InstanceStart. So the proof is: when it is prepared, the API's thread;
-when it runs and the main thread has answered once more, every thread. A Firecracker that was built without
-filters is refused by the first of these, with no guest in it.
+thread does so before the guest's first instruction, and the main thread before it handles the first event of
+the machine, but possibly after it has answered InstanceStart. So the proof is: when it is prepared, the API's
+thread; when it runs and the main thread has answered once more, every thread. A Firecracker that was built
+without filters is refused by the first of these, with no guest in it.
 
 Where the jailer is configured, Firecracker has a root directory, a user and limits of its own besides. Its
 sockets are then reached through /proc/PID/root: nobody else's view of the file system has them.
@@ -20,7 +20,7 @@ from typing import ClassVar
 
 from kata_agent.transports import HybridVsockTransport
 from kata_configuration.models.firecracker import Firecracker as Table
-from kata_hypervisor import ending, fitness, sockets
+from kata_hypervisor import ending, fitness, sockets, versions
 from kata_hypervisor.contract import Capabilities, VmSpec
 from kata_hypervisor.errors import HostUnfitError, LaunchError, NotSupportedError
 from kata_hypervisor.firecracker import machine
@@ -28,7 +28,6 @@ from kata_hypervisor.host import Host
 from kata_hypervisor.rest import RestClient, RestError
 from kata_hypervisor.rest_machine import CONSOLE, RestMachine, Step
 from kata_hypervisor.seccomp.proof import ThreadConfinement, find_breach
-from kata_hypervisor.versions import Supported
 
 __all__ = ["FirecrackerDriver"]
 
@@ -42,11 +41,11 @@ class FirecrackerDriver(RestMachine):
 
     vmm = "firecracker"
     section = "[hypervisor.firecracker]"
-    supported = Supported("1.12.1", "1.17")
+    supported = versions.FIRECRACKER
     hints: ClassVar[ending.Hints] = (
         (
             re.compile(r"intercepting a bad syscall"),
-            "blocked by its own filter; disable_seccomp = true in [hypervisor.firecracker] would run it without",
+            "blocked by its own filter; disable_seccomp = true in [hypervisor.firecracker] takes it away",
         ),
         (re.compile(r"/dev/kvm|Error creating KVM"), "it cannot use KVM: see kata-ctl check"),
         (re.compile(r"Cannot allocate memory"), "the host has too little free memory for default_memory"),
@@ -107,8 +106,8 @@ class FirecrackerDriver(RestMachine):
         writable = [disk.id for disk in spec.disks if not disk.read_only]
         if writable:
             raise NotSupportedError(
-                f"the disk {writable[0]} is to be written: a jailed firecracker's user may write to no file of "
-                "the host"
+                f"the disk {writable[0]} is to be written: a jailed firecracker's user may write to no file "
+                "of the host"
             )
         base = spec.directory / "jail"
         files = machine.files_of(spec)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from kata_runtime.identity import SandboxIdentity
 
 _TMPFS_OPTIONS = "mode=0755,size=4m,nr_inodes=65536"
-# Programs and devices are allowed: a jailer copies its program there and makes the devices that this may open.
+# Programs and devices are allowed: a jailer copies its program there and makes the devices for it.
 _JAIL_OPTIONS = "mode=0755,size=128m,nr_inodes=1024"
 _HOLD = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 

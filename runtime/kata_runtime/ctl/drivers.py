@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kata_configuration.models import AVAILABLE
-from kata_hypervisor.versions import Supported
+from kata_hypervisor import versions
 from kata_runtime.ctl import check
 
 NONE_YET = "no driver in this version"
@@ -21,7 +21,7 @@ class DriverFacts:
 
     program: str
     default: Path | None
-    supported: Supported | None
+    supported: versions.Supported | None
     confined: str
     proven: str
 
@@ -37,7 +37,7 @@ DRIVERS = {
     "clh": DriverFacts(
         "cloud-hypervisor",
         Path("/usr/bin/cloud-hypervisor"),
-        Supported("51.1", "54.0"),
+        versions.CLOUD_HYPERVISOR,
         "its own filters, a thread each, two on a virtual CPU: disable_seccomp; none on its main thread, "
         "which only waits",
         "the kernel's word on every thread but the main one, before the guest runs and after",
@@ -45,7 +45,7 @@ DRIVERS = {
     "firecracker": DriverFacts(
         "firecracker",
         Path("/usr/bin/firecracker"),
-        Supported("1.12.1", "1.17"),
+        versions.FIRECRACKER,
         "its own filters, a thread each: disable_seccomp; its jailer: jailer_path",
         "the kernel's word on its API's thread before the guest runs, and on every thread after",
     ),

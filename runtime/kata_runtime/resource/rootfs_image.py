@@ -1,8 +1,8 @@
 """A read-only image of a root file system, for hypervisors that share no files: made once for each content.
 
-A program of its own, which the broker starts where the root file system is mounted, with `python -IS`; it needs
-the standard library and mkfs.erofs. It prints the image's path and the mode of its root directory (in octal,
-with a space between), or one line about what is wrong.
+A program of its own, which the broker starts where the root file system is mounted, with `python -IS`; it
+needs the standard library and mkfs.erofs. It prints the image's path, a space and the mode of the root
+directory in octal; or one line about what is wrong.
 
     rootfs_image.py ROOT CACHE
 
@@ -94,8 +94,8 @@ def ensure(root: str, cache: str) -> str:
     maker = shutil.which(MAKER)
     if maker is None:
         raise RootfsImageError(
-            f"cannot make an image of {root}: {MAKER} is missing; install erofs-utils, or use a hypervisor that "
-            "shares files"
+            f"cannot make an image of {root}: {MAKER} is missing; install erofs-utils, or use a hypervisor "
+            "that shares files"
         )
     os.makedirs(cache, mode=0o700, exist_ok=True)
     path = os.path.join(cache, identity(root) + SUFFIX)
