@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import tomli
 import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kata_hypervisor.errors import PolicyError
 from kata_hypervisor.seccomp import actions
+from kata_hypervisor.seccomp import policy as policy_module
 from kata_hypervisor.seccomp.policy import (
     BASE,
     PROCESS,
@@ -110,6 +113,12 @@ def test_a_shim_has_what_it_needs_and_no_machines_calls() -> None:
     calls = {call for rule in policy.select(SHIM_FEATURES) for call in rule.calls}
     assert {"accept4", "splice", "recvmsg", "exit_group"} <= calls
     assert not {"seccomp", "preadv2", "clone"} & calls
+
+
+def test_the_shipped_policy_names_no_constant_in_vain() -> None:
+    text = (Path(policy_module.__file__).parent / "policies" / "x86_64.toml").read_text()
+    for name in tomli.loads(text)["constants"]:
+        assert len(re.findall(rf"\b{name}\b", text)) > 1, name
 
 
 def test_the_policy_of_an_architecture_without_one() -> None:
