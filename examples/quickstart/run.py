@@ -1,8 +1,8 @@
 """The first container in a virtual machine, and the proof of what confines it.
 
 Builds the guest image, starts a containerd of its own, runs a container through io.containerd.kata.v2 and
-shows the guest's kernel, the configuration in force, and the seccomp state of every thread of the runtime and the VMM as
-the kernel reports it. Run it as root, through `make run`; a second run reuses everything.
+shows the guest's kernel, the configuration in force, and how the kernel says that every thread of the runtime
+and of the VMM is filtered. Run it as root, through `make run`; a second run reuses everything.
 """
 
 from __future__ import annotations
@@ -195,9 +195,7 @@ def show_confinement() -> int:
             for thread in process["threads"]:
                 table.add_row(process["name"], *cells(thread))
     console.print(table)
-    console.print(
-        "    calls: let through, whatever the arguments or with some of them; score: lower is better"
-    )
+    console.print("    calls: let through, whatever the arguments or or some; score: lower is better")
     console.print("    kata-ctl seccomp status shows the other processes of the sandbox too")
     return 0
 
