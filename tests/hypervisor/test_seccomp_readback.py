@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,10 @@ def test_a_process_that_was_stopped_stays_stopped_and_no_more() -> None:
         process.send_signal(signal.SIGSTOP)
         os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
         assert readback.read_filters(process.pid) == [FIRST]
+        # It runs for a moment, only to stop again.
+        deadline = time.monotonic() + 20
+        while state_of(process.pid) != "T" and time.monotonic() < deadline:
+            time.sleep(0.01)
         assert state_of(process.pid) == "T"
         process.send_signal(signal.SIGCONT)
         assert process.stdin is not None

@@ -64,7 +64,7 @@ def test_calls_are_seen_by_program_and_thread_with_their_arguments() -> None:
     assert (opened.program, opened.arguments, opened.count) == (program, ((0, 1), (1, 0x80002), (2, 0)), 1)
     assert {one.program for one in seen(trace, "exit_group")} == {program, "true"}
     # The command's own start, and its child's.
-    assert sorted(one.count for one in seen(trace, "execve")) == [1, 1]
+    assert sum(one.count for one in seen(trace, "execve")) == 2
     assert not trace.foreign
 
 

@@ -35,4 +35,7 @@ def filtered_process(programs: Sequence[bytes]) -> Iterator[subprocess.Popen[byt
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        yield process
+        try:
+            yield process
+        finally:
+            process.kill()  # harmless where the test has seen its end
