@@ -4,6 +4,7 @@
     ├── LaunchError            the VMM could not be started, or died before the guest was ready
     ├── ConfinementError       what the kernel says of the VMM is not what the configuration asked for
     ├── HostUnfitError         this host lacks what the configuration needs (no /dev/kvm, full /dev/shm ...)
+    ├── UnikernelError         a unikernel's file is damaged, or needs what is not there
     └── NotSupportedError      this driver cannot do what was asked
 
 Messages are lower case without a full stop, say what was attempted and what to do, and are complete:
@@ -36,6 +37,10 @@ class ConfinementError(HypervisorError):
 
 class HostUnfitError(HypervisorError):
     """This host cannot run what the configuration describes."""
+
+
+class UnikernelError(HypervisorError):
+    """A unikernel's file is damaged, is for another monitor, or declares a device that is not supplied."""
 
 
 class NotSupportedError(HypervisorError):
