@@ -156,7 +156,5 @@ static int unikernel(const struct boot_info *boot)
         __asm__ volatile("ud2");
     if (is(line, "write"))
         *(volatile char *)number = 1;
-    if (is(line, "code"))
-        *(volatile char *)unikernel = 1;
     return 0;
 }
