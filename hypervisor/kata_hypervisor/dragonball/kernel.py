@@ -160,7 +160,9 @@ def _parse_bzimage(file: Readable) -> KernelImage:
         raise LaunchError("it is neither an ELF file nor a bzImage")
     if setup.version < OLDEST_PROTOCOL or not setup.xloadflags & KERNEL_64:
         version = f"{setup.version >> 8}.{setup.version & 0xFF:02}"
-        raise LaunchError(f"it is a bzImage without the 64-bit entry (boot protocol {version}, 2.12 is needed)")
+        raise LaunchError(
+            f"it is a bzImage without the 64-bit entry (boot protocol {version}, 2.12 is needed)"
+        )
     offset = ((setup.setup_sects or DEFAULT_SETUP_SECTORS) + 1) * SECTOR
     length = len(file) - offset
     if length <= ENTRY_64:
@@ -179,7 +181,9 @@ def _parse_elf(file: Readable) -> KernelImage:
     if identity[4] != ELF_CLASS_64 or identity[5] != ELF_LITTLE_ENDIAN or header.e_machine != ELF_X86_64:
         raise LaunchError("it is an ELF file, but not a 64-bit one for x86")
     if header.e_phentsize != sizeof(ElfProgramHeader) or not 0 < header.e_phnum <= PROGRAM_HEADERS_LIMIT:
-        raise LaunchError(f"it is an ELF file with {header.e_phnum} program headers of {header.e_phentsize} bytes")
+        raise LaunchError(
+            f"it is an ELF file with {header.e_phnum} program headers of {header.e_phentsize} bytes"
+        )
     segments: list[Segment] = []
     pvh = None
     for number in range(header.e_phnum):

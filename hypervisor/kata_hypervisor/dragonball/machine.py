@@ -12,9 +12,12 @@ from pathlib import Path
 from kata_hypervisor.dragonball import acpi, boot, cpuid, layout, processor
 from kata_hypervisor.dragonball.bus import Bus
 from kata_hypervisor.dragonball.chipset import Clock, KeyboardController, SleepControl
+from kata_hypervisor.dragonball.control import Control
 from kata_hypervisor.dragonball.memory import GuestMemory
 from kata_hypervisor.dragonball.processors import Processors
 from kata_hypervisor.dragonball.serial import SerialPort
+from kata_hypervisor.dragonball.virtio.device import Device, Wires
+from kata_hypervisor.dragonball.virtio.mmio import QUEUE_NOTIFY, Registers
 from kata_hypervisor.dragonball.vm import DEVICE, VirtualMachine
 from kata_hypervisor.errors import LaunchError
 from kata_hypervisor.kvm import abi
@@ -46,6 +49,8 @@ class Machine:
         self._board = board
         self._ours = ExitStack()
         self._windows: list[acpi.VirtioWindow] = []
+        self._devices: list[Device] = []
+        self._control = Control()
         self.bus = Bus()
         self.processors = Processors(self.bus, ended)
         with ExitStack() as undo:
@@ -67,12 +72,26 @@ class Machine:
         self.bus.add_ports(layout.SLEEP_CONTROL, 2, sleep)
         return serial
 
-    def add_window(self) -> acpi.VirtioWindow:
-        """Reserve the next window and interrupt pin for a virtio device.
+    def add_device(self, device: Device) -> None:
+        """Give the guest a virtio device, which belongs to the machine from here on.
 
         Raises:
-            LaunchError: there are as many devices as pins.
+            LaunchError: there are as many devices as interrupt pins.
+            HostUnfitError: the host refuses what the device needs.
         """
+        self._devices.append(device)
+        window = self._reserve_window()
+        line = self.vm.interrupt_line(window.interrupt)
+        registers = Registers(device, lambda: os.eventfd_write(line, 1), self._control.call)
+        groups = {group for group in device.kick_groups if group is not None}
+        kicks = [self.vm.event() for _ in groups]
+        for queue, group in enumerate(device.kick_groups):
+            if group is not None:
+                self.vm.notify(window.address + QUEUE_NOTIFY, queue, kicks[group])
+        device.connect(Wires(self.memory, kicks, line, registers))
+        self.bus.add_page(window.address, registers)
+
+    def _reserve_window(self) -> acpi.VirtioWindow:
         number = len(self._windows)
         if number == len(layout.VIRTIO_INTERRUPTS):
             raise LaunchError(f"cannot give the guest more than {number} devices")
@@ -104,4 +123,7 @@ class Machine:
         self.processors.end("it was stopped")
         self.processors.join()
         self.serial.flush()
+        for device in self._devices:
+            device.close()
+        self._control.close()
         self._ours.close()

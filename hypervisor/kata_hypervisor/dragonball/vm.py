@@ -35,7 +35,9 @@ class VirtualMachine:
             self._kvm = self._own(_open(device))
             version = fcntl.ioctl(self._kvm, abi.KVM_GET_API_VERSION)
             if version != abi.KVM_API_VERSION:
-                raise HostUnfitError(f"{device} speaks version {version} of the KVM API, not {abi.KVM_API_VERSION}")
+                raise HostUnfitError(
+                    f"{device} speaks version {version} of the KVM API, not {abi.KVM_API_VERSION}"
+                )
             self._page_size = fcntl.ioctl(self._kvm, abi.KVM_GET_VCPU_MMAP_SIZE)
             self.descriptor = self._own(_patient(self._kvm, abi.KVM_CREATE_VM))
             self._set_up(memory)
@@ -67,14 +69,12 @@ class VirtualMachine:
         fcntl.ioctl(self.descriptor, abi.KVM_IRQFD, abi.KvmIrqfd(fd=line, gsi=pin))
         return line
 
-    def notification(self, address: int, value: int) -> int:
-        """Make an eventfd that counts the guest's 32-bit writes of a value to an address."""
-        event = self.event()
+    def notify(self, address: int, value: int, event: int) -> None:
+        """Let the guest's 32-bit writes of a value to an address count up an eventfd, without an exit."""
         request = abi.KvmIoeventfd(
             datamatch=value, addr=address, len=4, fd=event, flags=abi.KVM_IOEVENTFD_FLAG_DATAMATCH
         )
         fcntl.ioctl(self.descriptor, abi.KVM_IOEVENTFD, request)
-        return event
 
     def event(self) -> int:
         """Make an eventfd that is closed with the machine."""
