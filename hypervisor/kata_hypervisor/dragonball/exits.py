@@ -1,6 +1,6 @@
 """Why a virtual processor left the guest, and what is done about it: a table from reason to function.
 
-Source: Linux' Documentation/virt/kvm/api.rst, 5. Runs on the vCPU's thread: no event loop, no file, no socket.
+Source: Linux' Documentation/virt/kvm/api.rst, 5. Runs on the vCPU's thread: no event loop, file or socket.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where things are in the guest's physical memory and port space.
 
-Source: the layout that microVMs agree on (Firecracker's docs, Linux' Documentation/x86/boot.rst); a guest sees
-the addresses through boot_params, ACPI and the e820 map, and relies on none of them.
+Source: the layout that microVMs agree on (Firecracker's docs, Linux' Documentation/x86/boot.rst); a guest
+sees the addresses through boot_params, ACPI and the e820 map, and relies on none of them.
 """
 
 from __future__ import annotations

@@ -38,32 +38,33 @@ class Board:
 class Machine:
     """A machine whose devices are added, which is then loaded with a kernel, and run.
 
-    print: takes what the guest writes to its console; called on a vCPU's thread, must not block.
+    show: takes what the guest writes to its console; called on a vCPU's thread, must not block.
     ended: called once on whichever thread, with how the guest ended.
 
     Raises:
         HostUnfitError: the host cannot make it.
     """
 
-    def __init__(self, board: Board, print: Callable[[bytes], None], ended: Callable[[str], None]) -> None:
+    def __init__(self, board: Board, show: Callable[[bytes], None], ended: Callable[[str], None]) -> None:
         self._board = board
         self._ours = ExitStack()
         self._windows: list[acpi.VirtioWindow] = []
         self._devices: list[Device] = []
-        self._control = Control()
         self.bus = Bus()
         self.processors = Processors(self.bus, ended)
         with ExitStack() as undo:
+            self._control = Control("devices")
+            undo.callback(self._control.close)
             self.memory = GuestMemory.allocate(board.memory, board.huge)
             undo.callback(self.memory.close)
             self.vm = VirtualMachine(self.memory, board.device)
             undo.callback(self.vm.close)
-            self.serial = self._add_chipset(print)
+            self.serial = self._add_chipset(show)
             self._ours = undo.pop_all()
 
-    def _add_chipset(self, print: Callable[[bytes], None]) -> SerialPort:
+    def _add_chipset(self, show: Callable[[bytes], None]) -> SerialPort:
         line = self.vm.interrupt_line(layout.COM1_IRQ)
-        serial = SerialPort(print, lambda: os.eventfd_write(line, 1))
+        serial = SerialPort(show, lambda: os.eventfd_write(line, 1))
         keyboard = KeyboardController(lambda: self.processors.end("it reset"))
         sleep = SleepControl(lambda: self.processors.end("it powered off"))
         self.bus.add_ports(layout.COM1, 8, serial)
@@ -125,5 +126,4 @@ class Machine:
         self.serial.flush()
         for device in self._devices:
             device.close()
-        self._control.close()
         self._ours.close()

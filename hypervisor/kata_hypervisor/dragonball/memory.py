@@ -1,4 +1,4 @@
-"""The guest's memory: one memfd, mapped once, seen by the guest in one or two pieces around the device gap."""
+"""The guest's memory: one memfd, mapped once; the guest sees one or two pieces, around the device gap."""
 
 from __future__ import annotations
 
@@ -119,10 +119,10 @@ class GuestMemory:
         Raises:
             OutOfRangeError: some of it is not memory.
         """
-        if 0 <= address and 0 <= length and address + length <= self._low:
+        if address >= 0 and length >= 0 and address + length <= self._low:
             return address
         for region in self.regions:
-            if region.start <= address and 0 <= length and address + length <= region.end:
+            if address >= region.start and length >= 0 and address + length <= region.end:
                 return address - region.start + region.offset
         raise OutOfRangeError(f"no guest memory at {address:#x}, {length} bytes")
 

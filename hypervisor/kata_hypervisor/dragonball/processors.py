@@ -1,7 +1,7 @@
 """The virtual processors: a thread for each, which does nothing but run the guest and handle its exits.
 
-parked -> confined -> running <-> held -> ended. The threads exist before the process is sealed, and each stacks
-its own, smaller filter before its first KVM_RUN.
+parked -> confined -> running <-> held -> ended. The threads exist before the process is sealed, and each
+stacks its own, smaller filter before its first KVM_RUN.
 """
 
 from __future__ import annotations
@@ -94,13 +94,12 @@ class Processors:
         self._give(Order.HOLD)
 
     def end(self, reason: str) -> None:
-        """End the guest, on any thread; the first reason counts."""
+        """End the guest, on any thread; the first reason counts. The other threads hear of it in `join`."""
         with self._changed:
             if self._order is Order.END:
                 return
             self._order, self._reason = Order.END, reason
             self._changed.notify_all()
-        self._kick()
         self._ended(reason)
 
     @property
@@ -109,7 +108,8 @@ class Processors:
         return self._reason
 
     def join(self) -> None:
-        """Wait until every thread has ended; call `end` before. Releases the pages."""
+        """Wait until every thread has ended; call `end` before."""
+        self._kick()
         for processor in self._all:
             if processor.thread is not None:
                 processor.thread.join()
@@ -131,7 +131,7 @@ class Processors:
         for processor in self._all:
             processor.run.immediate_exit = 1
             thread = processor.thread
-            if thread is not None and thread.is_alive() and thread is not threading.current_thread():
+            if thread is not None and thread.is_alive():
                 signal.pthread_kill(thread.ident or 0, KICK)
 
     def _live(self, processor: Processor) -> None:

@@ -50,8 +50,8 @@ class Interrupts(Protocol):
 class Wires:
     """What connects a device to its machine.
 
-    kicks: one eventfd for each group of queues, which the guest's notifications write to. line: the eventfd of
-    its interrupt pin. interrupts: its transport.
+    kicks: one eventfd for each group of queues, which the guest's notifications write to. line: the eventfd
+    of its interrupt pin. interrupts: its transport.
     """
 
     memory: GuestMemory
@@ -80,8 +80,8 @@ class Device(abc.ABC):
     def configuration(self) -> bytes:
         """The configuration space; what lies behind it reads as zeros."""
 
-    def configure(self, offset: int, data: bytes) -> None:
-        """The driver writes to the configuration space, which is read-only for most devices."""
+    def configure(self, offset: int, data: bytes) -> None:  # noqa: B027 - most devices have nothing to write
+        """The driver writes to the configuration space."""
 
     @abc.abstractmethod
     def connect(self, wires: Wires) -> None:

@@ -1,7 +1,7 @@
 """Virtio over MMIO, version 2: the register file of one device, without I/O.
 
-Source: virtio 1.2, 4.2.2 (registers) and 3.1 (initialisation). A driver that leaves the path is not obeyed; it
-sees that in the status register, and nobody else is harmed.
+Source: virtio 1.2, 4.2.2 (registers) and 3.1 (initialisation). A driver that leaves the path is not obeyed;
+it sees that in the status register, and nobody else is harmed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A split virtqueue, seen from the device: walked over guest memory, without I/O.
 
-Source: virtio 1.2, 2.7. All that is in it was written by the guest and may change while it is read: each field
-is read once and checked before it is used.
+Source: virtio 1.2, 2.7. All that is in it was written by the guest and may change while it is read: each
+field is read once and checked before it is used.
 """
 
 from __future__ import annotations

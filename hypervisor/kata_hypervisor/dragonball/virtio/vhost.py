@@ -1,4 +1,4 @@
-"""Devices that the host's kernel serves (vhost): it reads and writes the queues, this process only sets them up.
+"""Devices that the host's kernel serves (vhost): it reads and writes the queues, which we set up.
 
 Source: linux/vhost.h and linux/vhost_types.h of Linux 6.1; a structure has the kernel's name in camel case.
 """

@@ -1,4 +1,4 @@
-"""The vsock device: streams between host and guest, carried by the host's kernel. Source: virtio 1.2, 5.10."""
+"""The vsock device: streams between host and guest, carried by the kernel. Source: virtio 1.2, 5.10."""
 
 from __future__ import annotations
 
