@@ -1,0 +1,365 @@
+"""The driver of the in-process machine: the VMM is this process, virtiofsd the only other one.
+
+prepare: virtiofsd -> memory, KVM, devices, kernel -> threads, which wait.
+The caller seals the process: nothing is opened, mapped or started from then on.
+run:     every vCPU's thread puts on its own filter -> proof -> the guest's first instruction.
+end:     one task watches the guest and virtiofsd. When either ends, it ends the other, releases everything
+         and keeps the `VmExit`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+import anyio
+
+from kata_agent.transport import GuestTransport
+from kata_agent.transports import VsockTransport
+from kata_configuration.models.dragonball import Dragonball as DragonballTable
+from kata_hypervisor import vhost_vsock, virtiofsd
+from kata_hypervisor.contract import Hypervisor, SharedDirectory, VmExit, VmmProcess, VmSpec
+from kata_hypervisor.dragonball.command import kernel_command_line
+from kata_hypervisor.dragonball.console import Console
+from kata_hypervisor.dragonball.control import Control
+from kata_hypervisor.dragonball.layout import MIB
+from kata_hypervisor.dragonball.machine import MOST_VCPUS, Board, Machine
+from kata_hypervisor.dragonball.own_process import NAME, OwnProcess
+from kata_hypervisor.dragonball.processors import KICK
+from kata_hypervisor.dragonball.virtio.block import Block
+from kata_hypervisor.dragonball.virtio.entropy import Entropy
+from kata_hypervisor.dragonball.virtio.filesystem import FileSystem
+from kata_hypervisor.dragonball.virtio.vsock import Socket
+from kata_hypervisor.errors import ConfinementError, HostUnfitError, HypervisorError, LaunchError
+from kata_hypervisor.host import Child, ExitStatus, Host
+from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
+from kata_hypervisor.tail import Follower, follow
+
+__all__ = ["Dragonball"]
+
+VIRTIOFSD = "virtiofsd"
+ENTROPY = "/dev/urandom"
+STDERR = 2
+
+SWITCH_INTERVAL = 0.0005
+"""Seconds for which one thread may keep the others of this process waiting, vCPUs with an exit among them."""
+
+MOMENT = 0.1
+"""Seconds in which last words arrive."""
+
+
+class Dragonball(Hypervisor):
+    """One virtual machine in this process.
+
+    table: [hypervisor.dragonball] of the configuration. host: starts virtiofsd, and reads what the kernel
+    says of this process's threads, which a sealed process cannot.
+
+    Make it, and await `prepare`, in the main thread and before the caller seals itself.
+    """
+
+    def __init__(self, table: DragonballTable, host: Host) -> None:
+        self._table = table
+        self._host = host
+        self._inherited = inherited_filters()
+        self._seal: Callable[[], object] | None = None
+        self._ours = contextlib.AsyncExitStack()
+        self._aside: Control | None = None
+        self._machine: Machine | None = None
+        self._own: OwnProcess | None = None
+        self._daemon: Child | None = None
+        self._console: Console | None = None
+        self._daemon_stderr: Follower | None = None
+        self._guest_ended: asyncio.Future[str] | None = None
+        self._transport: VsockTransport | None = None
+        self._end: asyncio.Task[VmExit] | None = None
+        self._used = self._running = self._requested = False
+
+    def seal_vcpus(self, install: Callable[[], object]) -> None:
+        """Before `run`: what every vCPU's thread calls first, to put its own filter on itself.
+
+        It runs in the sealed process, and raises where the filter cannot be installed.
+        """
+        self._seal = install
+
+    @property
+    def seal_features(self) -> frozenset[str]:
+        """See the contract."""
+        return frozenset({"vcpu", "block", "fs", "vsock", "vhost-vsock"})
+
+    async def prepare(self, spec: VmSpec) -> None:
+        """See the contract."""
+        if self._used or self._requested:
+            raise LaunchError(f"cannot start the virtual machine of {spec.sandbox_id}: it was used before")
+        self._used = True
+        if not 1 <= spec.vcpus <= MOST_VCPUS:
+            raise LaunchError(f"cannot make a machine of {spec.vcpus} vCPUs: 1 to {MOST_VCPUS} are possible")
+        try:
+            await self._make(spec)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _make(self, spec: VmSpec) -> None:
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        signal.signal(KICK, _nothing)
+        self._aside = Control("machine")
+        self._console = await self._open_console()
+        filesystem = await self._start_virtiofsd(spec, spec.shared) if spec.shared is not None else None
+        vsock = vhost_vsock.open_device()
+        if vsock is None:
+            raise HostUnfitError(
+                "cannot connect the guest: this host has no /dev/vhost-vsock; load vhost_vsock"
+            )
+        descriptor, cid = vsock
+        self._transport = VsockTransport(cid)
+        guest_ended = self._watch_guest()
+        console, devices = self._console, [Socket(descriptor, cid), open_entropy()]
+        if filesystem is not None:
+            devices.append(filesystem)
+
+        def build() -> None:
+            board = Board(spec.vcpus, spec.memory_mib * MIB, self._huge)
+            self._machine = machine = Machine(board, console.write, guest_ended)
+            if spec.image is not None:
+                machine.add_device(open_image(spec))
+            for device in devices:
+                machine.add_device(device)
+            machine.load(spec.kernel, spec.initrd, kernel_command_line(spec, self._table.enable_debug))
+
+        try:
+            await self._aside.run(build)
+        except BaseException:
+            for device in devices:
+                device.close()
+            raise
+        assert self._machine is not None
+        self._own = OwnProcess(self._machine.processors.end)
+        self._end = asyncio.create_task(self._supervise(self._machine), name="virtual machine's end")
+
+    async def run(self) -> None:
+        """See the contract."""
+        if self._machine is None or self._aside is None or self._end is None or self._running:
+            raise LaunchError("cannot run the virtual machine: it is not prepared, or runs already")
+        processors = self._machine.processors
+        try:
+            if self._seal is not None:
+                seal = self._seal
+                await self._aside.run(lambda: processors.confine(seal))
+            await self._prove()
+            if self._end.done():
+                raise LaunchError(self._end.result().reason, self._end.result().diagnostics)
+            processors.release()
+            self._running = True
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def prove(self) -> None:
+        """See the contract."""
+        if not self._running:
+            raise HypervisorError("there is no confinement to prove: the virtual machine is not running")
+        await self._prove()
+
+    async def _prove(self) -> None:
+        """Ask the kernel: a filter on each thread, and one more on each vCPU's."""
+        if self._seal is None:
+            return
+        assert self._own is not None
+        assert self._machine is not None
+        threads = await self._host.confinement(self._own)
+        vcpus = self._machine.processors.threads
+        breach = find_breach(threads, True, self._inherited) or find_breach(
+            [thread for thread in threads if thread.tid in vcpus], True, self._inherited + 1
+        )
+        if breach is not None:
+            raise ConfinementError(f"the runtime's process, which is the VMM, is not confined: {breach}")
+
+    async def stop(self) -> None:
+        """See the contract."""
+        self._requested = True
+        with anyio.CancelScope(shield=True):
+            if self._machine is not None:
+                self._machine.processors.end("it was stopped")
+            if self._end is not None:
+                await asyncio.wait({self._end})
+            else:
+                await self._release()
+
+    async def wait(self) -> VmExit:
+        """See the contract."""
+        if self._end is None:
+            raise HypervisorError("there is no virtual machine to wait for: it was not started")
+        return await asyncio.shield(self._end)
+
+    async def pause(self) -> None:
+        """See the contract."""
+        machine, aside = self._lively("pause")
+        await aside.run(machine.processors.hold)
+
+    async def resume(self) -> None:
+        """See the contract."""
+        machine, _ = self._lively("resume")
+        machine.processors.release()
+
+    def _lively(self, purpose: str) -> tuple[Machine, Control]:
+        if self._machine is None or self._aside is None or self._end is None or not self._running:
+            raise HypervisorError(f"cannot {purpose} the virtual machine: it is not running")
+        if self._machine.processors.reason is not None:
+            raise HypervisorError(f"cannot {purpose} the virtual machine: {self._machine.processors.reason}")
+        return self._machine, self._aside
+
+    @property
+    def transport(self) -> GuestTransport:
+        """See the contract."""
+        if self._transport is None:
+            raise HypervisorError("there is no way to the guest: the virtual machine was not started")
+        return self._transport
+
+    @property
+    def processes(self) -> tuple[VmmProcess, ...]:
+        """See the contract."""
+        roles = ((self._own, "vmm"), (self._daemon, VIRTIOFSD))
+        return tuple(VmmProcess(role, child) for child, role in roles if child is not None)
+
+    @property
+    def console_tail(self) -> str:
+        """See the contract."""
+        return self._console.text if self._console is not None else ""
+
+    @property
+    def _huge(self) -> bool:
+        return self._table.enable_hugepages and self._table.hugepage_type == "hugetlbfs"
+
+    async def _open_console(self) -> Console:
+        debug = logging.getLogger(f"{__name__}.console").debug
+        console = await Console.open(debug if self._table.enable_debug else None)
+        self._ours.push_async_callback(console.aclose)
+        return console
+
+    async def _start_virtiofsd(self, spec: VmSpec, shared: SharedDirectory) -> FileSystem:
+        """Start virtiofsd; return the device that it serves."""
+        table = self._table
+        argv = virtiofsd.command_line(
+            table.virtio_fs_daemon,
+            virtiofsd.dialect_of(table.virtio_fs_daemon),
+            shared.path,
+            table.virtio_fs_cache,
+            table.virtio_fs_extra_args,
+        )
+        listener, connection = virtiofsd.rendezvous(spec.directory)
+        try:
+            with listener:
+                reader, writer = os.pipe2(os.O_CLOEXEC)
+                try:
+                    self._daemon_stderr = await follow(os.fdopen(reader, "rb", buffering=0))
+                    self._ours.push_async_callback(self._daemon_stderr.aclose)
+                    fds = {virtiofsd.LISTENER: listener.fileno(), STDERR: writer}
+                    self._daemon = await self._host.spawn(VIRTIOFSD, argv, fds=fds)
+                finally:
+                    os.close(writer)
+            return FileSystem(connection, shared.tag, table.virtio_fs_queue_size)
+        except BaseException:
+            connection.close()
+            raise
+
+    def _watch_guest(self) -> Callable[[str], None]:
+        """Return what the machine calls at the guest's end, on whichever thread: it writes to an eventfd."""
+        loop = asyncio.get_running_loop()
+        ended = self._guest_ended = loop.create_future()
+        reasons: list[str] = []
+        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+        def hear() -> None:
+            loop.remove_reader(event)
+            ended.set_result(reasons[0])
+
+        def forget() -> None:
+            loop.remove_reader(event)
+            os.close(event)
+
+        def tell(reason: str) -> None:
+            reasons.append(reason)
+            os.eventfd_write(event, 1)
+
+        loop.add_reader(event, hear)
+        self._ours.callback(forget)
+        return tell
+
+    async def _supervise(self, machine: Machine) -> VmExit:
+        """Wait for the first end, then end everything."""
+        assert self._guest_ended is not None
+        daemon = asyncio.ensure_future(self._daemon.wait()) if self._daemon is not None else None
+        try:
+            await asyncio.wait(
+                {self._guest_ended, *({daemon} if daemon else ())}, return_when=asyncio.FIRST_COMPLETED
+            )
+            requested = self._requested
+            first = VIRTIOFSD if not self._guest_ended.done() else NAME
+            status = daemon.result() if first == VIRTIOFSD and daemon is not None else ExitStatus(code=0)
+            machine.processors.end("virtiofsd ended")
+        finally:
+            await self._release()
+            if self._own is not None:
+                self._own.end()
+        reason = f"the guest ended: {machine.processors.reason}"
+        if first == VIRTIOFSD:
+            last = self._daemon_stderr.tail.last_line if self._daemon_stderr is not None else ""
+            reason = f"virtiofsd ended: {status}" + (f": {last}" if last else "")
+        return VmExit(reason, first, status, requested, self._diagnostics())
+
+    async def _release(self) -> None:
+        """End virtiofsd and everything of ours; blocks the event loop for nothing."""
+        if self._machine is not None and self._aside is not None:
+            await self._aside.run(self._machine.close)
+        if self._daemon is not None:
+            await self._daemon.kill()
+            await self._daemon.wait()
+        if self._console is not None:
+            await self._console.finish(MOMENT)
+        if self._daemon_stderr is not None:
+            with anyio.move_on_after(MOMENT):
+                await self._daemon_stderr.ended.wait()
+        await self._ours.aclose()
+        if self._aside is not None:
+            self._aside.close()
+            self._aside = None
+
+    def _diagnostics(self) -> dict[str, str]:
+        stderr = self._daemon_stderr.tail.text if self._daemon_stderr is not None else ""
+        texts = {"console": self.console_tail, f"{VIRTIOFSD} stderr": stderr}
+        return {heading: text for heading, text in texts.items() if text}
+
+
+def open_image(spec: VmSpec) -> Block:
+    """The guest's root file system, as a disk that it cannot write.
+
+    Raises:
+        LaunchError: it cannot be opened.
+    """
+    assert spec.image is not None
+    try:
+        descriptor = os.open(spec.image, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise LaunchError(f"cannot open the guest's image {spec.image}: {error.strerror}") from error
+    return Block(descriptor, os.lseek(descriptor, 0, os.SEEK_END), read_only=True, identity=b"image")
+
+
+def open_entropy() -> Entropy:
+    """The host's random numbers.
+
+    Raises:
+        HostUnfitError: it has none.
+    """
+    try:
+        return Entropy(os.open(ENTROPY, os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as error:
+        raise HostUnfitError(f"cannot open {ENTROPY} for the guest: {error.strerror}") from error
+
+
+def _nothing(number: int, frame: object) -> None:
+    """The signal has done its work when it has interrupted KVM_RUN."""
