@@ -1,9 +1,13 @@
 """The contract that every hypervisor driver keeps.
 
-A driver turns a `VmSpec` into a running virtual machine whose confinement the kernel has confirmed. It
-promises: `start` returns only when every thread of the VMM is in the seccomp state that the configuration
-asks for; a child that dies is seen at once; `stop` leaves no process and no file behind, at any stage.
-It does not promise that the guest is ready: that is for the agent's client to find out.
+A driver turns a `VmSpec` into a running virtual machine whose confinement the kernel has confirmed, in two
+steps. `prepare` does all that takes a dangerous system call: processes are started, files and devices opened,
+memory mapped; the guest has not run an instruction. The runtime then seals its own process, and `run` lets
+the guest go. A driver promises: every thread of the VMM that exists is in the seccomp state that the
+configuration asks for when `prepare` and when `run` return; a child that dies is seen at once; `stop` leaves
+no process and no file behind, at any stage; after `prepare` it needs no system call but those of the policy's
+features `seal_features`. It does not promise that the guest is ready: that is for the agent's client to find
+out.
 """
 
 from __future__ import annotations
@@ -16,7 +20,18 @@ from pathlib import Path
 from kata_agent.transport import GuestTransport
 from kata_hypervisor.host import Child, ExitStatus
 
-__all__ = ["Hypervisor", "SharedDirectory", "VmExit", "VmSpec", "VmmProcess"]
+__all__ = [
+    "BlockFile",
+    "Hypervisor",
+    "Monitor",
+    "NetTap",
+    "SharedDirectory",
+    "UnikernelMonitor",
+    "UnikernelSpec",
+    "VmExit",
+    "VmSpec",
+    "VmmProcess",
+]
 
 SHARED_DIRECTORY_TAG = "kataShared"
 
@@ -61,6 +76,43 @@ class VmSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockFile:
+    """A file or device of the host as a unikernel's block device. descriptor: open for reading, or both."""
+
+    descriptor: int
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NetTap:
+    """A tap as a unikernel's network device. descriptor: open, not blocking. mac: the guest's six bytes."""
+
+    descriptor: int
+    mac: bytes
+    mtu: int = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class UnikernelSpec:
+    """A unikernel to run, described without naming a monitor.
+
+    sandbox_id, directory: as in VmSpec. name: its file's, for sentences. file: descriptor of the file.
+    command_line: what it is started with. output: descriptor of a stream socket or pipe, not blocking, for
+    what it prints. block, net: its devices, which get the names that the unikernel declares.
+    """
+
+    sandbox_id: str
+    directory: Path
+    memory_mib: int
+    name: str
+    file: int
+    output: int
+    command_line: str = ""
+    block: BlockFile | None = None
+    net: NetTap | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class VmmProcess:
     """A process that serves the virtual machine, for proofs and metrics. role: "vmm" or "virtiofsd"."""
 
@@ -85,19 +137,17 @@ class VmExit:
     diagnostics: Mapping[str, str] = field(default_factory=dict)
 
 
-class Hypervisor(abc.ABC):
-    """One virtual machine, driven asynchronously. Every method may be cancelled."""
+class Monitor(abc.ABC):
+    """Who runs one virtual machine, once it is prepared. Every method may be cancelled."""
 
     @abc.abstractmethod
-    async def start(self, spec: VmSpec) -> None:
-        """Start the machine and prove its confinement before the guest's first instruction.
+    async def run(self) -> None:
+        """Let the guest run, once. Raises as `prepare` does; nothing is left running then."""
 
-        Raises:
-            LaunchError: the VMM or a helper could not be started or ended at once; the message's first line
-                says which, its exit status or signal and the last line of its stderr.
-            ConfinementError: the kernel's word differs from the configuration's; nothing is left running.
-            HostUnfitError: the host lacks what the configuration names.
-        """
+    @property
+    @abc.abstractmethod
+    def seal_features(self) -> frozenset[str]:
+        """The features of the seccomp policy that this process needs for the machine after `prepare`."""
 
     @abc.abstractmethod
     async def stop(self) -> None:
@@ -121,20 +171,48 @@ class Hypervisor(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def transport(self) -> GuestTransport:
-        """How to reach the guest's ports. Valid after `start`."""
-
-    @property
-    @abc.abstractmethod
     def processes(self) -> tuple[VmmProcess, ...]:
         """The processes that serve the machine, the VMM itself first."""
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the operator should know about this machine, one line each. Valid after `start`."""
+        """What the operator should know about this machine, one line each. Valid after `prepare`."""
         return ()
 
     @property
     @abc.abstractmethod
     def console_tail(self) -> str:
         """The last lines that the guest wrote to its console (at most 8 KiB)."""
+
+
+class Hypervisor(Monitor):
+    """One virtual machine with a kernel, and an agent that is reached through it."""
+
+    @abc.abstractmethod
+    async def prepare(self, spec: VmSpec) -> None:
+        """Make the machine, and prove the confinement of the VMM's processes; the guest does not run yet.
+
+        Raises:
+            LaunchError: the VMM or a helper could not be started or ended at once; the message's first line
+                says which, its exit status or signal and the last line of its stderr.
+            ConfinementError: the kernel's word differs from the configuration's; nothing is left running.
+            HostUnfitError: the host lacks what the configuration names.
+        """
+
+    @property
+    @abc.abstractmethod
+    def transport(self) -> GuestTransport:
+        """How to reach the guest's ports. Valid after `prepare`."""
+
+
+class UnikernelMonitor(Monitor):
+    """One virtual machine that is a unikernel: what it prints is its output, its end has an exit status."""
+
+    @abc.abstractmethod
+    async def prepare(self, spec: UnikernelSpec) -> None:
+        """As with a Hypervisor; the descriptors in the spec are the caller's, who closes them after
+        `prepare`.
+
+        Raises:
+            UnikernelError: the file is no unikernel for this monitor, or declares other devices.
+        """

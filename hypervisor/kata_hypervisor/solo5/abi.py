@@ -1,7 +1,7 @@
 """The interface between a unikernel of Solo5's target hvt and who runs it, version 2, on x86_64.
 
-Source: Solo5's include/hvt_abi.h and tenders/hvt/hvt_cpu_x86_64.h. A call is a 32-bit write of the address of the
-call's structure to port CALLS + number; the processor goes on when the structure holds the result.
+Source: Solo5's include/hvt_abi.h and tenders/hvt/hvt_cpu_x86_64.h. A call is a 32-bit write of the address of
+the call's structure to port CALLS + number; the processor goes on when the structure holds the result.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ LOW = BOOT_INFO = 0x10000
 LOWEST = 0x100000
 
 BOOT = struct.Struct("<QQQQQIIQ")
-"""struct hvt_boot_info: memory's size, end of the kernel, cycles in a second, addresses of the command line and
+"""struct hvt_boot_info: memory's size, end of the kernel, cycles in a second, addresses of the command line
+and
 of the manifest; then, since Solo5 0.12, features offered and accepted, and the network ring's address."""
 
 COMMAND_LINE = 8192

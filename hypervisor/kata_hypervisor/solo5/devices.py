@@ -1,7 +1,8 @@
-"""What a unikernel's calls reach on the host: files, taps, a stream for what it prints; and its waits for them.
+"""What a unikernel's calls reach on the host: files, taps, a stream for what it prints; and its waits for
+them.
 
-All of it runs on the processor's thread, on descriptors that were open before. A wait ends early when the wake-up
-event is written, and then asks `attend` whether to go on.
+All of it runs on the processor's thread, on descriptors that were open before. A wait ends early when the
+wake-up event is written, and then asks `attend` whether to go on.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ MOST_FRAME = 65536
 class Waiter:
     """Waits for descriptors, and for the word to stop.
 
-    wake: an eventfd, written by who wants the thread's attention. attend: called then, on the waiting thread; it
-    returns when the wait goes on, and raises when it does not.
+    wake: an eventfd, written by who wants the thread's attention. attend: called then, on the waiting thread;
+    it returns when the wait goes on, and raises when it does not.
     """
 
     def __init__(self, wake: int, attend: Callable[[], None]) -> None:

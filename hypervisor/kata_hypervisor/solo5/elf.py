@@ -1,8 +1,8 @@
 """A Solo5 unikernel's file: which tender it is for, the devices it declares, and what is loaded where.
 
-The file is hostile until `read_unikernel` has returned; nothing here opens or loads anything. Sources: the ELF-64
-specification, and Solo5's include/elf_abi.h and include/mft_abi.h for the notes; a segment must pass what
-Solo5's own loader asks of it.
+The file is hostile until `read_unikernel` has returned; nothing here opens or loads anything. Sources: the
+ELF-64 specification, and Solo5's include/elf_abi.h and include/mft_abi.h for the notes; a segment must pass
+what Solo5's own loader asks of it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a unikernel asks for: a table from a call's number to the function that does it.
 
-A function gets the guest and the address of the call's structure, both hostile; it returns None when the guest goes
-on. Runs on the processor's thread.
+A function gets the guest and the address of the call's structure, both hostile; it returns None when the
+guest goes on. Runs on the processor's thread.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A unikernel's machine: memory, KVM's machine and processor, and what the calls reach, made before it runs."""
+"""A unikernel's machine: memory, KVM's machine and processor, and what the calls reach."""
 
 from __future__ import annotations
 
@@ -19,27 +19,12 @@ from kata_hypervisor.solo5.devices import Block, Console, Device, Net, Waiter
 from kata_hypervisor.solo5.elf import HVT, HVT_VERSION, Unikernel, check_target
 from kata_hypervisor.solo5.exits import handle
 from kata_hypervisor.solo5.hypercalls import End, Guest
-from kata_hypervisor.solo5.manifest import (
-    BlockProperties,
-    Kind,
-    NetProperties,
-    Properties,
-    attached_manifest,
-    check_devices,
-)
+from kata_hypervisor.solo5.manifest import BlockProperties, attached_manifest, check_devices
 from kata_hypervisor.solo5.memory import Memory
 from kata_hypervisor.solo5.processor import KICK, Processor
+from kata_hypervisor.solo5.supply import Supply
 
 RUNNER = "the in-process monitor"
-
-
-@dataclass(frozen=True, slots=True)
-class Supply:
-    """A device that the unikernel gets. descriptor: of the open file or tap; it belongs to the caller."""
-
-    descriptor: int
-    properties: Properties
-    read_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +45,8 @@ class Board:
 class Machine:
     """A unikernel that is loaded, and a processor that waits. Must be made on the process's main thread.
 
-    file: the open file that `unikernel` was read from. seen: is given what the guest prints. ended: called once,
-    on whichever thread, with how the guest ended.
+    file: the open file that `unikernel` was read from. seen: is given what the guest prints. ended: called
+    once, on whichever thread, with how the guest ended.
 
     Raises:
         UnikernelError: it does not fit the machine, or its file is damaged.
@@ -164,21 +149,18 @@ class Machine:
 def check(unikernel: Unikernel, board: Board) -> None:
     """See that the unikernel is for this monitor and this board. Raises UnikernelError."""
     check_target(unikernel, HVT, HVT_VERSION, RUNNER)
-    kinds = {name: _kind(supply.properties) for name, supply in board.devices.items()}
-    check_devices(unikernel.devices, kinds)
+    check_devices(unikernel.devices, {name: supply.kind for name, supply in board.devices.items()})
     if board.memory > abi.MOST_MEMORY:
         raise UnikernelError(
-            f"it would get {board.memory >> 20} MiB of memory; target hvt supports {abi.MOST_MEMORY >> 20} MiB: lower default_memory"
+            f"it would get {board.memory >> 20} MiB of memory, and target hvt supports "
+            f"{abi.MOST_MEMORY >> 20} MiB: lower default_memory"
         )
     needed = unikernel.end + abi.PAGE  # a page for its stack
     if board.memory // abi.LARGE_PAGE * abi.LARGE_PAGE < needed:
         raise UnikernelError(
-            f"it needs more than {unikernel.end >> 20} MiB of memory, and would get {board.memory >> 20} MiB: raise default_memory"
+            f"it needs more than {unikernel.end >> 20} MiB of memory, and would get "
+            f"{board.memory >> 20} MiB: raise default_memory"
         )
-
-
-def _kind(properties: Properties) -> Kind:
-    return "net" if isinstance(properties, NetProperties) else "block"
 
 
 def _kicked(number: int, frame: object) -> None:

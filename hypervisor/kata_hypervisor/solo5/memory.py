@@ -1,4 +1,4 @@
-"""A unikernel's memory: one anonymous mapping from address 0 on. Every address that the guest names is checked."""
+"""A unikernel's memory: one mapping from address 0 on. Every address that the guest names is checked."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Memory:
         return self._content[address : address + length]
 
     def writable(self, address: int, length: int) -> memoryview:
-        """The memory for what a call of the guest returns. Raises GuestFaultError: the guest may not write it."""
+        """The memory for a call's result. Raises GuestFaultError: the guest may not write there."""
         view = self.view(address, length)
         if address < LOWEST or any(address < end and start < address + length for start, end in self._fixed):
             raise GuestFaultError(f"wanted {length} bytes written to {address:#x}, which is only for reading")

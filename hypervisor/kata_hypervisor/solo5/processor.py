@@ -1,7 +1,7 @@
 """The thread that runs a unikernel's one processor: parked -> confined -> running <-> held -> ended.
 
-It exists before the process is sealed, and stacks a filter of its own before the guest's first instruction. A signal
-takes it out of the guest, an eventfd out of a wait.
+It exists before the process is sealed, and stacks a filter of its own before the guest's first instruction. A
+signal takes it out of the guest, an eventfd out of a wait.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class StopRunningError(Exception):
 class Processor:
     """A virtual processor, and its thread from the start.
 
-    descriptor: of KVM, with its page. wake: an eventfd. ended: called once on whichever thread, with how the guest
-    ended.
+    descriptor: of KVM, with its page. wake: an eventfd. ended: called once on whichever thread, with how the
+    guest ended.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Processor:
         del self._state
 
     def attend(self) -> None:
-        """On the thread: do what is ordered now. Raises StopRunningError when that is not to run the guest."""
+        """On the thread: do what is ordered now. Raises StopRunningError when it is not to run the guest."""
         try:
             os.eventfd_read(self._wake)
         except BlockingIOError:

@@ -57,7 +57,7 @@ def write_tables(memory: Memory) -> None:
 
 
 def _first_entry(page: int) -> int:
-    """The first 2 MiB by pages: the tables themselves are out of sight, what the guest is told is for reading."""
+    """The first 2 MiB by pages: the tables are out of sight, what the guest is told is for reading."""
     if page < abi.LOW:
         return 0
     return page | PRESENT | (WRITABLE if page >= abi.LOWEST else 0)
