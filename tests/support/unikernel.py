@@ -13,9 +13,25 @@ TOOLS = ROOT / "examples" / "unikernel"
 GUESTS = ROOT / "tests" / "guests"
 
 FLAGS = (
-    *("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-ffreestanding", "-fno-pic", "-fno-stack-protector"),
+    *(
+        "-std=gnu11",
+        "-O2",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-ffreestanding",
+        "-fno-pic",
+        "-fno-stack-protector",
+    ),
     *("-fno-asynchronous-unwind-tables", "-fcf-protection=none", "-mno-red-zone", "-mgeneral-regs-only"),
-    *("-static", "-no-pie", "-nostdlib", "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,-z,max-page-size=4096"),
+    *(
+        "-static",
+        "-no-pie",
+        "-nostdlib",
+        "-Wl,--build-id=none",
+        "-Wl,-z,noexecstack",
+        "-Wl,-z,max-page-size=4096",
+    ),
 )
 
 
@@ -27,5 +43,7 @@ def build_unikernel(directory: Path, *defines: str, source: Path = GUESTS / "com
     if not target.exists():
         words = ["gcc", *FLAGS, *(f"-D{name}" for name in defines), f"-I{TOOLS}"]
         script = TOOLS / "unikernel.lds"
-        subprocess.run([*words, f"-Wl,-T,{script}", "-o", target, source], check=True, capture_output=True, text=True)
+        subprocess.run(
+            [*words, f"-Wl,-T,{script}", "-o", target, source], check=True, capture_output=True, text=True
+        )
     return target
