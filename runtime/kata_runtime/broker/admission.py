@@ -1,0 +1,203 @@
+"""What may still be asked for once the shim is sealed: a guest may own it from then on.
+
+Until then the guest has not run an instruction, so what the shim asks for comes from containerd and from the
+operator, and is learned here. Afterwards a request must fit what was learned:
+
+    prepare, spawn   nothing more, and no other guest
+    bind             a source that the config.json of one of this sandbox's containers names
+    mount            a source among containerd's snapshots, or beside one that was mounted before the seal
+    open_fifo        below containerd's state directory or such a container's bundle, or beside a FIFO that
+                     was opened before the seal
+    open_log         beside a log that was opened before the seal
+
+Whose config.json it is, is what containerd wrote into the bundle, which the shim cannot change: see
+`belongs_to`. What is left of danger is in docs/threat-model.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+
+from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+MAX_SPEC = 4 << 20
+BEFORE_THE_SEAL = ("prepare", "spawn", "announce_seal", "admit_guest")
+SANDBOX_KEYS = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
+# Sources that are no path of the host.
+_NO_PATHS = ("overlay", "none", "")
+_PATH_OPTIONS = ("lowerdir", "upperdir", "workdir")
+
+
+class Admission:
+    """What one sandbox may have of the host. bundle: of the sandbox; sandbox: its id."""
+
+    def __init__(self, bundle: str, sandbox: str) -> None:
+        self._bundle = os.path.realpath(bundle)
+        self._sandbox = sandbox
+        self._sources: set[str] = set()
+        self._snapshots = _snapshot_roots(self._bundle)
+        self._streams = _state_root(self._bundle)
+        self._logs: set[str] = set()
+        self.sealed = False
+
+    def seal(self) -> None:
+        """Learn no more: from here on the shim may be the guest's."""
+        self.sealed = True
+
+    # -- what containerd wrote -----------------------------------------------------------------------------
+
+    def open_spec(self, bundle: str) -> int:
+        """Open the config.json of a container of this sandbox, and admit the sources that it names.
+
+        Raises:
+            RequestFailedError: it cannot be read. RequestRefusedError: it is another sandbox's.
+        """
+        path = os.path.join(bundle, "config.json")
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            raise RequestFailedError(f"cannot read {path}: {error.strerror}", error.errno or 0) from None
+        try:
+            spec = _parse(os.pread(fd, MAX_SPEC, 0))
+            if not self._is_ours(bundle, spec):
+                raise RequestRefusedError(f"{path} is not of a container of the sandbox {self._sandbox}")
+            self._sources.update(_sources(spec, bundle))
+            self._streams.add(os.path.realpath(bundle))
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd
+
+    def _is_ours(self, bundle: str, spec: dict[str, Any]) -> bool:
+        return not self.sealed or os.path.realpath(bundle) == self._bundle or self._names_us(bundle, spec)
+
+    def _names_us(self, bundle: str, spec: dict[str, Any]) -> bool:
+        """Whether the annotations of the CRI, or containerd's file `sandbox`, name this sandbox."""
+        annotations = spec.get("annotations")
+        if isinstance(annotations, dict) and any(annotations.get(k) == self._sandbox for k in SANDBOX_KEYS):
+            return True
+        try:
+            fd = os.open(
+                os.path.join(bundle, "sandbox"), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            )
+        except OSError:
+            return False
+        try:
+            return os.read(fd, 4096).decode("utf-8", "replace").strip() == self._sandbox
+        finally:
+            os.close(fd)
+
+    # -- what the shim asks for ----------------------------------------------------------------------------
+
+    def check_operation(self, op: str) -> None:
+        """Refuse what is not done once the shim is sealed. Raises RequestRefusedError."""
+        if self.sealed and op in BEFORE_THE_SEAL:
+            raise RequestRefusedError(f"{op}: the sandbox is sealed, and this is done before that")
+
+    def check_bind(self, source: str) -> None:
+        """Raises RequestRefusedError."""
+        if self.sealed and not {source, source.rstrip("/")} & self._sources:
+            raise RequestRefusedError(
+                f"cannot share {source}: no config.json of the sandbox {self._sandbox} names it"
+            )
+
+    def check_mount(self, kind: str, source: str, words: Iterable[str]) -> None:
+        """Raises RequestRefusedError."""
+        for path in _paths_of(source, words):
+            self._check_path(
+                path, self._snapshots, _territory(path), f"mount a {kind}", "containerd's snapshots"
+            )
+
+    def check_fifo(self, path: str) -> None:
+        """Raises RequestRefusedError."""
+        beside = os.path.dirname(os.path.dirname(path))
+        self._check_path(path, self._streams, beside, "open a FIFO", "the streams of containerd")
+
+    def check_log(self, path: str) -> None:
+        """Raises RequestRefusedError."""
+        self._check_path(path, self._logs, os.path.dirname(path), "open a log", "this sandbox's logs")
+
+    def _check_path(self, path: str, known: set[str], territory: str, deed: str, what: str) -> None:
+        """Admit a path below a known directory; before the seal, know the directory it lies in."""
+        if not self.sealed:
+            if territory != "/":
+                known.add(os.path.realpath(territory))
+            return
+        real = os.path.realpath(path)
+        if not any(real.startswith(directory + "/") for directory in known):
+            raise RequestRefusedError(
+                f"cannot {deed} at {path}: the sandbox is sealed, and it is not among {what}"
+            )
+
+
+def _parse(raw: bytes) -> dict[str, Any]:
+    """The specification as far as it can be read: the shim says what is wrong with it."""
+    try:
+        spec = json.loads(raw)
+    except (ValueError, RecursionError):
+        return {}
+    return spec if isinstance(spec, dict) else {}
+
+
+def _sources(spec: dict[str, Any], bundle: str) -> set[str]:
+    """The paths of the host that a specification names: its root, and its mounts' sources."""
+    root, mounts = spec.get("root"), spec.get("mounts")
+    path = root.get("path") if isinstance(root, dict) else None
+    found = {os.path.join(bundle, path)} if isinstance(path, str) else set()
+    for mount in mounts if isinstance(mounts, list) else ():
+        source = mount.get("source") if isinstance(mount, dict) else None
+        if isinstance(source, str):
+            found.add(source)
+    return found
+
+
+def _paths_of(source: str, words: Iterable[str]) -> list[str]:
+    """The paths of the host in a mount: its source and overlay's directories."""
+    paths = [] if source in _NO_PATHS else [source]
+    for word in words:
+        for option in word.split(","):
+            key, _, value = option.partition("=")
+            if key in _PATH_OPTIONS or key.startswith("lowerdir"):
+                paths += [path for path in value.split(":") if path]
+    return paths
+
+
+def _territory(path: str) -> str:
+    """Where a snapshotter keeps what lies beside a path: its own directory, where containerd named it."""
+    parts = path.split("/")
+    for index, part in enumerate(parts):
+        if part.startswith("io.containerd.snapshotter."):
+            return "/".join(parts[: index + 1])
+    return os.path.dirname(path)
+
+
+def _snapshot_roots(bundle: str) -> set[str]:
+    """The directories of containerd's own snapshotters, beside the bundle's link `work`.
+
+    Source: containerd, core/runtime/v2/bundle.go: work -> ROOT/io.containerd.runtime.v2.task/NAMESPACE/ID.
+    """
+    try:
+        root = _containerd_directory(os.path.realpath(os.readlink(os.path.join(bundle, "work"))))
+        names = os.listdir(root) if root else []
+    except OSError:
+        return set()
+    return {os.path.join(root, name) for name in names if name.startswith("io.containerd.snapshotter.")}
+
+
+def _state_root(bundle: str) -> set[str]:
+    """containerd's state directory, which holds the bundles and the FIFOs."""
+    root = _containerd_directory(bundle)
+    return {root} if root else set()
+
+
+def _containerd_directory(path: str) -> str:
+    """DIRECTORY of DIRECTORY/io.containerd.*/NAMESPACE/ID, or nothing."""
+    plugin = os.path.dirname(os.path.dirname(path))
+    root = os.path.dirname(plugin)
+    return root if os.path.basename(plugin).startswith("io.containerd.") and root != "/" else ""
