@@ -13,7 +13,7 @@ out.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -97,8 +97,8 @@ class UnikernelSpec:
     """A unikernel to run, described without naming a monitor.
 
     sandbox_id, directory: as in VmSpec. name: its file's, for sentences. file: descriptor of the file.
-    command_line: what it is started with. output: descriptor of a stream socket or pipe, not blocking, for
-    what it prints. block, net: its devices, which get the names that the unikernel declares.
+    command_line: what it is started with. output: descriptor of a stream socket or pipe, for what it
+    prints. block, net: its devices, which get the names that the unikernel declares.
     """
 
     sandbox_id: str
@@ -148,6 +148,13 @@ class Monitor(abc.ABC):
     @abc.abstractmethod
     def seal_features(self) -> frozenset[str]:
         """The features of the seccomp policy that this process needs for the machine after `prepare`."""
+
+    def seal_vcpus(self, install: Callable[[], object]) -> None:
+        """Before `run`: what every vCPU's thread of this process calls first, to put on its own filter.
+
+        A monitor without such threads has nothing to do.
+        """
+        return
 
     @abc.abstractmethod
     async def stop(self) -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Mapping
 from typing import cast
 
-from kata_hypervisor.contract import Hypervisor
+from kata_hypervisor.contract import Hypervisor, UnikernelMonitor
 from kata_hypervisor.errors import NotSupportedError
 from kata_hypervisor.host import Host
 
 DRIVERS = {
     "qemu": "kata_hypervisor.qemu.driver:Qemu",
+}
+
+
+UNIKERNEL_MONITORS = {
+    "dragonball": "kata_hypervisor.dragonball.unikernel:InProcessUnikernel",
 }
 
 
@@ -22,10 +28,18 @@ def create(name: str, table: object, host: Host) -> Hypervisor:
     Raises:
         NotSupportedError: there is no driver of that name.
     """
+    return cast(Hypervisor, _load(DRIVERS, name, "hypervisor driver")(table, host))
+
+
+def create_for_unikernel(name: str, table: object, host: Host) -> UnikernelMonitor:
+    """Make a unikernel's monitor. Arguments and errors as with `create`."""
+    return cast(UnikernelMonitor, _load(UNIKERNEL_MONITORS, name, "monitor of unikernels")(table, host))
+
+
+def _load(drivers: Mapping[str, str], name: str, what: str) -> Callable[[object, Host], object]:
     try:
-        module, _, attribute = DRIVERS[name].partition(":")
+        module, _, attribute = drivers[name].partition(":")
     except KeyError:
-        known = ", ".join(sorted(DRIVERS))
-        raise NotSupportedError(f'there is no hypervisor driver "{name}"; known: {known}') from None
-    driver = getattr(importlib.import_module(module), attribute)
-    return cast(Hypervisor, driver(table, host))
+        known = ", ".join(sorted(drivers))
+        raise NotSupportedError(f'there is no {what} "{name}"; known: {known}') from None
+    return cast("Callable[[object, Host], object]", getattr(importlib.import_module(module), attribute))

@@ -20,7 +20,7 @@ import anyio.lowlevel
 from kata_agent.constants import AGENT_PORT, FEATURE_STREAM_IO
 from kata_agent.protos import agent_pb2, health_pb2
 from kata_agent.ttrpc.status import Code, RpcError
-from kata_hypervisor.contract import Hypervisor, SharedDirectory, VmExit, VmSpec
+from kata_hypervisor.contract import Monitor, SharedDirectory, VmExit, VmSpec
 from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
 from kata_runtime.bundle import JsonObject, annotations_of
 from kata_runtime.concurrency import first, together
@@ -31,8 +31,10 @@ from kata_runtime.resource import sizing
 
 if TYPE_CHECKING:
     from kata_agent.client import AgentClient
+    from kata_agent.transport import GuestTransport
     from kata_configuration import Configuration
     from kata_runtime.broker.client import Broker
+    from kata_runtime.unikernel_guest import UnikernelGuest
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +70,8 @@ class Sandbox:
         self._tasks = tasks
         self._on_end = on_end
         self._on_oom = on_oom
-        self._hypervisor: Hypervisor | None = None
+        self._hypervisor: Monitor | None = None
+        self._transport: GuestTransport | None = None
         self._agent: AgentClient | None = None
         self._watchers = anyio.CancelScope()
         self._inherited = inherited_filters()
@@ -92,8 +95,8 @@ class Sandbox:
         return self._agent
 
     @property
-    def hypervisor(self) -> Hypervisor:
-        """The driver of the running machine. Raises as `agent` does."""
+    def hypervisor(self) -> Monitor:
+        """Who runs the machine. Raises as `agent` does."""
         if self._hypervisor is None:
             raise SandboxError("running", f"the sandbox {self.identity.id} is not running")
         return self._hypervisor
@@ -110,15 +113,20 @@ class Sandbox:
         return os.path.join(self.identity.directory, "shared")
 
     @property
-    def stream_source(self) -> Hypervisor:
-        """Where streams to the guest are opened. Raises as `agent` does."""
-        return self.hypervisor
+    def transport(self) -> GuestTransport:
+        """How to reach the guest's ports. Raises as `agent` does."""
+        if self._transport is None:
+            raise SandboxError("running", f"the sandbox {self.identity.id} is not running")
+        return self._transport
 
-    async def boot(self, spec: JsonObject, config_path: str | None) -> None:
-        """Start the virtual machine and its agent.
+    async def boot(
+        self, spec: JsonObject, config_path: str | None, unikernel: UnikernelGuest | None = None
+    ) -> None:
+        """Start the virtual machine and its agent; a unikernel is made ready, and starts with its container.
 
         spec: the OCI specification of the sandbox's first container, for annotations, size, hostname and
-        cgroup. Annotations of later containers set nothing: the virtual machine exists by then.
+        cgroup. Annotations of later containers set nothing: the virtual machine exists by then. unikernel:
+        what that container is, when it is one.
 
         Raises:
             SandboxError: a stage failed; nothing is left of it.
@@ -128,10 +136,12 @@ class Sandbox:
         try:
             self.configuration = await self._stage("config", stages, self._load(config_path, spec))
             await self._stage("host", stages, self._prepare_host(spec))
-            await self._stage("vmm", stages, self._prepare_machine(spec))
+            make = self._make_machine(spec) if unikernel is None else self._make_unikernel(unikernel)
+            await self._stage("vmm", stages, self._prepare_machine(make))
             await self._stage("seal", stages, self._seal())
-            await self._stage("agent", stages, self._run_machine())
-            await self._stage("guest", stages, self._prepare_guest(spec))
+            if unikernel is None:
+                await self._stage("agent", stages, self._run_machine())
+                await self._stage("guest", stages, self._prepare_guest(spec))
         except BaseException as error:
             self.ended = str(error).partition("\n")[0] or type(error).__name__
             _log.error("sandbox %s did not start: %s", self.identity.id, error)
@@ -141,7 +151,8 @@ class Sandbox:
                 # What was seen first may only be a consequence of it.
                 raise SandboxError("host", cause) from error
             raise
-        self._tasks.start_soon(self._watch)
+        if unikernel is None:  # whose end is its container's end, and is seen there
+            self._tasks.start_soon(self._watch)
         _log.info(
             "sandbox %s is running after %.0f ms (%s); %s",
             self.identity.id,
@@ -175,9 +186,21 @@ class Sandbox:
         cgroup = (spec.get("linux") or {}).get("cgroupsPath")
         await self.broker.prepare(cgroup)
 
-    async def _prepare_machine(self, spec: JsonObject) -> None:
+    async def _prepare_machine(self, make: Awaitable[None]) -> None:
         """Make the machine ready to run, and meanwhile this process to be sealed."""
-        await together(lambda: self._make_machine(spec), self._preload)
+
+        async def wait() -> None:
+            await make
+
+        await together(wait, self._preload)
+
+    async def _make_unikernel(self, guest: UnikernelGuest) -> None:
+        from kata_agent.client import AgentClient
+
+        assert self.configuration is not None
+        self._transport, self.stream_io = guest, True
+        self._agent = AgentClient(guest)
+        self._hypervisor = await guest.prepare(self.configuration, self.identity, self.broker)
 
     async def _preload(self) -> None:
         from kata_runtime import preload
@@ -197,6 +220,8 @@ class Sandbox:
         if mode == "off":
             _log.warning("%s", self.confinement)
             return
+        if built.vcpu is not None:
+            self.hypervisor.seal_vcpus(built.install_vcpu)
         await self.broker.announce_seal(mode=mode, policy=built.name)
         preload.close()
         # From here to the handover nobody answers a call that the filter refuses.
@@ -217,9 +242,11 @@ class Sandbox:
         table, runtime = self.configuration.hypervisor, self.configuration.runtime
         host_cpus = os.cpu_count() or 1
         size = sizing.size_of(spec, table, static=runtime.static_sandbox_resource_mgmt, host_cpus=host_cpus)
-        self._hypervisor = registry.create(self.configuration.hypervisor_name, table, self.broker)
+        self._hypervisor = hypervisor = registry.create(
+            self.configuration.hypervisor_name, table, self.broker
+        )
         shared = SharedDirectory(Path(self.shared_directory)) if table.shared_fs == "virtio-fs" else None
-        await self._hypervisor.prepare(
+        await hypervisor.prepare(
             VmSpec(
                 sandbox_id=self.identity.id[:64],
                 directory=Path(self.identity.directory),
@@ -234,7 +261,8 @@ class Sandbox:
                 agent_port=AGENT_PORT,
             )
         )
-        for line in self._hypervisor.warnings:
+        self._transport = hypervisor.transport
+        for line in hypervisor.warnings:
             _log.warning("%s", line)
         _log.info("machine: %d vCPUs, %d MiB (from %s)", size.vcpus, size.memory_mib, size.origin)
 
@@ -258,7 +286,7 @@ class Sandbox:
         budget = self.configuration.agent.reconnect_timeout_ms / 1e3
         interval = self.configuration.agent.dial_timeout_ms / 1e3
         timeout = float(self.configuration.agent.create_container_timeout)
-        transport = self.hypervisor.transport
+        transport = self.transport
 
         async def connect() -> None:
             self._agent = await AgentClient.connect(

@@ -39,6 +39,7 @@ from kata_runtime.sandbox import Sandbox
 from kata_runtime.states import Event, State
 from kata_runtime.stdio import Stdio, StdioFiles, StdioPaths
 from kata_runtime.timestamps import timestamp
+from kata_runtime.unikernel_guest import UnikernelGuest, find_unikernel
 
 _log = logging.getLogger(__name__)
 
@@ -151,7 +152,9 @@ class Tasks:
         try:
             sources = await self._shares.share(container, request.rootfs)
             if booted_here:
-                await self._sandbox.boot(spec, request.config_path)
+                unikernel = await find_unikernel(container, self._sandbox.broker)
+                guest = UnikernelGuest(unikernel, container) if unikernel is not None else None
+                await self._sandbox.boot(spec, request.config_path, guest)
             await self._create_in_guest(container, sources, files)
         except BaseException:
             files.close()
@@ -209,8 +212,7 @@ class Tasks:
             )
             return {}
         process.stdio = stdio = Stdio(files)
-        transport = self._sandbox.hypervisor.transport
-        return await stdio.connect(lambda: transport.connect(STREAM_PORT))
+        return await stdio.connect(lambda: self._sandbox.transport.connect(STREAM_PORT))
 
     @contextlib.contextmanager
     def _in_the_guest(self, action: str) -> Iterator[None]:

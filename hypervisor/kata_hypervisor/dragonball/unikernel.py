@@ -32,8 +32,8 @@ from kata_hypervisor.solo5.supply import Supply, read_file, supply_of
 from kata_hypervisor.tail import Tail
 
 MIB = 1 << 20
-CRASHED = 255
-"""Exit status of a unikernel that did not say one: the same as that of its own abort."""
+CRASHED = signal.SIGABRT
+"""What ends a unikernel that does what it must not, as seen from outside."""
 
 
 class InProcessUnikernel(UnikernelMonitor):
@@ -87,7 +87,9 @@ class InProcessUnikernel(UnikernelMonitor):
                 name: self._keep_device(one) for name, one in supply_of(unikernel.devices, spec).items()
             }
             line = spec.command_line.encode(errors="surrogateescape")
-            board = Board(spec.memory_mib * MIB, line, self._keep(spec.output), devices)
+            output = self._keep(spec.output)
+            os.set_blocking(output, False)
+            board = Board(spec.memory_mib * MIB, line, output, devices)
             self._machine = Machine(unikernel, spec.file, board, self._tail.feed, self._watch_guest())
         except UnikernelError as error:
             raise UnikernelError(f"cannot run the unikernel {spec.name}: {error}") from error
@@ -221,9 +223,10 @@ class InProcessUnikernel(UnikernelMonitor):
         self._ours.close()
         if self._own is not None:
             self._own.end()
-        status = ExitStatus(code=CRASHED if end.status is None else end.status)
-        if self._requested and end.status is None:
-            status = ExitStatus(signal=signal.SIGKILL)
+        if end.status is not None:
+            status = ExitStatus(code=end.status)
+        else:
+            status = ExitStatus(signal=signal.SIGKILL if self._requested else CRASHED)
         return VmExit(f"the unikernel {end.reason}", NAME, status, self._requested, self._diagnostics())
 
     def _diagnostics(self) -> Mapping[str, str]:

@@ -3,7 +3,7 @@
 Until then the guest has not run an instruction, so what the shim asks for comes from containerd and from the
 operator, and is learned here. Afterwards a request must fit what was learned:
 
-    prepare, spawn   nothing more, and no other guest
+    prepare, spawn   nothing more, and no other guest; nor is a file of an image opened
     bind             a source that the config.json of one of this sandbox's containers names
     mount            a source among containerd's snapshots, or beside one that was mounted before the seal
     open_fifo        below containerd's state directory or such a container's bundle, or beside a FIFO that
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_SPEC = 4 << 20
-BEFORE_THE_SEAL = ("prepare", "spawn", "announce_seal", "admit_guest")
+BEFORE_THE_SEAL = ("prepare", "spawn", "announce_seal", "admit_guest", "open_in_image")
 SANDBOX_KEYS = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
 # Sources that are no path of the host.
 _NO_PATHS = ("overlay", "none", "")

@@ -2,7 +2,7 @@
 
 Numbers from 424 on are the same on every architecture; libc wrappers are used where they are old enough.
 Sources: mount(2), umount(2), unshare(2), setns(2), prctl(2), open_tree(2), mount_setattr(2), move_mount(2),
-close_range(2).
+close_range(2), openat2(2).
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 _libc.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
 _libc.syscall.restype = ctypes.c_long
 
-_OPEN_TREE, _MOVE_MOUNT, _CLOSE_RANGE, _MOUNT_SETATTR = 428, 429, 436, 442
+_OPEN_TREE, _MOVE_MOUNT, _CLOSE_RANGE, _OPENAT2, _MOUNT_SETATTR = 428, 429, 436, 437, 442
 _CLONE_NEWNS = 0x20000
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 _AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
 _CLOSE_RANGE_CLOEXEC = 4
+_RESOLVE_NO_XDEV, _RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x1, 0x2, 0x10
 _UMOUNT_NOFOLLOW, _MNT_DETACH = 8, 2
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x1, 0x2, 0x4, 0x8
@@ -129,3 +130,16 @@ def die_with_parent(number: int) -> None:
 def close_on_exec_from(first: int) -> None:
     """Mark every descriptor from `first` on close-on-exec."""
     _call(_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), ctypes.c_uint(_CLOSE_RANGE_CLOEXEC))
+
+
+def open_below(root: int, path: str, flags: int) -> int:
+    """openat2(2): the path and its links are taken as if the directory were the root, and cross no mount."""
+    resolve = _RESOLVE_NO_XDEV | _RESOLVE_NO_MAGICLINKS | _RESOLVE_IN_ROOT
+    how = (ctypes.c_uint64 * 3)(flags, 0, resolve)
+    return _call(
+        _OPENAT2,
+        ctypes.c_int(root),
+        ctypes.c_char_p(os.fsencode(path)),
+        ctypes.byref(how),
+        ctypes.c_size_t(ctypes.sizeof(how)),
+    )
