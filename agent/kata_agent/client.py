@@ -59,7 +59,7 @@ class Rpc(Generic[Request, Response]):
 
 
 class Caller(Protocol):
-    """What carries an agent's calls: a connection (ttrpc.client.Client), or who answers in an agent's place."""
+    """What carries an agent's calls: a connection (Client), or who answers in an agent's place."""
 
     @property
     def closed(self) -> bool:

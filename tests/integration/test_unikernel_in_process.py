@@ -18,7 +18,7 @@ from kata_hypervisor.dragonball.unikernel import InProcessUnikernel
 from kata_hypervisor.errors import HypervisorError, LaunchError, UnikernelError
 from kata_hypervisor.host import ExitStatus
 from local_host import LocalHost
-from unikernel import TOOLS, build_unikernel
+from unikernel import HELLO, build_unikernel
 
 pytestmark = [
     pytest.mark.integration,
@@ -106,7 +106,7 @@ def with_net(bench: Bench, guests: Path) -> Iterator[tuple[Bench, socket.socket]
 
 
 async def test_hello(bench: Bench, guests: Path) -> None:
-    hello = build_unikernel(guests, source=TOOLS / "hello.c")
+    hello = build_unikernel(guests, source=HELLO)
     with hello.open("rb") as file:
         end = await bench.run("some words", file=file.fileno())
     assert (end.reason, end.status) == ("the unikernel ended with status 0", ExitStatus(code=0))
@@ -282,7 +282,7 @@ async def test_another_abi_is_refused(
 
 async def test_what_is_no_unikernel_is_named(bench: Bench) -> None:
     with (
-        open("/bin/true", "rb") as file,
+        Path("/bin/true").open("rb") as file,
         pytest.raises(UnikernelError, match="cannot run the unikernel commands: "),
     ):
         await bench.prepared("", file=file.fileno())
