@@ -108,9 +108,10 @@ class Processors:
         return self._reason
 
     def join(self) -> None:
-        """Wait until every thread has ended; call `end` before."""
+        """Wait until every thread has ended; call `end` before. The processors' pages are released."""
         self._kick()
-        for processor in self._all:
+        while self._all:
+            processor = self._all.pop()
             if processor.thread is not None:
                 processor.thread.join()
 
