@@ -31,7 +31,9 @@ from kata_hypervisor.dragonball.layout import MIB
 from kata_hypervisor.dragonball.machine import MOST_VCPUS, Board, Machine
 from kata_hypervisor.dragonball.own_process import NAME, OwnProcess
 from kata_hypervisor.dragonball.processors import KICK
+from kata_hypervisor.dragonball.virtio.balloon import Balloon
 from kata_hypervisor.dragonball.virtio.block import Block
+from kata_hypervisor.dragonball.virtio.device import Device
 from kata_hypervisor.dragonball.virtio.entropy import Entropy
 from kata_hypervisor.dragonball.virtio.filesystem import FileSystem
 from kata_hypervisor.dragonball.virtio.vsock import Socket
@@ -89,7 +91,8 @@ class Dragonball(Hypervisor):
     @property
     def seal_features(self) -> frozenset[str]:
         """See the contract."""
-        return frozenset({"vcpu", "block", "fs", "vsock", "vhost-vsock"})
+        reclaim = {"balloon"} if self._table.reclaim_guest_freed_memory else set()
+        return frozenset({"vcpu", "block", "fs", "vsock", "vhost-vsock", *reclaim})
 
     async def prepare(self, spec: VmSpec) -> None:
         """See the contract."""
@@ -118,9 +121,12 @@ class Dragonball(Hypervisor):
         descriptor, cid = vsock
         self._transport = VsockTransport(cid)
         guest_ended = self._watch_guest()
-        console, devices = self._console, [Socket(descriptor, cid), open_entropy()]
+        console = self._console
+        devices: list[Device] = [Socket(descriptor, cid), open_entropy()]
         if filesystem is not None:
             devices.append(filesystem)
+        if self._table.reclaim_guest_freed_memory:
+            devices.append(Balloon())
 
         def build() -> None:
             board = Board(spec.vcpus, spec.memory_mib * MIB, self._huge)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kata_hypervisor.dragonball.layout import HUGE_PAGE, MMIO_GAP, MMIO_GAP_END
+from kata_hypervisor.dragonball.layout import HUGE_PAGE, MMIO_GAP, MMIO_GAP_END, PAGE
 from kata_hypervisor.errors import HostUnfitError
 
 MADV_HUGEPAGE = 14
@@ -143,9 +143,15 @@ class GuestMemory:
         """Return where the memory is in this process. Raises OutOfRangeError."""
         return self.address + self.offset(address, length)
 
-    def discard(self, address: int, length: int) -> None:
-        """Give the pages back to the host; the guest reads zeros there. Raises OutOfRangeError."""
-        _libc.madvise(self.host_address(address, length), length, MADV_REMOVE)
+    def discard(self, view: memoryview) -> None:
+        """Give the whole pages of a part of the memory (a `view`) back to the host.
+
+        The guest reads zeros there. A host that cannot do it keeps the pages.
+        """
+        start = ctypes.addressof(ctypes.c_char.from_buffer(view))
+        first, end = -(-start // PAGE) * PAGE, (start + len(view)) // PAGE * PAGE
+        if self.descriptor >= 0 and end > first:
+            _libc.madvise(first, end - first, MADV_REMOVE)
 
     def __iter__(self) -> Iterator[Region]:
         return iter(self.regions)
