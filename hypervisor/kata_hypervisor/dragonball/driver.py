@@ -92,7 +92,7 @@ class Dragonball(Hypervisor):
     def seal_features(self) -> frozenset[str]:
         """See the contract."""
         reclaim = {"balloon"} if self._table.reclaim_guest_freed_memory else set()
-        return frozenset({"vcpu", "block", "fs", "vsock", "vhost-vsock", *reclaim})
+        return frozenset({"vcpu", "block", "fs", "vhost-vsock", *reclaim})
 
     async def prepare(self, spec: VmSpec) -> None:
         """See the contract."""
@@ -119,7 +119,12 @@ class Dragonball(Hypervisor):
                 "cannot connect the guest: this host has no /dev/vhost-vsock; load vhost_vsock"
             )
         descriptor, cid = vsock
-        self._transport = VsockTransport(cid)
+        try:
+            await self._host.admit_guest(cid)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._transport = VsockTransport(self._host.connect_guest, f"guest {cid}")
         guest_ended = self._watch_guest()
         console = self._console
         devices: list[Device] = [Socket(descriptor, cid), open_entropy()]
@@ -139,13 +144,30 @@ class Dragonball(Hypervisor):
 
         try:
             await self._aside.run(build)
-        except BaseException:
-            for device in devices:
-                device.close()
+        except LaunchError:
+            await self._blame_virtiofsd()
             raise
+        finally:
+            if self._machine is None:
+                for device in devices:
+                    device.close()
         assert self._machine is not None
         self._own = OwnProcess(self._machine.processors.end)
         self._end = asyncio.create_task(self._supervise(self._machine), name="virtual machine's end")
+
+    async def _blame_virtiofsd(self) -> None:
+        """Say that virtiofsd has ended, where it has: that is why it gave no answer.
+
+        Raises:
+            LaunchError: it has.
+        """
+        if self._daemon is None:
+            return
+        with anyio.move_on_after(10 * MOMENT):
+            status = await self._daemon.wait()
+            raise LaunchError(
+                f"virtiofsd ended before the guest was ready: {self._daemon_end(status)}", self._diagnostics()
+            )
 
     async def run(self) -> None:
         """See the contract."""
@@ -314,8 +336,7 @@ class Dragonball(Hypervisor):
                 self._own.end()
         reason = f"the guest ended: {machine.processors.reason}"
         if first == VIRTIOFSD:
-            last = self._daemon_stderr.tail.last_line if self._daemon_stderr is not None else ""
-            reason = f"virtiofsd ended: {status}" + (f": {last}" if last else "")
+            reason = f"virtiofsd ended: {self._daemon_end(status)}"
         return VmExit(reason, first, status, requested, self._diagnostics())
 
     async def _release(self) -> None:
@@ -334,6 +355,10 @@ class Dragonball(Hypervisor):
         if self._aside is not None:
             self._aside.close()
             self._aside = None
+
+    def _daemon_end(self, status: ExitStatus) -> str:
+        last = self._daemon_stderr.tail.last_line if self._daemon_stderr is not None else ""
+        return f"{status}: {last}" if last else f"{status}"
 
     def _diagnostics(self) -> dict[str, str]:
         stderr = self._daemon_stderr.tail.text if self._daemon_stderr is not None else ""
