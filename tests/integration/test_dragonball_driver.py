@@ -219,7 +219,12 @@ async def test_what_does_not_start_says_why(rig: Rig) -> None:
         (rig.machine(), replace(rig.spec, image=Path("/none")), LaunchError, "image /none: No such file"),
         (rig.machine(), replace(rig.spec, memory_mib=32), LaunchError, "raise default_memory"),
         (rig.machine(), replace(rig.spec, vcpus=33), LaunchError, "33 vCPUs: 1 to 32"),
-        (rig.machine(virtio_fs_daemon="/bin/false"), rig.spec, LaunchError, "before the guest was ready: exit status 1"),
+        (
+            rig.machine(virtio_fs_daemon="/bin/false"),
+            rig.spec,
+            LaunchError,
+            "before the guest was ready: exit status 1",
+        ),
         (rig.machine(virtio_fs_daemon="/none"), rig.spec, HostUnfitError, "virtiofsd /none"),
     ):
         with pytest.raises(error, match=message):
