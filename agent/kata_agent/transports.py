@@ -7,7 +7,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from kata_agent.mux.host import MuxHost
 from kata_agent.transport import GuestUnreachableError
@@ -29,16 +29,38 @@ _NOT_YET = {
 }
 
 
-class VsockTransport:
-    """Reaches the guest with this context id over vhost-vsock."""
+Dial = Callable[[int], Awaitable[socket.socket]]
+"""Opens a connection towards a port of the guest: a non-blocking socket that may still be connecting."""
 
-    def __init__(self, cid: int) -> None:
-        self._cid = cid
+
+def dial_vsock(cid: int) -> Dial:
+    """For a process that may open sockets: connections to the guest with this context id."""
+
+    async def dial(port: int) -> socket.socket:
+        return _begin(socket.AF_VSOCK, (cid, port))
+
+    return dial
+
+
+def dial_unix(path: str | os.PathLike[str]) -> Dial:
+    """For a process that may open sockets: connections to the VMM's unix socket, at most 107 bytes long."""
+
+    async def dial(port: int) -> socket.socket:
+        return _begin(socket.AF_UNIX, os.fspath(path))
+
+    return dial
+
+
+class VsockTransport:
+    """Reaches a guest over vhost-vsock. guest: its name in messages."""
+
+    def __init__(self, dial: Dial, guest: str) -> None:
+        self._dial = dial
+        self._guest = guest
 
     async def connect(self, port: int) -> tuple[socket.socket, int]:
         """See GuestTransport."""
-        sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
-        await _connect(sock, (self._cid, port), f"vsock port {port} of guest {self._cid}")
+        sock = await _connect(self._dial, port, f"vsock port {port} of {self._guest}")
         _, number = sock.getsockname()
         return sock, number
 
@@ -49,10 +71,11 @@ class VsockTransport:
 class HybridVsockTransport:
     """Reaches the guest through a VMM's unix socket, with the handshake of Firecracker's hybrid vsock.
 
-    path: the socket's path on the host, at most 107 bytes.
+    path: the socket's path on the host, for messages.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, dial: Dial, path: str | os.PathLike[str]) -> None:
+        self._dial = dial
         self._path = os.fspath(path)
 
     async def connect(self, port: int) -> tuple[socket.socket, int]:
@@ -61,8 +84,7 @@ class HybridVsockTransport:
         Raises:
             ConnectionError: what answers on the socket does not speak hybrid vsock.
         """
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        await _connect(sock, self._path, self._path)
+        sock = await _connect(self._dial, port, self._path)
         try:
             return sock, await self._handshake(sock, port)
         except BaseException:
@@ -101,15 +123,48 @@ class SerialTransport:
         await self._mux.aclose()
 
 
-async def _connect(sock: socket.socket, address: tuple[int, int] | str, what: str) -> None:
-    """Connect within one try's time, or close the socket."""
-    sock.setblocking(False)
+def _begin(family: int, address: tuple[int, int] | str) -> socket.socket:
+    """Begin to connect. Raises OSError."""
+    sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
-        async with _one_try(what):
-            await asyncio.get_running_loop().sock_connect(sock, address)
+        number = sock.connect_ex(address)
     except BaseException:
         sock.close()
         raise
+    if number not in (0, errno.EINPROGRESS):
+        sock.close()
+        raise OSError(number, os.strerror(number))
+    return sock
+
+
+async def _connect(dial: Dial, port: int, what: str) -> socket.socket:
+    """Connect within one try's time, or close the socket."""
+    async with _one_try(what):
+        sock = await dial(port)
+        try:
+            await _connected(sock)
+        except BaseException:
+            sock.close()
+            raise
+    return sock
+
+
+async def _connected(sock: socket.socket) -> None:
+    """Wait until a connection is there, or raise the OSError that ended it."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+
+    def settle() -> None:
+        if not ready.done():
+            ready.set_result(None)
+
+    loop.add_writer(sock, settle)
+    try:
+        await ready
+    finally:
+        loop.remove_writer(sock)
+    if number := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        raise OSError(number, os.strerror(number))
 
 
 @contextlib.asynccontextmanager

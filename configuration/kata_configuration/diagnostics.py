@@ -50,6 +50,12 @@ class Code(Enum):
     INERT = ("KATA210", Severity.NOTE, False, "this version does not honour a key that asks for nothing")
     OTHER_NAME = ("KATA211", Severity.NOTE, False, "a hypervisor's other name is used")
     UNAVAILABLE = ("KATA212", Severity.ERROR, False, "the hypervisor has no driver in this version")
+    UNPROTECTED = (
+        "KATA213",
+        Severity.ERROR,
+        True,
+        "this version does not have a protection that is asked for",
+    )
 
     TYPE = ("KATA301", Severity.ERROR, False, "the value has the wrong type")
     RANGE = ("KATA302", Severity.ERROR, False, "the value is out of range")
@@ -66,6 +72,13 @@ class Code(Enum):
     UNCONFINED = ("KATA502", Severity.WARNING, True, "the VMM runs without a seccomp filter")
     WEAKENED = ("KATA503", Severity.NOTE, True, "the VMM's seccomp filter leaves a group of calls open")
     GUEST_UNCONFINED = ("KATA504", Severity.WARNING, True, "containers run without their seccomp profile")
+    SHIM_UNCONFINED = (
+        "KATA505",
+        Severity.WARNING,
+        True,
+        "the runtime's process runs without a seccomp filter",
+    )
+    SHIM_UNENFORCED = ("KATA506", Severity.WARNING, True, "the runtime's seccomp filter stops nothing")
 
     HOST_PATH = ("KATA601", Severity.ERROR, False, "a path is missing on this host, or of the wrong kind")
     HOST_EXECUTABLE = ("KATA602", Severity.ERROR, False, "a program cannot be executed on this host")

@@ -1,9 +1,13 @@
 """The contract that every hypervisor driver keeps.
 
-A driver turns a `VmSpec` into a running virtual machine whose confinement the kernel has confirmed. It
-promises: `start` returns only when every thread of the VMM is in the seccomp state that the configuration
-asks for; a child that dies is seen at once; `stop` leaves no process and no file behind, at any stage.
-It does not promise that the guest is ready: that is for the agent's client to find out.
+A driver turns a `VmSpec` into a running virtual machine whose confinement the kernel has confirmed, in two
+steps. `prepare` does all that takes a dangerous system call: processes are started, files and devices opened,
+memory mapped; the guest has not run an instruction. The runtime then seals its own process, and `run` lets
+the guest go. A driver promises: every thread of the VMM that exists is in the seccomp state that the
+configuration asks for when `prepare` and when `run` return; a child that dies is seen at once; `stop` leaves
+no process and no file behind, at any stage; after `prepare` it needs no system call but those of the policy's
+features `seal_features`. It does not promise that the guest is ready: that is for the agent's client to find
+out.
 """
 
 from __future__ import annotations
@@ -89,8 +93,8 @@ class Hypervisor(abc.ABC):
     """One virtual machine, driven asynchronously. Every method may be cancelled."""
 
     @abc.abstractmethod
-    async def start(self, spec: VmSpec) -> None:
-        """Start the machine and prove its confinement before the guest's first instruction.
+    async def prepare(self, spec: VmSpec) -> None:
+        """Make the machine, and prove the confinement of the VMM's processes; the guest does not run yet.
 
         Raises:
             LaunchError: the VMM or a helper could not be started or ended at once; the message's first line
@@ -98,6 +102,15 @@ class Hypervisor(abc.ABC):
             ConfinementError: the kernel's word differs from the configuration's; nothing is left running.
             HostUnfitError: the host lacks what the configuration names.
         """
+
+    @abc.abstractmethod
+    async def run(self) -> None:
+        """Let the guest run, once. Raises as `prepare` does; nothing is left running then."""
+
+    @property
+    @abc.abstractmethod
+    def seal_features(self) -> frozenset[str]:
+        """The features of the seccomp policy that this process needs for the machine after `prepare`."""
 
     @abc.abstractmethod
     async def stop(self) -> None:
@@ -122,7 +135,7 @@ class Hypervisor(abc.ABC):
     @property
     @abc.abstractmethod
     def transport(self) -> GuestTransport:
-        """How to reach the guest's ports. Valid after `start`."""
+        """How to reach the guest's ports. Valid after `prepare`."""
 
     @property
     @abc.abstractmethod
@@ -131,7 +144,7 @@ class Hypervisor(abc.ABC):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the operator should know about this machine, one line each. Valid after `start`."""
+        """What the operator should know about this machine, one line each. Valid after `prepare`."""
         return ()
 
     @property

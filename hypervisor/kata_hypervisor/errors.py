@@ -3,6 +3,8 @@
     HypervisorError
     ├── LaunchError            the VMM could not be started, or died before the guest was ready
     ├── ConfinementError       what the kernel says of the VMM is not what the configuration asked for
+    ├── PolicyError            a seccomp policy, program or name is wrong: mend the policy
+    ├── SealError              a filter could not be built, installed or read back: nothing may run
     ├── HostUnfitError         this host lacks what the configuration needs (no /dev/kvm, full /dev/shm ...)
     └── NotSupportedError      this driver cannot do what was asked
 
@@ -32,6 +34,14 @@ class LaunchError(HypervisorError):
 
 class ConfinementError(HypervisorError):
     """The kernel's word about a VMM process differs from what the configuration asked for."""
+
+
+class PolicyError(HypervisorError):
+    """A seccomp policy, program or name in it is wrong."""
+
+
+class SealError(HypervisorError):
+    """A filter could not be built, installed or read back; what it was to confine must not run."""
 
 
 class HostUnfitError(HypervisorError):

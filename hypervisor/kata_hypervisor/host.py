@@ -7,6 +7,7 @@ needs neither root nor a VMM.
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -73,6 +74,21 @@ class Host(Protocol):
 
         Raises:
             LaunchError: the executable cannot be started (missing, not executable, no memory ...).
+        """
+
+    async def admit_guest(self, address: int | str) -> None:
+        """Before the seal: say where the guest's ports are reached, for `connect_guest`.
+
+        address: the guest's vsock context id, or the path of its VMM's unix socket (hybrid vsock).
+        """
+
+    async def connect_guest(self, port: int) -> socket.socket:
+        """Open a connection to a port of the guest, or to the VMM's unix socket: a sealed process cannot.
+
+        Returns a non-blocking socket that may still be connecting.
+
+        Raises:
+            OSError: it failed at once.
         """
 
     async def confinement(self, child: Child) -> list[ThreadConfinement]:

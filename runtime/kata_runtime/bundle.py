@@ -5,12 +5,14 @@ from __future__ import annotations
 import enum
 import json
 import os
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+from kata_runtime.broker.admission import MAX_SPEC
+from kata_runtime.broker.errors import RequestFailedError
 from kata_runtime.errors import InvalidRequestError, UnsupportedError
 
 JsonObject = dict[str, Any]
-MAX_CONFIG = 4 << 20
 
 TYPE_KEYS = ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType")
 
@@ -23,24 +25,27 @@ class ContainerType(enum.Enum):
     POD_CONTAINER = "container"
 
 
-def load_spec(bundle: str) -> JsonObject:
-    """The OCI runtime specification of a bundle directory.
+async def load_spec(bundle: str, read: Callable[[str], Awaitable[bytes]]) -> JsonObject:
+    """The OCI runtime specification of a bundle directory. read: gives the content of its config.json.
 
     Raises:
         InvalidRequestError: config.json is missing, too large, not JSON, or not what the specification says.
         UnsupportedError: it describes something that cannot run in a Linux virtual machine.
     """
-    path = os.path.join(bundle, "config.json")
     try:
-        with open(path, "rb") as file:
-            raw = file.read(MAX_CONFIG + 1)
-    except OSError as error:
-        raise InvalidRequestError(f"cannot read {path}: {error.strerror}") from None
-    if len(raw) > MAX_CONFIG:
-        raise InvalidRequestError(f"{path} is larger than {MAX_CONFIG >> 20} MiB")
+        raw = await read(bundle)
+    except RequestFailedError as error:
+        raise InvalidRequestError(str(error)) from None
+    return parse_spec(raw, os.path.join(bundle, "config.json"))
+
+
+def parse_spec(raw: bytes, path: str) -> JsonObject:
+    """The specification in the content of the file at `path`. Raises as `load_spec` does."""
+    if len(raw) > MAX_SPEC:
+        raise InvalidRequestError(f"{path} is larger than {MAX_SPEC >> 20} MiB")
     try:
         spec = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"{path} is not JSON: {error}") from None
     return check_spec(spec, path)
 

@@ -1,4 +1,4 @@
-"""The one thing that structured concurrency leaves to us: a race."""
+"""What structured concurrency leaves to us: a race, and a pair whose error is not a group of one."""
 
 from __future__ import annotations
 
@@ -36,3 +36,25 @@ async def first(*functions: Callable[[], Awaitable[T]]) -> T:
     if errors:
         raise errors[0]
     return results[0]
+
+
+async def together(*functions: Callable[[], Awaitable[object]]) -> None:
+    """Run all at once and return when all have returned; the first to raise cancels the others.
+
+    The exception is the one that was raised, not a group of one.
+    """
+    errors: list[Exception] = []
+
+    async with anyio.create_task_group() as group:
+
+        async def run(function: Callable[[], Awaitable[object]]) -> None:
+            try:
+                await function()
+            except Exception as error:
+                errors.append(error)
+                group.cancel_scope.cancel()
+
+        for function in functions:
+            group.start_soon(run, function)
+    if errors:
+        raise errors[0]

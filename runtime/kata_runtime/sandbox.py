@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 
 from kata_agent.constants import AGENT_PORT, FEATURE_STREAM_IO
 from kata_agent.protos import agent_pb2, health_pb2
 from kata_agent.ttrpc.status import Code, RpcError
 from kata_hypervisor.contract import Hypervisor, SharedDirectory, VmExit, VmSpec
+from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
 from kata_runtime.bundle import JsonObject, annotations_of
-from kata_runtime.concurrency import first
+from kata_runtime.concurrency import first, together
 from kata_runtime.errors import SandboxError
 from kata_runtime.guest_spec import GUEST_SHARED, GUEST_SHM
 from kata_runtime.identity import SandboxIdentity
@@ -58,6 +60,9 @@ class Sandbox:
         self.configuration: Configuration | None = None
         self.ended: str | None = None
         self.stream_io = False
+        # What holds this process, in words.
+        self.confinement = "not sealed yet"
+        self.sealed = False
         # Made by the sandbox service, which also ends it: it outlives its containers.
         self.lasting = False
         self._tasks = tasks
@@ -66,6 +71,7 @@ class Sandbox:
         self._hypervisor: Hypervisor | None = None
         self._agent: AgentClient | None = None
         self._watchers = anyio.CancelScope()
+        self._inherited = inherited_filters()
 
     @property
     def running(self) -> bool:
@@ -122,24 +128,26 @@ class Sandbox:
         try:
             self.configuration = await self._stage("config", stages, self._load(config_path, spec))
             await self._stage("host", stages, self._prepare_host(spec))
-            await self._stage("vmm", stages, self._start_machine(spec))
-            await self._stage("agent", stages, self._reach_agent())
+            await self._stage("vmm", stages, self._prepare_machine(spec))
+            await self._stage("seal", stages, self._seal())
+            await self._stage("agent", stages, self._run_machine())
             await self._stage("guest", stages, self._prepare_guest(spec))
         except BaseException as error:
             self.ended = str(error).partition("\n")[0] or type(error).__name__
             _log.error("sandbox %s did not start: %s", self.identity.id, error)
             with anyio.CancelScope(shield=True):
                 await self.stop()
-            if self.broker.lost.is_set() and isinstance(error, Exception):
-                # Its children died with it, and theirs was the death that was seen.
-                raise SandboxError("host", self.broker.reason) from error
+            if isinstance(error, Exception) and (cause := self.broker.fault):
+                # What was seen first may only be a consequence of it.
+                raise SandboxError("host", cause) from error
             raise
         self._tasks.start_soon(self._watch)
         _log.info(
-            "sandbox %s is running after %.0f ms (%s)",
+            "sandbox %s is running after %.0f ms (%s); %s",
             self.identity.id,
             (time.monotonic() - begin) * 1e3,
             ", ".join(stages),
+            self.confinement,
         )
 
     async def _stage(self, name: str, stages: list[str], work: Awaitable[T]) -> T:
@@ -167,7 +175,42 @@ class Sandbox:
         cgroup = (spec.get("linux") or {}).get("cgroupsPath")
         await self.broker.prepare(cgroup)
 
-    async def _start_machine(self, spec: JsonObject) -> None:
+    async def _prepare_machine(self, spec: JsonObject) -> None:
+        """Make the machine ready to run, and meanwhile this process to be sealed."""
+        await together(lambda: self._make_machine(spec), self._preload)
+
+    async def _preload(self) -> None:
+        from kata_runtime import preload
+
+        await anyio.lowlevel.checkpoint()  # the machine's processes start first, beside this
+        preload.load()
+
+    async def _seal(self) -> None:
+        """Put this process under its filter, hand the listener to the broker, and have the kernel's word."""
+        from kata_hypervisor.seccomp import seal
+        from kata_runtime import preload
+
+        assert self.configuration is not None
+        mode = self.configuration.runtime.shim_seccomp
+        built = seal.build(seal.SHIM_FEATURES | self.hypervisor.seal_features, mode)
+        self.confinement = built.describe()
+        if mode == "off":
+            _log.warning("%s", self.confinement)
+            return
+        await self.broker.announce_seal(mode=mode, policy=built.name)
+        preload.close()
+        # From here to the handover nobody answers a call that the filter refuses.
+        listener = built.install()
+        assert listener is not None
+        try:
+            threads = await self.broker.supervise(listener)
+        finally:
+            os.close(listener)
+        self.sealed = True
+        if (breach := find_breach(threads, True, self._inherited)) is not None:
+            raise SandboxError("seal", f"the runtime's process is not confined as it must be: {breach}")
+
+    async def _make_machine(self, spec: JsonObject) -> None:
         from kata_hypervisor import registry
 
         assert self.configuration is not None
@@ -176,7 +219,7 @@ class Sandbox:
         size = sizing.size_of(spec, table, static=runtime.static_sandbox_resource_mgmt, host_cpus=host_cpus)
         self._hypervisor = registry.create(self.configuration.hypervisor_name, table, self.broker)
         shared = SharedDirectory(Path(self.shared_directory)) if table.shared_fs == "virtio-fs" else None
-        await self._hypervisor.start(
+        await self._hypervisor.prepare(
             VmSpec(
                 sandbox_id=self.identity.id[:64],
                 directory=Path(self.identity.directory),
@@ -202,6 +245,10 @@ class Sandbox:
         if agent.container_pipe_size:
             words.append(f"agent.container_pipe_size={agent.container_pipe_size}")
         return (*words, *table.kernel_parameters)
+
+    async def _run_machine(self) -> None:
+        await self.hypervisor.run()
+        await self._reach_agent()
 
     async def _reach_agent(self) -> None:
         """Connect to the agent, unless the machine or a helper ends first: whatever comes first is told."""

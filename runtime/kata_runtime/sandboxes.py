@@ -27,11 +27,12 @@ class RecordedProcess:
 
 @dataclass(frozen=True, slots=True)
 class RecordedSandbox:
-    """A sandbox with at least one living process."""
+    """A sandbox with at least one living process. socket: the path where its shim serves."""
 
     id: str
     namespace: str
     directory: str
+    socket: str
     processes: tuple[RecordedProcess, ...]
 
 
@@ -63,7 +64,7 @@ def _read(directory: str) -> RecordedSandbox | None:
     alive = [RecordedProcess(name, pid) for name, pid, start in candidates if is_alive(pid, start)]
     for child in [process for process in alive if process.name not in ("shim", "broker")]:
         alive += (RecordedProcess(child.name, pid) for pid in _descendants(child.pid))
-    return RecordedSandbox(header["sandbox"], header["owner"], directory, tuple(alive))
+    return RecordedSandbox(header["sandbox"], header["owner"], directory, header["socket"], tuple(alive))
 
 
 def _descendants(pid: int) -> Iterator[int]:

@@ -11,7 +11,6 @@ import fcntl
 import logging
 import os
 import socket
-import stat
 import struct
 import termios
 from collections.abc import Awaitable, Callable, Mapping
@@ -48,12 +47,13 @@ class StdioPaths:
 
 
 class StdioFiles:
-    """The host's end of the streams, opened; -1 where there is none."""
+    """The host's end of the streams, opened; -1 where there is none. All but those in `logs` are FIFOs."""
 
     def __init__(self, stdin: int = -1, stdout: int = -1, stderr: int = -1) -> None:
         self.stdin = stdin
         self.stdout = stdout
         self.stderr = stderr
+        self.logs: set[int] = set()
 
     @classmethod
     async def open(
@@ -71,7 +71,8 @@ class StdioFiles:
             if not separator:
                 return await open_fifo(path, "rw")
             if scheme == "file":
-                return await open_log(rest)
+                files.logs.add(fd := await open_log(rest))
+                return fd
             raise UnsupportedError(
                 f"cannot log to {path!r}: use a FIFO or file:///path (binary loggers are not supported)"
             )
@@ -99,6 +100,10 @@ class StdioFiles:
         setattr(self, name, -1)
         if fd >= 0:
             os.close(fd)
+
+    def unread(self, fd: int) -> int:
+        """How many bytes are in a FIFO; 0 for a log."""
+        return 0 if fd in self.logs else queued(fd)
 
     def write_notice(self, text: str) -> None:
         """Put a last line of the runtime's own behind the process's output, if there is room for it."""
@@ -159,7 +164,7 @@ class Stdio:
                 self._moved(name)
                 if name != "stdin" and (fifo := getattr(self._files, name)) >= 0:
                     await self._finishing.wait()
-                    await _until_taken(fifo)
+                    await self._until_taken(fifo)
         finally:
             del self._pumps[name]
             self._close_one(name)
@@ -196,7 +201,7 @@ class Stdio:
 
     def _unread(self) -> int:
         """How many bytes of output are in the FIFOs."""
-        return sum(_queued(fd) for fd in (self._files.stdout, self._files.stderr) if fd >= 0)
+        return sum(self._files.unread(fd) for fd in (self._files.stdout, self._files.stderr) if fd >= 0)
 
     async def finish(self) -> None:
         """After the process's end: wait until its output is in the FIFOs, as long as somebody takes it."""
@@ -227,6 +232,14 @@ class Stdio:
         """Write a line of the runtime's own to the process's output, see StdioFiles.write_notice."""
         self._files.write_notice(text)
 
+    async def _until_taken(self, fifo: int) -> None:
+        """Wait until a reader has emptied a FIFO, but not for ever: what is in it is lost when it closes."""
+        pause = 0.001
+        with anyio.move_on_after(STALL_BUDGET):
+            while self._files.unread(fifo):
+                await anyio.sleep(pause)
+                pause = min(2 * pause, 0.05)
+
     async def _pump_stdout(self) -> None:
         await self._pump_output("stdout", self._files.stdout)
 
@@ -249,23 +262,6 @@ class Stdio:
         if not self._stdin_closing.is_set():
             await first(lambda: anyio.wait_readable(fifo), self._stdin_closing.wait)
         return not self._stdin_closing.is_set() or has_input(fifo)
-
-
-async def _until_taken(fifo: int) -> None:
-    """Wait until a reader has emptied a FIFO, but not for ever: what is in it is lost when we close it."""
-    pause = 0.001
-    with anyio.move_on_after(STALL_BUDGET):
-        while _queued(fifo):
-            await anyio.sleep(pause)
-            pause = min(2 * pause, 0.05)
-
-
-def _queued(fifo: int) -> int:
-    """How many bytes are in a FIFO; 0 for what is none, such as a log file."""
-    if not stat.S_ISFIFO(os.fstat(fifo).st_mode):
-        return 0
-    (count,) = struct.unpack("i", fcntl.ioctl(fifo, termios.FIONREAD, bytes(4)))
-    return int(count)
 
 
 async def _move(source: int, target: int) -> int:
@@ -303,8 +299,12 @@ async def _copy(source: int, target: int) -> int:
     return len(data)
 
 
-def has_input(fifo: int) -> bool:
-    """Whether a read of the FIFO would return at once: data, or the end of the file."""
-    import select
+def queued(fifo: int) -> int:
+    """How many bytes are in a FIFO."""
+    (count,) = struct.unpack("i", fcntl.ioctl(fifo, termios.FIONREAD, bytes(4)))
+    return int(count)
 
-    return bool(select.select([fifo], [], [], 0)[0])
+
+def has_input(fifo: int) -> bool:
+    """Whether there is something in a FIFO. At its end there is nothing, and nothing will come."""
+    return queued(fifo) > 0

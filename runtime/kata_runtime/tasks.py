@@ -34,7 +34,7 @@ from kata_runtime.errors import (
 from kata_runtime.identity import check_id
 from kata_runtime.polled_stdio import PolledStdio
 from kata_runtime.process import KILLED, Container, Process
-from kata_runtime.resource.shares import RootfsMount, Shares, check_sources
+from kata_runtime.resource.shares import RootfsMount, Shares
 from kata_runtime.sandbox import Sandbox
 from kata_runtime.states import Event, State
 from kata_runtime.stdio import Stdio, StdioFiles, StdioPaths
@@ -133,23 +133,28 @@ class Tasks:
         return container
 
     async def _create(self, request: CreateRequest) -> Container:
-        spec = oci_bundle.load_spec(request.bundle)
+        """Make ready what is the host's, boot the sandbox unless it runs, create the container in the guest.
+
+        The order matters: what cannot work is refused before a machine is started for it, and what the first
+        container needs of the host is known before the guest runs.
+        """
+        spec = await oci_bundle.load_spec(request.bundle, self._sandbox.broker.read_spec)
         _refuse_host_hooks(spec)
         kind = oci_bundle.container_type(spec)
         init = Process(request.id, "", request.stdio, spec["process"])
         container = Container(request.id, request.bundle, spec, init)
-        # What cannot work is refused before a machine is started for it.
         _encode(container.spec, container)
-        check_sources(container, request.rootfs)
         booted_here = not self._sandbox.running
+        if booted_here and kind is ContainerType.POD_CONTAINER and self._sandbox.configuration is None:
+            raise StateError(f"the sandbox of container {request.id} is not running")
+        files = await self._open_files(init)
         try:
-            if booted_here:
-                if kind is ContainerType.POD_CONTAINER and self._sandbox.configuration is None:
-                    raise StateError(f"the sandbox of container {request.id} is not running")
-                await self._sandbox.boot(spec, request.config_path)
             sources = await self._shares.share(container, request.rootfs)
-            await self._create_in_guest(container, sources)
+            if booted_here:
+                await self._sandbox.boot(spec, request.config_path)
+            await self._create_in_guest(container, sources, files)
         except BaseException:
+            files.close()
             with anyio.CancelScope(shield=True):
                 await self._undo_create(container, stop_sandbox=booted_here)
             raise
@@ -162,7 +167,9 @@ class Tasks:
             await self._sandbox.stop()
         await self._shares.unshare(container)
 
-    async def _create_in_guest(self, container: Container, sources: dict[int, str]) -> None:
+    async def _create_in_guest(
+        self, container: Container, sources: dict[int, str], files: StdioFiles
+    ) -> None:
         configuration = self._sandbox.configuration
         assert configuration is not None
         guest = guest_spec.amend(
@@ -172,7 +179,7 @@ class Tasks:
             disable_guest_seccomp=configuration.runtime.disable_guest_seccomp,
         )
         encoded = _encode(guest, container)
-        ports = await self._open_stdio(container.init)
+        ports = await self._connect_stdio(container.init, files)
         request = agent_pb2.CreateContainerRequest(
             container_id=container.id,
             exec_id=container.id,
@@ -181,15 +188,17 @@ class Tasks:
             stdout_port=ports.get("stdout", 0),
             stderr_port=ports.get("stderr", 0),
         )
-        with _in_the_guest(f"create container {container.id}"):
+        with self._in_the_guest(f"create container {container.id}"):
             await self._sandbox.agent.create_container(request)
         assert container.init.stdio is not None
         container.init.stdio.start(self._tasks)
 
-    async def _open_stdio(self, process: Process) -> dict[str, int]:
-        """Open the process's streams on both sides; returns the guest's numbers of them, none when polled."""
+    async def _open_files(self, process: Process) -> StdioFiles:
         broker = self._sandbox.broker
-        files = await StdioFiles.open(process.paths, broker.open_fifo, broker.open_log)
+        return await StdioFiles.open(process.paths, broker.open_fifo, broker.open_log)
+
+    async def _connect_stdio(self, process: Process, files: StdioFiles) -> dict[str, int]:
+        """Connect the process's streams to the guest; returns its numbers of them, none when polled."""
         if not self._sandbox.stream_io:
             process.stdio = PolledStdio(
                 files,
@@ -202,6 +211,16 @@ class Tasks:
         process.stdio = stdio = Stdio(files)
         transport = self._sandbox.hypervisor.transport
         return await stdio.connect(lambda: transport.connect(STREAM_PORT))
+
+    @contextlib.contextmanager
+    def _in_the_guest(self, action: str) -> Iterator[None]:
+        """Say what was attempted when the guest refuses it, or why there is no guest any more."""
+        try:
+            yield
+        except RpcError as error:
+            if error.code is Code.UNAVAILABLE and self._sandbox.ended is not None:
+                raise SandboxError("running", f"cannot {action}: {self._sandbox.ended}") from error
+            raise RpcError(error.code, f"cannot {action}: {error.message}") from error
 
     # -- running -------------------------------------------------------------------------------------------
 
@@ -221,7 +240,7 @@ class Tasks:
                 await self._start_exec(process)
             else:
                 request = agent_pb2.StartContainerRequest(container_id=process.container_id)
-                with _in_the_guest(f"start {process.what}"):
+                with self._in_the_guest(f"start {process.what}"):
                     await self._sandbox.agent.start_container(request)
             process.apply(Event.START)
             if process.pending_size is not None:
@@ -233,7 +252,7 @@ class Tasks:
         if container.state is not State.RUNNING:
             raise StateError(f"cannot start {process.what}: the container is {container.state.value}")
         try:
-            ports = await self._open_stdio(process)
+            ports = await self._connect_stdio(process, await self._open_files(process))
             request = agent_pb2.ExecProcessRequest(
                 container_id=process.container_id,
                 exec_id=process.exec_id,
@@ -242,7 +261,7 @@ class Tasks:
                 stdout_port=ports.get("stdout", 0),
                 stderr_port=ports.get("stderr", 0),
             )
-            with _in_the_guest(f"start {process.what}"):
+            with self._in_the_guest(f"start {process.what}"):
                 await self._sandbox.agent.exec_process(request)
             assert process.stdio is not None
             process.stdio.start(self._tasks)
@@ -468,15 +487,6 @@ class Tasks:
         self.container(container_id)
         request = agent_pb2.StatsContainerRequest(container_id=container_id)
         return await self._sandbox.agent.stats_container(request)
-
-
-@contextlib.contextmanager
-def _in_the_guest(action: str) -> Iterator[None]:
-    """Say what was attempted when the guest refuses it."""
-    try:
-        yield
-    except RpcError as error:
-        raise RpcError(error.code, f"cannot {action}: {error.message}") from error
 
 
 def _encode(spec: JsonObject, container: Container) -> oci_pb2.Spec:

@@ -16,7 +16,14 @@ import pytest
 from kata_agent import transports
 from kata_agent.mux.guest import MuxGuest
 from kata_agent.transport import GuestTransport, GuestUnreachableError
-from kata_agent.transports import HybridVsockTransport, SerialTransport, VsockTransport
+from kata_agent.transports import (
+    Dial,
+    HybridVsockTransport,
+    SerialTransport,
+    VsockTransport,
+    dial_unix,
+    dial_vsock,
+)
 
 
 class Vmm:
@@ -50,6 +57,10 @@ class Vmm:
             sock.close()
 
 
+def hybrid(path: str) -> HybridVsockTransport:
+    return HybridVsockTransport(dial_unix(path), path)
+
+
 @pytest.fixture
 def directory() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="t") as directory:
@@ -65,7 +76,7 @@ async def vmm(directory: str) -> AsyncIterator[Vmm]:
 
 async def test_hybrid_handshake_reads_the_reply_and_no_more(vmm: Vmm) -> None:
     vmm.reply = lambda sock: sock.sendall(b"OK 1073741824\nfirst bytes of the stream")
-    transport: GuestTransport = HybridVsockTransport(vmm.path)
+    transport: GuestTransport = hybrid(vmm.path)
     sock, number = await transport.connect(1024)
     with sock:
         assert number == 1073741824
@@ -81,7 +92,7 @@ async def test_hybrid_reply_in_pieces(vmm: Vmm) -> None:
             sock.sendall(bytes([byte]))
 
     vmm.reply = reply
-    sock, number = await HybridVsockTransport(vmm.path).connect(1)
+    sock, number = await hybrid(vmm.path).connect(1)
     assert number == 7
     sock.close()
 
@@ -89,32 +100,32 @@ async def test_hybrid_reply_in_pieces(vmm: Vmm) -> None:
 async def test_hybrid_without_a_listener_in_the_guest(vmm: Vmm) -> None:
     vmm.reply = lambda sock: sock.close()
     with pytest.raises(GuestUnreachableError, match="guest port 5 behind"):
-        await HybridVsockTransport(vmm.path).connect(5)
+        await hybrid(vmm.path).connect(5)
 
 
 async def test_hybrid_without_an_answer(vmm: Vmm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transports, "_TRY", 0.01)
     vmm.reply = lambda sock: None
     with pytest.raises(GuestUnreachableError, match="no answer"):
-        await HybridVsockTransport(vmm.path).connect(5)
+        await hybrid(vmm.path).connect(5)
 
 
 @pytest.mark.parametrize("reply", [b"NO 1\n", b"OK \n", b"OK -1\n", b"OK 1" * 100, b"\n", b"OK 1 2\n"])
 async def test_hybrid_answer_that_is_none(vmm: Vmm, reply: bytes) -> None:
     vmm.reply = lambda sock: sock.sendall(reply)
     with pytest.raises(ConnectionError, match="not a hybrid vsock socket") as caught:
-        await HybridVsockTransport(vmm.path).connect(5)
+        await hybrid(vmm.path).connect(5)
     assert not isinstance(caught.value, GuestUnreachableError)
 
 
 async def test_hybrid_socket_missing_or_dead(directory: str) -> None:
     path = os.path.join(directory, "v")
     with pytest.raises(GuestUnreachableError, match="No such file"):
-        await HybridVsockTransport(path).connect(1)
+        await hybrid(path).connect(1)
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(path)
     with pytest.raises(GuestUnreachableError, match="refused"):
-        await HybridVsockTransport(path).connect(1)
+        await hybrid(path).connect(1)
 
 
 async def test_hybrid_socket_whose_queue_is_full(directory: str) -> None:
@@ -124,12 +135,12 @@ async def test_hybrid_socket_whose_queue_is_full(directory: str) -> None:
         listener.listen(0)
         first.connect(path)
         with pytest.raises(GuestUnreachableError):
-            await HybridVsockTransport(path).connect(1)
+            await hybrid(path).connect(1)
 
 
 async def test_failure_that_is_not_the_guests_is_not_retried(directory: str) -> None:
     with pytest.raises(OSError, match="too long"):
-        await HybridVsockTransport("x" * 200).connect(1)
+        await hybrid("x" * 200).connect(1)
 
 
 async def test_serial_waits_for_the_guest_and_connects() -> None:
@@ -154,60 +165,57 @@ async def test_serial_waits_for_the_guest_and_connects() -> None:
         end.close()
 
 
-class FakeVsock:
-    """A vsock socket whose connect ends as told: hosts without vhost-vsock have no real one."""
+def dialed(error: int | None) -> tuple[Dial, list[socket.socket]]:
+    """A dial of vsock whose connection ends as told: hosts without vhost-vsock have no real one."""
+    made: list[socket.socket] = []
 
-    def __init__(self, outcome: OSError | None) -> None:
-        self.outcome = outcome
-        self.closed = False
+    class Vsock(socket.socket):
+        def getsockopt(self, *_: int) -> int:  # type: ignore[override]
+            return error or 0
 
-    def setblocking(self, blocking: bool) -> None:
-        assert not blocking
+        def getsockname(self) -> tuple[int, int]:
+            return 2, 4711
 
-    def getsockname(self) -> tuple[int, int]:
-        return 2, 4711
+    async def dial(port: int) -> socket.socket:
+        assert port == 1024
+        made.append(Vsock(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+        return made[-1]
 
-    def close(self) -> None:
-        self.closed = True
+    return dial, made
 
 
 @pytest.mark.parametrize(
     "error",
     [errno.ECONNRESET, errno.ETIMEDOUT, errno.ENODEV, errno.ECONNREFUSED, errno.EHOSTUNREACH],
 )
-async def test_vsock_guest_that_is_not_there(monkeypatch: pytest.MonkeyPatch, error: int) -> None:
-    fake = fake_vsock(monkeypatch, OSError(error, os.strerror(error)))
+async def test_vsock_guest_that_is_not_there(error: int) -> None:
+    dial, made = dialed(error)
     with pytest.raises(GuestUnreachableError, match="vsock port 1024 of guest 42"):
-        await VsockTransport(42).connect(1024)
-    assert fake.closed
+        await VsockTransport(dial, "guest 42").connect(1024)
+    assert [sock.fileno() for sock in made] == [-1]
 
 
-async def test_vsock_other_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = fake_vsock(monkeypatch, OSError(errno.EACCES, "denied"))
+async def test_vsock_that_cannot_be_dialed() -> None:
+    async def dial(port: int) -> socket.socket:
+        raise OSError(errno.ENODEV, "no such device")
+
+    with pytest.raises(GuestUnreachableError, match="vsock port 1024 of guest 42: no such device"):
+        await VsockTransport(dial, "guest 42").connect(1024)
+
+
+async def test_vsock_other_failure() -> None:
+    dial, made = dialed(errno.EACCES)
     with pytest.raises(PermissionError):
-        await VsockTransport(42).connect(1024)
-    assert fake.closed
+        await VsockTransport(dial, "guest 42").connect(1024)
+    assert [sock.fileno() for sock in made] == [-1]
 
 
-async def test_vsock_number_is_the_local_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake = fake_vsock(monkeypatch, None)
-    sock, number = await VsockTransport(42).connect(1024)
-    assert sock is fake  # type: ignore[comparison-overlap]
-    assert number == 4711
-    assert not fake.closed
-
-
-def fake_vsock(monkeypatch: pytest.MonkeyPatch, outcome: OSError | None) -> FakeVsock:
-    fake = FakeVsock(outcome)
-
-    async def sock_connect(sock: object, address: object) -> None:
-        assert address == (42, 1024)
-        if outcome:
-            raise outcome
-
-    monkeypatch.setattr(socket, "socket", lambda family, kind: fake)
-    monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", sock_connect)
-    return fake
+async def test_vsock_number_is_the_local_port() -> None:
+    dial, made = dialed(None)
+    sock, number = await VsockTransport(dial, "guest 42").connect(1024)
+    with sock:
+        assert sock is made[0]
+        assert number == 4711
 
 
 def local_cid() -> int | None:
@@ -227,7 +235,7 @@ async def test_vsock_over_loopback() -> None:
         listener.listen()
         port = listener.getsockname()[1]
         try:
-            sock, number = await VsockTransport(1).connect(port)
+            sock, number = await VsockTransport(dial_vsock(1), "this host").connect(port)
         except GuestUnreachableError:
             pytest.skip("vsock_loopback is not loaded")
         peer, (_, peer_port) = listener.accept()

@@ -113,6 +113,8 @@ GUARDED_ANNOTATIONS = [
     ("hypervisor.kernel", "/etc/shadow"),
     ("hypervisor.virtio_fs_daemon", "/bin/sh"),
     ("runtime.disable_guest_seccomp", "true"),
+    ("runtime.shim_seccomp", "off"),
+    ("runtime.shim_seccomp", "log"),
     ("runtime.hypervisor_name", "qemu"),
 ]
 
@@ -131,6 +133,12 @@ def test_its_name_does(pod: Pod, entry: str) -> None:
     configuration = pod(f'["{entry}"]', {"hypervisor.seccompsandbox": "off"})
     assert not configuration.hypervisor.confined
     assert any(found.code == "KATA502" for found in configuration.warnings)
+
+
+def test_the_runtimes_own_filter_is_opened_by_its_name(pod: Pod) -> None:
+    configuration = pod('["runtime.shim_seccomp"]', {"runtime.shim_seccomp": "off"})
+    assert configuration.runtime.shim_seccomp == "off"
+    assert [found.code for found in configuration.warnings if found.security] == ["KATA505"]
 
 
 def test_every_path_of_the_host_is_guarded(pod: Pod) -> None:

@@ -74,6 +74,7 @@ def test_places_that_say_the_same_are_explained_once() -> None:
     texts = reference.explain("disable_seccomp")
     assert texts[0].startswith("hypervisor.clh.disable_seccomp\nhypervisor.firecracker.disable_seccomp\n")
     assert [text.splitlines()[0] for text in texts[1:]] == [
+        "hypervisor.dragonball.disable_seccomp",
         "hypervisor.qemu.disable_seccomp",
         "hypervisor.solo5-spt.disable_seccomp",
     ]

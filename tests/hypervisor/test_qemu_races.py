@@ -22,6 +22,7 @@ from kata_hypervisor.qemu import driver
 from kata_hypervisor.qemu.command import AGENT, CONSOLE
 from kata_hypervisor.qemu.driver import Qemu
 from kata_hypervisor.seccomp.proof import ThreadConfinement
+from machines import start
 
 
 def event(reason: str) -> bytes:
@@ -85,7 +86,7 @@ def asked(host: FakeHost, command: str) -> bool:
 @contextlib.asynccontextmanager
 async def running(rig: Rig) -> AsyncIterator[Qemu]:
     machine = rig.driver()
-    await machine.start(rig.spec)
+    await start(machine, rig.spec)
     try:
         yield machine
     finally:
@@ -96,7 +97,7 @@ async def refused(rig: Rig, error: type[HypervisorError] = LaunchError) -> Any:
     """Start, expect the error, and return it."""
     machine = rig.driver()
     with pytest.raises(error) as caught:
-        await machine.start(rig.spec)
+        await start(machine, rig.spec)
     rig.assert_nothing_left()
     return caught.value
 
@@ -331,7 +332,7 @@ async def test_stop_is_idempotent_before_during_and_after(rig: Rig) -> None:
     machine = rig.driver()
     await machine.stop()
     with pytest.raises(LaunchError, match="used before"):
-        await machine.start(rig.spec)
+        await start(machine, rig.spec)
     async with running(rig) as machine:
         await asyncio.gather(machine.stop(), machine.stop())
         await machine.stop()
@@ -340,7 +341,7 @@ async def test_stop_is_idempotent_before_during_and_after(rig: Rig) -> None:
 async def test_a_machine_starts_once(rig: Rig) -> None:
     async with running(rig) as machine:
         with pytest.raises(LaunchError, match="used before"):
-            await machine.start(rig.spec)
+            await start(machine, rig.spec)
         await machine.resume()
 
 
@@ -371,7 +372,7 @@ async def test_a_start_that_is_given_up_leaves_nothing(
     rig.host.behaviours["qemu"] = FakeQemu(silent_at="cont")
     rig.budgets["stop_budget"] = 0.05
     machine = rig.driver()
-    starting = asyncio.ensure_future(machine.start(rig.spec))
+    starting = asyncio.ensure_future(start(machine, rig.spec))
     await rig.host.until(reached)
     if how == "cancelled":
         starting.cancel()

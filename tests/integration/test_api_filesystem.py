@@ -74,10 +74,11 @@ async def test_a_read_only_bind_as_root(shim_pod: Pod) -> None:
 
 
 async def test_a_root_that_does_not_exist(shim_pod: Pod) -> None:
-    mount = types_pb2.Mount(type="bind", source="/no/such/rootfs", options=["rbind", "rw"])
+    source = f"{shim_pod.shim.lab.directory}/no/such/rootfs"
+    mount = types_pb2.Mount(type="bind", source=source, options=["rbind", "rw"])
     with pytest.raises(RpcError) as caught:
         await shim_pod.run("true", rootfs=[mount])
-    assert "cannot mount bind /no/such/rootfs on " in caught.value.message
+    assert f"cannot mount bind {source} on " in caught.value.message
     assert caught.value.message.endswith(": No such file or directory")
     spec = shim_pod.spec("true")
     spec["root"]["path"] = "absent"

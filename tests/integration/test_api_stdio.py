@@ -8,6 +8,8 @@ import random
 import anyio
 import pytest
 
+from oci_bundle import make_process, make_spec
+from shim_harness import Lab
 from shim_pod import Pod
 
 pytestmark = pytest.mark.integration
@@ -150,16 +152,15 @@ async def test_without_any_stream_the_output_is_dropped(shim_pod: Pod) -> None:
     await process.delete()
 
 
-async def test_output_to_a_file(shim_pod: Pod) -> None:
-    shim = shim_pod.shim
-    log = shim.lab.directory / "container.log"
-    name = shim.lab.new_id("c")
-    bundle = shim.lab.bundle(name, shim_pod.spec("sh", "-c", "echo out; echo err >&2"))
-    mounts = [shim.lab.overlay(name)]
-    await shim.task(
-        "Create", id=name, bundle=str(bundle), rootfs=mounts, stdout=f"file://{log}", stderr=f"file://{log}"
-    )
+async def test_output_to_a_file(lab: Lab) -> None:
+    name = lab.new_id("logged")
+    log = lab.directory / "container.log"
+    shim = await lab.start_shim(name, make_spec(make_process("sh", "-c", "echo out; echo err >&2")))
+    mounts = [lab.overlay(name)]
+    streams = {"stdout": f"file://{log}", "stderr": f"file://{log}"}
+    await shim.task("Create", id=name, bundle=str(shim.bundle), rootfs=mounts, **streams)
     await shim.task("Start", id=name)
     assert (await shim.task("Wait", id=name)).exit_status == 0
     await shim.task("Delete", id=name)
+    await shim.close()
     assert sorted(log.read_text().split()) == ["err", "out"]

@@ -48,7 +48,8 @@ async def test_control_c_interrupts_and_input_is_echoed(shim_pod: Pod) -> None:
     process = await shim_pod.start_container(
         "sh", terminal=True, stdin=True, process={"env": ["PATH=/bin", "PS1=> "]}
     )
-    await typed(process, b"echo go; sleep 1000\n", b"\r\ngo\r\n")
+    # In one process group, so that there is always somebody in it to be interrupted.
+    await typed(process, b"sh -c 'echo go; sleep 1000'\n", b"\r\ngo\r\n")
     await typed(process, b"\x03", b"^C")
     assert b"status 130" in await typed(process, b"echo status $?\n", b"status 130\r\n")
     await typed(process, b"exit 9\n", b"exit 9")

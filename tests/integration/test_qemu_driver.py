@@ -19,6 +19,7 @@ from kata_hypervisor.host import ExitStatus
 from kata_hypervisor.qemu.driver import Qemu
 from kata_hypervisor.registry import create
 from local_host import LocalHost
+from machines import start
 
 pytestmark = pytest.mark.integration
 
@@ -87,7 +88,7 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 
 async def test_every_thread_is_under_the_configured_filter(rig: Rig) -> None:
     machine = rig.machine()
-    await machine.start(rig.spec)
+    await start(machine, rig.spec)
     try:
         assert os.listdir(rig.spec.directory) == ["shared"]
         vmm = machine.processes[0].child
@@ -105,7 +106,7 @@ async def test_every_thread_is_under_the_configured_filter(rig: Rig) -> None:
 
 async def test_off_is_off_and_says_so(rig: Rig) -> None:
     machine = rig.machine(seccompsandbox="")
-    await machine.start(rig.spec)
+    await start(machine, rig.spec)
     try:
         threads = await rig.host.confinement(machine.processes[0].child)
         assert {thread.filters for thread in threads} == {0}
@@ -116,7 +117,7 @@ async def test_off_is_off_and_says_so(rig: Rig) -> None:
 
 async def test_a_guest_that_panics_is_quoted(rig: Rig) -> None:
     machine = rig.machine()
-    await machine.start(replace(rig.spec, initrd=None, image=None, kernel_parameters=("root=/dev/none",)))
+    await start(machine, replace(rig.spec, initrd=None, image=None, kernel_parameters=("root=/dev/none",)))
     try:
         end = await machine.wait()
     finally:
@@ -129,7 +130,7 @@ async def test_a_guest_that_panics_is_quoted(rig: Rig) -> None:
 @pytest.mark.parametrize("name", ["qemu", "virtiofsd"])
 async def test_a_process_that_is_killed_ends_the_machine(rig: Rig, name: str) -> None:
     machine = rig.machine()
-    await machine.start(rig.spec)
+    await start(machine, rig.spec)
     try:
         await rig.host.children[name].kill(signal.SIGKILL)
         end = await machine.wait()
@@ -142,23 +143,23 @@ async def test_a_process_that_is_killed_ends_the_machine(rig: Rig, name: str) ->
 
 async def test_a_kernel_that_does_not_exist(rig: Rig) -> None:
     with pytest.raises(HostUnfitError, match="guest's kernel: /none: No such file"):
-        await rig.machine().start(replace(rig.spec, kernel=Path("/none")))
+        await start(rig.machine(), replace(rig.spec, kernel=Path("/none")))
     assert rig.host.children == {}
 
 
 async def test_a_kernel_that_is_none(rig: Rig) -> None:
     with pytest.raises(LaunchError, match="qemu ended before the guest was ready: exit status 1: qemu"):
-        await rig.machine().start(replace(rig.spec, kernel=Path("/etc/passwd")))
+        await start(rig.machine(), replace(rig.spec, kernel=Path("/etc/passwd")))
 
 
 async def test_a_qemu_that_ends_at_once(rig: Rig) -> None:
     with pytest.raises(LaunchError, match="qemu ended before the guest was ready: exit status 1"):
-        await rig.machine(path="/bin/false").start(rig.spec)
+        await start(rig.machine(path="/bin/false"), rig.spec)
 
 
 async def test_a_virtiofsd_that_ends_at_once(rig: Rig) -> None:
     with pytest.raises(LaunchError, match="virtiofsd ended before the guest was ready: exit status 1"):
-        await rig.machine(virtio_fs_daemon="/bin/false").start(rig.spec)
+        await start(rig.machine(virtio_fs_daemon="/bin/false"), rig.spec)
 
 
 async def test_a_qemu_that_says_nothing(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -167,9 +168,9 @@ async def test_a_qemu_that_says_nothing(rig: Rig, tmp_path_factory: pytest.TempP
     script.chmod(0o755)
     machine = Qemu(rig.table(path=script), rig.host, start_budget=0.3)
     with pytest.raises(LaunchError, match=r"waiting for qemu's monitor: no answer within 0\.3 s"):
-        await machine.start(rig.spec)
+        await start(machine, rig.spec)
 
 
 async def test_a_property_that_this_qemu_does_not_have(rig: Rig) -> None:
     with pytest.raises(LaunchError, match=r"exit status 1: .*Property 'pc-q35.*\.frobnicate' not found"):
-        await rig.machine(machine_accelerators="frobnicate=on").start(rig.spec)
+        await start(rig.machine(machine_accelerators="frobnicate=on"), rig.spec)

@@ -62,11 +62,11 @@ class RigError(Exception):
     """The rig could not run its script to the end."""
 
 
-def run(script: str, image: Path, deadline: float, echo: Callable[[str], object]) -> int:
+def run(script: str, image: Path, deadline: float, echo: Callable[[bytes], object]) -> int:
     """Run a shell script in the rig, as root; return its exit status.
 
     image: the guest image, whose kernel and packages the rig shares. deadline: seconds for all of it. echo:
-    told each line of output as it comes.
+    told all output as it comes.
 
     Raises:
         RigError: the rig did not boot, or was not done within the deadline; ends with the console's tail.
@@ -85,7 +85,7 @@ def in_checkout(words: Sequence[str], environment: Mapping[str, str]) -> str:
     return "\n".join([*exports, f"cd {shlex.quote(str(CHECKOUT))}", f"exec {shlex.join(words)}\n"])
 
 
-def _boot(directory: Path, image: Path, files: int, deadline: float, echo: Callable[[str], object]) -> int:
+def _boot(directory: Path, image: Path, files: int, deadline: float, echo: Callable[[bytes], object]) -> int:
     console, status = directory / "console", directory / "status"
     command = [
         *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", *MACHINE),
@@ -98,15 +98,13 @@ def _boot(directory: Path, image: Path, files: int, deadline: float, echo: Calla
         stdin=subprocess.PIPE,  # open, or QEMU would take the port for disconnected
         stdout=subprocess.PIPE,
         pass_fds=[files],
-        text=True,
-        errors="replace",
     ) as qemu:
         assert qemu.stdout is not None
         watchdog = threading.Timer(deadline, qemu.kill)
         watchdog.start()
         try:
-            for line in qemu.stdout:
-                echo(line)
+            while output := os.read(qemu.stdout.fileno(), 1 << 16):
+                echo(output)
         except BaseException:
             qemu.kill()
             raise

@@ -49,9 +49,10 @@ def main() -> int:
         return FAILED
 
 
-def tell(line: str) -> None:
-    """Pass a line of output on as it comes."""
-    print(line, end="", flush=True)
+def tell(output: bytes) -> None:
+    """Pass output on as it comes."""
+    sys.stdout.buffer.write(output)
+    sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

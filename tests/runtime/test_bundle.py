@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata_runtime.bundle import ContainerType, check_process, check_spec, container_type, load_spec
+from kata_runtime.broker.admission import MAX_SPEC
+from kata_runtime.broker.errors import RequestFailedError
+from kata_runtime.bundle import (
+    ContainerType,
+    check_process,
+    check_spec,
+    container_type,
+    load_spec,
+    parse_spec,
+)
 from kata_runtime.errors import InvalidRequestError, UnsupportedError
 
 GOOD: dict[str, Any] = {
@@ -21,9 +29,8 @@ GOOD: dict[str, Any] = {
 }
 
 
-def test_a_good_bundle_loads(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(GOOD))
-    assert load_spec(str(tmp_path)) == GOOD
+def test_a_good_specification_is_read() -> None:
+    assert parse_spec(json.dumps(GOOD).encode(), "config.json") == GOOD
 
 
 @pytest.mark.parametrize(
@@ -51,15 +58,26 @@ def test_a_good_bundle_loads(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_bad_bundle_names_its_fault(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "config.json").write_text(text)
+def test_a_bad_bundle_names_its_fault(text: str, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message):
-        load_spec(str(tmp_path))
+        parse_spec(text.encode(), "config.json")
 
 
-def test_a_missing_bundle_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequestError, match=r"cannot read .*/config.json: No such file"):
-        load_spec(str(tmp_path))
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [(b"x" * (MAX_SPEC + 1), "larger than 4 MiB"), (b"[" * 100_000, "is not JSON"), (b"\xff", "is not JSON")],
+)
+def test_a_file_that_is_no_specification(raw: bytes, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        parse_spec(raw, "config.json")
+
+
+async def test_a_missing_bundle_is_named() -> None:
+    async def read(bundle: str) -> bytes:
+        raise RequestFailedError(f"cannot read {bundle}/config.json: No such file or directory", 2)
+
+    with pytest.raises(InvalidRequestError, match=r"cannot read /x/config.json: No such file"):
+        await load_spec("/x", read)
 
 
 def test_a_windows_container_is_not_for_us() -> None:

@@ -24,7 +24,7 @@ class StoppingBroker:
     """A broker that ends the boot at the first thing that it is asked for."""
 
     def __init__(self) -> None:
-        self.lost = anyio.Event()
+        self.fault = ""
 
     async def prepare(self, cgroup: str | None) -> None:
         raise Prepared

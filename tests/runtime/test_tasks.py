@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from google.protobuf.message import Message
 
 from kata_agent.protos import agent_pb2
 from kata_agent.ttrpc.status import Code, RpcError
+from kata_runtime.broker.errors import RequestFailedError
 from kata_runtime.containerd_api import events_pb2
 from kata_runtime.errors import (
     AlreadyExistsError,
@@ -65,6 +67,9 @@ class FakeBroker:
         self.mounted: list[str] = []
         self.made: list[str] = []
 
+    async def read_spec(self, bundle: str) -> bytes:
+        return Path(bundle, "config.json").read_bytes()
+
     async def make_directory(self, path: str) -> None:
         self.made.append(path)
 
@@ -72,6 +77,10 @@ class FakeBroker:
         self.mounted.append(target)
 
     async def bind(self, source: str, target: str, *, readonly: bool, recursive: bool = True) -> None:
+        try:
+            os.stat(source)
+        except OSError as error:
+            raise RequestFailedError(f"cannot share {source}", error.errno or 0) from None
         self.mounted.append(target)
         self.made.append(target)
 
@@ -230,6 +239,7 @@ async def test_a_bundle_that_cannot_work_says_why(
     with pytest.raises(InvalidRequestError, match=message):
         await fixture.tasks.create(fixture.request(**changes))
     assert fixture.sandbox.broker.mounted == []
+    assert fixture.sandbox.boots == 0
 
 
 async def test_the_end_of_the_sandbox_ends_every_process_with_a_status(fixture: Fixture) -> None:

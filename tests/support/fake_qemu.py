@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -81,6 +82,7 @@ class FakeHost:
         self.children: dict[str, FakeChild] = {}
         self.argv: dict[str, Sequence[str]] = {}
         self.threads: list[ThreadConfinement] | Exception = CONFINED
+        self.guest: int | str | None = None
 
     async def spawn(
         self,
@@ -99,6 +101,14 @@ class FakeHost:
         self.argv[name] = argv
         child.run(behaviour)
         return child
+
+    async def admit_guest(self, address: int | str) -> None:
+        """See Host."""
+        self.guest = address
+
+    async def connect_guest(self, port: int) -> socket.socket:
+        """See Host."""
+        raise OSError(errno.ENODEV, f"no guest behind {self.guest} answers on port {port}")
 
     async def confinement(self, child: Child) -> list[ThreadConfinement]:
         """See Host."""

@@ -6,8 +6,10 @@ import asyncio
 import fcntl
 import os
 import signal
+import socket
 from collections.abc import Mapping, Sequence
 
+from kata_agent.transports import Dial, dial_unix, dial_vsock
 from kata_hypervisor.errors import LaunchError
 from kata_hypervisor.host import Child, ExitStatus
 from kata_hypervisor.seccomp.proof import ThreadConfinement, read_threads
@@ -52,6 +54,7 @@ class LocalHost:
 
     def __init__(self) -> None:
         self.children: dict[str, LocalChild] = {}
+        self.dial: Dial
 
     async def spawn(
         self,
@@ -80,6 +83,14 @@ class LocalHost:
                 os.close(copy)
         self.children[name] = LocalChild(name, pid)
         return self.children[name]
+
+    async def admit_guest(self, address: int | str) -> None:
+        """See Host."""
+        self.dial = dial_vsock(address) if isinstance(address, int) else dial_unix(address)
+
+    async def connect_guest(self, port: int) -> socket.socket:
+        """See Host."""
+        return await self.dial(port)
 
     async def confinement(self, child: Child) -> list[ThreadConfinement]:
         """See Host."""

@@ -7,11 +7,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import kata_configuration
 from kata_configuration.rules import VIRTIOFSD_PLACES
+from kata_configuration.template import SHIPPED
 from kata_hypervisor.kvm.probe import probe_kvm
-
-SHIPPED = Path(kata_configuration.__file__).parent / "shipped/configuration-qemu.toml"
 
 Value = str | int | float | bool | Path
 
@@ -33,10 +31,17 @@ def for_image(image: Path) -> dict[str, Value]:
 
 
 def render(values: Mapping[str, Value]) -> str:
-    """The shipped file's text with these keys set; each stays on its line."""
-    text = SHIPPED.read_text(encoding="utf-8")
-    for key, value in values.items():
+    """The shipped file's text with these keys set; each stays on its line.
+
+    A key is the first of its name, or TABLE.KEY.
+    """
+    text = (SHIPPED / "configuration-qemu.toml").read_text(encoding="utf-8")
+    for name, value in values.items():
         literal = json.dumps(str(value) if isinstance(value, Path) else value)
-        text, count = re.subn(rf"(?m)^#?{key} = .*$", lambda _: f"{key} = {literal}", text, count=1)  # noqa: B023
-        assert count == 1, f"the shipped configuration has no key {key}"
+        table, _, key = name.rpartition(".")
+        begin = text.index(f"\n[{table}]\n") if table else 0
+        line = re.compile(rf"(?m)^#?{key} = .*$")
+        changed, count = line.subn(lambda _: f"{key} = {literal}", text[begin:], count=1)  # noqa: B023
+        assert count == 1, f"the shipped configuration has no key {name}"
+        text = text[:begin] + changed
     return text

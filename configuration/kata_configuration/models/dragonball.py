@@ -46,7 +46,14 @@ class Dragonball(HypervisorTable):
     guest_swap_path: machine.GuestSwapPath = Path("/run/kata-containers/swap")
     guest_swap_size_percent: device.GuestSwapSize = 100
     guest_swap_create_threshold_secs: device.GuestSwapThreshold = 60
-    disable_seccomp: machine.DisableSeccomp = False
+    disable_seccomp: Annotated[
+        bool,
+        About(
+            "Run the virtual machine without a seccomp filter on its process, which is the runtime's own: "
+            'the same as shim_seccomp = "off" in [runtime].',
+            "Kata 3.0.0",
+        ),
+    ] = False
     shared_fs: device.SharedFs = "virtio-fs"
     virtio_fs_daemon: device.VirtioFsDaemon = Path("/usr/lib/qemu/virtiofsd")
     valid_virtio_fs_daemon_paths: device.ValidVirtioFsDaemonPaths = ()

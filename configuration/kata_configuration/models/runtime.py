@@ -46,6 +46,14 @@ class Runtime(Table):
             "Kata 3.0.0",
         ),
     ] = False
+    shim_seccomp: Annotated[
+        Literal["enforce", "log", "off"],
+        About(
+            "The seccomp filter of the runtime's own process: enforce ends the pod at a call outside its "
+            "policy, log lets the call through and names it in the log, off runs without the filter.",
+            OURS,
+        ),
+    ] = "enforce"
     sandbox_cgroup_only: Annotated[
         bool,
         About(

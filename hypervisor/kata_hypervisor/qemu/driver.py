@@ -1,8 +1,9 @@
 """The QEMU driver: one virtual machine as two processes, qemu and virtiofsd, and their end.
 
-Start:  host fit? -> virtiofsd -> qemu, waiting -> monitor -> proof of confinement -> virtual CPUs run.
-End:    one task watches both processes from the start. When either ends, it ends the other, closes all that
-        is ours and keeps the `VmExit`. `start`, `stop`, `wait` look at that task, never at a silent socket.
+Prepare: host fit? -> virtiofsd -> qemu, waiting -> monitor -> proof of confinement.
+Run:     the virtual CPUs run.
+End:     one task watches both processes from the start. When either ends, it ends the other, closes all that
+         is ours and keeps the `VmExit`. All else looks at that task, never at a silent socket.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Qemu(Hypervisor):
         self._running = False
         self._requested = False
 
-    async def start(self, spec: VmSpec) -> None:
+    async def prepare(self, spec: VmSpec) -> None:
         """See the contract."""
         if self._spawning is not None or self._requested:
             raise LaunchError(f"cannot start the virtual machine of {spec.sandbox_id}: it was used before")
@@ -85,10 +86,27 @@ class Qemu(Hypervisor):
         self._spawning = asyncio.create_task(self._spawn_all(spec), name="virtual machine's processes")
         try:
             await asyncio.wait({self._spawning})
-            await self._launch(self._spawning.result())
+            await self._connect(self._spawning.result())
         except BaseException:
             await self.stop()
             raise
+
+    async def run(self) -> None:
+        """See the contract."""
+        if self._end is None or self._monitor is None or self._running:
+            raise LaunchError("cannot run the virtual machine: it is not prepared, or runs already")
+        try:
+            deadline = anyio.current_time() + self._start_budget
+            await self._attempt("starting the virtual CPUs", deadline, self._monitor.execute("cont"))
+        except BaseException:
+            await self.stop()
+            raise
+        self._running = True
+
+    @property
+    def seal_features(self) -> frozenset[str]:
+        """See the contract."""
+        return frozenset({"serial"} if isinstance(self._transport, SerialTransport) else ())
 
     async def _spawn_all(self, spec: VmSpec) -> Monitor:
         """Start both processes and the task that watches them; return QEMU's monitor, not connected yet."""
@@ -101,15 +119,13 @@ class Qemu(Hypervisor):
         self._end = asyncio.create_task(self._supervise(), name="virtual machine's end")
         return monitor
 
-    async def _launch(self, monitor: Monitor) -> None:
-        """Prove QEMU's confinement, and let the guest run."""
+    async def _connect(self, monitor: Monitor) -> None:
+        """Reach QEMU, whose virtual CPUs wait, and prove its confinement."""
         if self._requested:
             raise LaunchError("the virtual machine was stopped while it started")
         deadline = anyio.current_time() + self._start_budget
         await self._attempt("waiting for qemu's monitor", deadline, monitor.connect())
         await self._attempt("reading qemu's confinement", deadline, self._prove(self._children[QEMU]))
-        await self._attempt("starting the virtual CPUs", deadline, monitor.execute("cont"))
-        self._running = True
 
     async def _start_virtiofsd(
         self, directory: Path, shared: SharedDirectory, theirs: contextlib.ExitStack
@@ -134,13 +150,13 @@ class Qemu(Hypervisor):
         monitor = self._monitor = Monitor(self._channel(command.MONITOR, fds, theirs))
         self._ours.push_async_callback(monitor.aclose)
         await self._follow("console", self._channel(command.CONSOLE, fds, theirs))
-        cid = self._prepare_transport(fds, theirs)
+        cid = await self._prepare_transport(fds, theirs)
         partitioned = spec.image is not None and command.has_partition_table(spec.image)
         devices = command.Devices(vsock_cid=cid, image_partitioned=partitioned)
         await self._spawn(QEMU, command.command_line(self._table, spec, devices), fds, theirs)
         return monitor
 
-    def _prepare_transport(self, fds: dict[int, int], theirs: contextlib.ExitStack) -> int | None:
+    async def _prepare_transport(self, fds: dict[int, int], theirs: contextlib.ExitStack) -> int | None:
         """Choose the way to the agent; return the guest's vsock id where the host has vhost-vsock."""
         vsock = vhost_vsock.open_device()
         if vsock is None:
@@ -149,7 +165,8 @@ class Qemu(Hypervisor):
         else:
             fds[command.AGENT], cid = vsock
             theirs.callback(os.close, fds[command.AGENT])
-            transport = VsockTransport(cid)
+            await self._host.admit_guest(cid)
+            transport = VsockTransport(self._host.connect_guest, f"guest {cid}")
         self._ours.push_async_callback(transport.aclose)
         self._transport = transport
         return cid

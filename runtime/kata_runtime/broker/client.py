@@ -19,6 +19,7 @@ from kata_hypervisor.errors import LaunchError
 from kata_hypervisor.host import Child, ExitStatus
 from kata_hypervisor.seccomp.proof import ThreadConfinement
 from kata_runtime.broker import messages
+from kata_runtime.broker.admission import MAX_SPEC
 from kata_runtime.broker.errors import BrokerError, BrokerLostError, RequestFailedError, RequestRefusedError
 
 if TYPE_CHECKING:
@@ -88,12 +89,16 @@ class Broker:
 
     lost: set when the broker has ended without having been closed; `reason` then says what is known. Its
     children have been killed by the kernel, and are reported so.
+    violated: set when our own filter refused a call; `violation` is the broker's sentence about it, and the
+    broker will end this process.
     """
 
     def __init__(self, channel: socket.socket, pid: int) -> None:
         self.pid = pid
         self.lost = anyio.Event()
         self.reason = f"the broker (process {pid}) has ended"
+        self.violated = anyio.Event()
+        self.violation = ""
         self._channel = channel
         self._channel.setblocking(False)
         self._loop = asyncio.get_running_loop()
@@ -108,6 +113,11 @@ class Broker:
         self._open = True
         self._closing = False
         self._gone = anyio.Event()
+
+    @property
+    def fault(self) -> str:
+        """Why the sandbox cannot go on, as the broker knows it; empty when it can."""
+        return self.violation or (self.reason if self.lost.is_set() else "")
 
     # -- children: kata_hypervisor.host.Host ---------------------------------------------------------------
 
@@ -162,6 +172,38 @@ class Broker:
             raise OSError(error.errno, str(error)) from None  # ESRCH makes it a ProcessLookupError
         return [ThreadConfinement(*thread) for thread in result["threads"]]
 
+    async def announce_seal(self, *, mode: str, policy: str) -> None:
+        """Tell that this process is about to be sealed: from here on only what fits a sealed sandbox is done.
+
+        mode: "enforce" or "log". policy: its name, for sentences. `supervise` must follow within seconds, or
+        the broker kills this process.
+        """
+        await self._request("announce_seal", mode=mode, policy=policy)
+
+    async def supervise(self, listener: int) -> list[ThreadConfinement]:
+        """Hand over the listener of our own filter; returns the kernel's word about each thread of ours."""
+        result, _ = await self._request("supervise", [listener])
+        return [ThreadConfinement(*thread) for thread in result["threads"]]
+
+    async def admit_guest(self, address: int | str) -> None:
+        """See `kata_hypervisor.host.Host.admit_guest`."""
+        await self._request("admit_guest", address=address)
+
+    async def connect_guest(self, port: int) -> socket.socket:
+        """See `kata_hypervisor.host.Host.connect_guest`."""
+        return await self._connect("connect_guest", port=port)
+
+    async def connect_events(self) -> socket.socket:
+        """Open a connection to containerd's event socket. Raises OSError."""
+        return await self._connect("connect_events")
+
+    async def _connect(self, op: str, **arguments: int) -> socket.socket:
+        try:
+            _, (fd,) = await self._request(op, (), **arguments)
+        except RequestFailedError as error:
+            raise OSError(error.errno, str(error)) from None
+        return socket.socket(fileno=fd)
+
     async def oom_kills(self) -> int:
         """How many processes of the sandbox's cgroup the kernel has killed for want of memory."""
         result, _ = await self._request("oom_kills")
@@ -176,6 +218,17 @@ class Broker:
         """
         result, _ = await self._request("prepare", cgroup=cgroup)
         return str(result["path"])
+
+    async def read_spec(self, bundle: str) -> bytes:
+        """A container's config.json, up to MAX_SPEC + 1 bytes; what it names may then be shared."""
+        _, (fd,) = await self._request("open_spec", bundle=bundle)
+        raw = b""
+        try:
+            while len(raw) <= MAX_SPEC and (chunk := os.read(fd, MAX_SPEC + 1 - len(raw))):
+                raw += chunk
+        finally:
+            os.close(fd)
+        return raw
 
     async def make_directory(self, path: str) -> None:
         """Make a directory below the shared directory, with its parents; one that exists is left as it is."""
@@ -302,6 +355,9 @@ class Broker:
                 child._end(status)
             else:
                 self._early[pid] = status
+        elif "violation" in message:
+            self.violation = message["violation"]
+            self.violated.set()
         else:
             self.reason = message["failed"]
 
@@ -320,7 +376,7 @@ class Broker:
         self._loop.add_reader(self._process, self._reap)
 
     def _reap(self) -> None:
+        # Not waited for: the shim ignores SIGCHLD, so the kernel does it (sigaction(2), SA_NOCLDWAIT).
         self._loop.remove_reader(self._process)
-        os.waitpid(self.pid, 0)
         os.close(self._process)
         self._gone.set()

@@ -17,14 +17,15 @@ _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
 
 
 def fork_broker(
-    identity: SandboxIdentity, bundle: str, *, namespace: bool = True
+    identity: SandboxIdentity, bundle: str, *, events: str = "", namespace: bool = True
 ) -> tuple[socket.socket, int]:
     """Fork the broker of a sandbox; return the socket to it and its pid, for `client.Broker`.
 
     It prepares itself while the caller goes on; should that fail, the first request says why.
 
-    bundle: absolute path of the sandbox's bundle. namespace: whether it gets a mount namespace of its own,
-    which takes CAP_SYS_ADMIN; without one nothing can be mounted.
+    bundle: absolute path of the sandbox's bundle. events: path of containerd's ttrpc socket, empty for none.
+    namespace: whether it gets a mount namespace of its own, which takes CAP_SYS_ADMIN; without one nothing
+    can be mounted.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     shim = os.getpid()
@@ -37,7 +38,7 @@ def fork_broker(
         channel = _detach(theirs)
         from kata_runtime.broker import server
 
-        status = server.run(channel, identity, bundle, shim, namespace=namespace)
+        status = server.run(channel, identity, bundle, events, shim, namespace=namespace)
     finally:
         os._exit(status)
 

@@ -11,8 +11,22 @@ import stat
 import time
 
 from kata_hypervisor.seccomp import proof
-from kata_runtime.broker import janitor, messages, mounts, processes, spawn, syscalls, undo, vocabulary
+from kata_runtime.broker import (
+    janitor,
+    messages,
+    mounts,
+    processes,
+    spawn,
+    streams,
+    syscalls,
+    undo,
+    vocabulary,
+)
+from kata_runtime.broker.admission import Admission
+from kata_runtime.broker.connections import Connections
 from kata_runtime.broker.errors import BrokerError, RequestFailedError, RequestRefusedError
+from kata_runtime.broker.journal import Journal, take_last_words
+from kata_runtime.broker.supervisor import Supervisor
 from kata_runtime.broker.undo import UndoLog
 from kata_runtime.broker.workspace import Workspace
 from kata_runtime.resource import cgroups
@@ -30,7 +44,15 @@ if TYPE_CHECKING:
 _PAUSE = 0.001
 
 
-def run(channel: socket.socket, identity: SandboxIdentity, bundle: str, shim: int, *, namespace: bool) -> int:
+def run(
+    channel: socket.socket,
+    identity: SandboxIdentity,
+    bundle: str,
+    events: str,
+    shim: int,
+    *,
+    namespace: bool,
+) -> int:
     """Be the broker until the shim closes it or is gone; returns the process's exit status."""
     syscalls.set_name("kata-broker")
     syscalls.become_subreaper()
@@ -41,7 +63,7 @@ def run(channel: socket.socket, identity: SandboxIdentity, bundle: str, shim: in
             channel, messages.encode({"failed": f"the broker of sandbox {identity.id} cannot begin: {error}"})
         )
         return 1
-    server = Server(channel, identity, workspace)
+    server = Server(channel, identity, workspace, bundle, events)
     try:
         server.serve()
     except Exception as error:
@@ -57,10 +79,22 @@ def run(channel: socket.socket, identity: SandboxIdentity, bundle: str, shim: in
 
 
 class Server:
-    """The state of one broker: its channel, its children by pid, its undo stack."""
+    """The state of one broker: its channel, its children by pid, its undo stack, its watch over the shim."""
 
-    def __init__(self, channel: socket.socket, identity: SandboxIdentity, workspace: Workspace) -> None:
+    def __init__(
+        self,
+        channel: socket.socket,
+        identity: SandboxIdentity,
+        workspace: Workspace,
+        bundle: str,
+        events: str,
+    ) -> None:
         self._channel = channel
+        self._connections = Connections(events)
+        self._bundle = bundle
+        self._admission = Admission(bundle, identity.id)
+        self._supervisor: Supervisor | None = None
+        self._waiter = select.poll()
         self._identity = identity
         self._workspace = workspace
         self._log: UndoLog = workspace.log
@@ -77,17 +111,20 @@ class Server:
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
-        waiter = select.poll()
-        waiter.register(wake_read, select.POLLIN)
-        waiter.register(self._channel, select.POLLIN)
+        self._waiter.register(wake_read, select.POLLIN)
+        self._waiter.register(self._channel, select.POLLIN)
         try:
             while self._serving:
-                for fd, _ in waiter.poll():
+                for fd, _ in self._waiter.poll(self._supervisor.remaining() if self._supervisor else None):
                     if fd == wake_read:
                         os.read(wake_read, 512)
                         self._reap()
-                    else:
+                    elif fd == self._channel.fileno():
                         self._answer()
+                    else:
+                        self._judge()
+                if self._supervisor is not None:
+                    self._supervisor.execute()
         except (messages.EndOfStream, messages.MessageError, ConnectionError):
             # The shim is gone, or it speaks what no shim of ours would: the sandbox ends either way.
             return
@@ -109,8 +146,11 @@ class Server:
 
     def _perform(self, message: Message, fds: list[int]) -> Reply:
         op, arguments = vocabulary.check(message, len(fds))
+        self._admission.check_operation(op)
         if op == "spawn":
             arguments["fds"] = dict(zip(arguments["fds"], fds, strict=True))
+        elif op == "supervise":
+            arguments["listener"] = fds[0]
         reply: Reply = getattr(self, f"_do_{op}")(**arguments)
         return reply
 
@@ -159,6 +199,7 @@ class Server:
         self._serving = False
         left = self.finish()
         self._reap()
+        take_last_words(self._bundle)  # the shim has told it
         return {"left": left[:20]}, []
 
     # -- processes -----------------------------------------------------------------------------------------
@@ -210,6 +251,33 @@ class Server:
         threads = proof.read_threads(pid)
         return {"threads": [[t.tid, t.name, t.mode, t.filters, t.no_new_privs] for t in threads]}, []
 
+    def _do_announce_seal(self, mode: str, policy: str) -> Reply:
+        self._admission.seal()
+        self._supervisor = Supervisor(
+            self._log.header["shim"][0],
+            policy,
+            enforce=mode == "enforce",
+            journal=Journal(self._bundle, self._identity.id),
+            directory=self._workspace.directory,
+        )
+        return {}, []
+
+    def _do_supervise(self, listener: int) -> Reply:
+        """Take the shim's filter under watch, and tell what the kernel says of the shim's threads."""
+        if self._supervisor is None or self._supervisor.listener >= 0:
+            raise RequestRefusedError("supervise: no seal was announced, or it is supervised already")
+        self._supervisor.watch(os.dup(listener))
+        self._waiter.register(self._supervisor.listener, select.POLLIN)
+        threads = proof.read_threads(self._log.header["shim"][0])
+        return {"threads": [[t.tid, t.name, t.mode, t.filters, t.no_new_privs] for t in threads]}, []
+
+    def _judge(self) -> None:
+        """A call of the shim was refused by its filter, or nobody is under the filter any more."""
+        assert self._supervisor is not None
+        sentence = self._supervisor.answer()
+        if sentence is not None:
+            messages.send(self._channel, messages.encode({"violation": sentence}))
+
     def _do_oom_kills(self) -> Reply:
         return {"count": self._cgroup.oom_kills() if self._cgroup else 0}, []
 
@@ -253,15 +321,17 @@ class Server:
 
     def _mount_one(self, target: str, kind: str, source: str, words: list[str]) -> None:
         options = mounts.parse_options(words)
+        find = self._admission.finder(mounts.paths_of(source, options.data))
         with self._workspace.territory.reach(target) as place:
             number = self._log.push("unmount", path=target)
             try:
-                mounts.mount(kind, source, options, place, self._workspace.origin)
+                mounts.mount(kind, source, options, place, self._workspace.origin, find)
             except BaseException:
                 self._log.drop(number)
                 raise
 
     def _do_bind(self, source: str, target: str, readonly: bool, recursive: bool) -> Reply:
+        self._admission.check_bind(source)
         try:
             tree = self._workspace.origin.take(source, recursive=recursive)
         except OSError as error:
@@ -306,32 +376,26 @@ class Server:
         self._log.drop(entries[-1])
         return {}, []
 
+    def _do_admit_guest(self, address: int | str) -> Reply:
+        self._connections.admit_guest(address)
+        return {}, []
+
+    def _do_connect_guest(self, port: int) -> Reply:
+        return {}, [self._connections.connect_guest(port)]
+
+    def _do_connect_events(self) -> Reply:
+        return {}, [self._connections.connect_events()]
+
+    def _do_open_spec(self, bundle: str) -> Reply:
+        return {}, [self._admission.open_spec(bundle)]
+
     def _do_open_fifo(self, path: str, mode: str) -> Reply:
-        # Looked at before it is opened: opening a device or a socket may have effects of its own.
-        probe = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            if not stat.S_ISFIFO(os.fstat(probe).st_mode):
-                raise RequestRefusedError(f"{path} is not a FIFO")
-            fd = os.open(f"/proc/self/fd/{probe}", vocabulary.FIFO_MODES[mode] | os.O_CLOEXEC)
-        finally:
-            os.close(probe)
-        return {}, [fd]
+        self._admission.check_fifo(path)
+        return {}, [streams.open_fifo(path, vocabulary.FIFO_MODES[mode])]
 
     def _do_open_log(self, path: str) -> Reply:
-        flags = (
-            os.O_WRONLY
-            | os.O_APPEND
-            | os.O_CREAT
-            | os.O_NOFOLLOW
-            | os.O_NONBLOCK
-            | os.O_NOCTTY
-            | os.O_CLOEXEC
-        )
-        fd = os.open(path, flags, 0o640)
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise RequestRefusedError(f"{path} is not a regular file")
-        return {}, [fd]
+        self._admission.check_log(path)
+        return {}, [streams.open_log(path)]
 
 
 def _describe(error: Exception) -> Message:

@@ -2,7 +2,7 @@
 
 Numbers from 424 on are the same on every architecture; libc wrappers are used where they are old enough.
 Sources: mount(2), umount(2), unshare(2), setns(2), prctl(2), open_tree(2), mount_setattr(2), move_mount(2),
-close_range(2).
+close_range(2), openat2(2).
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 _libc.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
 _libc.syscall.restype = ctypes.c_long
 
-_OPEN_TREE, _MOVE_MOUNT, _CLOSE_RANGE, _MOUNT_SETATTR = 428, 429, 436, 442
+_OPEN_TREE, _MOVE_MOUNT, _CLOSE_RANGE, _OPENAT2, _MOUNT_SETATTR = 428, 429, 436, 437, 442
 _CLONE_NEWNS = 0x20000
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 _AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
 _CLOSE_RANGE_CLOEXEC = 4
+_RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x2, 0x4, 0x8
 _UMOUNT_NOFOLLOW, _MNT_DETACH = 8, 2
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x1, 0x2, 0x4, 0x8
@@ -62,6 +63,18 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
 def unmount(target: str, *, lazy: bool = False) -> None:
     """umount2(2), without following a link at the target's end. lazy: detach now, unmount when unused."""
     _check(_libc.umount2(os.fsencode(target), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)))
+
+
+class _HowToOpen(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+def open_beneath(directory: int, path: str) -> int:
+    """Return a descriptor (O_PATH) of what is at a path below a directory, without following any link."""
+    resolve = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS
+    how = _HowToOpen(flags=os.O_PATH | os.O_CLOEXEC, resolve=resolve)
+    size = ctypes.c_size_t(ctypes.sizeof(how))
+    return _call(_OPENAT2, ctypes.c_int(directory), os.fsencode(path), ctypes.byref(how), size)
 
 
 def clone_tree(fd: int, *, recursive: bool) -> int:

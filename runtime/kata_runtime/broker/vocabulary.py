@@ -28,6 +28,8 @@ FIFO_MODES = {
     "rw": os.O_RDWR | os.O_NONBLOCK,
 }
 
+SEAL_MODES = ("enforce", "log")
+
 MAX_CHILD_FD = 255
 MAX_WORDS = 1024
 MAX_MOUNTS = 16
@@ -46,6 +48,16 @@ def _text(value: Any) -> bool:
 
 def _path(value: Any) -> bool:
     return _text(value) and value.startswith("/") and len(value) < 4096
+
+
+def _label(value: Any) -> bool:
+    """A name that may be printed in a log."""
+    return _text(value) and 0 < len(value) <= 200 and value.isprintable()
+
+
+def _address(value: Any) -> bool:
+    """Where a guest's ports are reached: its vsock context id, or the path of its VMM's unix socket."""
+    return _number(3, 2**32 - 2)(value) or _path(value)
 
 
 def _flag(value: Any) -> bool:
@@ -111,7 +123,13 @@ OPERATIONS: dict[str, dict[str, Check]] = {
     },
     "kill": {"pid": _PID, "signal": _number(1, 64)},
     "confinement": {"pid": _PID},
+    "announce_seal": {"mode": _one_of(SEAL_MODES), "policy": _label},
+    "supervise": {},
+    "open_spec": {"bundle": _path},
     "oom_kills": {},
+    "admit_guest": {"address": _address},
+    "connect_guest": {"port": _number(1, 2**32 - 2)},
+    "connect_events": {},
     "make_directory": {"path": _path},
     "mount": {"target": _path, "mounts": _list(_mount, 1, MAX_MOUNTS)},
     "bind": {"source": _path, "target": _path, "readonly": _flag, "recursive": _flag},
@@ -126,7 +144,7 @@ OPERATIONS: dict[str, dict[str, Check]] = {
 def check(message: dict[str, Any], descriptors: int) -> tuple[str, dict[str, Any]]:
     """Return a request's operation and arguments when they are in the vocabulary.
 
-    descriptors: how many came with it; only "spawn" takes any, one for each of "fds".
+    descriptors: how many came with it: "spawn" takes one for each of "fds", "supervise" one, the listener.
 
     Raises:
         RequestRefusedError: an unknown operation, or an argument that is missing, unknown or malformed.
@@ -142,8 +160,7 @@ def check(message: dict[str, Any], descriptors: int) -> tuple[str, dict[str, Any
     for key, allowed in schema.items():
         if not allowed(arguments[key]):
             raise RequestRefusedError(f"{op}: {key} may not be {str(arguments[key])[:100]!r}")
-    if descriptors != len(arguments.get("fds", ())):
-        raise RequestRefusedError(
-            f"{op}: {descriptors} descriptors came, {len(arguments.get('fds', ()))} were announced"
-        )
+    expected = 1 if op == "supervise" else len(arguments.get("fds", ()))
+    if descriptors != expected:
+        raise RequestRefusedError(f"{op}: {descriptors} descriptors came, {expected} were announced")
     return str(op), arguments

@@ -28,17 +28,20 @@ _HOLD = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Workspace:
-    """One sandbox's directory, locked and ready. Raises OSError or BrokerError when it cannot be had."""
+    """One sandbox's directory, locked and ready. Raises OSError or BrokerError when it cannot be had.
+
+    directory: descriptor of it. log: the undo stack. territory: where the sandbox may make and mount.
+    """
 
     def __init__(self, identity: SandboxIdentity, bundle: str, shim: int, *, namespace: bool) -> None:
         self._path = identity.directory
         self._namespace = namespace
         self.origin = Origin.leave() if namespace else Origin(None)
-        self._directory = _take(self._path)
-        if left := _undo_predecessor(self._directory, self._path):
+        self.directory = _take(self._path)
+        if left := _undo_predecessor(self.directory, self._path):
             raise RequestFailedError(f"an earlier sandbox of this name cannot be undone: {left[0]}")
         self.log = UndoLog.create(
-            self._directory,
+            self.directory,
             {
                 "sandbox": identity.id,
                 "owner": identity.namespace,
@@ -79,9 +82,9 @@ class Workspace:
         if self._namespace:
             self._unshare_directory()
         if not left:
-            left = janitor.clear(self._directory, self._path)
+            left = janitor.clear(self.directory, self._path)
         self.log.close()
-        os.close(self._directory)
+        os.close(self.directory)
         return left
 
     def _unshare_directory(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kata_runtime import guest_spec
+from kata_runtime.broker.errors import RequestFailedError
 from kata_runtime.errors import InvalidRequestError, RuntimeRoomError
 from kata_runtime.process import Container
 
@@ -24,20 +26,6 @@ class RootfsMount:
     type: str
     source: str
     options: tuple[str, ...]
-
-
-def check_sources(container: Container, rootfs: tuple[RootfsMount, ...]) -> None:
-    """Refuse what cannot be shared, before a machine is started for it. Raises InvalidRequestError."""
-    if not rootfs and not os.path.isdir(container.root):
-        raise InvalidRequestError(
-            f"container {container.id}: its root file system {container.root} is not a directory"
-        )
-    for volume in guest_spec.volumes_of(container.spec):
-        if not os.path.isabs(volume.source) or not os.path.exists(volume.source):
-            raise InvalidRequestError(
-                f"container {container.id}: "
-                f"the source {volume.source!r} of the mount on {volume.destination} does not exist"
-            )
 
 
 class Shares:
@@ -57,6 +45,7 @@ class Shares:
         Returns the guest's path of each volume, by its index in the specification's mounts.
 
         Raises:
+            InvalidRequestError: the specification names a source that is not there.
             BrokerError: the host could not do it.
         """
         container.home = os.path.join(self._directory, container.id)
@@ -73,13 +62,32 @@ class Shares:
             await self._broker.make_directory(target)
             await self._broker.mount(target, [(m.type, m.source, m.options) for m in mounts])
         else:
-            await self._broker.bind(container.root, target, readonly=False)
+            await self._bind_root(container, target)
         container.mounts.append(target)
+
+    async def _bind_root(self, container: Container, target: str) -> None:
+        directory = os.path.join(container.root, "")  # with a slash at its end, no file is found
+        try:
+            await self._broker.bind(directory, target, readonly=False)
+        except RequestFailedError as error:
+            raise _explain(
+                error, f"container {container.id}: its root file system {container.root} is not a directory"
+            ) from None
 
     async def _share_volume(self, container: Container, volume: guest_spec.Volume) -> str:
         name = f"volume-{volume.index}"
         target = os.path.join(container.home, name)
-        await self._broker.bind(volume.source, target, readonly=volume.readonly, recursive=volume.recursive)
+        source, readonly, recursive = volume.source, volume.readonly, volume.recursive
+        absent = (
+            f"container {container.id}: "
+            f"the source {source!r} of the mount on {volume.destination} does not exist"
+        )
+        if not os.path.isabs(source):
+            raise InvalidRequestError(absent)
+        try:
+            await self._broker.bind(source, target, readonly=readonly, recursive=recursive)
+        except RequestFailedError as error:
+            raise _explain(error, absent) from None
         container.mounts.append(target)
         return f"{guest_spec.GUEST_SHARED}/{container.id}/{name}"
 
@@ -94,3 +102,9 @@ class Shares:
                 await self._broker.remove(container.home)
         except (OSError, RuntimeRoomError) as error:
             _log.debug("container %s: %s; left to the sandbox's end", container.id, error)
+
+
+def _explain(error: RequestFailedError, absent: str) -> Exception:
+    """What to raise when a source could not be shared."""
+    missing = error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+    return InvalidRequestError(absent) if missing else error

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Setup:
     """What the launcher hands over.
 
-    listener_fd: the bound and listening socket. ttrpc_address: where events go; empty for nowhere.
+    listener_fd: the bound and listening socket. ttrpc_address: path of the socket where events go; empty for
+    nowhere.
     config_path: the configuration file named at start, if any. foreground: keep standard error.
     """
 
@@ -36,7 +37,7 @@ class Setup:
         self.identity = identity
         self.bundle = bundle
         self.listener_fd = listener_fd
-        self.ttrpc_address = ttrpc_address
+        self.ttrpc_address = ttrpc_address.removeprefix("unix://")
         self.config_path = config_path
         self.debug = debug
         self.foreground = foreground
@@ -49,7 +50,7 @@ def run(setup: Setup) -> None:
         _detach(setup)
         from kata_runtime.broker.process import fork_broker
 
-        broker_socket, broker_pid = fork_broker(setup.identity, setup.bundle)
+        broker_socket, broker_pid = fork_broker(setup.identity, setup.bundle, events=setup.ttrpc_address)
         _serve(setup, broker_socket, broker_pid)
         status = 0
     except BaseException:

@@ -9,6 +9,7 @@ import logging
 import socket
 import time
 from collections import deque
+from collections.abc import Awaitable, Callable
 
 import anyio
 from google.protobuf.any_pb2 import Any
@@ -21,6 +22,8 @@ from kata_runtime.containerd_api import events_pb2, forward_pb2, types_pb2
 from kata_runtime.timestamps import timestamp
 
 _log = logging.getLogger(__name__)
+
+Connect = Callable[[], Awaitable[socket.socket]]
 
 SERVICE = "containerd.services.events.ttrpc.v1.Events"
 TIMEOUT = 5.0
@@ -49,11 +52,13 @@ def envelope(namespace: str, event: Message, now_ns: int) -> types_pb2.Envelope:
 
 
 class EventPublisher:
-    """Sends events one after the other; `publish` never waits and never fails."""
+    """Sends events one after the other; `publish` never waits and never fails.
 
-    def __init__(self, address: str, namespace: str) -> None:
-        """address: containerd's ttrpc socket, a path with or without unix://; empty means nobody listens."""
-        self._path = address.removeprefix("unix://")
+    connect: opens a connection to containerd's ttrpc socket, raises OSError; None when nobody listens.
+    """
+
+    def __init__(self, connect: Connect | None, namespace: str) -> None:
+        self._connect = connect
         self._namespace = namespace
         self._queue: deque[types_pb2.Envelope] = deque()
         self._wake = anyio.Event()
@@ -63,7 +68,7 @@ class EventPublisher:
 
     def publish(self, event: Message) -> None:
         """Queue an event; when containerd is away until the queue is full, the oldest is dropped."""
-        if not self._path:
+        if self._connect is None:
             return
         if len(self._queue) >= MAX_QUEUED:
             lost = self._queue.popleft()
@@ -107,7 +112,8 @@ class EventPublisher:
         """Whether the event is dealt with: delivered, or refused by containerd for good."""
         try:
             if self._client is None or self._client.closed:
-                self._client = await self._connect()
+                assert self._connect is not None
+                self._client = await Client.from_socket(await self._connect())
             request = forward_pb2.ForwardRequest(envelope=waiting)
             await self._client.call(SERVICE, "Forward", request, Empty, timeout=TIMEOUT)
         except RpcError as error:
@@ -117,13 +123,3 @@ class EventPublisher:
         except OSError:
             return False
         return True
-
-    async def _connect(self) -> Client:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            # Connecting to a unix socket never waits: it succeeds, or fails with EAGAIN on a full backlog.
-            sock.connect(self._path)
-            return await Client.from_socket(sock)
-        except BaseException:
-            sock.close()
-            raise

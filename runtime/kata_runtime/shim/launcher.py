@@ -123,7 +123,10 @@ def _delete(parsed: arguments.Arguments) -> int:
         identity.socket_root = os.path.dirname(recorded)
     if sandbox == instance:
         from kata_runtime.broker import janitor
+        from kata_runtime.broker.journal import take_last_words
 
+        if sentence := take_last_words(bundle):
+            os.write(2, f"{sentence}\n".encode())
         for line in janitor.clean_up(identity):
             # containerd logs these as warnings; failing would make it keep the bundle and try no more.
             os.write(2, f"left behind: {line}\n".encode())

@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import time
+
+from kata_runtime import logfmt
 
 _LEVELS = {"WARNING": "warning", "CRITICAL": "fatal"}
 
@@ -26,8 +27,7 @@ class LogfmtFormatter(logging.Formatter):
         if record.exc_info:
             message += "\n" + self.formatException(record.exc_info)
         level = _LEVELS.get(record.levelname, record.levelname.lower())
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
-        return f'time="{stamp}" level={level} msg={_quote(message)} runtime=kata sandbox={self._sandbox_id}\n'
+        return logfmt.line(level, message, self._sandbox_id, record.created)
 
 
 class FifoHandler(logging.Handler):
@@ -69,8 +69,3 @@ def set_up(bundle: str, sandbox_id: str, *, debug: bool, foreground: bool) -> No
     # Chatty below what an operator asks for when debugging a sandbox.
     for name in ("asyncio", "qemu"):
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def _quote(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import platform
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -22,7 +21,7 @@ from kata_runtime.shim.task_service import config_path_of
 from kata_runtime.tasks import Tasks
 from kata_runtime.timestamps import timestamp
 
-_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+_ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
 
 
 class SandboxService:
@@ -76,7 +75,7 @@ class SandboxService:
             raise AlreadyExistsError(f"sandbox {request.sandbox_id} exists already")
         spec: JsonObject = {}
         if os.path.exists(os.path.join(request.bundle_path, "config.json")):
-            spec = bundle.load_spec(request.bundle_path)
+            spec = await bundle.load_spec(request.bundle_path, self._sandbox.broker.read_spec)
         spec["annotations"] = {**bundle.annotations_of(spec), **request.annotations}
         self._spec = spec
         self._config_path = config_path_of(request.options) or self._default_config_path
@@ -98,9 +97,8 @@ class SandboxService:
 
     async def platform(self, request: sandbox_pb2.PlatformRequest) -> sandbox_pb2.PlatformResponse:
         """What runs in the guest: Linux on the host's architecture."""
-        machine = platform.machine()
         return sandbox_pb2.PlatformResponse(
-            platform=types_pb2.Platform(os="linux", architecture=_ARCHITECTURES.get(machine, machine))
+            platform=types_pb2.Platform(os="linux", architecture=_ARCHITECTURE)
         )
 
     async def stop(self, request: sandbox_pb2.StopSandboxRequest) -> sandbox_pb2.StopSandboxResponse:

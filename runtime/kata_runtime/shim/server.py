@@ -8,13 +8,13 @@ import socket
 from typing import TYPE_CHECKING
 
 import anyio
-import anyio.to_thread
 
 from kata_agent.ttrpc.server import Server
-from kata_runtime.broker import janitor
 from kata_runtime.broker.client import Broker
+from kata_runtime.concurrency import first
 from kata_runtime.sandbox import Sandbox
 from kata_runtime.shim.codes import to_rpc_error
+from kata_runtime.shim.debug_service import DebugService
 from kata_runtime.shim.events import EventPublisher
 from kata_runtime.shim.sandbox_service import SandboxService
 from kata_runtime.shim.task_service import TaskService
@@ -33,12 +33,14 @@ ANSWER_GRACE = 0.05
 async def serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> None:
     """Serve containerd until Shutdown."""
     # systemd stops a scope with SIGTERM: the pod's end is containerd's to decide.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    # Our one child, the broker, is not waited for: the kernel takes it away.
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_IGN)
-    publisher = EventPublisher(setup.ttrpc_address, setup.identity.namespace)
     done = anyio.Event()
     async with anyio.create_task_group() as tasks:
         broker = Broker(broker_socket, broker_pid)
+        connect = broker.connect_events if setup.ttrpc_address else None
+        publisher = EventPublisher(connect, setup.identity.namespace)
         tasks.start_soon(publisher.run)
 
         def on_end(reason: str) -> None:
@@ -52,26 +54,22 @@ async def serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> 
             """Undo everything before the answer: containerd runs `shim delete` right after it."""
             await publisher.flush(FLUSH_BUDGET)
             await sandbox.stop()
-            left = await broker.close()
-            if broker.lost.is_set():
-                left = await anyio.to_thread.run_sync(janitor.clean_up, setup.identity)
-            for line in left:
+            # What a lost broker has left is for `shim delete`, which containerd runs next: we are sealed.
+            for line in await broker.close():
                 _log.error("left behind: %s", line)
             done.set()
 
         sandboxes = SandboxService(sandbox, manager, shut_down, setup.config_path)
         service = TaskService(manager, sandbox, shut_down, setup.config_path)
-        server = Server({**service.handlers(), **sandboxes.handlers()}, on_error=to_rpc_error)
+        handlers = {**service.handlers(), **sandboxes.handlers(), **DebugService(sandbox).handlers()}
+        server = Server(handlers, on_error=to_rpc_error)
         listener = socket.socket(fileno=setup.listener_fd)
         listener.setblocking(False)
         tasks.start_soon(server.serve, listener)
 
         async def watch_broker() -> None:
-            await broker.lost.wait()
-            _log.error(
-                "%s: nothing can be started or undone any more, so the sandbox is ended", broker.reason
-            )
-            await sandbox.fail(broker.reason)
+            await first(broker.lost.wait, broker.violated.wait)
+            await sandbox.fail(broker.fault)
 
         tasks.start_soon(watch_broker)
         await done.wait()

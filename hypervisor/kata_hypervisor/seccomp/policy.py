@@ -1,0 +1,125 @@
+"""A policy: what the sealed process may call, with which arguments, why, and for which of its features.
+
+One TOML file for each architecture; the first lines of `policies/x86_64.toml` describe the format. A policy
+is checked whole when it is loaded: an unknown call, a misspelt field or two rules that contradict each other
+is a PolicyError with the file, the line of the rule and its number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from kata_hypervisor.errors import PolicyError
+from kata_hypervisor.seccomp import actions, syscalls
+from kata_hypervisor.seccomp.policy_reader import Reader
+from kata_hypervisor.seccomp.rules import PROCESS, THREADS, VCPU, Condition, Rule
+
+__all__ = ["BASE", "PROCESS", "THREADS", "VCPU", "Condition", "Policy", "Rule", "load_policy", "parse_policy"]
+
+BASE = "base"
+
+_POLICIES = Path(__file__).parent / "policies"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The rules of one architecture. source: the file's name, for messages."""
+
+    architecture: str
+    source: str
+    rules: tuple[Rule, ...]
+
+    @property
+    def features(self) -> frozenset[str]:
+        """Every feature that some rule is for."""
+        return frozenset[str]().union(*(rule.features for rule in self.rules))
+
+    def select(self, features: Collection[str], thread: str = PROCESS) -> tuple[Rule, ...]:
+        """The rules for these features, and for "base", on one kind of thread.
+
+        Raises:
+            PolicyError: the policy has no such feature or thread, or nothing for them.
+        """
+        unknown = set(features) - self.features
+        if unknown:
+            known = ", ".join(sorted(self.features))
+            raise PolicyError(f"{self.source} has no feature {', '.join(sorted(unknown))}: there are {known}")
+        if thread not in THREADS:
+            raise PolicyError(f"there are no threads {thread!r}: there are {', '.join(THREADS)}")
+        wanted = {BASE, *features}
+        found = tuple(rule for rule in self.rules if thread in rule.threads and rule.features & wanted)
+        if not found:
+            raise PolicyError(
+                f"{self.source} has no rule for {', '.join(sorted(wanted))} on threads {thread}"
+            )
+        return found
+
+    def bind(self, **values: int) -> Policy:
+        """With what is known at run time only: bind(pid=os.getpid()) gives $pid its value."""
+        return replace(self, rules=tuple(rule.bind(values) for rule in self.rules))
+
+
+def load_policy(arch: str | None = None, path: Path | None = None) -> Policy:
+    """Load the policy of an architecture (this machine's by default), or of a file.
+
+    Raises:
+        PolicyError: there is none for the architecture, it cannot be read, or it is wrong.
+    """
+    arch = arch or syscalls.native()
+    file = path or _POLICIES / f"{arch}.toml"
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if path is None:
+            raise PolicyError(f"there is no seccomp policy for {arch}: {file} does not exist") from None
+        raise PolicyError(f"cannot read the seccomp policy {file}: it does not exist") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PolicyError(f"cannot read the seccomp policy {file}: {error}") from None
+    return parse_policy(text, str(path) if path else file.name)
+
+
+def parse_policy(text: str, source: str) -> Policy:
+    """Read a policy from TOML; source is its name in messages. Raises PolicyError."""
+    reader = Reader(text, source)
+    rules = tuple(reader.rules())
+    seen: dict[tuple[str, str], list[Rule]] = {}
+    for rule in rules:
+        for key in [(call, thread) for call in rule.calls for thread in sorted(rule.threads)]:
+            for earlier in seen.setdefault(key, []):
+                _check_pair(source, key[0], earlier, rule)
+            seen[key].append(rule)
+    for call, thread in seen:
+        if thread != PROCESS and (call, PROCESS) not in seen:
+            rule = seen[call, thread][0]
+            raise PolicyError(
+                f"{_place(source, rule)}: {call} on threads {thread} is in vain: "
+                "no rule allows it to the process"
+            )
+    return Policy(str(reader.architecture), source, rules)
+
+
+def _check_pair(source: str, call: str, earlier: Rule, later: Rule) -> None:
+    """Two rules on one call and kind of thread can be alternatives only."""
+    what = f"{_place(source, later)}: {call}"
+    other = f"rule {earlier.number}" + (f" (line {earlier.line})" if earlier.line else "")
+    if earlier.action != later.action:
+        answers = f"{actions.describe(earlier.action)}, here {actions.describe(later.action)}"
+        raise PolicyError(f"{what} contradicts {other}: there {answers}")
+    if not earlier.conditions or not later.conditions:
+        if earlier.conditions or later.conditions:
+            raise PolicyError(
+                f"{what} contradicts {other}: one has conditions, the other allows it without any"
+            )
+        raise PolicyError(f"{what} is in {other} already")
+    if {_key(c) for c in earlier.conditions} == {_key(c) for c in later.conditions}:
+        raise PolicyError(f"{what} with these conditions is in {other} already")
+
+
+def _key(condition: Condition) -> tuple[int, str, int | str, int | None]:
+    return condition.index, condition.op, condition.value, condition.mask
+
+
+def _place(source: str, rule: Rule) -> str:
+    return f"{source}:{rule.line}: rule {rule.number}" if rule.line else f"{source}: rule {rule.number}"

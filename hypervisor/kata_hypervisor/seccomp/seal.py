@@ -1,0 +1,123 @@
+"""The seal: after it a process can do what its policy lists, and nothing else, for the rest of its life.
+
+It is built while files can still be opened and put on in one call:
+
+    seal = build(SHIM_FEATURES | driver.seal_features, "enforce")
+    ...                      # everything is opened, loaded and mapped
+    listener = seal.install()  # to be passed to the supervisor, which is another process
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from kata_hypervisor.errors import PolicyError
+from kata_hypervisor.seccomp import actions, syscalls
+from kata_hypervisor.seccomp import filter as kernel
+from kata_hypervisor.seccomp.compiler import Program, compile_rules
+from kata_hypervisor.seccomp.policy import PROCESS, VCPU, Policy, load_policy
+
+__all__ = ["MODES", "SHIM_FEATURES", "Mode", "Seal", "build", "settle_libc"]
+
+Mode = Literal["enforce", "log", "off"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+
+SHIM_FEATURES = frozenset({"serve", "broker", "stdio"})
+"""What every shim does after the seal; a driver adds its own (`seal_features`)."""
+
+_M_ARENA_MAX = -8
+
+
+@dataclass(frozen=True, slots=True)
+class Seal:
+    """A filter that is ready to be installed.
+
+    mode: in "enforce" and in "log" the same program is installed, and a call outside of the policy is a
+    notification to whoever holds the listener: that one refuses it, or lets it pass and writes it down. In
+    "off" nothing is installed. process: the program of every thread. vcpu: what a virtual CPU's thread puts
+    on itself as well, None without the feature "vcpu"; there a call outside of the policy ends the process,
+    because a process has one listener at most ("log": it is only written to the kernel's audit log).
+    """
+
+    mode: Mode
+    features: frozenset[str]
+    process: Program | None = None
+    vcpu: Program | None = None
+
+    @property
+    def name(self) -> str:
+        """Which policy, in a word or two: for sentences."""
+        return f"{syscalls.native()} [{' '.join(sorted(self.features))}]"
+
+    def describe(self) -> str:
+        """What holds the process, on one line."""
+        if self.process is None:
+            return "the runtime's process runs without a seccomp filter"
+        skipped = f", without what this host lacks: {', '.join(self.skipped)}" if self.skipped else ""
+        return f"sealed by policy {self.name}, mode {self.mode}{skipped}"
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Calls of the policy that this architecture or this libseccomp lacks: they are not allowed."""
+        programs = [program for program in (self.process, self.vcpu) if program is not None]
+        return tuple(sorted({name for program in programs for name in program.skipped}))
+
+    def install(self) -> int | None:
+        """Seal the process, every thread of it; return the listener's descriptor, or None when it is off.
+
+        Raises:
+            SealError: it is not sealed, and must not go on.
+        """
+        if self.process is None:
+            return None
+        return kernel.install(self.process.code, all_threads=True, listener=True)
+
+    def install_vcpu(self) -> None:
+        """Put the second filter on the calling thread. Raises SealError."""
+        if self.vcpu is not None:
+            kernel.install(self.vcpu.code, all_threads=False, listener=False, sealed=True)
+
+
+def build(
+    features: Collection[str], mode: Mode, *, policy: Policy | None = None, pid: int | None = None
+) -> Seal:
+    """Compile what these features need for a process (the caller's by default).
+
+    Raises:
+        PolicyError: the policy is wrong, or knows no such feature or mode.
+        SealError: libseccomp is missing or has failed.
+    """
+    if mode not in MODES:
+        raise PolicyError(f"there is no seccomp mode {mode!r}: there are {', '.join(MODES)}")
+    wanted = frozenset(features)
+    if mode == "off":
+        return Seal(mode, wanted)
+    policy = (policy or load_policy()).bind(pid=os.getpid() if pid is None else pid)
+    process = compile_rules(policy.select(wanted, PROCESS), actions.NOTIFY)
+    if "vcpu" not in wanted:
+        return Seal(mode, wanted, process)
+    refused = actions.KILL_PROCESS if mode == "enforce" else actions.LOG
+    return Seal(mode, wanted, process, compile_rules(policy.select(wanted, VCPU), refused))
+
+
+def settle_libc() -> None:
+    """Have the C library do now what it would do later, when its ways are closed.
+
+    Before the process's first thread: malloc makes no arenas for threads, because it opens a file of /proc
+    when it makes one smaller. The first thread of a process sets up a signal, and loads what ends threads.
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_ARENA_MAX, 1)
+    try:
+        ctypes.CDLL("libgcc_s.so.1")
+    except OSError:
+        pass  # a C library that has none does not load it either
+    thread = threading.Thread(target=int, name="settling")
+    thread.start()
+    thread.join()
