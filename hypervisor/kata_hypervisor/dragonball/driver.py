@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import anyio
 
@@ -112,11 +112,42 @@ class Dragonball(Hypervisor):
         signal.signal(KICK, _nothing)
         self._aside = Control("machine")
         self._console = await self._open_console()
-        filesystem = await self._start_virtiofsd(spec, spec.shared) if spec.shared is not None else None
+        guest_ended = self._watch_guest()
+        with contextlib.ExitStack() as unused:
+            devices = await self._open_devices(spec, unused)
+            try:
+                await self._aside.run(lambda: self._build(spec, devices, guest_ended))
+            except LaunchError:
+                await self._blame_virtiofsd()
+                raise
+            unused.pop_all()
+        assert self._machine is not None
+        self._own = OwnProcess(self._machine.processors.end)
+        self._end = asyncio.create_task(self._supervise(self._machine), name="virtual machine's end")
+
+    async def _open_devices(self, spec: VmSpec, unused: contextlib.ExitStack) -> list[Device]:
+        """Open what the guest's devices need. unused: closes them, should nobody take them."""
+        devices: list[Device] = []
+
+        def add(device: Device) -> None:
+            unused.callback(device.close)
+            devices.append(device)
+
+        if spec.image is not None:
+            add(open_image(spec))
+        add(open_entropy())
+        add(await self._open_vsock())
+        if spec.shared is not None:
+            add(await self._start_virtiofsd(spec, spec.shared))
+        if self._table.reclaim_guest_freed_memory:
+            add(Balloon())
+        return devices
+
+    async def _open_vsock(self) -> Socket:
         vsock = vhost_vsock.open_device()
         if vsock is None:
             raise HostUnfitError(
-                "cannot connect the guest: this host has no /dev/vhost-vsock; load vhost_vsock"
+                "cannot connect the guest: no /dev/vhost-vsock on this host; load vhost_vsock"
             )
         descriptor, cid = vsock
         try:
@@ -125,35 +156,16 @@ class Dragonball(Hypervisor):
             os.close(descriptor)
             raise
         self._transport = VsockTransport(self._host.connect_guest, f"guest {cid}")
-        guest_ended = self._watch_guest()
-        console = self._console
-        devices: list[Device] = [Socket(descriptor, cid), open_entropy()]
-        if filesystem is not None:
-            devices.append(filesystem)
-        if self._table.reclaim_guest_freed_memory:
-            devices.append(Balloon())
+        return Socket(descriptor, cid)
 
-        def build() -> None:
-            board = Board(spec.vcpus, spec.memory_mib * MIB, self._huge)
-            self._machine = machine = Machine(board, console.write, guest_ended)
-            if spec.image is not None:
-                machine.add_device(open_image(spec))
-            for device in devices:
-                machine.add_device(device)
-            machine.load(spec.kernel, spec.initrd, kernel_command_line(spec, self._table.enable_debug))
-
-        try:
-            await self._aside.run(build)
-        except LaunchError:
-            await self._blame_virtiofsd()
-            raise
-        finally:
-            if self._machine is None:
-                for device in devices:
-                    device.close()
-        assert self._machine is not None
-        self._own = OwnProcess(self._machine.processors.end)
-        self._end = asyncio.create_task(self._supervise(self._machine), name="virtual machine's end")
+    def _build(self, spec: VmSpec, devices: Sequence[Device], guest_ended: Callable[[str], None]) -> None:
+        """Put the machine together; blocks, on a thread of its own."""
+        assert self._console is not None
+        board = Board(spec.vcpus, spec.memory_mib * MIB, self._huge)
+        self._machine = machine = Machine(board, self._console.write, guest_ended)
+        for device in devices:
+            machine.add_device(device)
+        machine.load(spec.kernel, spec.initrd, kernel_command_line(spec, self._table.enable_debug))
 
     async def _blame_virtiofsd(self) -> None:
         """Say that virtiofsd has ended, where it has: that is why it gave no answer.
