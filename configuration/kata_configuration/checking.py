@@ -128,9 +128,16 @@ def _selection(tree: Mapping[str, Any]) -> Iterator[Finding]:
     present = isinstance(tables, dict) and any(own_path(("hypervisor", other))[1] == name for other in tables)
     if not present and not _misspelt(tables, name):
         hint = f"add [hypervisor.{name}] with at least a kernel, and an image or initrd"
-        yield Finding(
-            Code.MISSING_TABLE, ("hypervisor", name), "the selected table is missing", hint, on_key=True
-        )
+        there = [other for other in tables or {} if own_path(("hypervisor", other)) in TABLES]
+        if there:
+            hint += (
+                f', or write hypervisor_name = "{there[0]}" in [runtime] to select the table that is there'
+            )
+        if _lookup(tree, ("runtime", "hypervisor_name")) is None:
+            message, path = "the selected table is missing", ("hypervisor", name)
+        else:
+            message, path = f"selects [hypervisor.{name}], which is missing", ("runtime", "hypervisor_name")
+        yield Finding(Code.MISSING_TABLE, path, message, hint)
 
 
 def _misspelt(family: Mapping[str, Any] | None, name: str) -> bool:

@@ -50,6 +50,12 @@ class Code(Enum):
     INERT = ("KATA210", Severity.NOTE, False, "this version does not honour a key that asks for nothing")
     OTHER_NAME = ("KATA211", Severity.NOTE, False, "a hypervisor's other name is used")
     UNAVAILABLE = ("KATA212", Severity.ERROR, False, "the hypervisor has no driver in this version")
+    UNPROTECTED = (
+        "KATA213",
+        Severity.ERROR,
+        True,
+        "this version does not have a protection that is asked for",
+    )
 
     TYPE = ("KATA301", Severity.ERROR, False, "the value has the wrong type")
     RANGE = ("KATA302", Severity.ERROR, False, "the value is out of range")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
@@ -39,6 +40,8 @@ _WANTED = {
     "model_type": "a table",
 }
 MEBIBYTE = 1 << 20
+# A size with its unit. Without the "i", Kubernetes counts in powers of ten, and QEMU does not.
+_SIZE = re.compile(r"(?P<number>\d{1,9})\s*(?P<prefix>[mgt])(?P<binary>i?)b?", re.ASCII)
 
 
 def describe(error: ValidationError, model: type[Table], path: KeyPath) -> Iterator[Finding]:
@@ -88,6 +91,11 @@ def _type_hint(value: Any, kind: str, unit: str) -> tuple[str, Fix | None]:
         # More digits than an integer of TOML has are no slip of the pen.
         if kind in ("int_type", "float_type") and plain.isdecimal() and len(plain) < 19:
             return f"write {plain} without quotes", Fix(value=int(plain))
+        if kind == "int_type" and unit == " MiB" and (size := _SIZE.fullmatch(plain)):
+            shown, number = f"{size['number']} {size['prefix'].upper()}iB", _mebibytes(size)
+            return f"the unit is MiB: for {shown} write {number}", Fix(value=number) if size[
+                "binary"
+            ] else None
         if kind == "tuple_type":
             return f"write [{quoted(value)}]", Fix(value=[value])
     if kind == "int_type" and unit == " percent" and isinstance(value, float) and 0 < value <= 1:
@@ -95,6 +103,10 @@ def _type_hint(value: Any, kind: str, unit: str) -> tuple[str, Fix | None]:
     if kind in ("string_type", "path_type") and isinstance(value, int | float):
         return "put it in quotes", None
     return f"write {_WANTED[kind]}", None
+
+
+def _mebibytes(size: re.Match[str]) -> int:
+    return int(size["number"]) << 10 * "mgt".index(size["prefix"])
 
 
 def _out_of_range(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> Iterator[Finding]:

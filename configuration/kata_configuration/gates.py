@@ -9,16 +9,18 @@ that is its name, letter by letter, and by nothing else.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 
 from kata_configuration.diagnostics import Code, Finding, Fix, quoted
+from kata_configuration.pattern_cost import is_slow
 from kata_configuration.suggestions import closest, unmistakable
 
 KEY = "enable_annotations"
 PREFIX = "io.katacontainers.config."
 
-# Longer ones are no list of names; and Python's matching can be made slow by patterns, by length at worst.
+# Longer ones are no list of names.
 MAX_PATTERN = 200
 
 # Annotation of the hypervisor -> key, where they differ.
@@ -116,7 +118,7 @@ def _check_entry(
         message = f"{quoted(entry)} lets every pod set almost every key"
         yield Finding(Code.GATE_WIDE, path, message, "list the names that pods need")
     elif not opened and is_unhonoured(_literal(entry)):
-        message = f"{quoted(entry)} is the name of a key that this version does not honour"
+        message = f"{quoted(entry)} is the name of a key that is not honoured here"
         yield Finding(Code.GATE_DEAD, path, message, "remove it")
     elif not opened:
         found = closest(entry, known)
@@ -160,9 +162,16 @@ def _compile(entry: str) -> re.Pattern[str]:
     if len(entry) > MAX_PATTERN:
         raise ValueError(f"it is longer than {MAX_PATTERN} characters")
     try:
-        return re.compile(entry)
-    except (re.error, OverflowError, RecursionError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "error", FutureWarning
+            )  # of a pattern that will mean something else one day
+            pattern = re.compile(entry)
+    except (re.error, OverflowError, RecursionError, FutureWarning) as error:
         raise ValueError(str(error)) from None
+    if is_slow(entry):
+        raise ValueError("its repetitions and alternatives could take very long to match")
+    return pattern
 
 
 def _some(names: list[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from kata_configuration.diagnostics import Code, Finding, Fix, key_name, quoted
-from kata_configuration.models import FAMILIES, OTHER_NAMES, TABLES, Table
+from kata_configuration.models import AVAILABLE, FAMILIES, OTHER_NAMES, TABLES, Table
 from kata_configuration.suggestions import closest, unmistakable
 
 
@@ -46,7 +46,7 @@ def _members(family: str, members: Mapping[str, Any]) -> Iterator[Finding]:
             only = ", ".join(f"[{key_name((family, known))}]" for known in FAMILIES[family])
             hint = f"move it to {only}"
             yield Finding(Code.UNKNOWN_KEY, path, "is a key outside of any table", hint, on_key=True)
-        elif retired := _retired(path):
+        elif retired := _retired(path, value):
             yield retired
         else:
             words = [*FAMILIES[family], *(OTHER_NAMES if family == "hypervisor" else ())]
@@ -71,7 +71,7 @@ def _other_name(path: tuple[str, str], members: Mapping[str, Any]) -> Iterator[F
 
 
 def _stray(name: str, value: Any) -> Finding:
-    if retired := _retired((name,)):
+    if retired := _retired((name,), value):
         return retired
     if isinstance(value, dict | list):
         known = [*FAMILIES, "runtime"]
@@ -79,13 +79,27 @@ def _stray(name: str, value: Any) -> Finding:
         fix = Fix(rename=best) if best and unmistakable(name, known) else None
         hint = did_you_mean(name, known)
         return Finding(Code.UNKNOWN_TABLE, (name,), "unknown table", hint, on_key=True, fix=fix)
-    home = next((table for table, model in TABLES.items() if name in spellings(model)), None)
-    hint, fix = (f"move it to [{key_name(home)}]", Fix(table=home)) if home else ("remove it", None)
+    homes = _homes(name)
+    hint = "move it to " + " or ".join(f"[{key_name(home)}]" for home in homes) if homes else "remove it"
+    fix = Fix(table=homes[0]) if len(homes) == 1 else None
     return Finding(Code.UNKNOWN_KEY, (name,), "is a key outside of any table", hint, on_key=True, fix=fix)
 
 
-def _retired(path: tuple[str, ...]) -> Finding | None:
+def _homes(name: str) -> list[tuple[str, ...]]:
+    """Return the tables that have a key; of hypervisors those with a driver, or else the first."""
+    homes = [table for table, model in TABLES.items() if name in spellings(model)]
+    others = [table for table in homes if table[0] == "hypervisor" and table[1] not in AVAILABLE]
+    return [table for table in homes if table not in others] or others[:1]
+
+
+def _retired(path: tuple[str, ...], value: Any) -> Finding | None:
     from kata_configuration import tombstones  # only a name that is not known needs them
 
     stone = tombstones.TABLES.get(path)
-    return Finding(Code.UNSUPPORTED, path, stone.story, stone.advice, on_key=True) if stone else None
+    if stone is None:
+        return None
+    switches = tombstones.SWITCHES.get(path, ())
+    if switches and isinstance(value, dict) and not any(value.get(key) for key in switches):
+        message = f"{stone.story}; nothing in it is switched on"
+        return Finding(Code.INERT, path, message, "remove it", on_key=True)
+    return Finding(Code.UNSUPPORTED, path, stone.story, stone.advice, on_key=True)

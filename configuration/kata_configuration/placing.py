@@ -22,7 +22,7 @@ from kata_configuration.spans import Span
 from kata_configuration.syntax import SyntaxFault
 from kata_configuration.toml_text import key_text, value_text
 
-_OPTION = re.compile(r"[^,\s\"']*")
+_OPTION = re.compile(r"\s*[^,\s\"']*")
 _WORD = re.compile(r"[^\s,#\[\]{}]*")
 
 

@@ -112,10 +112,11 @@ def check_entries(hypervisor: type[Table], entries: tuple[str, ...]) -> Iterator
 
 
 def _is_unhonoured(table: tuple[str, ...], name: str) -> bool:
-    """Whether a name is that of a key that Kata knows and this version does not act on."""
+    """Whether a name that lets in nothing is that of a key that another table has, or another version."""
     key = ANNOTATION_KEYS.get(name, name) if table[0] == "hypervisor" else name
-    planned = PLANNED.get(table)
-    return key in INEFFECTIVE[table[0]].model_fields or (planned is not None and key in planned.model_fields)
+    relatives = (TABLES, PLANNED)
+    models = [model for part in relatives for path, model in part.items() if path[0] == table[0]]
+    return any(key in model.model_fields for model in (INEFFECTIVE[table[0]], *models))
 
 
 def _names(model: type[Table], family: str) -> dict[str, bool]:
@@ -249,7 +250,7 @@ class _Application:
             )
         table, model = self._model(family)
         if _is_unhonoured(table, rest):
-            return "names a key that this version does not honour", "remove it"
+            return "names a key that is not honoured here", "remove it"
         found = closest(rest, model.model_fields)
         return (
             "names no key",

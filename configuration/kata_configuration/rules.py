@@ -7,6 +7,7 @@ them is at fault: so one mistake is reported once, also in a table that has othe
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -75,6 +76,14 @@ def _has_root(table: Any) -> Iterator[Finding]:
         )
 
 
+def _initrd_mounts_the_image(table: Any) -> Iterator[Finding]:
+    """Doubt an initrd of Kata's own beside an image: it is a whole guest, with an agent that is its init."""
+    if table.image and table.initrd and _WHOLE_GUEST.fullmatch(table.initrd.name):
+        message = f"is not used: {table.initrd.name} is by its name a whole guest, which mounts no image"
+        hint = 'remove image, or name an initrd that mounts it, such as that of "kata-ctl image build"'
+        yield Finding(Code.UNUSED, ("image",), message, hint)
+
+
 def _vcpus_fit(table: Any) -> Iterator[Finding]:
     if 0 < table.default_maxvcpus < table.default_vcpus:
         message = (
@@ -118,10 +127,14 @@ def _hypervisor_is_there(table: Any) -> Iterator[Finding]:
     name = table.hypervisor_name
     if name in AVAILABLE:
         return
+    from kata_configuration import tombstones
+
+    hint = "use " + " or ".join(quoted(known) for known in AVAILABLE)
     if name in HYPERVISORS:
         message = f"there is no driver for {name} in this version"
-        hint = "use " + " or ".join(quoted(known) for known in AVAILABLE)
         yield Finding(Code.UNAVAILABLE, ("hypervisor_name",), message, hint)
+    elif stone := tombstones.TABLES.get(("hypervisor", name)):
+        yield Finding(Code.CHOICE, ("hypervisor_name",), f"{quoted(name)} {stone.story}", hint)
     else:
         yield _unsupported("hypervisor_name", name, [*HYPERVISORS, *OTHER_NAMES])
 
@@ -313,8 +326,12 @@ KVM = Path("/dev/kvm")
 JIT = Path("/proc/sys/net/core/bpf_jit_enable")
 VIRTIOFSD_PLACES = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"))
 
+# The names of the initrds that Kata's releases have.
+_WHOLE_GUEST = re.compile(r"kata-containers-initrd.*|kata-.*\.initrd")
+
 RULES: tuple[Rule, ...] = (
     Rule("hypervisor", ("image", "initrd"), _has_root),
+    Rule("hypervisor", ("image", "initrd"), _initrd_mounts_the_image),
     Rule("hypervisor", ("default_vcpus", "default_maxvcpus"), _vcpus_fit),
     Rule("hypervisor", ("default_memory", "default_maxmemory"), _memory_fits),
     _needs("hugepage_type", "enable_hugepages"),

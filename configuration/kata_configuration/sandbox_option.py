@@ -2,6 +2,9 @@
 
 Grammar, from qemu(1) and QEMU's system/qemu-seccomp.c: `on` or `off`, then for `on` any of the groups below,
 separated by commas, without spaces. A group that is left out is allowed, except `obsolete`, which is denied.
+
+No value contradicts how QEMU is run here: in the foreground, as a user that it keeps. (A QEMU with -daemonize
+dies of spawn=deny and of elevateprivileges=deny or =children; one with -runas of the latter two.)
 """
 
 from __future__ import annotations

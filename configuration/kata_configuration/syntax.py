@@ -18,6 +18,9 @@ from kata_configuration.diagnostics import Code
 
 MAX_FAULTS = 20
 
+# Brackets within brackets, parts of a key; only a text that Python cannot read for its nesting is searched.
+MAX_DEPTH = 50
+
 # One token of TOML as far as it matters for where statements begin and what only TOML 1.1 allows. A string
 # without its end takes the rest of its line, or of the file when it is a multi-line string.
 _TOKEN = re.compile(
@@ -35,7 +38,9 @@ _TOKEN = re.compile(
 )
 _MODERN_ESCAPE = re.compile(r"\\(?:(?P<new>e|x[0-9A-Fa-f]{2})|.)", re.DOTALL)
 _STATEMENT = re.compile(r"""^[ \t]*(?:\[|[\w."'-][\w."' \t-]*=)""", re.MULTILINE)
+_HALF_READ = re.compile(r"(?<![\w+.-])[\w+.-]+(?<=\w)\Z")
 _ENDLESS_INTEGER = re.compile(r"\d[\d_]{600,}")
+_DEEP_KEY = re.compile(rf"(?:[\w-]+[ \t]*\.[ \t]*){{{MAX_DEPTH}}}")
 _HEADER = re.compile(r"^[ \t]*\[", re.MULTILINE)
 
 
@@ -71,8 +76,13 @@ def parse(text: str) -> Parsed:
             faults.append(_duplicate(text, start, end, error) or _refusal(text, start, position, error.msg))
             text = _blank(text, start, end)
         except RecursionError:
-            faults.append(SyntaxFault(Code.SYNTAX, 0, "nested too deeply", "no key of this file needs that"))
-            break
+            offset = _too_deep(text)
+            faults.append(
+                SyntaxFault(Code.SYNTAX, offset or 0, "nested too deeply", "no key of this file needs that")
+            )
+            if offset is None:
+                break
+            text = _blank(text, *_statement_at(text, offset))
         except ValueError:
             # Python converts no integer of so many digits, and tomli does not say where it stands.
             offset = next(match.start() for match in _ENDLESS_INTEGER.finditer(text))
@@ -81,6 +91,17 @@ def parse(text: str) -> Parsed:
         else:
             return Parsed(tree, text, _sorted([*faults, *_modern(text)]))
     return Parsed({}, _blank(text, 0, len(text)), _sorted(faults))
+
+
+def _too_deep(text: str) -> int | None:
+    """Return the offset of the first bracket within MAX_DEPTH others, or key of more parts; None without."""
+    depth = 0
+    for token in _TOKEN.finditer(text):
+        depth = max(depth + bool(token["open"]) - bool(token["close"]), 0)
+        if depth > MAX_DEPTH:
+            return token.start()
+    dotted = _DEEP_KEY.search(text)
+    return dotted.start() if dotted else None
 
 
 def _sorted(faults: list[SyntaxFault]) -> tuple[SyntaxFault, ...]:
@@ -122,6 +143,11 @@ def _refusal(text: str, start: int, position: int, refusal: str) -> SyntaxFault:
     # What never ends is noticed lines later: point at where it begins.
     runaway = "\n" in text[start:position]
     message = refusal[:1].lower() + refusal[1:]
+    if "after a statement" in message and (word := _HALF_READ.search(text, start, position + 1)):
+        # tomli takes the beginning of a word for a value: the "inf" of info, the "0" of 0512.
+        position, message = word.start(), "invalid value"
+    elif "character '\\n'" in message or message == """expected "'\"""":
+        message = "a string has no end"
     return SyntaxFault(Code.SYNTAX, first if runaway else position, message, _hint(message))
 
 
@@ -134,11 +160,9 @@ def _hint(message: str) -> str:
 
 _HINTS = (
     ("invalid value", 'strings need quotes; others are true, false or a number, such as 512, not "0512"'),
-    ("unclosed array", 'close it with "]"'),
-    ("unterminated string", "close the string with the quote that began it"),
-    ("illegal character '\\n'", "close the string with the quote that began it"),
-    ("invalid character '\\n'", "close the string with the quote that began it"),
-    ('expected "\'"', "close the string with the quote that began it"),
+    ("unclosed array", 'put commas between its elements, and close it with "]"'),
+    ("unterminated string", "close it with the quote that began it"),
+    ("a string has no end", "close it with the quote that began it"),
     ("expected '='", "write key = value"),
     ("expected ']'", 'close the table\'s name with "]"'),
     ("after a statement", "one statement per line; strings need quotes"),

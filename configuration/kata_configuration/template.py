@@ -1,7 +1,6 @@
 """The shipped files, written from the models: every key with its sentence, unit and default.
 
-`python -m kata_configuration.template NAME` prints the one for a hypervisor; a test holds the files in
-shipped/ to it.
+`python -m kata_configuration.template NAME` prints the one for a hypervisor; a test holds the files to it.
 """
 
 from __future__ import annotations
@@ -21,7 +20,9 @@ from kata_configuration.models.base import About, inner_table
 from kata_configuration.sandbox_option import DENY_ALL
 from kata_configuration.toml_text import value_text
 
-SHIPPED = Path(__file__).parent / "shipped"
+# Where they are: in an installed package in it, in a checkout beside it.
+_PACKAGED = Path(__file__).parent / "shipped"
+SHIPPED = _PACKAGED if any(_PACKAGED.glob("*.toml")) else Path(__file__).parents[1]
 
 HEADING = """\
 Configuration of the Kata runtime, for virtual machines of {title}.
@@ -86,7 +87,12 @@ def _keys(model: type[Table], values: Mapping[str, Any]) -> Iterator[str]:
     for name, field in model.model_fields.items():
         if inner_table(field) is None:
             shown, mark = (value_text(values[name]), "") if name in values else (facts.example(field), "#")
-            yield f"{_comment(_sentence(field))}{mark}{name} = {shown}\n"
+            yield f"{explained(field)}{mark}{name} = {shown}\n"
+
+
+def explained(field: FieldInfo) -> str:
+    """Write a key's sentence, unit, choices and range as a comment."""
+    return _comment(_sentence(field))
 
 
 def _sentence(field: FieldInfo) -> str:

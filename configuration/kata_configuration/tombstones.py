@@ -106,7 +106,8 @@ KEYS: Mapping[tuple[str, str], Tombstone] = {
         convert=lambda wanted: "root-port" if wanted else "no-port", harmless=False,
     ),
     ("hypervisor", "msize_9p"): Tombstone(
-        "was removed with the file system 9p in Kata 3.29.0; virtio-fs has no such limit", "remove it"
+        "was removed with the file system 9p in Kata 3.29.0; virtio-fs has no such limit", "remove it",
+        harmless=8192,
     ),
     ("hypervisor", "enable_swap"): Tombstone(
         "was removed in Kata 3.14.0: the host may always swap guests out", "remove it", harmless=False
@@ -173,7 +174,8 @@ KEYS: Mapping[tuple[str, str], Tombstone] = {
         "was removed in Kata 4.0.0", "use emptydir_mode", becomes="emptydir_mode",
         convert=lambda _: "shared-fs", harmless=False,
     ),
-    ("runtime", "kubelet_root_dir"): Tombstone(f"{GO}; no other runtime reads it", "remove it"),
+    ("runtime", "kubelet_root_dir"): Tombstone(f"{GO}; no other runtime reads it", "remove it",
+                                               harmless="/var/lib/kubelet"),
     ("runtime", "enable_netmon"): Tombstone("was removed in Kata 2.4.0", "remove it", harmless=False),
     ("runtime", "log_prefix"): Tombstone("is a key of one vendor's build of Kata", "remove it"),
 }  # fmt: skip
@@ -203,6 +205,12 @@ TABLES: Mapping[KeyPath, Tombstone] = {
     ),
     ("hypervisor", "acrn"): Tombstone("was removed in Kata 3.10.0", "use qemu, and remove the table"),
     ("agent", "hyperstart"): Tombstone("was removed in Kata 2.0.0", "use [agent.kata]"),
+}
+
+# Of a table that is gone: the keys that switch something on. Without them, its other keys ask for nothing.
+SWITCHES: Mapping[KeyPath, tuple[str, ...]] = {
+    ("factory",): ("enable_template", "vm_cache_number"),
+    ("netmon",): ("enable_netmon",),
 }
 
 # (key, value) -> the value that means the same here, and what became of this one.

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from kata_configuration import tombstones
 from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, key_name, quoted
 from kata_configuration.models import INEFFECTIVE, PLANNED, TABLES, HypervisorTable, Table, own_path
+from kata_configuration.models.base import Protects
 from kata_configuration.names import spellings
 from kata_configuration.suggestions import closest, unmistakable
 from kata_configuration.tombstones import Tombstone
@@ -20,6 +21,9 @@ from kata_configuration.toml_text import value_text
 NOT_HONOURED = "is known to Kata and not supported by this version"
 NO_EFFECT = "is read by Kata and acted on by nobody"
 HARMLESS = "the value asks for nothing"
+
+# They switch off what no driver of ours does: either value says what happens anyway.
+INDIFFERENT = frozenset({"disable_image_nvdimm", "disable_nesting_checks"})
 
 
 def unknown_key(path: KeyPath, model: type[Table], value: object) -> Finding:
@@ -43,11 +47,27 @@ def unknown_key(path: KeyPath, model: type[Table], value: object) -> Finding:
 
 def _retired(path: KeyPath, model: type[Table], stone: Tombstone, value: object) -> Finding:
     harmless = value == stone.harmless and type(value) is type(stone.harmless)
-    if harmless or (not value and not stone.becomes and not stone.security):
+    if (
+        harmless
+        or (not value and not stone.becomes and not stone.security)
+        or _was_default(path, stone, value)
+    ):
         return Finding(Code.INERT, path, f"{stone.story}; {HARMLESS}", "remove it", on_key=True)
     code = Code.FOREIGN_CONFINEMENT if stone.security else Code.FOREIGN_KEY
     hint, fix = _successor(path, model, stone, value) if stone.becomes else (stone.advice, None)
     return Finding(code, path, stone.story, hint, on_key=True, fix=fix)
+
+
+def _was_default(path: KeyPath, stone: Tombstone, value: object) -> bool:
+    """Whether what a key became is not honoured yet, and the value asks for nothing of it."""
+    planned = _declared(PLANNED.get(own_path(path[:-1])), stone.becomes)
+    if planned is None:
+        return False
+    if stone.convert is not None:
+        if not isinstance(value, int):
+            return False
+        value = stone.convert(value)
+    return _asks_for_nothing(planned, stone.becomes, value)
 
 
 def _successor(path: KeyPath, model: type[Table], stone: Tombstone, value: object) -> tuple[str, Fix | None]:
@@ -69,7 +89,15 @@ def _successor(path: KeyPath, model: type[Table], stone: Tombstone, value: objec
 def _unhonoured(path: KeyPath, model: type[Table], key: str, value: object, why: str) -> Finding:
     if _asks_for_nothing(model, key, value):
         return Finding(Code.INERT, path, f"{why}; {HARMLESS}", "remove it", on_key=True)
+    if _protects(model, key, value):
+        hint = "remove it only where pods can do without this protection"
+        return Finding(Code.UNPROTECTED, path, why, hint, on_key=True)
     return Finding(Code.UNSUPPORTED, path, why, "remove it", on_key=True)
+
+
+def _protects(model: type[Table], key: str, value: object) -> bool:
+    metadata = model.model_fields[model.aliases.get(key, key)].metadata
+    return any(isinstance(item, Protects) and item.value in (None, value) for item in metadata)
 
 
 def _others(path: KeyPath, key: str, others: list[tuple[str, ...]], value: object) -> Finding:
@@ -86,6 +114,8 @@ def _others(path: KeyPath, key: str, others: list[tuple[str, ...]], value: objec
 def _asks_for_nothing(model: type[Table], key: str, value: object) -> bool:
     """Whether a value is the key's default, or empty: then it does not matter who honours it."""
     name = model.aliases.get(key, key)
+    if name in INDIFFERENT:
+        return isinstance(value, bool)
     if name.startswith("valid_"):
         return True  # limits what annotations may do, and there is nothing that they could do
     try:

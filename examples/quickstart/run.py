@@ -92,10 +92,9 @@ def choose_accelerator() -> str:
 
 def write_configuration(image: Path, accelerator: str, seccompsandbox: str | None) -> Path:
     """The shipped configuration with this machine's paths and accelerator; everything else as shipped."""
-    import kata_configuration
+    from kata_configuration.template import SHIPPED
 
-    shipped = Path(str(kata_configuration.__file__)).parent / "shipped" / "configuration-qemu.toml"
-    tree = tomli.loads(shipped.read_text())
+    tree = tomli.loads((SHIPPED / "configuration-qemu.toml").read_text(encoding="utf-8"))
     qemu = tree["hypervisor"]["qemu"]
     qemu["kernel"] = str(image / "vmlinuz")
     qemu["initrd"] = str(image / "kata-initrd.img")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -88,3 +89,12 @@ def test_help_imports_no_command() -> None:
     run = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
     assert run.stderr.split() == ["kata_runtime", "kata_runtime.ctl", "kata_runtime.ctl.main"]
     assert all(command.summary in run.stdout for command in COMMANDS.values())
+
+
+def test_a_reader_that_has_enough_ends_it_without_a_traceback() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "kata_runtime.ctl.main", "config", "schema"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (2, b"")

@@ -146,6 +146,6 @@ def test_what_we_ship_is_clean(capsys: Capture) -> None:
 
 
 def test_the_hook_runs_the_linter() -> None:
-    hooks = (SHIPPED.parents[2] / ".pre-commit-hooks.yaml").read_text()
+    hooks = (Path(__file__).parents[2] / ".pre-commit-hooks.yaml").read_text()
     assert "entry: kata-ctl config lint --no-host" in hooks
     assert "id: kata-configuration" in hooks

@@ -53,9 +53,17 @@ CASES: list[tuple[str, str, list[str]]] = [
     ),
     (
         "a hypervisor without its table",
-        '[runtime]\nhypervisor_name = "qemu"\n',
+        "[runtime]\n",
         [
             "1:1: error[KATA206] hypervisor.qemu: the selected table is missing "
+            "(add [hypervisor.qemu] with at least a kernel, and an image or initrd)"
+        ],
+    ),
+    (
+        "a hypervisor that is named, without its table",
+        '[runtime]\nhypervisor_name = "qemu"\n',
+        [
+            "2:19: error[KATA206] runtime.hypervisor_name: selects [hypervisor.qemu], which is missing "
             "(add [hypervisor.qemu] with at least a kernel, and an image or initrd)"
         ],
     ),

@@ -15,12 +15,23 @@ from kata_configuration.template import SETTINGS, SHIPPED, shipped
 from kata_hypervisor.registry import DRIVERS
 
 FILE = SHIPPED / "configuration-qemu.toml"
-EXAMPLES = SHIPPED.parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 
 
 def test_what_can_run_is_shipped_and_every_hypervisor_has_its_template() -> None:
-    assert {path.name for path in SHIPPED.iterdir()} == {f"configuration-{name}.toml" for name in AVAILABLE}
+    files = {f"configuration-{name}.toml" for name in AVAILABLE}
+    assert {path.name for path in SHIPPED.glob("*.toml")} == files
     assert set(SETTINGS) == set(HYPERVISORS)
+
+
+def test_the_wheel_has_them_in_the_package() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    included = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert included == {
+        f"configuration/configuration-{name}.toml": f"kata_configuration/shipped/configuration-{name}.toml"
+        for name in AVAILABLE
+    }
 
 
 @pytest.mark.parametrize("name", AVAILABLE)

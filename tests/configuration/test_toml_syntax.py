@@ -39,7 +39,7 @@ def places(text: str) -> list[tuple[str, int, int]]:
         (
             "[x]\nfoo bar\nb = tru\n c = 01\nd = 1\n",
             {"x": {"d": 1}},
-            [("KATA101", 2, 5), ("KATA101", 3, 5), ("KATA101", 4, 7)],
+            [("KATA101", 2, 5), ("KATA101", 3, 5), ("KATA101", 4, 6)],
         ),
         ("a = [1,\n 2\nb = 3\n", {"b": 3}, [("KATA101", 1, 1)]),
         ("a = [1 2,\n3]\nb = 1\n", {"b": 1}, [("KATA101", 1, 8)]),
@@ -56,7 +56,9 @@ def places(text: str) -> list[tuple[str, int, int]]:
         ("[[z]]\n[[z]]\n[z.q]\n[z.q]\n", {"z": [{}, {"q": {}}]}, [("KATA102", 4, 4)]),
         ("a = 1\na.b = 2\n", {"a": 1}, [("KATA101", 2, 8)]),
         ("é = 1\nb = 1\n", {"b": 1}, [("KATA101", 1, 1)]),
-        ("a = " + "[" * 1000, {}, [("KATA101", 1, 1)]),
+        ("b = 1\na" + ".a" * 5000 + " = 2\n", {"b": 1}, [("KATA101", 2, 1)]),
+        ("a = " + "[" * 1000 + "\nb = 1\n", {"b": 1}, [("KATA101", 1, 55)]),
+        ("a = " + "[" * 1000 + "]" * 1000 + "\nb = 1\n", {"b": 1}, [("KATA101", 1, 55)]),
     ],
 )
 def test_a_faulty_statement_does_not_hide_the_others(

@@ -54,7 +54,7 @@ def test_before_the_seal_everything_is_admitted(host: Host) -> None:
     admission = Admission(str(host.bundle), ID)
     admission.check_operation("spawn")
     admission.check_bind("/etc")
-    admission.check_mount("bind", "/etc", [])
+    assert admission.finder(["/etc"]) is None
     admission.check_fifo("/anywhere/else/fifo")
     admission.check_log("/var/log/any")
     assert read(admission, host.add_bundle("other"))["root"] == {"path": "rootfs"}
@@ -120,38 +120,56 @@ def test_a_link_or_a_fifo_is_no_specification(host: Host, tmp_path: Path) -> Non
         host.sealed().open_spec("/none")
 
 
+def found(admission: Admission, path: str) -> str:
+    """Where the file is that a sealed sandbox's mount gets for this path."""
+    find = admission.finder([path])
+    assert find is not None
+    fd = find(path)
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    finally:
+        os.close(fd)
+
+
 def test_mounts_come_from_containerds_snapshots(host: Host) -> None:
-    admission, snapshots = host.sealed(), host.snapshots
-    admission.check_mount("bind", f"{snapshots}/1/fs", ["rbind", "rw"])
-    layers = [f"lowerdir={snapshots}/1/fs:{snapshots}/2/fs", f"upperdir={snapshots}/3/fs"]
-    admission.check_mount("overlay", "overlay", layers)
-    for source, words in (
-        ("/", ["rbind"]),
-        ("/etc", ["rbind"]),
-        (f"{snapshots}/../../../x", ["rbind"]),
-        ("overlay", ["lowerdir=/etc", f"upperdir={snapshots}/3/fs"]),
-        ("overlay", [f"lowerdir={snapshots}/1/fs,upperdir=/etc"]),
-        ("overlay", [f"lowerdir={snapshots}/1/fs:/etc"]),
-        ("overlay", ["lowerdir+=/etc"]),
-        ("relative", []),
-    ):
+    layer = host.snapshots / "1" / "fs"
+    layer.mkdir(parents=True)
+    assert found(host.sealed(), str(layer)) == str(layer)
+    for path in ("/", "/etc", "relative", "", f"{host.root}/elsewhere"):
         with pytest.raises(RequestRefusedError, match="it is not among containerd's snapshots"):
-            admission.check_mount("overlay", source, words)
+            found(host.sealed(), path)
+    with pytest.raises(OSError, match="Invalid cross-device link"):
+        found(host.sealed(), f"{host.snapshots}/../../../x")
 
 
-def test_a_link_out_of_the_snapshots_leads_nowhere(host: Host) -> None:
-    (host.snapshots / "out").symlink_to("/etc")
-    with pytest.raises(RequestRefusedError):
-        host.sealed().check_mount("bind", f"{host.snapshots}/out", [])
+@pytest.mark.parametrize("path", ["1/fs/out", "1/fs/out/passwd", "link/fs"])
+def test_a_link_that_a_guest_has_made_leads_nowhere(host: Host, path: str) -> None:
+    (host.snapshots / "1" / "fs").mkdir(parents=True)
+    (host.snapshots / "1" / "fs" / "out").symlink_to("/etc")
+    (host.snapshots / "link").symlink_to("1")
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        found(host.sealed(), f"{host.snapshots}/{path}")
+
+
+def test_containerds_root_may_be_a_link(host: Host, tmp_path: Path) -> None:
+    (host.snapshots / "1").mkdir()
+    (tmp_path / "data").symlink_to(host.root)
+    (host.bundle / "work").unlink()
+    (host.bundle / "work").symlink_to(tmp_path / "data" / "io.containerd.runtime.v2.task" / "k8s.io" / ID)
+    through = tmp_path / "data" / host.snapshots.relative_to(host.root) / "1"
+    assert found(host.sealed(), str(through)) == str(host.snapshots / "1")
 
 
 def test_a_snapshotter_of_its_own_is_known_by_the_first_container(host: Host, tmp_path: Path) -> None:
+    (pool := tmp_path / "pool").mkdir()
+    for name in ("snap-1", "snap-2"):
+        (pool / name).touch()
     admission = Admission(str(host.bundle), ID)
-    admission.check_mount("erofs", "/dev/mapper/pool-snap-1", ["ro"])
+    assert admission.finder([f"{pool}/snap-1"]) is None
     admission.seal()
-    admission.check_mount("erofs", "/dev/mapper/pool-snap-2", ["ro"])
+    assert found(admission, f"{pool}/snap-2") == f"{pool}/snap-2"
     with pytest.raises(RequestRefusedError):
-        admission.check_mount("erofs", "/dev/sda1", ["ro"])
+        found(admission, "/dev/null")
 
 
 def test_streams_are_containerds(host: Host, tmp_path: Path) -> None:
@@ -173,7 +191,7 @@ def test_a_bundle_of_somebody_else_gives_no_directories(tmp_path: Path) -> None:
     admission = Admission(str(bundle), ID)
     admission.check_fifo("/stdout")
     admission.seal()
-    for check in (admission.check_fifo, admission.check_log, lambda p: admission.check_mount("bind", p, [])):
+    for check in (admission.check_fifo, admission.check_log, lambda path: found(admission, path)):
         with pytest.raises(RequestRefusedError):
             check("/anything")
 

@@ -95,6 +95,9 @@ class FakeBroker:
 
     open_log = open_fifo
 
+    async def open_in_image(self, root: str, name: str, *, write: bool) -> int:
+        raise RequestFailedError(f"cannot open {name} in the image: there is none")
+
 
 class FakeSandbox:
     """A sandbox whose machine boots at once."""
@@ -110,7 +113,7 @@ class FakeSandbox:
         self.vmm_pid = 4242
         self.shared_directory = str(directory)
         self.boot_failure: Exception | None = None
-        self.hypervisor = SimpleNamespace(transport=None)
+        self.transport = None
         self.boots = self.stops = 0
 
     @property
@@ -123,7 +126,7 @@ class FakeSandbox:
             raise SandboxError("running", f"the sandbox has ended: {self.ended}")
         return self.agent_double
 
-    async def boot(self, spec: dict[str, Any], config_path: str | None) -> None:
+    async def boot(self, spec: dict[str, Any], config_path: str | None, unikernel: object) -> None:
         self.boots += 1
         if self.boot_failure is not None:
             self.ended = str(self.boot_failure)

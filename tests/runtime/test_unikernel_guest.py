@@ -1,4 +1,4 @@
-"""What is asked of an agent, asked of a unikernel: the calls, the streams and the end, with a monitor in name only."""
+"""What is asked of an agent, asked of a unikernel whose monitor is one in name only."""
 
 from __future__ import annotations
 

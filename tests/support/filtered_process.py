@@ -1,8 +1,4 @@
-"""Processes under filters of their own: threads that filter themselves and then wait, or make one call.
-
-Run as a program: each argument is a filter's program in hexadecimal; they are installed one after the other on
-the main thread, a second thread waits without the last one, and "ready" is written.
-"""
+"""A process under filters of its own, with a thread that has fewer of them."""
 
 from __future__ import annotations
 

@@ -7,11 +7,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-import kata_configuration
 from kata_configuration.rules import VIRTIOFSD_PLACES
+from kata_configuration.template import SHIPPED
 from kata_hypervisor.kvm.probe import probe_kvm
-
-SHIPPED = Path(kata_configuration.__file__).parent / "shipped/configuration-qemu.toml"
 
 Value = str | int | float | bool | Path
 
@@ -37,7 +35,7 @@ def render(values: Mapping[str, Value]) -> str:
 
     A key is the first of its name, or TABLE.KEY.
     """
-    text = SHIPPED.read_text(encoding="utf-8")
+    text = (SHIPPED / "configuration-qemu.toml").read_text(encoding="utf-8")
     for name, value in values.items():
         literal = json.dumps(str(value) if isinstance(value, Path) else value)
         table, _, key = name.rpartition(".")

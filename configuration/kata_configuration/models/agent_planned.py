@@ -7,7 +7,16 @@ from typing import Annotated, ClassVar
 
 from pydantic import AliasChoices, Field
 
-from kata_configuration.models.base import About, Milliseconds, Percent, Plausible, Seconds, Table, Text
+from kata_configuration.models.base import (
+    About,
+    Milliseconds,
+    Percent,
+    Plausible,
+    Protects,
+    Seconds,
+    Table,
+    Text,
+)
 
 BYTE = 2**8 - 1
 LARGEST = 2**63 - 1
@@ -94,6 +103,8 @@ class AgentPlanned(Table):
         Seconds, About("Time that the agent has to start its helpers; 0 is its own.", "Kata 3.29.0")
     ] = Field(0, ge=0, le=3600)
     policy: Annotated[
-        Text, About('The policy that the agent enforces, in Rego; "" is the image\'s own.', "Kata 3.23.0")
+        Text,
+        About('The policy that the agent enforces, in Rego; "" is the image\'s own.', "Kata 3.23.0"),
+        Protects(),
     ] = ""
     mem_agent: Annotated[MemAgent, About("The memory agent.", "Kata 3.13.0")] = MemAgent.model_validate({})

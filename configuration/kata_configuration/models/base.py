@@ -31,6 +31,7 @@ __all__ = [
     "OptionalPath",
     "Percent",
     "Plausible",
+    "Protects",
     "Seconds",
     "Strings",
     "Table",
@@ -90,6 +91,12 @@ class Plausible(NamedTuple):
     """The least number that somebody who has the unit in mind would write; less is allowed, and doubted."""
 
     least: int
+
+
+class Protects(NamedTuple):
+    """That a key protects the host or the guest: it may not go unheard. value: the one that does, or any."""
+
+    value: str | None = None
 
 
 class About(NamedTuple):

@@ -19,6 +19,7 @@ from kata_configuration.models.base import (
     LogLevel,
     Mebibytes,
     OptionalPath,
+    Protects,
     Strings,
     Text,
     malformed,
@@ -121,6 +122,7 @@ KernelVerityParams = Annotated[
         "hash_block_size, each with = and a value.",
         "Kata 3.27.0",
     ),
+    Protects(),
 ]
 
 # Processors.
@@ -210,26 +212,33 @@ DisableSeccomp = Annotated[
 SelinuxLabel = Annotated[
     Text,
     About('The SELinux label of the process that runs the machine; "" is the host\'s own.', "Kata 3.21.0"),
+    Protects(),
 ]
 DisableSelinux = Annotated[bool, About("Run the virtual machine without the SELinux label.", "Kata 3.21.0")]
-DisableGuestSelinux = Annotated[bool, About("Run containers without SELinux in the guest.", "Kata 3.9.0")]
+DisableGuestSelinux = Annotated[
+    bool, About("Run containers without SELinux in the guest.", "Kata 3.9.0"), Protects()
+]
 Rootless = Annotated[
     bool,
     About(
         "Run the virtual machine as an unprivileged user that the runtime makes.",
         "Kata 3.0.0",
     ),
+    Protects(),
 ]
 ConfidentialGuest = Annotated[
-    bool, About("Encrypt the guest's memory with what the processor offers (TDX, SEV, SE).", "Kata 3.0.0")
+    bool,
+    About("Encrypt the guest's memory with what the processor offers (TDX, SEV, SE).", "Kata 3.0.0"),
+    Protects(),
 ]
-SevSnpGuest = Annotated[bool, About("Demand AMD SEV-SNP of a confidential guest.", "Kata 3.15.0")]
+SevSnpGuest = Annotated[bool, About("Demand AMD SEV-SNP of a confidential guest.", "Kata 3.15.0"), Protects()]
 Initdata = Annotated[
     Text,
     About(
         "Data whose hash a confidential guest's attestation covers.",
         "Kata 3.19.0",
     ),
+    Protects(),
 ]
 
 # Operation.

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from kata_configuration.models import device_keys as device
 from kata_configuration.models import machine_keys as machine
-from kata_configuration.models.base import About, HypervisorTable
+from kata_configuration.models.base import About, HypervisorTable, Protects
 from kata_configuration.models.subtables import Factory, GuestExtensionImage, RootlessUser
 
 
@@ -116,7 +116,7 @@ class QemuPlanned(HypervisorTable):
     confidential_guest: machine.ConfidentialGuest = False
     sev_snp_guest: machine.SevSnpGuest = False
     snp_guest_policy: Annotated[
-        int, About("The policy of a SEV-SNP guest, as AMD defines its bits.", "Kata 3.28.0")
+        int, About("The policy of a SEV-SNP guest, as AMD defines its bits.", "Kata 3.28.0"), Protects()
     ] = Field(0x30000, ge=0, le=2**32 - 1)
     tdx_quote_generation_service_socket_port: Annotated[
         int, About("The vsock port of the host's service that signs quotes of TDX guests.", "Kata 3.18.0")

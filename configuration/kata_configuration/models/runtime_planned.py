@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kata_configuration.models.base import About, OptionalPath, Strings, Table, Text
+from kata_configuration.models.base import About, OptionalPath, Protects, Strings, Table, Text
 from kata_configuration.models.subtables import SharedMount
 
 
@@ -44,6 +45,7 @@ class RuntimePlanned(Table):
     emptydir_mode: Annotated[
         Literal["shared-fs", "block-encrypted", "block-plain"],
         About("What emptyDir volumes are in the guest.", "Kata 3.31.0"),
+        Protects("block-encrypted"),
     ] = "shared-fs"
     vfio_mode: Annotated[
         Literal["", "guest-kernel", "vfio"],
@@ -58,11 +60,10 @@ class RuntimePlanned(Table):
     dan_conf: Annotated[
         OptionalPath,
         About(
-            "The directory of files that name the devices of directly attached networks.",
+            "The directory of files that name the devices of a sandbox's network, where it has one.",
             "Kata 3.3.0",
-            example="/run/kata-containers/dans",
         ),
-    ] = None
+    ] = Path("/run/kata-containers/dans")
     shared_mounts: Annotated[
         tuple[SharedMount, ...],
         Field(strict=False),

@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import anyio
 
@@ -31,7 +31,9 @@ from kata_hypervisor.dragonball.layout import MIB
 from kata_hypervisor.dragonball.machine import MOST_VCPUS, Board, Machine
 from kata_hypervisor.dragonball.own_process import NAME, OwnProcess
 from kata_hypervisor.dragonball.processors import KICK
+from kata_hypervisor.dragonball.virtio.balloon import Balloon
 from kata_hypervisor.dragonball.virtio.block import Block
+from kata_hypervisor.dragonball.virtio.device import Device
 from kata_hypervisor.dragonball.virtio.entropy import Entropy
 from kata_hypervisor.dragonball.virtio.filesystem import FileSystem
 from kata_hypervisor.dragonball.virtio.vsock import Socket
@@ -89,7 +91,8 @@ class Dragonball(Hypervisor):
     @property
     def seal_features(self) -> frozenset[str]:
         """See the contract."""
-        return frozenset({"vcpu", "block", "fs", "vsock", "vhost-vsock"})
+        reclaim = {"balloon"} if self._table.reclaim_guest_freed_memory else set()
+        return frozenset({"vcpu", "block", "fs", "vhost-vsock", *reclaim})
 
     async def prepare(self, spec: VmSpec) -> None:
         """See the contract."""
@@ -109,37 +112,74 @@ class Dragonball(Hypervisor):
         signal.signal(KICK, _nothing)
         self._aside = Control("machine")
         self._console = await self._open_console()
-        filesystem = await self._start_virtiofsd(spec, spec.shared) if spec.shared is not None else None
-        vsock = vhost_vsock.open_device()
-        if vsock is None:
-            raise HostUnfitError(
-                "cannot connect the guest: this host has no /dev/vhost-vsock; load vhost_vsock"
-            )
-        descriptor, cid = vsock
-        self._transport = VsockTransport(cid)
         guest_ended = self._watch_guest()
-        console, devices = self._console, [Socket(descriptor, cid), open_entropy()]
-        if filesystem is not None:
-            devices.append(filesystem)
-
-        def build() -> None:
-            board = Board(spec.vcpus, spec.memory_mib * MIB, self._huge)
-            self._machine = machine = Machine(board, console.write, guest_ended)
-            if spec.image is not None:
-                machine.add_device(open_image(spec))
-            for device in devices:
-                machine.add_device(device)
-            machine.load(spec.kernel, spec.initrd, kernel_command_line(spec, self._table.enable_debug))
-
-        try:
-            await self._aside.run(build)
-        except BaseException:
-            for device in devices:
-                device.close()
-            raise
+        with contextlib.ExitStack() as unused:
+            devices = await self._open_devices(spec, unused)
+            try:
+                await self._aside.run(lambda: self._build(spec, devices, guest_ended))
+            except LaunchError:
+                await self._blame_virtiofsd()
+                raise
+            unused.pop_all()
         assert self._machine is not None
         self._own = OwnProcess(self._machine.processors.end)
         self._end = asyncio.create_task(self._supervise(self._machine), name="virtual machine's end")
+
+    async def _open_devices(self, spec: VmSpec, unused: contextlib.ExitStack) -> list[Device]:
+        """Open what the guest's devices need. unused: closes them, should nobody take them."""
+        devices: list[Device] = []
+
+        def add(device: Device) -> None:
+            unused.callback(device.close)
+            devices.append(device)
+
+        if spec.image is not None:
+            add(open_image(spec))
+        add(open_entropy())
+        add(await self._open_vsock())
+        if spec.shared is not None:
+            add(await self._start_virtiofsd(spec, spec.shared))
+        if self._table.reclaim_guest_freed_memory:
+            add(Balloon())
+        return devices
+
+    async def _open_vsock(self) -> Socket:
+        vsock = vhost_vsock.open_device()
+        if vsock is None:
+            raise HostUnfitError(
+                "cannot connect the guest: no /dev/vhost-vsock on this host; load vhost_vsock"
+            )
+        descriptor, cid = vsock
+        try:
+            await self._host.admit_guest(cid)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._transport = VsockTransport(self._host.connect_guest, f"guest {cid}")
+        return Socket(descriptor, cid)
+
+    def _build(self, spec: VmSpec, devices: Sequence[Device], guest_ended: Callable[[str], None]) -> None:
+        """Put the machine together; blocks, on a thread of its own."""
+        assert self._console is not None
+        board = Board(spec.vcpus, spec.memory_mib * MIB, self._huge)
+        self._machine = machine = Machine(board, self._console.write, guest_ended)
+        for device in devices:
+            machine.add_device(device)
+        machine.load(spec.kernel, spec.initrd, kernel_command_line(spec, self._table.enable_debug))
+
+    async def _blame_virtiofsd(self) -> None:
+        """Say that virtiofsd has ended, where it has: that is why it gave no answer.
+
+        Raises:
+            LaunchError: it has.
+        """
+        if self._daemon is None:
+            return
+        with anyio.move_on_after(10 * MOMENT):
+            status = await self._daemon.wait()
+            raise LaunchError(
+                f"virtiofsd ended before the guest was ready: {self._daemon_end(status)}", self._diagnostics()
+            )
 
     async def run(self) -> None:
         """See the contract."""
@@ -308,8 +348,7 @@ class Dragonball(Hypervisor):
                 self._own.end()
         reason = f"the guest ended: {machine.processors.reason}"
         if first == VIRTIOFSD:
-            last = self._daemon_stderr.tail.last_line if self._daemon_stderr is not None else ""
-            reason = f"virtiofsd ended: {status}" + (f": {last}" if last else "")
+            reason = f"virtiofsd ended: {self._daemon_end(status)}"
         return VmExit(reason, first, status, requested, self._diagnostics())
 
     async def _release(self) -> None:
@@ -328,6 +367,10 @@ class Dragonball(Hypervisor):
         if self._aside is not None:
             self._aside.close()
             self._aside = None
+
+    def _daemon_end(self, status: ExitStatus) -> str:
+        last = self._daemon_stderr.tail.last_line if self._daemon_stderr is not None else ""
+        return f"{status}: {last}" if last else f"{status}"
 
     def _diagnostics(self) -> dict[str, str]:
         stderr = self._daemon_stderr.tail.text if self._daemon_stderr is not None else ""

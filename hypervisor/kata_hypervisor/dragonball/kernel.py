@@ -124,7 +124,7 @@ class Entry(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Bytes [offset, offset + length) of the file go to `address`; `room` bytes there belong to the kernel."""
+    """Bytes [offset, offset + length) of the file go to `address`, where the kernel owns `room` bytes."""
 
     address: int
     offset: int

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from kata_hypervisor.dragonball.layout import HUGE_PAGE, MMIO_GAP, MMIO_GAP_END
+from kata_hypervisor.dragonball.layout import HUGE_PAGE, MMIO_GAP, MMIO_GAP_END, PAGE
 from kata_hypervisor.errors import HostUnfitError
 
 MADV_HUGEPAGE = 14
@@ -95,16 +95,14 @@ class GuestMemory:
             ) from error
         if not huge:  # advice: a kernel without transparent huge pages refuses it
             _libc.madvise(address, size, MADV_HUGEPAGE)
-        # SAFETY: nothing but `close` ends the mapping, and nothing uses the memory after it.
-        array = (ctypes.c_ubyte * size).from_address(address)
-        return cls(memoryview(array).cast("B"), address, descriptor)
+        return cls(bytes_at(address, size), address, descriptor)
 
     def close(self) -> None:
         """Unmap and close. The caller has ended every thread that could touch the memory."""
         if self.descriptor >= 0:
             size = len(self._content)
             self._content = memoryview(b"")
-            _libc.munmap(self.address, size)
+            unmap(self.address, size)
             os.close(self.descriptor)
             self.descriptor = -1
 
@@ -143,12 +141,33 @@ class GuestMemory:
         """Return where the memory is in this process. Raises OutOfRangeError."""
         return self.address + self.offset(address, length)
 
-    def discard(self, address: int, length: int) -> None:
-        """Give the pages back to the host; the guest reads zeros there. Raises OutOfRangeError."""
-        _libc.madvise(self.host_address(address, length), length, MADV_REMOVE)
+    def discard(self, view: memoryview) -> None:
+        """Give the whole pages of a part of the memory (a `view`) back to the host.
+
+        The guest reads zeros there. A host that cannot do it keeps the pages.
+        """
+        start = ctypes.addressof(ctypes.c_char.from_buffer(view))
+        first, end = -(-start // PAGE) * PAGE, (start + len(view)) // PAGE * PAGE
+        if self.descriptor >= 0 and end > first:
+            _libc.madvise(first, end - first, MADV_REMOVE)
 
     def __iter__(self) -> Iterator[Region]:
         return iter(self.regions)
+
+
+def map_shared(descriptor: int, size: int) -> int:
+    """Map a file's first bytes, shared, without keeping it open; return the address. Raises OSError."""
+    return _map(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, descriptor)
+
+
+def unmap(address: int, size: int) -> None:
+    """End a mapping. Nobody may use `bytes_at` it any more."""
+    _libc.munmap(address, size)
+
+
+def bytes_at(address: int, size: int) -> memoryview:
+    """The mapped memory at an address; it does not keep the mapping alive."""
+    return memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
 
 
 def _map_aligned(descriptor: int, size: int) -> int:
@@ -158,11 +177,11 @@ def _map_aligned(descriptor: int, size: int) -> int:
     try:
         _map(address, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | MAP_FIXED, descriptor)
     except OSError:
-        _libc.munmap(reserved, size + HUGE_PAGE)
+        unmap(reserved, size + HUGE_PAGE)
         raise
     for start, end in ((reserved, address), (address + size, reserved + size + HUGE_PAGE)):
         if end > start:
-            _libc.munmap(start, end - start)
+            unmap(start, end - start)
     return address
 
 

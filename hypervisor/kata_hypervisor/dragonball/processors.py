@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import mmap
 import signal
 import threading
 from collections.abc import Callable
@@ -40,7 +39,7 @@ class Processor:
     """One virtual processor. at_rest: the order that its thread has carried out."""
 
     descriptor: int
-    page: mmap.mmap
+    page: memoryview
     run: abi.KvmRun
     thread: threading.Thread | None = None
     at_rest: Order | None = Order.PARK
@@ -62,8 +61,8 @@ class Processors:
         self._reason: str | None = None
         self._all: list[Processor] = []
 
-    def add(self, descriptor: int, page: mmap.mmap) -> None:
-        """Take a processor of the machine, and start its thread, which waits."""
+    def add(self, descriptor: int, page: memoryview) -> None:
+        """Take a processor of the machine, whose pages outlive `join`, and start its thread, which waits."""
         processor = Processor(descriptor, page, abi.KvmRun.from_buffer(page))
         name = f"vcpu{len(self._all)}"
         processor.thread = threading.Thread(target=self._live, args=(processor,), name=name, daemon=True)
@@ -108,11 +107,12 @@ class Processors:
         return self._reason
 
     def join(self) -> None:
-        """Wait until every thread has ended; call `end` before."""
+        """Wait until every thread has ended; call `end` before. Their processors are forgotten."""
         self._kick()
         for processor in self._all:
             if processor.thread is not None:
                 processor.thread.join()
+        self._all.clear()
 
     def _give(self, order: Order) -> None:
         with self._changed:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import mmap
 import os
 from contextlib import ExitStack
 
 from kata_hypervisor.dragonball import layout
-from kata_hypervisor.dragonball.memory import GuestMemory
+from kata_hypervisor.dragonball.memory import GuestMemory, bytes_at, map_shared, unmap
 from kata_hypervisor.errors import HostUnfitError
 from kata_hypervisor.kvm import abi
 
@@ -58,10 +57,12 @@ class VirtualMachine:
         fcntl.ioctl(self._kvm, abi.KVM_GET_SUPPORTED_CPUID, table)
         return table
 
-    def create_vcpu(self, number: int) -> tuple[int, mmap.mmap]:
-        """Make a processor; return its descriptor and the page that it shares with us."""
+    def create_vcpu(self, number: int) -> tuple[int, memoryview]:
+        """Make a processor; return its descriptor and the pages that it shares with us, until `close`."""
         descriptor = self._own(fcntl.ioctl(self.descriptor, abi.KVM_CREATE_VCPU, number))
-        return descriptor, mmap.mmap(descriptor, self._page_size)
+        address = map_shared(descriptor, self._page_size)
+        self._ours.callback(unmap, address, self._page_size)
+        return descriptor, bytes_at(address, self._page_size)
 
     def interrupt_line(self, pin: int) -> int:
         """Make an eventfd that pulses a pin of the I/O APIC when it is written."""

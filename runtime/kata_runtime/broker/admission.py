@@ -5,7 +5,7 @@ operator, and is learned here. Afterwards a request must fit what was learned:
 
     prepare, spawn   nothing more, and no other guest; nor is a file of an image opened
     bind             a source that the config.json of one of this sandbox's containers names
-    mount            a source among containerd's snapshots, or beside one that was mounted before the seal
+    mount            what lies among containerd's snapshots, or beside what was mounted before the seal
     open_fifo        below containerd's state directory or such a container's bundle, or beside a FIFO that
                      was opened before the seal
     open_log         beside a log that was opened before the seal
@@ -19,19 +19,17 @@ from __future__ import annotations
 import json
 import os
 
+from kata_runtime.broker import syscalls
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
 MAX_SPEC = 4 << 20
 BEFORE_THE_SEAL = ("prepare", "spawn", "announce_seal", "admit_guest", "open_in_image")
 SANDBOX_KEYS = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
-# Sources that are no path of the host.
-_NO_PATHS = ("overlay", "none", "")
-_PATH_OPTIONS = ("lowerdir", "upperdir", "workdir")
 
 
 class Admission:
@@ -107,12 +105,30 @@ class Admission:
                 f"cannot share {source}: no config.json of the sandbox {self._sandbox} names it"
             )
 
-    def check_mount(self, kind: str, source: str, words: Iterable[str]) -> None:
-        """Raises RequestRefusedError."""
-        for path in _paths_of(source, words):
-            self._check_path(
-                path, self._snapshots, _territory(path), f"mount a {kind}", "containerd's snapshots"
-            )
+    def finder(self, paths: Iterable[str]) -> Callable[[str], int] | None:
+        """How the paths of a mount are found: None, by their names, before the seal.
+
+        Afterwards each is opened below a known directory without following a link. Guests write to snapshots:
+        what looks like a layer may be a link by the time that it is mounted.
+        """
+        if self.sealed:
+            return self._find
+        for path in paths:
+            self._learn(self._snapshots, _territory(path))
+        return None
+
+    def _find(self, path: str) -> int:
+        """Open (O_PATH) what lies among containerd's snapshots. Raises OSError, RequestRefusedError."""
+        for directory in self._snapshots:
+            if path.startswith(directory + "/"):
+                holder = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                try:
+                    return syscalls.open_beneath(holder, path[len(directory) + 1 :])
+                finally:
+                    os.close(holder)
+        raise RequestRefusedError(
+            f"cannot mount {path}: the sandbox is sealed, and it is not among containerd's snapshots"
+        )
 
     def check_fifo(self, path: str) -> None:
         """Raises RequestRefusedError."""
@@ -123,11 +139,14 @@ class Admission:
         """Raises RequestRefusedError."""
         self._check_path(path, self._logs, os.path.dirname(path), "open a log", "this sandbox's logs")
 
+    def _learn(self, known: set[str], directory: str) -> None:
+        """Know a directory, by the name that containerd uses and by its real one; never the root."""
+        known.update({directory, os.path.realpath(directory)} - {"/", ""})
+
     def _check_path(self, path: str, known: set[str], territory: str, deed: str, what: str) -> None:
         """Admit a path below a known directory; before the seal, know the directory it lies in."""
         if not self.sealed:
-            if territory != "/":
-                known.add(os.path.realpath(territory))
+            self._learn(known, territory)
             return
         real = os.path.realpath(path)
         if not any(real.startswith(directory + "/") for directory in known):
@@ -157,17 +176,6 @@ def _sources(spec: dict[str, Any], bundle: str) -> set[str]:
     return found
 
 
-def _paths_of(source: str, words: Iterable[str]) -> list[str]:
-    """The paths of the host in a mount: its source and overlay's directories."""
-    paths = [] if source in _NO_PATHS else [source]
-    for word in words:
-        for option in word.split(","):
-            key, _, value = option.partition("=")
-            if key in _PATH_OPTIONS or key.startswith("lowerdir"):
-                paths += [path for path in value.split(":") if path]
-    return paths
-
-
 def _territory(path: str) -> str:
     """Where a snapshotter keeps what lies beside a path: its own directory, where containerd named it."""
     parts = path.split("/")
@@ -183,11 +191,12 @@ def _snapshot_roots(bundle: str) -> set[str]:
     Source: containerd, core/runtime/v2/bundle.go: work -> ROOT/io.containerd.runtime.v2.task/NAMESPACE/ID.
     """
     try:
-        root = _containerd_directory(os.path.realpath(os.readlink(os.path.join(bundle, "work"))))
+        root = _containerd_directory(os.readlink(os.path.join(bundle, "work")))
         names = os.listdir(root) if root else []
     except OSError:
         return set()
-    return {os.path.join(root, name) for name in names if name.startswith("io.containerd.snapshotter.")}
+    paths = [os.path.join(root, name) for name in names if name.startswith("io.containerd.snapshotter.")]
+    return {*paths, *map(os.path.realpath, paths)}
 
 
 def _state_root(bundle: str) -> set[str]:

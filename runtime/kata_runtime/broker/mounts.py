@@ -30,7 +30,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from kata_runtime.broker.origin import Origin
+    from kata_runtime.broker.origin import Find, Origin
     from kata_runtime.broker.territory import Place
 
 # name: (flags that it sets, flags that it clears)
@@ -81,6 +81,10 @@ _REFUSED = (
     "rprivate",
     "unbindable",
 )
+
+# Options of overlay whose values are paths, and sources that are none.
+_PATH_OPTIONS = ("lowerdir", "datadir", "upperdir", "workdir")
+_NO_PATHS = ("overlay", "none", "")
 
 MAX_DATA = 4095
 """Bytes of file system options that mount(2) takes: a page with its NUL."""
@@ -147,23 +151,27 @@ def compact(data: str) -> tuple[str, str]:
     return base, data
 
 
-def mount(kind: str, source: str, options: Options, place: Place, origin: Origin) -> None:
+def mount(kind: str, source: str, options: Options, place: Place, origin: Origin, find: Find | None) -> None:
     """Mount on a place that exists; on a mount point it goes on top.
 
-    origin: where the source of a bind mount is looked up.
+    origin: where the source of a bind mount is looked up. find: opens each path of the host, source and
+    overlay's directories; None to have the kernel look them up by their names.
 
     Raises:
         RequestFailedError: the kernel refuses; the message says what was tried.
     """
     try:
         if options.bind is not None or kind == "bind":
-            tree = origin.take(source, recursive=bool(options.bind))
+            how = {"find": find} if find else {}
+            tree = origin.take(source, recursive=bool(options.bind), **how)
             try:
                 bind(tree, place, options.attributes, recursive=bool(options.bind))
             finally:
                 os.close(tree)
+        elif find:
+            _mount_found(kind, source, options, place, find)
         else:
-            _mount_filesystem(kind, source, options, place)
+            _mount_filesystem(kind, source, options.flags, options.data, place)
     except OSError as error:
         number = error.errno or 0
         raise RequestFailedError(
@@ -171,14 +179,49 @@ def mount(kind: str, source: str, options: Options, place: Place, origin: Origin
         ) from None
 
 
-def _mount_filesystem(kind: str, source: str, options: Options, place: Place) -> None:
-    data, base = options.data, "/"
+def paths_of(source: str, data: str) -> list[str]:
+    """The paths of the host that a mount names: its source, and overlay's directories."""
+    return [path for _, paths in _split(source, data) for path in paths]
+
+
+def _split(source: str, data: str) -> list[tuple[str, list[str]]]:
+    """The source, and each option: its key with "=", and the paths in its value; without any, the option."""
+    parts: list[tuple[str, list[str]]] = [("", [] if source in _NO_PATHS else [source])]
+    for word in data.split(","):
+        key, separator, value = word.partition("=")
+        if key.rstrip("+") in _PATH_OPTIONS:
+            parts.append((key + separator, value.split(":")))
+        else:
+            parts.append((word, []))
+    return parts
+
+
+def _mount_found(kind: str, source: str, options: Options, place: Place, find: Find) -> None:
+    """Mount what the paths were found to be: whatever is put in their place meanwhile, it is not mounted."""
+    held: list[int] = []
+
+    def pin(path: str) -> str:
+        held.append(find(path))
+        return f"/proc/self/fd/{held[-1]}"
+
+    try:
+        (_, first), *rest = _split(source, options.data)
+        pinned = pin(first[0]) if first else source
+        words = [key + ":".join(map(pin, paths)) for key, paths in rest]
+        _mount_filesystem(kind, pinned, options.flags, ",".join(words), place)
+    finally:
+        for fd in held:
+            os.close(fd)
+
+
+def _mount_filesystem(kind: str, source: str, flags: int, data: str, place: Place) -> None:
+    base = "/"
     if len(os.fsencode(data)) > MAX_DATA:
         base, data = compact(data)
     target = place.open()
     try:
         os.chdir(base)
-        syscalls.mount(source, f"/proc/self/fd/{target}", kind, options.flags, data)
+        syscalls.mount(source, f"/proc/self/fd/{target}", kind, flags, data)
     finally:
         os.chdir("/")
         os.close(target)

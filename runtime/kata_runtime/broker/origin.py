@@ -11,6 +11,18 @@ import os
 
 from kata_runtime.broker import syscalls
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    # Opens a path (O_PATH); the descriptor is the caller's. Raises OSError.
+    Find = Callable[[str], int]
+
+
+def find(path: str) -> int:
+    """Open a path as anybody would, links followed. Raises OSError."""
+    return os.open(path, os.O_PATH | os.O_CLOEXEC)
+
 
 class Origin:
     """Two mount namespaces: that of the sources, and the broker's. None: there is but one."""
@@ -26,14 +38,14 @@ class Origin:
         syscalls.unshare_mounts()
         return cls((host, _current()))
 
-    def take(self, source: str, *, recursive: bool) -> int:
+    def take(self, source: str, *, recursive: bool, find: Find = find) -> int:
         """Return a descriptor of a detached copy of what is at a path. Raises OSError."""
         if self._namespaces is None:
-            return _clone(source, recursive=recursive)
+            return _clone(find(source), recursive=recursive)
         host, own = self._namespaces
         syscalls.enter_mounts(host)
         try:
-            return _clone(source, recursive=recursive)
+            return _clone(find(source), recursive=recursive)
         finally:
             syscalls.enter_mounts(own)
 
@@ -48,8 +60,7 @@ def _current() -> int:
     return os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def _clone(source: str, *, recursive: bool) -> int:
-    place = os.open(source, os.O_PATH | os.O_CLOEXEC)
+def _clone(place: int, *, recursive: bool) -> int:
     try:
         return syscalls.clone_tree(place, recursive=recursive)
     finally:

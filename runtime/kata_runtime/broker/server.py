@@ -307,8 +307,6 @@ class Server:
                 )
 
     def _do_mount(self, target: str, mounts: list[list[Any]]) -> Reply:
-        for kind, source, words in mounts:
-            self._admission.check_mount(kind, source, words)
         self._make(target, directory=True)
         made = 0
         try:
@@ -323,10 +321,11 @@ class Server:
 
     def _mount_one(self, target: str, kind: str, source: str, words: list[str]) -> None:
         options = mounts.parse_options(words)
+        find = self._admission.finder(mounts.paths_of(source, options.data))
         with self._workspace.territory.reach(target) as place:
             number = self._log.push("unmount", path=target)
             try:
-                mounts.mount(kind, source, options, place, self._workspace.origin)
+                mounts.mount(kind, source, options, place, self._workspace.origin, find)
             except BaseException:
                 self._log.drop(number)
                 raise

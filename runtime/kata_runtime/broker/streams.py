@@ -42,7 +42,7 @@ def open_in_image(root: int, name: str, *, write: bool) -> int:
     """
     access = os.O_RDWR if write else os.O_RDONLY
     try:
-        fd = syscalls.open_below(root, name, access | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        fd = syscalls.open_in_root(root, name, access | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError as error:
         raise RequestFailedError(
             f"cannot open {name} in the image: {error.strerror}", error.errno or 0

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kata_runtime.ctl import config_annotation, config_lint, config_reference, config_show
+from kata_runtime.ctl import (
+    config_annotation,
+    config_lint,
+    config_migrate,
+    config_reference,
+    config_show,
+)
 
 if TYPE_CHECKING:
     from kata_runtime.ctl.main import Subparsers
 
-ACTIONS = (config_lint, config_show, config_annotation, config_reference)
+ACTIONS = (config_lint, config_show, config_migrate, config_annotation, config_reference)
 
 
 def add_parser(subparsers: Subparsers) -> None:

@@ -1,6 +1,6 @@
-"""docs/linting.md: its commands, run one after the other, print what stands there.
+"""Pages of docs/ with commands: run one after the other, they print what stands there.
 
-After a change of what is printed: python tests/configuration/test_linting_page.py
+After a change of what is printed: python tests/configuration/test_pages.py
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 
 from kata_runtime.ctl.main import main
 
-PAGE = Path(__file__).parents[2] / "docs" / "linting.md"
+PAGES = [Path(__file__).parents[2] / "docs" / name for name in ("linting.md", "migrating.md")]
 BLOCK = re.compile(r"```(toml|console)\n(.*?)```", re.DOTALL)
 
 
@@ -26,8 +26,7 @@ def execute(line: str) -> str:
     """Run one command of the page in the current directory and return what it prints."""
     words = shlex.split(line)
     if words[0] != "kata-ctl":
-        subprocess.run(words, check=True)
-        return ""
+        return subprocess.run(words, check=True, capture_output=True, text=True).stdout
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
         main(words[1:])
@@ -48,15 +47,16 @@ def replay(page: str) -> str:
     return BLOCK.sub(block, page)
 
 
-def test_the_page_shows_what_is_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_shows_what_is_printed(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    page = PAGE.read_text(encoding="utf-8")
-    assert replay(page) == page
+    text = page.read_text(encoding="utf-8")
+    assert replay(text) == text
 
 
 if __name__ == "__main__":
-    written = PAGE.read_text(encoding="utf-8")
-    with tempfile.TemporaryDirectory() as directory:
-        os.chdir(directory)
-        written = replay(written)
-    PAGE.write_text(written, encoding="utf-8")
+    for each in PAGES:
+        with tempfile.TemporaryDirectory() as directory:
+            os.chdir(directory)
+            written = replay(each.read_text(encoding="utf-8"))
+        each.write_text(written, encoding="utf-8")
