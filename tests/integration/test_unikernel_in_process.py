@@ -281,9 +281,10 @@ async def test_another_abi_is_refused(
 
 
 async def test_what_is_no_unikernel_is_named(bench: Bench) -> None:
-    message = "cannot run the unikernel commands: "
-    with Path("/bin/true").open("rb") as file, pytest.raises(UnikernelError, match=message):
-        await bench.prepared("", file=file.fileno())
+    file = os.open("/bin/true", os.O_RDONLY)
+    with pytest.raises(UnikernelError, match="cannot run the unikernel commands: "):
+        await bench.prepared("", file=file)
+    os.close(file)
 
 
 @pytest.mark.parametrize(

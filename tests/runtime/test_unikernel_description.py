@@ -12,7 +12,6 @@ from kata_runtime.errors import InvalidRequestError, UnsupportedError
 from kata_runtime.unikernel import KEYS, MAX_FILE, PREFIX, RUNNERS, Unikernel, from_annotations, from_file
 from unikernel_description import GOOD, described, encode
 
-
 TEXT = st.text("ab/=+ é\0\n", max_size=12) | st.sampled_from(["hvt", "spt", "mirage"])
 
 
@@ -76,11 +75,7 @@ def test_a_file_that_says_nothing_useful(raw: bytes, message: str) -> None:
         from_file(raw)
 
 
-@given(
-    st.dictionaries(
-        st.sampled_from([PREFIX + key for key in (*KEYS, "new")]), TEXT | TEXT.map(encode)
-    )
-)
+@given(st.dictionaries(st.sampled_from([PREFIX + key for key in (*KEYS, "new")]), TEXT | TEXT.map(encode)))
 def test_no_annotations_are_more_than_refused(annotations: dict[str, str]) -> None:
     try:
         read = from_annotations(annotations)
