@@ -17,6 +17,8 @@ DRIVERS = {
 
 UNIKERNEL_MONITORS = {
     "dragonball": "kata_hypervisor.dragonball.unikernel:InProcessUnikernel",
+    "solo5-hvt": "kata_hypervisor.solo5.tender:Hvt",
+    "solo5-spt": "kata_hypervisor.solo5.tender:Spt",
 }
 
 
@@ -28,6 +30,11 @@ def create(name: str, table: object, host: Host) -> Hypervisor:
     Raises:
         NotSupportedError: there is no driver of that name.
     """
+    if name in UNIKERNEL_MONITORS and name not in DRIVERS:
+        raise NotSupportedError(
+            f"[hypervisor.{name}] runs unikernels only, and neither the container's annotations "
+            "nor urunc.json in its image names one"
+        )
     return cast(Hypervisor, _load(DRIVERS, name, "hypervisor driver")(table, host))
 
 

@@ -219,7 +219,7 @@ class UnikernelGuest:
         end = await self._running().wait()
         _log.info("container %s: %s", self._container.id, end.reason)
         status = self._status(end)
-        if end.status.signal is not None and self._signal is None:
+        if self._signal is None and _needs_words(end):
             self._say(f"kata: {end.reason}\n")
         self._close_output()
         return agent_pb2.WaitProcessResponse(status=status)
@@ -259,6 +259,12 @@ class UnikernelGuest:
 
     async def _remove(self, request: agent_pb2.RemoveContainerRequest) -> None:
         await self._running().stop()
+
+
+def _needs_words(end: VmExit) -> bool:
+    """Whether the end was not the unikernel's own: it was killed, or its monitor has complained."""
+    complained = any(heading.endswith("stderr") for heading in end.diagnostics)
+    return end.status.signal is not None or (complained and end.status.code != 0)
 
 
 WORDS: Mapping[str, str] = {
