@@ -1,6 +1,8 @@
-/* The smallest unikernel that has something to say: its command line, and where it runs. */
+/* The smallest unikernel that has something to say: its command line, and where it runs. "wait": then it sleeps. */
 
 #include "unikernel.h"
+
+#define MINUTE 60000000000ul /* nanoseconds */
 
 static void print_number(u64 number)
 {
@@ -12,6 +14,23 @@ static void print_number(u64 number)
     print(at);
 }
 
+static int ends_with_wait(const char *line)
+{
+    const char *word = "wait";
+    u64 size = length(line);
+    if (size < 4)
+        return 0;
+    for (line += size - 4; *word && *word == *line; word++)
+        line++;
+    return !*word;
+}
+
+static void sleep(u64 nanoseconds)
+{
+    volatile struct { u64 timeout, ready; int count; } argument = { nanoseconds, 0, 0 };
+    call(POLL, &argument);
+}
+
 static int unikernel(const struct boot_info *boot)
 {
     print("unikernel: no kernel, no agent, ");
@@ -21,5 +40,7 @@ static int unikernel(const struct boot_info *boot)
     print(" bytes of code and data\nunikernel: ");
     print(boot->command_line);
     print("\n");
+    if (ends_with_wait(boot->command_line))
+        sleep(MINUTE);
     return 0;
 }
