@@ -98,7 +98,8 @@ class UnikernelSpec:
 
     sandbox_id, directory: as in VmSpec. name: its file's, for sentences. file: descriptor of the file.
     command_line: what it is started with. output: descriptor of a stream socket or pipe, for what it
-    prints. block, net: its devices, which get the names that the unikernel declares.
+    prints. block, net: its devices, which get the names that the unikernel declares. unconfined: whether its
+    container came without a seccomp profile.
     """
 
     sandbox_id: str
@@ -110,6 +111,7 @@ class UnikernelSpec:
     command_line: str = ""
     block: BlockFile | None = None
     net: NetTap | None = None
+    unconfined: bool = False
 
 
 @dataclass(frozen=True, slots=True)

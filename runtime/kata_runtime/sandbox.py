@@ -201,6 +201,7 @@ class Sandbox:
         self._transport, self.stream_io = guest, True
         self._agent = AgentClient(guest)
         self._hypervisor = await guest.prepare(self.configuration, self.identity, self.broker)
+        self._tell_warnings()
 
     async def _preload(self) -> None:
         from kata_runtime import preload
@@ -262,9 +263,12 @@ class Sandbox:
             )
         )
         self._transport = hypervisor.transport
-        for line in hypervisor.warnings:
-            _log.warning("%s", line)
+        self._tell_warnings()
         _log.info("machine: %d vCPUs, %d MiB (from %s)", size.vcpus, size.memory_mib, size.origin)
+
+    def _tell_warnings(self) -> None:
+        for line in self.hypervisor.warnings:
+            _log.warning("%s", line)
 
     def _kernel_parameters(self) -> tuple[str, ...]:
         assert self.configuration is not None

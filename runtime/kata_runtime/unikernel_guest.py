@@ -123,6 +123,7 @@ class UnikernelGuest:
                     output=self._theirs["stdout"].fileno(),
                     command_line=self._unikernel.command_line(self._container.spec["process"]["args"]),
                     block=block,
+                    unconfined=not (self._container.spec.get("linux") or {}).get("seccomp"),
                 )
             )
         self._monitor = monitor

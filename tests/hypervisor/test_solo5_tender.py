@@ -137,6 +137,31 @@ async def test_a_version_that_cannot_be_confined(
         await rig.monitor(version=version).prepare(rig.spec)
 
 
+@pytest.mark.parametrize(
+    ("table", "unconfined", "why"),
+    [
+        ({"disable_seccomp": True}, False, "disable_seccomp"),
+        ({"honor_unconfined": True}, True, "honor_unconfined, and the container is unconfined"),
+    ],
+)
+async def test_an_old_one_runs_without_a_filter_where_that_is_asked_for(
+    rig: Rig, table: dict[str, bool], unconfined: bool, why: str
+) -> None:
+    monitor = rig.monitor("exec sleep 60", version="v0.10.1", **table)
+    await monitor.prepare(replace(rig.spec, unconfined=unconfined))
+    assert monitor.warnings == (f"solo5-hvt 0.10 runs without a seccomp filter: {why}",)
+    await monitor.run()
+    await monitor.prove()
+    await monitor.stop()
+
+
+@pytest.mark.parametrize(("honored", "unconfined"), [(False, True), (True, False)])
+async def test_nobody_loses_a_filter_by_accident(rig: Rig, honored: bool, unconfined: bool) -> None:
+    monitor = rig.monitor(version="v0.10.1", honor_unconfined=honored)
+    with pytest.raises(NotSupportedError, match="or set disable_seccomp"):
+        await monitor.prepare(replace(rig.spec, unconfined=unconfined))
+
+
 async def test_a_switch_without_effect_is_told(rig: Rig) -> None:
     monitor = rig.monitor(disable_seccomp=True)
     await monitor.prepare(rig.spec)

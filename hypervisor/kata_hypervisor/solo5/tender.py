@@ -75,6 +75,7 @@ class Tender(UnikernelMonitor):
         self._end: asyncio.Task[VmExit] | None = None
         self._warnings: tuple[str, ...] = ()
         self._used = self._running = self._requested = False
+        self._confined = True
 
     async def prepare(self, spec: UnikernelSpec) -> None:
         """See the contract."""
@@ -92,14 +93,14 @@ class Tender(UnikernelMonitor):
                 f"{self.name} cannot be given a tap by its descriptor: use [hypervisor.dragonball]"
             )
         try:
-            self._warnings = self._check_version(await self._probe())
+            self._warnings = self._check_version(await self._probe(), unconfined=spec.unconfined)
             await self._spawn(spec, devices)
         except BaseException:
             await self.stop()
             raise
 
-    def _check_version(self, version: tuple[int, int]) -> tuple[str, ...]:
-        """Refuse a tender that cannot be confined; return what the operator should know."""
+    def _check_version(self, version: tuple[int, int], *, unconfined: bool) -> tuple[str, ...]:
+        """Refuse a tender that cannot be confined as it must be; return what the operator should know."""
         return ()
 
     async def _probe(self) -> tuple[int, int]:
@@ -169,7 +170,8 @@ class Tender(UnikernelMonitor):
         if self._child.exited is not None:
             return None
         try:
-            return find_breach(await self._host.confinement(self._child), True, self._inherited)
+            threads = await self._host.confinement(self._child)
+            return find_breach(threads, self._confined, self._inherited)
         except ProcessLookupError:
             return None
 
@@ -259,16 +261,21 @@ class Hvt(Tender):
     def __init__(self, table: Solo5Hvt, host: Host) -> None:
         super().__init__(table, host)
         self._disabled = table.disable_seccomp
+        self._honors = table.honor_unconfined
 
-    def _check_version(self, version: tuple[int, int]) -> tuple[str, ...]:
+    def _check_version(self, version: tuple[int, int], *, unconfined: bool) -> tuple[str, ...]:
         shown = ".".join(map(str, version))
         if version >= OWN_FILTER_SINCE:
             if self._disabled:
                 return (f"disable_seccomp changes nothing: solo5-hvt {shown} filters itself, always",)
             return ()
+        if self._disabled or (self._honors and unconfined):
+            self._confined = False
+            why = "disable_seccomp" if self._disabled else "honor_unconfined, and the container is unconfined"
+            return (f"solo5-hvt {shown} runs without a seccomp filter: {why}",)
         raise NotSupportedError(
             f"{self._path} is version {shown}, which does not filter its own system calls: "
-            "install 0.11 or newer"
+            "install 0.11 or newer, or set disable_seccomp"
         )
 
 
