@@ -39,7 +39,7 @@ from kata_runtime.sandbox import Sandbox
 from kata_runtime.states import Event, State
 from kata_runtime.stdio import Stdio, StdioFiles, StdioPaths
 from kata_runtime.timestamps import timestamp
-from kata_runtime.unikernel_guest import UnikernelGuest, find_unikernel
+from kata_runtime.unikernel_guest import UnikernelGuest, find_unikernel, refuse_unikernel
 
 _log = logging.getLogger(__name__)
 
@@ -146,6 +146,8 @@ class Tasks:
         container = Container(request.id, request.bundle, spec, init)
         _encode(container.spec, container)
         booted_here = not self._sandbox.running
+        if not booted_here:
+            refuse_unikernel(container)
         if booted_here and kind is ContainerType.POD_CONTAINER and self._sandbox.configuration is None:
             raise StateError(f"the sandbox of container {request.id} is not running")
         files = await self._open_files(init)

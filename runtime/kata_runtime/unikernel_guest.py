@@ -41,6 +41,15 @@ STREAMS = ("stdin", "stdout", "stderr")
 UNNOTICED = (signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGCONT)
 
 
+def refuse_unikernel(container: Container) -> None:
+    """Refuse a unikernel in a sandbox that runs already. Raises UnsupportedError."""
+    if from_annotations(container.spec.get("annotations") or {}) is not None:
+        raise UnsupportedError(
+            f"container {container.id} is a unikernel by its annotations, and its sandbox runs already: "
+            "a unikernel is the only container of its sandbox"
+        )
+
+
 async def find_unikernel(container: Container, broker: Broker) -> Unikernel | None:
     """What the container's annotations or its image say of a unikernel; None when it is a Linux container.
 
@@ -211,7 +220,9 @@ class UnikernelGuest:
         return self._monitor
 
     async def _create(self, request: agent_pb2.CreateContainerRequest) -> None:
-        """It was made before the seal."""
+        """It was made before the seal; there is no other."""
+        if request.container_id != self._container.id:
+            raise _unimplemented(f"run container {request.container_id} beside it")
 
     async def _start(self, request: agent_pb2.StartContainerRequest) -> None:
         await self._running().run()

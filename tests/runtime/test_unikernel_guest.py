@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +23,7 @@ from kata_runtime.errors import InvalidRequestError, UnsupportedError
 from kata_runtime.process import Container, Process
 from kata_runtime.stdio import StdioPaths
 from kata_runtime.unikernel import Unikernel
-from kata_runtime.unikernel_guest import UnikernelGuest, find_unikernel
+from kata_runtime.unikernel_guest import UnikernelGuest, find_unikernel, refuse_unikernel
 from unikernel_description import GOOD
 
 ALL = StdioPaths("/in", "/out", "/err")
@@ -54,9 +54,9 @@ class Monitor:
 
         return order
 
-    def end(self, status: ExitStatus, reason: str) -> None:
+    def end(self, status: ExitStatus, reason: str, diagnostics: Mapping[str, str] | None = None) -> None:
         os.close(self.output)
-        self._end.set_result(VmExit(reason, "monitor", status))
+        self._end.set_result(VmExit(reason, "monitor", status, diagnostics=diagnostics or {}))
 
     async def wait(self) -> VmExit:
         return await asyncio.shield(self._end)
@@ -181,7 +181,7 @@ async def test_its_life(broker: Broker, monitor: Monitor) -> None:
     guest = await prepared(broker)
     agent = AgentClient(guest)
     streams = [(await guest.connect(1))[0] for _ in range(3)]
-    await agent.create_container(agent_pb2.CreateContainerRequest())
+    await agent.create_container(agent_pb2.CreateContainerRequest(container_id="one"))
     assert monitor.orders == []
     await agent.start_container(agent_pb2.StartContainerRequest())
     await agent.pause_container(agent_pb2.PauseContainerRequest())
@@ -246,4 +246,28 @@ async def test_what_needs_an_agent_is_unimplemented(broker: Broker, monitor: Mon
     with pytest.raises(RpcError, match="cannot run another process in it"):
         await guest.connect(1)
     monitor.end(ExitStatus(code=0), "the end")
+    await guest.aclose()
+
+
+async def test_it_is_alone_in_its_sandbox(broker: Broker, monitor: Monitor) -> None:
+    guest = await prepared(broker, container(StdioPaths()))
+    with pytest.raises(RpcError, match="cannot run container two beside it") as caught:
+        await AgentClient(guest).create_container(agent_pb2.CreateContainerRequest(container_id="two"))
+    assert caught.value.code is Code.UNIMPLEMENTED
+    monitor.end(ExitStatus(code=0), "the end")
+    await guest.aclose()
+    refuse_unikernel(container())
+    with pytest.raises(UnsupportedError, match="a unikernel is the only container of its sandbox"):
+        refuse_unikernel(container(annotations=GOOD))
+
+
+async def test_a_monitor_that_complained_is_quoted(broker: Broker, monitor: Monitor) -> None:
+    guest = await prepared(broker, container(StdioPaths("", "/out")))
+    stream, _ = await guest.connect(1)
+    diagnostics = {"solo5-hvt stderr": "no KVM"}
+    status = ExitStatus(code=1)
+    monitor.end(status, "solo5-hvt ended: exit status 1: no KVM", diagnostics)
+    assert (await AgentClient(guest).wait_process(WAIT)).status == 1
+    assert stream.recv(100) == b"kata: solo5-hvt ended: exit status 1: no KVM\n"
+    stream.close()
     await guest.aclose()
