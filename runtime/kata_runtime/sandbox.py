@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,7 +21,7 @@ import anyio.lowlevel
 from kata_agent.constants import AGENT_PORT, FEATURE_STREAM_IO
 from kata_agent.protos import agent_pb2, health_pb2
 from kata_agent.ttrpc.status import Code, RpcError
-from kata_hypervisor.contract import Monitor, SharedDirectory, VmExit, VmSpec
+from kata_hypervisor.contract import Disk, Monitor, SharedDirectory, VmExit, VmSpec
 from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
 from kata_runtime.bundle import JsonObject, annotations_of
 from kata_runtime.concurrency import first, together
@@ -39,6 +40,17 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What was made ready for a sandbox's first container: disks of the guest, or the unikernel that it is."""
+
+    disks: tuple[Disk, ...] = ()
+    unikernel: UnikernelGuest | None = None
+
+
+MakeReady = Callable[[str | None], Awaitable[Ready]]
 
 HEALTH_INTERVAL = 30.0
 # The guest's kernel takes a moment to reset the machine after its init, the agent, has died.
@@ -120,13 +132,14 @@ class Sandbox:
         return self._transport
 
     async def boot(
-        self, spec: JsonObject, config_path: str | None, unikernel: UnikernelGuest | None = None
+        self, spec: JsonObject, config_path: str | None, make_ready: MakeReady | None = None
     ) -> None:
         """Start the virtual machine and its agent; a unikernel is made ready, and starts with its container.
 
         spec: the OCI specification of the sandbox's first container, for annotations, size, hostname and
-        cgroup. Annotations of later containers set nothing: the virtual machine exists by then. unikernel:
-        what that container is, when it is one.
+        cgroup. Annotations of later containers set nothing: the virtual machine exists by then.
+        make_ready: makes that container's files ready. It is told the name in the guest of the disk that they
+        are to be on, or None where files are shared.
 
         Raises:
             SandboxError: a stage failed; nothing is left of it.
@@ -136,10 +149,10 @@ class Sandbox:
         try:
             self.configuration = await self._stage("config", stages, self._load(config_path, spec))
             await self._stage("host", stages, self._prepare_host(spec))
-            make = self._make_machine(spec) if unikernel is None else self._make_unikernel(unikernel)
-            await self._stage("vmm", stages, self._prepare_machine(make))
+            ready = await self._stage("files", stages, self._make_ready(make_ready))
+            await self._stage("vmm", stages, self._prepare_machine(spec, ready))
             await self._stage("seal", stages, self._seal())
-            if unikernel is None:
+            if ready.unikernel is None:
                 await self._stage("agent", stages, self._run_machine())
                 await self._stage("guest", stages, self._prepare_guest(spec))
         except BaseException as error:
@@ -151,7 +164,7 @@ class Sandbox:
                 # What was seen first may only be a consequence of it.
                 raise SandboxError("host", cause) from error
             raise
-        if unikernel is None:  # whose end is its container's end, and is seen there
+        if ready.unikernel is None:  # whose end is its container's end, and is seen there
             self._tasks.start_soon(self._watch)
         _log.info(
             "sandbox %s is running after %.0f ms (%s); %s",
@@ -186,13 +199,34 @@ class Sandbox:
         cgroup = (spec.get("linux") or {}).get("cgroupsPath")
         await self.broker.prepare(cgroup)
 
-    async def _prepare_machine(self, make: Awaitable[None]) -> None:
+    @property
+    def shares_files(self) -> bool:
+        """Whether the guest sees files of the host. Known when the configuration was read."""
+        if self.configuration is None:
+            return True
+        # What runs unikernels only has no such key: their files stay where they are.
+        return getattr(self.configuration.hypervisor, "shared_fs", None) != "none"
+
+    async def _make_ready(self, make_ready: MakeReady | None) -> Ready:
+        """Make the first container's files ready before the guest runs."""
+        assert self.configuration is not None
+        if make_ready is None:
+            return Ready()
+        if self.shares_files:
+            return await make_ready(None)
+        number = 1 if self.configuration.hypervisor.image is not None else 0
+        return await make_ready(f"/dev/vd{chr(ord('a') + number)}")
+
+    async def _prepare_machine(self, spec: JsonObject, ready: Ready) -> None:
         """Make the machine ready to run, and meanwhile this process to be sealed."""
 
-        async def wait() -> None:
-            await make
+        async def make() -> None:
+            if ready.unikernel is not None:
+                await self._make_unikernel(ready.unikernel)
+            else:
+                await self._make_machine(spec, ready.disks)
 
-        await together(wait, self._preload)
+        await together(make, self._preload)
 
     async def _make_unikernel(self, guest: UnikernelGuest) -> None:
         from kata_agent.client import AgentClient
@@ -236,16 +270,15 @@ class Sandbox:
         if (breach := find_breach(threads, True, self._inherited)) is not None:
             raise SandboxError("seal", f"the runtime's process is not confined as it must be: {breach}")
 
-    async def _make_machine(self, spec: JsonObject) -> None:
+    async def _make_machine(self, spec: JsonObject, disks: tuple[Disk, ...]) -> None:
         from kata_hypervisor import registry
 
         assert self.configuration is not None
         table, runtime = self.configuration.hypervisor, self.configuration.runtime
+        hypervisor = registry.create(self.configuration.hypervisor_name, table, self.broker)
+        self._hypervisor = hypervisor
         host_cpus = os.cpu_count() or 1
         size = sizing.size_of(spec, table, static=runtime.static_sandbox_resource_mgmt, host_cpus=host_cpus)
-        self._hypervisor = hypervisor = registry.create(
-            self.configuration.hypervisor_name, table, self.broker
-        )
         shared = SharedDirectory(Path(self.shared_directory)) if table.shared_fs == "virtio-fs" else None
         await hypervisor.prepare(
             VmSpec(
@@ -259,6 +292,7 @@ class Sandbox:
                 rootfs_type=table.rootfs_type,
                 kernel_parameters=self._kernel_parameters(),
                 shared=shared,
+                disks=disks,
                 agent_port=AGENT_PORT,
             )
         )

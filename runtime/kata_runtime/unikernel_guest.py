@@ -22,8 +22,9 @@ from kata_agent.protos import agent_pb2
 from kata_agent.ttrpc.status import Code, RpcError
 from kata_hypervisor.contract import BlockFile, UnikernelMonitor, UnikernelSpec, VmExit
 from kata_runtime.broker.errors import RequestFailedError
+from kata_runtime.bundle import annotations_of
 from kata_runtime.errors import InvalidRequestError, UnsupportedError
-from kata_runtime.unikernel import FILE, MAX_FILE, Unikernel, from_annotations, from_file
+from kata_runtime.unikernel import FILE, MAX_FILE, PREFIX, Unikernel, from_annotations, from_file
 
 if TYPE_CHECKING:
     from kata_configuration import Configuration
@@ -41,9 +42,14 @@ STREAMS = ("stdin", "stdout", "stderr")
 UNNOTICED = (signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGCONT)
 
 
+def is_described(container: Container) -> bool:
+    """Whether annotations of the container say that it is a unikernel."""
+    return any(key.startswith(PREFIX) and value for key, value in annotations_of(container.spec).items())
+
+
 def refuse_unikernel(container: Container) -> None:
     """Refuse a unikernel in a sandbox that runs already. Raises UnsupportedError."""
-    if from_annotations(container.spec.get("annotations") or {}) is not None:
+    if is_described(container):
         raise UnsupportedError(
             f"container {container.id} is a unikernel by its annotations, and its sandbox runs already: "
             "a unikernel is the only container of its sandbox"
@@ -56,7 +62,7 @@ async def find_unikernel(container: Container, broker: Broker) -> Unikernel | No
     Raises:
         InvalidRequestError, UnsupportedError: they name one that cannot run.
     """
-    unikernel = from_annotations(container.spec.get("annotations") or {})
+    unikernel = from_annotations(annotations_of(container.spec))
     if unikernel is None:
         try:
             file = await broker.open_in_image(_rootfs(container), FILE, write=False)

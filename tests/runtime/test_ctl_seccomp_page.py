@@ -1,4 +1,4 @@
-"""docs/seccomp.md: its console blocks print what stands there; text blocks show what differs from host to host.
+"""docs/seccomp.md: its console blocks print what stands there; text blocks differ from host to host.
 
 After a change of what is printed: python tests/runtime/test_ctl_seccomp_page.py
 """

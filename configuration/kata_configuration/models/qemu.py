@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -82,13 +81,6 @@ class QemuHypervisor(HypervisorTable):
             raise malformed(faults[0].message, faults[0].hint, sandbox_faults=faults)
         return value
 
-    @field_validator("kernel_params")
-    @classmethod
-    def _check_quotes(cls, value: str) -> str:
-        if value.count('"') % 2:
-            raise malformed("has a double quote without its pair", "close it")
-        return value
-
     @property
     def confined(self) -> bool:
         """Whether the configuration asks QEMU for a seccomp filter."""
@@ -98,9 +90,3 @@ class QemuHypervisor(HypervisorTable):
     def needs_kvm(self) -> bool:
         """Whether the configuration asks QEMU for KVM, and not for emulation."""
         return self.accelerator == "kvm"
-
-    @property
-    def kernel_parameters(self) -> tuple[str, ...]:
-        """kernel_params as words; a space between double quotes does not separate."""
-        words = re.findall(r'(?:[^ "]|"[^"]*")+', self.kernel_params)
-        return tuple(words)

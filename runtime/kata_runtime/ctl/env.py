@@ -103,13 +103,14 @@ def _host(configuration: Configuration | None) -> Facts:
         table = configuration.hypervisor
         facts["hypervisor"] = {
             "name": configuration.hypervisor_name,
-            "program": _said(check.check_qemu(setup)),
+            "program": _said(check.check_vmm(setup)),
             "accelerator": setup.accelerator,
             "confinement": _confinement(configuration),
             "guest seccomp": "off" if configuration.runtime.disable_guest_seccomp else "each container's own",
         }
         if table.shared_fs == "virtio-fs":
             facts["hypervisor"]["virtiofsd"] = _said(check.check_virtiofsd(setup))
+    facts["drivers"] = _drivers(configuration)
     facts["host"] = {
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "kvm": _said(check.check_kvm(setup)),
@@ -117,6 +118,14 @@ def _host(configuration: Configuration | None) -> Facts:
         "containerd": _said(check.check_containerd(setup)),
     }
     return facts
+
+
+def _drivers(configuration: Configuration | None) -> Facts:
+    from kata_runtime.ctl import drivers
+
+    selected = configuration.hypervisor_name if configuration else ""
+    path = getattr(configuration.hypervisor, "path", None) if configuration else None
+    return {name: drivers.describe(name, path if name == selected else None) for name in drivers.DRIVERS}
 
 
 def _confinement(configuration: Configuration) -> str:
