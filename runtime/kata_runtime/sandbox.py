@@ -44,7 +44,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What was made ready for a sandbox's first container: disks of the guest, or the unikernel that it is."""
+    """What is ready for a sandbox's first container: disks of the guest, or the unikernel that it is."""
 
     disks: tuple[Disk, ...] = ()
     unikernel: UnikernelGuest | None = None
