@@ -27,14 +27,13 @@ from kata_hypervisor.contract import Hypervisor, SharedDirectory, VmExit, VmmPro
 from kata_hypervisor.dragonball.command import kernel_command_line
 from kata_hypervisor.dragonball.console import Console
 from kata_hypervisor.dragonball.control import Control
+from kata_hypervisor.dragonball.host_files import open_entropy, open_image
 from kata_hypervisor.dragonball.layout import MIB
 from kata_hypervisor.dragonball.machine import MOST_VCPUS, Board, Machine
 from kata_hypervisor.dragonball.own_process import NAME, OwnProcess
 from kata_hypervisor.dragonball.processors import KICK
 from kata_hypervisor.dragonball.virtio.balloon import Balloon
-from kata_hypervisor.dragonball.virtio.block import Block
 from kata_hypervisor.dragonball.virtio.device import Device
-from kata_hypervisor.dragonball.virtio.entropy import Entropy
 from kata_hypervisor.dragonball.virtio.filesystem import FileSystem
 from kata_hypervisor.dragonball.virtio.vsock import Socket
 from kata_hypervisor.errors import ConfinementError, HostUnfitError, HypervisorError, LaunchError
@@ -45,7 +44,6 @@ from kata_hypervisor.tail import Follower, follow
 __all__ = ["Dragonball"]
 
 VIRTIOFSD = "virtiofsd"
-ENTROPY = "/dev/urandom"
 STDERR = 2
 
 SWITCH_INTERVAL = 0.0005
@@ -134,7 +132,7 @@ class Dragonball(Hypervisor):
             devices.append(device)
 
         if spec.image is not None:
-            add(open_image(spec))
+            add(open_image(spec.image))
         add(open_entropy())
         add(await self._open_vsock())
         if spec.shared is not None:
@@ -376,32 +374,6 @@ class Dragonball(Hypervisor):
         stderr = self._daemon_stderr.tail.text if self._daemon_stderr is not None else ""
         texts = {"console": self.console_tail, f"{VIRTIOFSD} stderr": stderr}
         return {heading: text for heading, text in texts.items() if text}
-
-
-def open_image(spec: VmSpec) -> Block:
-    """The guest's root file system, as a disk that it cannot write.
-
-    Raises:
-        LaunchError: it cannot be opened.
-    """
-    assert spec.image is not None
-    try:
-        descriptor = os.open(spec.image, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise LaunchError(f"cannot open the guest's image {spec.image}: {error.strerror}") from error
-    return Block(descriptor, os.lseek(descriptor, 0, os.SEEK_END), read_only=True, identity=b"image")
-
-
-def open_entropy() -> Entropy:
-    """The host's random numbers.
-
-    Raises:
-        HostUnfitError: it has none.
-    """
-    try:
-        return Entropy(os.open(ENTROPY, os.O_RDONLY | os.O_CLOEXEC))
-    except OSError as error:
-        raise HostUnfitError(f"cannot open {ENTROPY} for the guest: {error.strerror}") from error
 
 
 def _nothing(number: int, frame: object) -> None:
