@@ -77,7 +77,9 @@ class Dragonball(Hypervisor):
         self._guest_ended: asyncio.Future[str] | None = None
         self._transport: VsockTransport | None = None
         self._end: asyncio.Task[VmExit] | None = None
-        self._used = self._running = self._requested = False
+        self._making: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._running = self._requested = False
 
     def seal_vcpus(self, install: Callable[[], object]) -> None:
         """Before `run`: what every vCPU's thread calls first, to put its own filter on itself.
@@ -94,13 +96,17 @@ class Dragonball(Hypervisor):
 
     async def prepare(self, spec: VmSpec) -> None:
         """See the contract."""
-        if self._used or self._requested:
+        if self._making is not None or self._requested:
             raise LaunchError(f"cannot start the virtual machine of {spec.sandbox_id}: it was used before")
-        self._used = True
         if not 1 <= spec.vcpus <= MOST_VCPUS:
             raise LaunchError(f"cannot make a machine of {spec.vcpus} vCPUs: 1 to {MOST_VCPUS} are possible")
+        # A task of its own: what it has opened while its caller is cancelled must be known, to be closed.
+        self._making = asyncio.create_task(self._make(spec), name="virtual machine's making")
         try:
-            await self._make(spec)
+            await asyncio.wait({self._making})
+            self._making.result()
+            if self._requested:
+                raise LaunchError("the virtual machine was stopped while it started")
         except BaseException:
             await self.stop()
             raise
@@ -220,13 +226,23 @@ class Dragonball(Hypervisor):
     async def stop(self) -> None:
         """See the contract."""
         self._requested = True
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(), name="virtual machine's stop")
         with anyio.CancelScope(shield=True):
-            if self._machine is not None:
-                self._machine.processors.end("it was stopped")
-            if self._end is not None:
-                await asyncio.wait({self._end})
-            else:
-                await self._release()
+            await asyncio.wait({self._stopping})
+        self._stopping.result()
+
+    async def _stop(self) -> None:
+        if self._making is not None and not self._making.done():
+            if self._daemon is not None:
+                await self._daemon.kill()
+            await asyncio.wait({self._making})
+        if self._machine is not None:
+            self._machine.processors.end("it was stopped")
+        if self._end is not None:
+            await asyncio.wait({self._end})
+        else:
+            await self._release()
 
     async def wait(self) -> VmExit:
         """See the contract."""
@@ -245,10 +261,9 @@ class Dragonball(Hypervisor):
         machine.processors.release()
 
     def _lively(self, purpose: str) -> tuple[Machine, Control]:
-        if self._machine is None or self._aside is None or self._end is None or not self._running:
-            raise HypervisorError(f"cannot {purpose} the virtual machine: it is not running")
-        if self._machine.processors.reason is not None:
-            raise HypervisorError(f"cannot {purpose} the virtual machine: {self._machine.processors.reason}")
+        reason = self._machine.processors.reason if self._machine is not None else None
+        if self._machine is None or self._aside is None or not self._running or reason is not None:
+            raise HypervisorError(f"cannot {purpose} the virtual machine: {reason or 'it is not running'}")
         return self._machine, self._aside
 
     @property
