@@ -11,6 +11,7 @@ from kata_hypervisor.host import Host
 
 DRIVERS = {
     "qemu": "kata_hypervisor.qemu.driver:Qemu",
+    "dragonball": "kata_hypervisor.dragonball.driver:Dragonball",
 }
 
 

@@ -6,6 +6,7 @@ Validation, the linter, the shipped files, the schema and the reference are made
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,6 +77,11 @@ class HypervisorTable(Table):
     def needs_kvm(self) -> bool:
         """Whether no virtual machine runs without the kernel's KVM."""
         return True
+
+    @property
+    def kernel_parameters(self) -> tuple[str, ...]:
+        """kernel_params as words; a space between double quotes does not separate."""
+        return tuple(re.findall(r'(?:[^ "]|"[^"]*")+', getattr(self, "kernel_params", "")))
 
 
 # What annotations carry. Named tuples, because every load defines them, and they are cheap to define.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -98,9 +97,3 @@ class QemuHypervisor(HypervisorTable):
     def needs_kvm(self) -> bool:
         """Whether the configuration asks QEMU for KVM, and not for emulation."""
         return self.accelerator == "kvm"
-
-    @property
-    def kernel_parameters(self) -> tuple[str, ...]:
-        """kernel_params as words; a space between double quotes does not separate."""
-        words = re.findall(r'(?:[^ "]|"[^"]*")+', self.kernel_params)
-        return tuple(words)
