@@ -23,8 +23,8 @@ from shim_pod import Pod
 pytestmark = pytest.mark.integration
 
 # Held for ever: a change that raises one of these needs a reason in SPECIFICATION.md.
-MOST_CALLS = 33
-HIGHEST_SCORE = 35
+MOST_CALLS = 31
+HIGHEST_SCORE = 27.15
 
 
 async def shim_pid(shim: Shim) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,7 @@ INSTRUCTION = 8
 
 _SONAMES = {"c": "libc.so.6", "seccomp": "libseccomp.so.2"}
 _OPERATORS = {"ne": 1, "lt": 2, "le": 3, "eq": 4, "ge": 5, "gt": 6, "masked": 7}  # enum scmp_compare
+_UNKNOWN = -1  # __NR_SCMP_ERROR
 _LINEAR, _TREE = 1, 2  # values of SCMP_FLTATR_CTL_OPTIMIZE
 _ARCHITECTURES = {"x86_64": "X86_64", "aarch64": "AARCH64"}
 
@@ -67,6 +69,7 @@ def compile_rules(
     arch = arch or syscalls.native()
     if not rules:
         raise PolicyError("there is no rule to compile: a filter without rules is refused")
+    _check_comparisons(rules)
     library = load_library()
     skipped = []
     try:
@@ -75,11 +78,11 @@ def compile_rules(
             if rule.action == default:
                 raise PolicyError(f"rule {rule.number} ({', '.join(rule.calls)}) has the default action")
             for call in rule.calls:
-                number = _number(call, arch)
+                number = _number(library, call, arch)
                 if number is None or not _add(library, program, rule, call, number):
                     skipped.append(call)
         for rank, call in enumerate(frequent):
-            program.syscall_priority(_number(call, arch), 255 - rank)
+            program.syscall_priority(_number(library, call, arch), 255 - rank)
         code = _export(program)
     except OSError as error:
         raise SealError(f"cannot build a seccomp filter: libseccomp says {error.strerror}") from error
@@ -127,11 +130,32 @@ def _begin(library: Any, default: int, arch: str, tree: bool) -> Any:
     return program
 
 
-def _number(call: str, arch: str) -> int | None:
-    """The call's number; None where only other architectures have it."""
+def _check_comparisons(rules: Sequence[Rule]) -> None:
+    """Refuse what libseccomp merges wrongly before 2.6.1 (GHSA-4q85-33p6-j5g6): it may allow too much.
+
+    That happens to comparisons other than equality, where several rules are alternatives for one call.
+    """
+    counts = Counter(call for rule in rules for call in rule.calls)
+    for rule in rules:
+        for call in rule.calls:
+            if counts[call] > 1 and any(
+                condition.op not in ("eq", "masked") for condition in rule.conditions
+            ):
+                raise PolicyError(
+                    f"rule {rule.number}, {call} when {rule.when}: libseccomp cannot be trusted with a "
+                    "comparison in one of several rules for a call (write eq, in or masked)"
+                )
+
+
+def _number(library: Any, call: str, arch: str) -> int | None:
+    """The number by which libseccomp is told of a call; None where this architecture has no such call."""
     number = syscalls.number_of(call, arch)
-    if number is None and not any(syscalls.number_of(call, other) for other in syscalls.ARCHITECTURES):
+    if number is None and all(syscalls.number_of(call, other) is None for other in syscalls.ARCHITECTURES):
         raise PolicyError(f"there is no system call {call!r}")
+    if number is not None and arch != syscalls.native():
+        # libseccomp expects this machine's number, and translates it by the name that it knows.
+        number = library.resolve_syscall(library.Arch.NATIVE, call)
+        return None if number == _UNKNOWN else number
     return number
 
 
@@ -141,7 +165,7 @@ def _add(library: Any, program: Any, rule: Rule, call: str, number: int) -> bool
     try:
         program.add_rule_exactly(rule.action, number, *arguments)
     except OSError as error:
-        if library.resolve_syscall(library.Arch.NATIVE, call) < 0:
+        if library.resolve_syscall(library.Arch.NATIVE, call) == _UNKNOWN:
             return False
         raise PolicyError(
             f"libseccomp refuses rule {rule.number}, {call} when {rule.when}: {error.strerror}"

@@ -202,7 +202,9 @@ class Broker:
             _, (fd,) = await self._request(op, (), **arguments)
         except RequestFailedError as error:
             raise OSError(error.errno, str(error)) from None
-        return socket.socket(fileno=fd)
+        sock = socket.socket(fileno=fd)
+        sock.setblocking(False)  # it is; Python's own flag says so from here on
+        return sock
 
     async def oom_kills(self) -> int:
         """How many processes of the sandbox's cgroup the kernel has killed for want of memory."""

@@ -7,14 +7,12 @@ import os
 import select
 import signal
 import socket
-import stat
 import time
 
 from kata_hypervisor.seccomp import proof
 from kata_runtime.broker import (
     janitor,
     messages,
-    mounts,
     processes,
     spawn,
     streams,
@@ -25,6 +23,7 @@ from kata_runtime.broker import (
 from kata_runtime.broker.admission import Admission
 from kata_runtime.broker.connections import Connections
 from kata_runtime.broker.errors import BrokerError, RequestFailedError, RequestRefusedError
+from kata_runtime.broker.files import Files
 from kata_runtime.broker.journal import Journal, take_last_words
 from kata_runtime.broker.supervisor import Supervisor
 from kata_runtime.broker.undo import UndoLog
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from kata_runtime.broker.messages import Message
-    from kata_runtime.broker.territory import Place
     from kata_runtime.identity import SandboxIdentity
 
     Reply = tuple[dict[str, Any], list[int]]
@@ -98,6 +96,7 @@ class Server:
         self._identity = identity
         self._workspace = workspace
         self._log: UndoLog = workspace.log
+        self._files = Files(workspace, self._admission)
         # pid: number of its undo entry
         self._children: dict[int, int] = {}
         self._cgroup: cgroups.Cgroup | None = None
@@ -284,97 +283,26 @@ class Server:
     # -- files ---------------------------------------------------------------------------------------------
 
     def _do_make_directory(self, path: str) -> Reply:
-        self._make(path, directory=True)
+        self._files.make_directory(path)
         return {}, []
-
-    def _make(self, path: str, *, directory: bool) -> None:
-        """Make a directory or a file, and what is missing on the way; what is there already is left."""
-        if self._workspace.territory.is_root(path):
-            return
-        self._workspace.territory.check(path)
-        self._make(os.path.dirname(path), directory=True)
-        with self._workspace.territory.reach(path) as place:
-            if (kind := place.type()) is None:
-                number = self._log.push("remove", path=path)
-                try:
-                    place.make(directory=directory)
-                except OSError:
-                    self._log.drop(number)
-                    raise
-            elif kind == stat.S_IFLNK or (kind == stat.S_IFDIR) != directory:
-                raise RequestRefusedError(
-                    f"{path} is there already, and is no {'directory' if directory else 'file'}"
-                )
 
     def _do_mount(self, target: str, mounts: list[list[Any]]) -> Reply:
-        self._make(target, directory=True)
-        made = 0
-        try:
-            for kind, source, words in mounts:
-                self._mount_one(target, kind, source, words)
-                made += 1
-        except BaseException:
-            for _ in range(made):
-                self._unmount_one(target)
-            raise
+        self._files.mount(target, mounts)
         return {}, []
-
-    def _mount_one(self, target: str, kind: str, source: str, words: list[str]) -> None:
-        options = mounts.parse_options(words)
-        find = self._admission.finder(mounts.paths_of(source, options.data))
-        with self._workspace.territory.reach(target) as place:
-            number = self._log.push("unmount", path=target)
-            try:
-                mounts.mount(kind, source, options, place, self._workspace.origin, find)
-            except BaseException:
-                self._log.drop(number)
-                raise
 
     def _do_bind(self, source: str, target: str, readonly: bool, recursive: bool) -> Reply:
-        self._admission.check_bind(source)
-        try:
-            tree = self._workspace.origin.take(source, recursive=recursive)
-        except OSError as error:
-            raise RequestFailedError(f"cannot share {source}: {error.strerror}", error.errno or 0) from None
-        try:
-            self._make(target, directory=stat.S_ISDIR(os.fstat(tree).st_mode))
-            with self._workspace.territory.reach(target) as place:
-                self._bind_one(tree, source, place, readonly, recursive)
-        finally:
-            os.close(tree)
+        self._files.bind(source, target, readonly=readonly, recursive=recursive)
         return {}, []
-
-    def _bind_one(self, tree: int, source: str, place: Place, readonly: bool, recursive: bool) -> None:
-        number = self._log.push("unmount", path=place.path)
-        attributes = syscalls.MOUNT_ATTR_RDONLY if readonly else 0
-        try:
-            mounts.bind(tree, place, attributes, recursive=recursive)
-        except OSError as error:
-            self._log.drop(number)
-            raise RequestFailedError(
-                f"cannot share {source} as {place.path}: {error.strerror}", error.errno or 0
-            ) from None
 
     def _do_unmount(self, target: str) -> Reply:
-        if not (entries := self._log.find("unmount", target)):
-            raise RequestRefusedError(f"{target} was not mounted by this broker")
-        for _ in entries:
-            self._unmount_one(target)
+        self._files.unmount(target)
         return {}, []
-
-    def _unmount_one(self, target: str) -> None:
-        number = self._log.find("unmount", target)[-1]
-        with self._workspace.territory.reach(target) as place:
-            mounts.unmount(place)
-        self._log.drop(number)
 
     def _do_remove(self, path: str) -> Reply:
-        if not (entries := self._log.find("remove", path)):
-            raise RequestRefusedError(f"{path} was not made by this broker")
-        with self._workspace.territory.reach(path) as place:
-            place.remove()
-        self._log.drop(entries[-1])
+        self._files.remove(path)
         return {}, []
+
+    # -- what is opened for the shim -----------------------------------------------------------------------
 
     def _do_admit_guest(self, address: int | str) -> Reply:
         self._connections.admit_guest(address)

@@ -36,6 +36,7 @@ COMMANDS = {
     "check": Command("kata_runtime.ctl.check", "find out what this host can run"),
     "shim": Command("kata_runtime.ctl.shim", "install the shim where containerd finds it"),
     "seccomp": Command("kata_runtime.ctl.seccomp", "show how processes are confined"),
+    "metrics": Command("kata_runtime.ctl.metrics", "print metrics of the running sandboxes for Prometheus"),
     "version": Command("kata_runtime.ctl.version", "show the version"),
 }
 

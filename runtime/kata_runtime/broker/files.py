@@ -1,0 +1,123 @@
+"""The files of a sandbox: what is made, mounted and shared for its containers, written down before it is.
+
+Every method raises RequestRefusedError for what lies outside of the sandbox or is not admitted, and OSError
+or RequestFailedError when the host could not do it.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from kata_runtime.broker import mounts, syscalls
+from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from kata_runtime.broker.admission import Admission
+    from kata_runtime.broker.territory import Place
+    from kata_runtime.broker.workspace import Workspace
+
+
+class Files:
+    """What one broker has made of files; its undo stack remembers it."""
+
+    def __init__(self, workspace: Workspace, admission: Admission) -> None:
+        self._workspace = workspace
+        self._admission = admission
+        self._log = workspace.log
+
+    def make_directory(self, path: str) -> None:
+        """Make a directory, and those above it; one that is there already is left."""
+        self._make(path, directory=True)
+
+    def _make(self, path: str, *, directory: bool) -> None:
+        """Make a directory or a file, and what is missing on the way; what is there already is left."""
+        if self._workspace.territory.is_root(path):
+            return
+        self._workspace.territory.check(path)
+        self._make(os.path.dirname(path), directory=True)
+        with self._workspace.territory.reach(path) as place:
+            if (kind := place.type()) is None:
+                number = self._log.push("remove", path=path)
+                try:
+                    place.make(directory=directory)
+                except OSError:
+                    self._log.drop(number)
+                    raise
+            elif kind == stat.S_IFLNK or (kind == stat.S_IFDIR) != directory:
+                raise RequestRefusedError(
+                    f"{path} is there already, and is no {'directory' if directory else 'file'}"
+                )
+
+    def mount(self, target: str, wanted: list[list[Any]]) -> None:
+        """Mount all of [type, source, options], the later on top, or none."""
+        self._make(target, directory=True)
+        made = 0
+        try:
+            for kind, source, words in wanted:
+                self._mount_one(target, kind, source, words)
+                made += 1
+        except BaseException:
+            for _ in range(made):
+                self._unmount_one(target)
+            raise
+
+    def _mount_one(self, target: str, kind: str, source: str, words: list[str]) -> None:
+        options = mounts.parse_options(words)
+        find = self._admission.finder(mounts.paths_of(source, options.data))
+        with self._workspace.territory.reach(target) as place:
+            number = self._log.push("unmount", path=target)
+            try:
+                mounts.mount(kind, source, options, place, self._workspace.origin, find)
+            except BaseException:
+                self._log.drop(number)
+                raise
+
+    def bind(self, source: str, target: str, *, readonly: bool, recursive: bool) -> None:
+        """Share a file or directory of the host; the target is made to match it."""
+        self._admission.check_bind(source)
+        try:
+            tree = self._workspace.origin.take(source, recursive=recursive)
+        except OSError as error:
+            raise RequestFailedError(f"cannot share {source}: {error.strerror}", error.errno or 0) from None
+        try:
+            self._make(target, directory=stat.S_ISDIR(os.fstat(tree).st_mode))
+            with self._workspace.territory.reach(target) as place:
+                self._bind_one(tree, source, place, readonly, recursive)
+        finally:
+            os.close(tree)
+
+    def _bind_one(self, tree: int, source: str, place: Place, readonly: bool, recursive: bool) -> None:
+        number = self._log.push("unmount", path=place.path)
+        attributes = syscalls.MOUNT_ATTR_RDONLY if readonly else 0
+        try:
+            mounts.bind(tree, place, attributes, recursive=recursive)
+        except OSError as error:
+            self._log.drop(number)
+            raise RequestFailedError(
+                f"cannot share {source} as {place.path}: {error.strerror}", error.errno or 0
+            ) from None
+
+    def unmount(self, target: str) -> None:
+        """Undo what `mount` and `bind` have stacked there."""
+        if not (entries := self._log.find("unmount", target)):
+            raise RequestRefusedError(f"{target} was not mounted by this broker")
+        for _ in entries:
+            self._unmount_one(target)
+
+    def _unmount_one(self, target: str) -> None:
+        number = self._log.find("unmount", target)[-1]
+        with self._workspace.territory.reach(target) as place:
+            mounts.unmount(place)
+        self._log.drop(number)
+
+    def remove(self, path: str) -> None:
+        """Remove what was made here: an empty directory, or a file."""
+        if not (entries := self._log.find("remove", path)):
+            raise RequestRefusedError(f"{path} was not made by this broker")
+        with self._workspace.territory.reach(path) as place:
+            place.remove()
+        self._log.drop(entries[-1])

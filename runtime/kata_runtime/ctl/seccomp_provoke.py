@@ -1,0 +1,69 @@
+"""`kata-ctl seccomp provoke SANDBOX`: have a shim do what its filter forbids, to see what comes of it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+from kata_runtime.sandboxes import running_sandboxes
+
+if TYPE_CHECKING:
+    from kata_runtime.ctl.main import Subparsers
+
+PROVOKED, REFUSED, NOT_RUN = 0, 1, 2
+TIMEOUT = 10.0
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Register the command."""
+    parser = subparsers.add_parser(
+        "provoke",
+        help="make a sandbox's shim try execve, which ends the pod (debugging only)",
+        description="Ask the shim of a running sandbox to replace itself by another program, as code that a "
+        "guest has brought in would try. The filter refuses it, and the pod ends with a sentence that says "
+        "so. The shim does it only with enable_debug = true in [runtime].",
+        epilog="Exit status: 0 the shim tried, 1 it would not, 2 there is no such sandbox.",
+    )
+    parser.add_argument("sandbox", help="its id, or the beginning of it")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Ask the one shim that is meant."""
+    found = [sandbox for sandbox in running_sandboxes() if sandbox.id.startswith(arguments.sandbox)]
+    if len(found) != 1:
+        print(
+            f"kata-ctl: {len(found)} running sandboxes have an id that begins with {arguments.sandbox!r}",
+            file=sys.stderr,
+        )
+        return NOT_RUN
+    return asyncio.run(_provoke(found[0].socket))
+
+
+async def _provoke(path: str) -> int:
+    from google.protobuf.empty_pb2 import Empty
+
+    from kata_agent.ttrpc.client import Client
+    from kata_agent.ttrpc.status import RpcError
+    from kata_runtime.shim.debug_service import PROVOKE, SERVICE
+
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.connect(path)
+    except OSError as error:
+        sock.close()
+        print(f"kata-ctl: cannot connect to the shim at {path}: {error.strerror}", file=sys.stderr)
+        return NOT_RUN
+    client = await Client.from_socket(sock)
+    try:
+        await client.call(SERVICE, PROVOKE, Empty(), Empty, timeout=TIMEOUT)
+    except RpcError as error:
+        print(f"kata-ctl: the shim did not try: {error}", file=sys.stderr)
+        return REFUSED
+    finally:
+        await client.aclose()
+    print("the shim called execve; see the container's output and containerd's log for what came of it")
+    return PROVOKED
