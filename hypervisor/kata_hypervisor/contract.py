@@ -13,7 +13,7 @@ out.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -111,6 +111,13 @@ class Hypervisor(abc.ABC):
     @abc.abstractmethod
     def seal_features(self) -> frozenset[str]:
         """The features of the seccomp policy that this process needs for the machine after `prepare`."""
+
+    def seal_vcpus(self, install: Callable[[], object]) -> None:  # noqa: B027 - most drivers have none
+        """Between `prepare` and `run`: what every virtual CPU's thread of this process calls first.
+
+        install: puts a second filter on the calling thread, and raises where it cannot. Without effect where
+        the VMM is another process.
+        """
 
     @abc.abstractmethod
     async def stop(self) -> None:

@@ -192,11 +192,16 @@ class Sandbox:
 
         assert self.configuration is not None
         mode = self.configuration.runtime.shim_seccomp
-        built = seal.build(seal.SHIM_FEATURES | self.hypervisor.seal_features, mode)
+        features = self.hypervisor.seal_features
+        if "vcpu" in features and not self.configuration.hypervisor.confined:
+            mode = "off"  # the machine's process, which is to have no filter, is this one
+        built = seal.build(seal.SHIM_FEATURES | features, mode)
         self.confinement = built.describe()
         if mode == "off":
             _log.warning("%s", self.confinement)
             return
+        if built.vcpu is not None:
+            self.hypervisor.seal_vcpus(built.install_vcpu)
         await self.broker.announce_seal(mode=mode, policy=built.name)
         preload.close()
         # From here to the handover nobody answers a call that the filter refuses.

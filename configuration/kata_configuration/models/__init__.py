@@ -68,7 +68,7 @@ _HYPERVISORS = {
 _AGENTS = {"kata": "agent:KataAgent"}
 
 # The hypervisors that have a driver in this version. Tables of the others are checked all the same.
-AVAILABLE = ("qemu",)
+AVAILABLE = ("qemu", "dragonball")
 
 HYPERVISORS: Models[str] = Models(_HYPERVISORS)
 AGENTS: Models[str] = Models(_AGENTS)

@@ -39,6 +39,7 @@ from kata_hypervisor.dragonball.virtio.vsock import Socket
 from kata_hypervisor.errors import ConfinementError, HostUnfitError, HypervisorError, LaunchError
 from kata_hypervisor.host import Child, ExitStatus, Host
 from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
+from kata_hypervisor.seccomp.seal import settle_libc
 from kata_hypervisor.tail import Follower, follow
 
 __all__ = ["Dragonball"]
@@ -82,10 +83,7 @@ class Dragonball(Hypervisor):
         self._running = self._requested = False
 
     def seal_vcpus(self, install: Callable[[], object]) -> None:
-        """Before `run`: what every vCPU's thread calls first, to put its own filter on itself.
-
-        It runs in the sealed process, and raises where the filter cannot be installed.
-        """
+        """See the contract."""
         self._seal = install
 
     @property
@@ -112,6 +110,7 @@ class Dragonball(Hypervisor):
             raise
 
     async def _make(self, spec: VmSpec) -> None:
+        settle_libc()
         sys.setswitchinterval(SWITCH_INTERVAL)
         signal.signal(KICK, _nothing)
         self._aside = Control("machine")

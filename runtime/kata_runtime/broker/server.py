@@ -245,7 +245,7 @@ class Server:
         return {}, []
 
     def _do_confinement(self, pid: int) -> Reply:
-        if pid not in self._children:
+        if pid not in self._children and pid != self._log.header["shim"][0]:
             raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended")
         threads = proof.read_threads(pid)
         return {"threads": [[t.tid, t.name, t.mode, t.filters, t.no_new_privs] for t in threads]}, []
