@@ -208,12 +208,12 @@ class Monitor(abc.ABC):
     def seal_features(self) -> frozenset[str]:
         """The features of the seccomp policy that this process needs for the machine after `prepare`."""
 
-    def seal_vcpus(self, install: Callable[[], object]) -> None:
-        """Before `run`: what every vCPU's thread of this process calls first, to put on its own filter.
+    def seal_vcpus(self, install: Callable[[], object]) -> None:  # noqa: B027 - most drivers have none
+        """Between `prepare` and `run`: what every virtual CPU's thread of this process calls first.
 
-        A monitor without such threads has nothing to do.
+        install: puts a second filter on the calling thread, and raises where it cannot. Without effect where
+        the VMM is another process.
         """
-        return
 
     @abc.abstractmethod
     async def stop(self) -> None:

@@ -14,6 +14,7 @@ DRIVERS = {
     "clh": "kata_hypervisor.cloud_hypervisor.driver:CloudHypervisorDriver",
     "firecracker": "kata_hypervisor.firecracker.driver:FirecrackerDriver",
     "qemu": "kata_hypervisor.qemu.driver:Qemu",
+    "dragonball": "kata_hypervisor.dragonball.driver:Dragonball",
 }
 
 

@@ -250,7 +250,10 @@ class Sandbox:
 
         assert self.configuration is not None
         mode = self.configuration.runtime.shim_seccomp
-        built = seal.build(seal.SHIM_FEATURES | self.hypervisor.seal_features, mode)
+        features = self.hypervisor.seal_features
+        if "vcpu" in features and not self.configuration.hypervisor.confined:
+            mode = "off"  # the machine's process, which is to have no filter, is this one
+        built = seal.build(seal.SHIM_FEATURES | features, mode)
         self.confinement = built.describe()
         if mode == "off":
             _log.warning("%s", self.confinement)

@@ -20,7 +20,7 @@ hypervisor.qemu.default_maxvcpus
     type       integer
     default    0
     range      0 to 255
-    drivers    qemu, clh, firecracker; without a driver in this version: dragonball
+    drivers    qemu, clh, firecracker, dragonball
     since      Kata 3.0.0
     annotation io.katacontainers.config.hypervisor.default_max_vcpus
     status     honoured

@@ -94,6 +94,7 @@ PLANNED: Models[tuple[str, ...]] = Models(
         ("hypervisor", "qemu"): "qemu_planned:QemuPlanned",
         ("hypervisor", "clh"): "cloud_hypervisor_planned:CloudHypervisorPlanned",
         ("hypervisor", "firecracker"): "firecracker_planned:FirecrackerPlanned",
+        ("hypervisor", "dragonball"): "dragonball_planned:DragonballPlanned",
         ("agent", "kata"): "agent_planned:AgentPlanned",
         ("runtime",): "runtime_planned:RuntimePlanned",
     }

@@ -27,25 +27,24 @@ from kata_hypervisor.contract import Hypervisor, SharedDirectory, VmExit, VmmPro
 from kata_hypervisor.dragonball.command import kernel_command_line
 from kata_hypervisor.dragonball.console import Console
 from kata_hypervisor.dragonball.control import Control
+from kata_hypervisor.dragonball.host_files import open_entropy, open_image
 from kata_hypervisor.dragonball.layout import MIB
 from kata_hypervisor.dragonball.machine import MOST_VCPUS, Board, Machine
 from kata_hypervisor.dragonball.own_process import NAME, OwnProcess
 from kata_hypervisor.dragonball.processors import KICK
 from kata_hypervisor.dragonball.virtio.balloon import Balloon
-from kata_hypervisor.dragonball.virtio.block import Block
 from kata_hypervisor.dragonball.virtio.device import Device
-from kata_hypervisor.dragonball.virtio.entropy import Entropy
 from kata_hypervisor.dragonball.virtio.filesystem import FileSystem
 from kata_hypervisor.dragonball.virtio.vsock import Socket
 from kata_hypervisor.errors import ConfinementError, HostUnfitError, HypervisorError, LaunchError
 from kata_hypervisor.host import Child, ExitStatus, Host
 from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
+from kata_hypervisor.seccomp.seal import settle_libc
 from kata_hypervisor.tail import Follower, follow
 
 __all__ = ["Dragonball"]
 
 VIRTIOFSD = "virtiofsd"
-ENTROPY = "/dev/urandom"
 STDERR = 2
 
 SWITCH_INTERVAL = 0.0005
@@ -79,13 +78,12 @@ class Dragonball(Hypervisor):
         self._guest_ended: asyncio.Future[str] | None = None
         self._transport: VsockTransport | None = None
         self._end: asyncio.Task[VmExit] | None = None
-        self._used = self._running = self._requested = False
+        self._making: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._running = self._requested = False
 
     def seal_vcpus(self, install: Callable[[], object]) -> None:
-        """Before `run`: what every vCPU's thread calls first, to put its own filter on itself.
-
-        It runs in the sealed process, and raises where the filter cannot be installed.
-        """
+        """See the contract."""
         self._seal = install
 
     @property
@@ -96,18 +94,23 @@ class Dragonball(Hypervisor):
 
     async def prepare(self, spec: VmSpec) -> None:
         """See the contract."""
-        if self._used or self._requested:
+        if self._making is not None or self._requested:
             raise LaunchError(f"cannot start the virtual machine of {spec.sandbox_id}: it was used before")
-        self._used = True
         if not 1 <= spec.vcpus <= MOST_VCPUS:
             raise LaunchError(f"cannot make a machine of {spec.vcpus} vCPUs: 1 to {MOST_VCPUS} are possible")
+        # A task of its own: what it has opened while its caller is cancelled must be known, to be closed.
+        self._making = asyncio.create_task(self._make(spec), name="virtual machine's making")
         try:
-            await self._make(spec)
+            await asyncio.wait({self._making})
+            self._making.result()
+            if self._requested:
+                raise LaunchError("the virtual machine was stopped while it started")
         except BaseException:
             await self.stop()
             raise
 
     async def _make(self, spec: VmSpec) -> None:
+        settle_libc()
         sys.setswitchinterval(SWITCH_INTERVAL)
         signal.signal(KICK, _nothing)
         self._aside = Control("machine")
@@ -134,7 +137,7 @@ class Dragonball(Hypervisor):
             devices.append(device)
 
         if spec.image is not None:
-            add(open_image(spec))
+            add(open_image(spec.image))
         add(open_entropy())
         add(await self._open_vsock())
         if spec.shared is not None:
@@ -222,13 +225,23 @@ class Dragonball(Hypervisor):
     async def stop(self) -> None:
         """See the contract."""
         self._requested = True
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(), name="virtual machine's stop")
         with anyio.CancelScope(shield=True):
-            if self._machine is not None:
-                self._machine.processors.end("it was stopped")
-            if self._end is not None:
-                await asyncio.wait({self._end})
-            else:
-                await self._release()
+            await asyncio.wait({self._stopping})
+        self._stopping.result()
+
+    async def _stop(self) -> None:
+        if self._making is not None and not self._making.done():
+            if self._daemon is not None:
+                await self._daemon.kill()
+            await asyncio.wait({self._making})
+        if self._machine is not None:
+            self._machine.processors.end("it was stopped")
+        if self._end is not None:
+            await asyncio.wait({self._end})
+        else:
+            await self._release()
 
     async def wait(self) -> VmExit:
         """See the contract."""
@@ -247,10 +260,9 @@ class Dragonball(Hypervisor):
         machine.processors.release()
 
     def _lively(self, purpose: str) -> tuple[Machine, Control]:
-        if self._machine is None or self._aside is None or self._end is None or not self._running:
-            raise HypervisorError(f"cannot {purpose} the virtual machine: it is not running")
-        if self._machine.processors.reason is not None:
-            raise HypervisorError(f"cannot {purpose} the virtual machine: {self._machine.processors.reason}")
+        reason = self._machine.processors.reason if self._machine is not None else None
+        if self._machine is None or self._aside is None or not self._running or reason is not None:
+            raise HypervisorError(f"cannot {purpose} the virtual machine: {reason or 'it is not running'}")
         return self._machine, self._aside
 
     @property
@@ -376,32 +388,6 @@ class Dragonball(Hypervisor):
         stderr = self._daemon_stderr.tail.text if self._daemon_stderr is not None else ""
         texts = {"console": self.console_tail, f"{VIRTIOFSD} stderr": stderr}
         return {heading: text for heading, text in texts.items() if text}
-
-
-def open_image(spec: VmSpec) -> Block:
-    """The guest's root file system, as a disk that it cannot write.
-
-    Raises:
-        LaunchError: it cannot be opened.
-    """
-    assert spec.image is not None
-    try:
-        descriptor = os.open(spec.image, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise LaunchError(f"cannot open the guest's image {spec.image}: {error.strerror}") from error
-    return Block(descriptor, os.lseek(descriptor, 0, os.SEEK_END), read_only=True, identity=b"image")
-
-
-def open_entropy() -> Entropy:
-    """The host's random numbers.
-
-    Raises:
-        HostUnfitError: it has none.
-    """
-    try:
-        return Entropy(os.open(ENTROPY, os.O_RDONLY | os.O_CLOEXEC))
-    except OSError as error:
-        raise HostUnfitError(f"cannot open {ENTROPY} for the guest: {error.strerror}") from error
 
 
 def _nothing(number: int, frame: object) -> None:

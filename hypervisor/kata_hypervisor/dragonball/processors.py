@@ -6,6 +6,7 @@ stacks its own, smaller filter before its first KVM_RUN.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import signal
@@ -84,6 +85,8 @@ class Processors:
     def release(self) -> None:
         """Let the guest run, for the first time or again."""
         with self._changed:
+            if self._order is Order.HOLD:
+                self._tell_clocks()
             if self._order is not Order.END:
                 self._order = Order.RUN
                 self._changed.notify_all()
@@ -126,6 +129,12 @@ class Processors:
 
     def _all_at(self, order: Order) -> bool:
         return all(one.at_rest is order for one in self._all)
+
+    def _tell_clocks(self) -> None:
+        """Let the guest's clock know that it was stopped, so that its watchdogs do not bark."""
+        for processor in self._all:
+            with contextlib.suppress(OSError):  # a guest that does not use this clock
+                fcntl.ioctl(processor.descriptor, abi.KVM_KVMCLOCK_CTRL)
 
     def _kick(self) -> None:
         for processor in self._all:

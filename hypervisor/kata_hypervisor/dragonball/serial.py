@@ -8,11 +8,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-DATA, INTERRUPT_ENABLE, INTERRUPT_ID, LINE_CONTROL, MODEM_CONTROL, LINE_STATUS, MODEM_STATUS, SCRATCH = range(
-    8
-)
-FIFO_CONTROL = INTERRUPT_ID
-DIVISOR_LOW, DIVISOR_HIGH = 0, 1
+
+class Register:
+    """Offsets of the registers; some mean something else when they are written."""
+
+    DATA, INTERRUPT_ENABLE, INTERRUPT_ID, LINE_CONTROL = range(4)
+    MODEM_CONTROL, LINE_STATUS, MODEM_STATUS, SCRATCH = range(4, 8)
+    DIVISOR_LOW, DIVISOR_HIGH = DATA, INTERRUPT_ENABLE
+    FIFO_CONTROL = INTERRUPT_ID
+
 
 TRANSMITTER_EMPTY_ENABLED = 1 << 1
 INTERRUPT_ENABLE_MASK = 0x0F
@@ -54,7 +58,7 @@ class SerialPort:
         """See PortDevice."""
         register = port & 7
         with self._lock:
-            if register <= DIVISOR_HIGH and self._line_control & DIVISOR_ACCESS:
+            if register <= Register.DIVISOR_HIGH and self._line_control & DIVISOR_ACCESS:
                 return self._divisor[register]
             return self._read(register)
 
@@ -62,7 +66,7 @@ class SerialPort:
         """See PortDevice."""
         register, value = port & 7, value & 0xFF
         with self._lock:
-            if register <= DIVISOR_HIGH and self._line_control & DIVISOR_ACCESS:
+            if register <= Register.DIVISOR_HIGH and self._line_control & DIVISOR_ACCESS:
                 self._divisor[register] = value
             else:
                 self._store(register, value)
@@ -74,38 +78,38 @@ class SerialPort:
 
     def _read(self, register: int) -> int:
         match register:
-            case 0:
+            case Register.DATA:
                 value, self._looped = self._looped or 0, None
                 return value
-            case 1:
+            case Register.INTERRUPT_ENABLE:
                 return self._enabled
-            case 2:
+            case Register.INTERRUPT_ID:
                 return self._identify()
-            case 3:
+            case Register.LINE_CONTROL:
                 return self._line_control
-            case 4:
+            case Register.MODEM_CONTROL:
                 return self._modem_control
-            case 5:
+            case Register.LINE_STATUS:
                 return TRANSMITTER_IDLE | (DATA_READY if self._looped is not None else 0)
-            case 6:
+            case Register.MODEM_STATUS:
                 return self._modem_status()
             case _:
                 return self._scratch
 
     def _store(self, register: int, value: int) -> None:
         match register:
-            case 0:
+            case Register.DATA:
                 self._transmit(value)
-            case 1:
+            case Register.INTERRUPT_ENABLE:
                 self._enabled = value & INTERRUPT_ENABLE_MASK
                 self._report_empty()
-            case 2:
+            case Register.FIFO_CONTROL:
                 self._fifo = bool(value & FIFO_ENABLED)
-            case 3:
+            case Register.LINE_CONTROL:
                 self._line_control = value
-            case 4:
+            case Register.MODEM_CONTROL:
                 self._modem_control = value & MODEM_CONTROL_MASK
-            case 7:
+            case Register.SCRATCH:
                 self._scratch = value
             case _:  # the status registers are read-only
                 pass

@@ -14,13 +14,19 @@ from kata_hypervisor.dragonball.virtio.device import VERSION_1, Device, DeviceEr
 
 MAGIC_VALUE, VERSION_VALUE, VENDOR_VALUE = 0x74726976, 2, 0x4154414B
 
-MAGIC, VERSION, DEVICE_ID, VENDOR_ID = 0x000, 0x004, 0x008, 0x00C
-DEVICE_FEATURES, DEVICE_FEATURES_PAGE = 0x010, 0x014
-DRIVER_FEATURES, DRIVER_FEATURES_PAGE = 0x020, 0x024
-QUEUE_SELECT, QUEUE_SIZE_MAX, QUEUE_SIZE, QUEUE_READY = 0x030, 0x034, 0x038, 0x044
-QUEUE_NOTIFY, INTERRUPT_STATUS, INTERRUPT_ACKNOWLEDGE, STATUS = 0x050, 0x060, 0x064, 0x070
-QUEUE_DESCRIPTORS, QUEUE_AVAILABLE, QUEUE_USED = 0x080, 0x090, 0x0A0
-SHARED_MEMORY_LENGTH, CONFIGURATION_GENERATION, CONFIGURATION = 0x0B0, 0x0FC, 0x100
+
+class Register:
+    """Offsets of the registers; each is 32 bits wide. An address has its upper half behind it."""
+
+    MAGIC, VERSION, DEVICE_ID, VENDOR_ID = 0x000, 0x004, 0x008, 0x00C
+    DEVICE_FEATURES, DEVICE_FEATURES_PAGE = 0x010, 0x014
+    DRIVER_FEATURES, DRIVER_FEATURES_PAGE = 0x020, 0x024
+    QUEUE_SELECT, QUEUE_SIZE_MAX, QUEUE_SIZE, QUEUE_READY = 0x030, 0x034, 0x038, 0x044
+    QUEUE_NOTIFY, INTERRUPT_STATUS, INTERRUPT_ACKNOWLEDGE, STATUS = 0x050, 0x060, 0x064, 0x070
+    QUEUE_DESCRIPTORS, QUEUE_AVAILABLE, QUEUE_USED = 0x080, 0x090, 0x0A0
+    SHARED_MEMORY_LENGTH, SHARED_MEMORY_END = 0x0B0, 0x0C0
+    GENERATION, CONFIGURATION = 0x0FC, 0x100
+
 
 ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 0x40, 0x80
 PATH = {
@@ -36,12 +42,12 @@ USED_BUFFERS, CONFIGURATION_CHANGED = 1, 2
 WORD = 0xFFFFFFFF
 
 ADDRESSES = {
-    QUEUE_DESCRIPTORS: ("descriptors", 0),
-    QUEUE_DESCRIPTORS + 4: ("descriptors", 32),
-    QUEUE_AVAILABLE: ("available", 0),
-    QUEUE_AVAILABLE + 4: ("available", 32),
-    QUEUE_USED: ("used", 0),
-    QUEUE_USED + 4: ("used", 32),
+    Register.QUEUE_DESCRIPTORS: ("descriptors", 0),
+    Register.QUEUE_DESCRIPTORS + 4: ("descriptors", 32),
+    Register.QUEUE_AVAILABLE: ("available", 0),
+    Register.QUEUE_AVAILABLE + 4: ("available", 32),
+    Register.QUEUE_USED: ("used", 0),
+    Register.QUEUE_USED + 4: ("used", 32),
 }
 
 
@@ -111,27 +117,27 @@ class Registers:
 
     def read_memory(self, offset: int, size: int) -> bytes:
         """See MemoryDevice. Registers are read in words; another access reads zeros."""
-        if offset >= CONFIGURATION:
-            start = offset - CONFIGURATION
+        if offset >= Register.CONFIGURATION:
+            start = offset - Register.CONFIGURATION
             return self._device.configuration[start : start + size].ljust(size, b"\0")
         if size != 4 or offset % 4:
             return bytes(size)
-        if offset == INTERRUPT_STATUS:  # by far the most frequent
+        if offset == Register.INTERRUPT_STATUS:  # by far the most frequent
             return self._interrupt_status().to_bytes(4, "little")
         with self._lock:
             return (self._read(offset) & WORD).to_bytes(4, "little")
 
     def write_memory(self, offset: int, data: bytes) -> None:
         """See MemoryDevice. Registers are written in words; another access does nothing."""
-        if offset >= CONFIGURATION:
+        if offset >= Register.CONFIGURATION:
             with self._lock:
                 if self._status in (BEFORE_FEATURES, BEFORE_RUNNING, RUNNING):
-                    self._device.configure(offset - CONFIGURATION, data)
+                    self._device.configure(offset - Register.CONFIGURATION, data)
             return
         if len(data) != 4 or offset % 4:
             return
         value = int.from_bytes(data, "little")
-        if offset == INTERRUPT_ACKNOWLEDGE:
+        if offset == Register.INTERRUPT_ACKNOWLEDGE:
             with self._pending_lock:
                 self._pending &= ~value
             return
@@ -146,42 +152,42 @@ class Registers:
 
     def _read(self, offset: int) -> int:
         match offset:
-            case 0x000:
+            case Register.MAGIC:
                 return MAGIC_VALUE
-            case 0x004:
+            case Register.VERSION:
                 return VERSION_VALUE
-            case 0x008:
+            case Register.DEVICE_ID:
                 return self._device.kind
-            case 0x00C:
+            case Register.VENDOR_ID:
                 return VENDOR_VALUE
-            case 0x010:
+            case Register.DEVICE_FEATURES:
                 return self._device.features >> 32 * self._device_page if self._device_page < 2 else 0
-            case 0x034:
+            case Register.QUEUE_SIZE_MAX:
                 return queue.largest if (queue := self._queue()) else 0
-            case 0x044:
+            case Register.QUEUE_READY:
                 return int(queue.ready) if (queue := self._queue()) else 0
-            case 0x070:
+            case Register.STATUS:
                 return self.status
-            case 0x0FC:
+            case Register.GENERATION:
                 return self._generation
-            case _ if SHARED_MEMORY_LENGTH <= offset < SHARED_MEMORY_LENGTH + 16:
+            case _ if Register.SHARED_MEMORY_LENGTH <= offset < Register.SHARED_MEMORY_END:
                 return WORD  # there is no shared memory: its length and base are -1
             case _:
                 return 0
 
     def _write(self, offset: int, value: int) -> None:
         match offset:
-            case 0x014:
+            case Register.DEVICE_FEATURES_PAGE:
                 self._device_page = value
-            case 0x024:
+            case Register.DRIVER_FEATURES_PAGE:
                 self._driver_page = value
-            case 0x020:
+            case Register.DRIVER_FEATURES:
                 if self._status == BEFORE_FEATURES and self._driver_page < 2:
                     shift = 32 * self._driver_page
                     self._features = self._features & ~(WORD << shift) | value << shift
-            case 0x030:
+            case Register.QUEUE_SELECT:
                 self._selected = value
-            case 0x070:
+            case Register.STATUS:
                 self._advance(value)
             case _:
                 self._write_queue(offset, value)
@@ -190,9 +196,9 @@ class Registers:
         queue = self._queue()
         if queue is None or self._status != BEFORE_RUNNING:
             return
-        if offset == QUEUE_READY:
+        if offset == Register.QUEUE_READY:
             queue.ready = value == 1
-        elif offset == QUEUE_SIZE and not queue.ready:
+        elif offset == Register.QUEUE_SIZE and not queue.ready:
             if 0 < value <= queue.largest and value & (value - 1) == 0:
                 queue.size = value
         elif offset in ADDRESSES and not queue.ready:
