@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import re
 import signal
@@ -66,6 +67,7 @@ class Tender(UnikernelMonitor):
 
     def __init__(self, table: Solo5Hvt | Solo5Spt, host: Host) -> None:
         self._path = str(table.path)
+        self._log = logging.getLogger(f"{__name__}.stderr").debug if table.enable_debug else None
         self._host = host
         self._inherited = inherited_filters()
         self._ours = contextlib.AsyncExitStack()
@@ -132,7 +134,7 @@ class Tender(UnikernelMonitor):
         gate, self._gate = os.pipe2(os.O_CLOEXEC)
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
-            self._stderr = await follow(os.fdopen(reader, "rb", buffering=0))
+            self._stderr = await follow(os.fdopen(reader, "rb", buffering=0), self._log)
             self._ours.push_async_callback(self._stderr.aclose)
             os.set_blocking(spec.output, True)  # a tender takes "try again" for a fault
             fds = {STDOUT: spec.output, STDERR: writer, GATE: gate, FILE: spec.file}
