@@ -102,6 +102,14 @@ class Host(Protocol):
             ProcessLookupError: the child has ended.
         """
 
+    async def filters_bite(self, child: Child, tid: int) -> bool:
+        """Whether the filters on a thread of the child forbid anything, by reading them back.
+
+        Raises:
+            ProcessLookupError: the child has ended.
+            SealError: the kernel does not hand the filters out here; the message says why.
+        """
+
     async def make_jail(self, root: Path, files: Mapping[str, Path]) -> None:
         """Make a root directory for a child that will have no other, with its parents.
 

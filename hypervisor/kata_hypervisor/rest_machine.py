@@ -24,7 +24,7 @@ from kata_agent.transports import HybridVsockTransport
 from kata_hypervisor import ending
 from kata_hypervisor.children import Children
 from kata_hypervisor.contract import Hypervisor, VmExit, VmmProcess, VmSpec, check_supported
-from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError
+from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError, SealError
 from kata_hypervisor.host import ExitStatus, Host
 from kata_hypervisor.rest import RefusedError, RestClient, RestError
 from kata_hypervisor.seccomp.proof import ThreadConfinement, inherited_filters
@@ -184,6 +184,7 @@ class RestMachine(Hypervisor):
         doubt = self.supported.doubt(self.vmm, version)
         self._warnings += [doubt] if doubt else []
         await self._attempt(f"reading {self.vmm}'s confinement", deadline, self._prove())
+        await self._attempt(f"reading {self.vmm}'s filters", deadline, self._prove_filters())
         for step in self._steps(spec):
             budget = max(0.0, deadline - anyio.current_time())
             request = client.request(step.method, step.path, step.body, fds=step.fds, budget=budget)
@@ -257,6 +258,24 @@ class RestMachine(Hypervisor):
             raise ConfinementError(
                 f"{self.vmm} is not confined as disable_seccomp = {asked} in {self.section} asks: {breach}"
             )
+
+    async def _prove_filters(self) -> None:
+        """See that the filters forbid something: a VMM may be built with filters that allow every call."""
+        child = self._children[self.vmm]
+        for thread in await self._host.confinement(child):
+            if not self._confined or not thread.confined:
+                continue
+            try:
+                bite = await self._host.filters_bite(child, thread.tid)
+            except SealError as error:
+                self._warnings.append(f"{self.vmm}'s filters were counted, and not read: {error}")
+                return
+            if not bite:
+                raise ConfinementError(
+                    f"{self.vmm} is not confined as disable_seccomp = false in {self.section} asks: the "
+                    f'filter on its thread "{thread.name}" (tid {thread.tid}) forbids nothing: '
+                    "use a release build"
+                )
 
     # -- commands ------------------------------------------------------------------------------------------
 

@@ -110,6 +110,15 @@ async def test_a_program_that_ignores_its_flag_is_given_no_machine(make: Make, n
     )
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="reading filters back needs root")
+@pytest.mark.parametrize("name", NAMES)
+async def test_filters_that_forbid_nothing_are_none(make: Make, name: str) -> None:
+    rig = make(name, "toothless")
+    message = await refused(rig, ConfinementError)
+    assert "forbids nothing: use a release build" in message
+    assert ("PUT", DESCRIBE[name]) not in rig.program.requests
+
+
 @pytest.mark.parametrize("name", NAMES)
 async def test_a_virtual_cpu_without_a_filter_ends_the_machine(make: Make, name: str) -> None:
     message = await refused(make(name, "leaky"), ConfinementError)

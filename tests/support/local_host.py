@@ -14,6 +14,7 @@ from pathlib import Path
 from kata_agent.transports import Dial, dial_unix, dial_vsock
 from kata_hypervisor.errors import LaunchError
 from kata_hypervisor.host import Child, ExitStatus
+from kata_hypervisor.seccomp import teeth
 from kata_hypervisor.seccomp.proof import ThreadConfinement, read_threads
 from kata_runtime.broker import syscalls
 
@@ -112,6 +113,10 @@ class LocalHost:
     async def confinement(self, child: Child) -> list[ThreadConfinement]:
         """See Host."""
         return read_threads(child.pid)
+
+    async def filters_bite(self, child: Child, tid: int) -> bool:
+        """See Host."""
+        return teeth.bite(tid)
 
     async def aclose(self) -> None:
         """End what a failed test has left, and take the jail apart."""

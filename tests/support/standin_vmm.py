@@ -1,7 +1,7 @@
 """A stand-in for Cloud Hypervisor and Firecracker: their API, threads and filters, without a machine.
 
 It is run as a program (see `standin_program`), with the command line of the one it stands for. It puts real
-seccomp filters (which allow everything) on its threads as that one does, answers each request as its OpenAPI
+seccomp filters (which forbid execve) on its threads as that one does, answers each request as its OpenAPI
 description says, and misbehaves as it is told:
 
     exit:3           ends at once with this status        hang          never listens
@@ -12,6 +12,7 @@ description says, and misbehaves as it is told:
     PATH=400         refuses PATH with this status        half:PATH     hangs up in the middle of the answer
     garbage:PATH     answers something else               close:PATH    hangs up instead of answering
     crash:PATH       dies of SIGSEGV at PATH              text:PATH     answers no JSON
+    toothless        its filters allow everything
     reboot           tells that the guest resets          version:9.9   is of this version
 """
 
@@ -24,6 +25,7 @@ import os
 import queue
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -31,7 +33,14 @@ from collections.abc import Callable
 from typing import Any
 
 PR_SET_NAME, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, MODE_FILTER = 15, 38, 22, 2
-ALLOW_ALL = bytes.fromhex("06000000") + (0x7FFF0000).to_bytes(4, "little")
+ALLOW_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
+# Load the call's number; execve is refused with EPERM.
+FORBID_EXECVE = (
+    struct.pack("=HBBI", 0x20, 0, 0, 0)
+    + struct.pack("=HBBI", 0x15, 0, 1, 221 if os.uname().machine == "aarch64" else 59)
+    + struct.pack("=HBBI", 0x06, 0, 0, 0x00050001)
+    + ALLOW_ALL
+)
 VERSIONS = {"cloud-hypervisor": "54.0.0", "firecracker": "1.12.1"}
 GREETING = b"hello from the guest\n"
 
@@ -76,7 +85,8 @@ class StandIn:
         """Put one more filter on the calling thread, where it was asked for."""
         if self.sealed and self.mode != "unfiltered":
             libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-            program = Program(1, ALLOW_ALL)
+            code = ALLOW_ALL if self.mode == "toothless" else FORBID_EXECVE
+            program = Program(len(code) // 8, code)
             if libc.prctl(PR_SET_SECCOMP, MODE_FILTER, ctypes.byref(program), 0, 0):
                 raise OSError(ctypes.get_errno(), "seccomp")
 

@@ -3,8 +3,9 @@
 What confines it: its API thread puts itself under a filter before it answers the first request; each vCPU's
 thread does so before the guest's first instruction, and the main thread before it handles the first event of
 the machine, but possibly after it has answered InstanceStart. So the proof is: when it is prepared, the API's
-thread; when it runs and the main thread has answered once more, every thread. A Firecracker that was built
-without filters is refused by the first of these, with no guest in it.
+thread; when it runs and the main thread has answered once more, every thread. A Firecracker that ignores its
+options is refused by the first of these, with no guest in it; and so is one whose filters, read back from the
+kernel, forbid nothing: those of a debug build, and of one for glibc.
 
 Where the jailer is configured, Firecracker has a root directory, a user and limits of its own besides. Its
 sockets are then reached through /proc/PID/root: nobody else's view of the file system has them.

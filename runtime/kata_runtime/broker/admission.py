@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_SPEC = 4 << 20
-BEFORE_THE_SEAL = ("prepare", "spawn", "announce_seal", "admit_guest", "make_jail", "open_in_image")
+BEFORE_THE_SEAL = (
+    *("prepare", "spawn", "announce_seal", "admit_guest"),
+    *("make_jail", "open_in_image", "filters_bite"),
+)
 SANDBOX_KEYS = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
 
 

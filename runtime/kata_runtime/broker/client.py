@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from kata_hypervisor.errors import HostUnfitError, LaunchError
+from kata_hypervisor.errors import HostUnfitError, LaunchError, SealError
 from kata_hypervisor.host import Child, ExitStatus
 from kata_hypervisor.seccomp.proof import ThreadConfinement
 from kata_runtime.broker import messages
@@ -172,6 +172,16 @@ class Broker:
         except RequestFailedError as error:
             raise OSError(error.errno, str(error)) from None  # ESRCH makes it a ProcessLookupError
         return [ThreadConfinement(*thread) for thread in result["threads"]]
+
+    async def filters_bite(self, child: Child, tid: int) -> bool:
+        """See `kata_hypervisor.host.Host`. Raises ProcessLookupError, SealError."""
+        try:
+            result, _ = await self._request("filters_bite", pid=child.pid, tid=tid)
+        except RequestFailedError as error:
+            raise OSError(error.errno, str(error)) from None  # ESRCH makes it a ProcessLookupError
+        if result["unknown"]:
+            raise SealError(result["unknown"])
+        return bool(result["bite"])
 
     async def announce_seal(self, *, mode: str, policy: str) -> None:
         """Tell that this process is about to be sealed: from here on only what fits a sealed sandbox is done.

@@ -250,6 +250,17 @@ class Server:
         threads = proof.read_threads(pid)
         return {"threads": [[t.tid, t.name, t.mode, t.filters, t.no_new_privs] for t in threads]}, []
 
+    def _do_filters_bite(self, pid: int, tid: int) -> Reply:
+        if pid not in self._children or not os.path.exists(f"/proc/{pid}/task/{tid}"):
+            raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended, or has no thread {tid}")
+        from kata_hypervisor.errors import SealError
+        from kata_hypervisor.seccomp import teeth
+
+        try:
+            return {"bite": teeth.bite(tid), "unknown": ""}, []
+        except SealError as error:
+            return {"bite": False, "unknown": str(error)[:1000]}, []
+
     def _do_announce_seal(self, mode: str, policy: str) -> Reply:
         self._admission.seal()
         self._supervisor = Supervisor(

@@ -161,6 +161,7 @@ OPERATIONS: dict[str, dict[str, Check]] = {
     "bind": {"source": _path, "target": _path, "readonly": _flag, "recursive": _flag},
     "unmount": {"target": _path},
     "remove": {"path": _path},
+    "filters_bite": {"pid": _PID, "tid": _PID},
     "make_jail": {"root": _path, "files": _jail_files},
     "open_fifo": {"path": _path, "mode": _one_of(FIFO_MODES)},
     "open_log": {"path": _path},

@@ -1,0 +1,33 @@
+"""Whether a thread's filters forbid anything: a filter that allows every call looks the same to /proc.
+
+The filters themselves are read back from the kernel, and run on calls that no VMM needs once it is confined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kata_hypervisor.seccomp import bpf, readback, syscalls
+
+TRIED = ("execve", "ptrace", "mount", "bpf", "kexec_load", "init_module")
+
+
+def forbid_something(programs: Sequence[bytes], arch: str | None = None) -> bool:
+    """Whether filters that are stacked on one thread refuse at least one of the calls that are tried."""
+    machine = arch or syscalls.native()
+    numbers = [number for name in TRIED if (number := syscalls.number_of(name, machine)) is not None]
+    calls = [bpf.SeccompData(number, bpf.AUDIT_ARCH[machine]) for number in numbers]
+    return any(
+        not bpf.is_allowed(bpf.strictest(bpf.run(program, call) for program in programs)) for call in calls
+    )
+
+
+def bite(tid: int) -> bool:
+    """Whether the filters on a thread forbid something.
+
+    Raises:
+        ProcessLookupError: there is no such thread.
+        SealError: the kernel does not hand them out to this process; the message says why.
+    """
+    programs = readback.read_filters(tid)
+    return bool(programs) and forbid_something(programs)
