@@ -10,7 +10,7 @@ ROOMS := configuration runtime hypervisor agent
 PROTOS := agent/kata_agent/protos runtime/kata_runtime/containerd_api
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages run test lint unit integration test-rig rig image bench protos check-protos format install clean
+.PHONY: help setup packages run test lint unit integration test-rig rig fuzz image bench protos check-protos format install clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,12 @@ test-rig: setup image ## tests on a KVM that runs unmodified guests: this host's
 
 rig: setup image ## run a command in the rig: make rig ARGS='kata-ctl check'
 	$(BIN)/python tests/rig/run.py --image $(IMAGE) -- $(or $(ARGS),kata-ctl check)
+
+fuzz: setup ## a minute of coverage-guided fuzzing for each parser of what a guest or a daemon writes
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	@for target in kernel queue registers vhost_user; do \
+		echo "==> $$target"; $(BIN)/python tests/fuzz/run.py $$target -max_total_time=60 -verbosity=0 || exit 1; \
+	done
 
 image: setup ## build the guest image, or see that it is up to date
 	@$(BIN)/kata-ctl image build --output $(IMAGE)

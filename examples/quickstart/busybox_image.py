@@ -1,17 +1,13 @@
-"""A small container image, made on this machine from Debian's busybox-static: no registry is asked.
-
-The archive is the OCI image layout in a tar file, as `ctr image import` reads it. Source: OCI image
-specification, image-layout.md, manifest.md, config.md, layer.md.
-"""
+"""A small container image, made on this machine from Debian's busybox-static: no registry is asked."""
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 import subprocess
 import tarfile
 from pathlib import Path
+
+from oci_archive import add_file, write_archive
 
 NAME = "localhost/kata-quickstart/busybox:1"
 BUSYBOX = Path("/bin/busybox")
@@ -40,38 +36,8 @@ _DIRECTORIES = (
 
 def write_image(path: Path, name: str = NAME) -> None:
     """Write the image as an OCI archive; the same busybox gives the same bytes."""
-    layer = _layer()
-    digest = f"sha256:{hashlib.sha256(layer).hexdigest()}"
-    config = _json(
-        {
-            "architecture": "amd64",
-            "os": "linux",
-            "config": {"Env": ["PATH=/usr/bin:/bin"], "Cmd": ["sh"], "WorkingDir": "/"},
-            "rootfs": {"type": "layers", "diff_ids": [digest]},
-        }
-    )
-    manifest = _json(
-        {
-            "schemaVersion": 2,
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "config": _descriptor("application/vnd.oci.image.config.v1+json", config),
-            "layers": [_descriptor("application/vnd.oci.image.layer.v1.tar", layer)],
-        }
-    )
-    entry = _descriptor("application/vnd.oci.image.manifest.v1+json", manifest)
-    entry["annotations"] = {
-        "io.containerd.image.name": name,
-        "org.opencontainers.image.ref.name": name.rpartition(":")[2],
-    }
-    files = {
-        "oci-layout": _json({"imageLayoutVersion": "1.0.0"}),
-        "index.json": _json({"schemaVersion": 2, "manifests": [entry]}),
-    }
-    for blob in (layer, config, manifest):
-        files[f"blobs/sha256/{hashlib.sha256(blob).hexdigest()}"] = blob
-    with tarfile.open(path, "w") as archive:
-        for member, data in sorted(files.items()):
-            _add_file(archive, member, data, 0o644)
+    config = {"Env": ["PATH=/usr/bin:/bin"], "Cmd": ["sh"], "WorkingDir": "/"}
+    write_archive(path, name, _layer(), config)
 
 
 def _layer() -> bytes:
@@ -84,9 +50,9 @@ def _layer() -> bytes:
             if name == "home/user":
                 info.uid = info.gid = 1000
             tar.addfile(info)
-        _add_file(tar, "bin/busybox", BUSYBOX.read_bytes(), 0o755)
-        _add_file(tar, "etc/passwd", _PASSWD.encode(), 0o644)
-        _add_file(tar, "etc/group", _GROUP.encode(), 0o644)
+        add_file(tar, "bin/busybox", BUSYBOX.read_bytes(), 0o755)
+        add_file(tar, "etc/passwd", _PASSWD.encode(), 0o644)
+        add_file(tar, "etc/group", _GROUP.encode(), 0o644)
         for applet in _applets():
             info = tarfile.TarInfo(f"bin/{applet}")
             info.type = tarfile.SYMTYPE
@@ -100,22 +66,3 @@ def _applets() -> list[str]:
         [str(BUSYBOX), "--list"], check=True, capture_output=True, text=True
     ).stdout.split()
     return sorted({Path(name).name for name in listed} - {"busybox"})
-
-
-def _add_file(tar: tarfile.TarFile, name: str, data: bytes, mode: int) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    info.mode = mode
-    tar.addfile(info, io.BytesIO(data))
-
-
-def _descriptor(media_type: str, data: bytes) -> dict[str, object]:
-    return {
-        "mediaType": media_type,
-        "digest": f"sha256:{hashlib.sha256(data).hexdigest()}",
-        "size": len(data),
-    }
-
-
-def _json(value: object) -> bytes:
-    return json.dumps(value, sort_keys=True).encode()

@@ -37,6 +37,7 @@ list_missing() {
     any_of "$(command -v containerd)" || echo containerd
     any_of "$(command -v mkfs.erofs)" || echo erofs-utils
     any_of "$(command -v zstd)" || echo zstd
+    any_of "$(command -v gcc)" || echo gcc
     any_of /usr/lib/*/libseccomp.so.2 || echo libseccomp2
     is_static_busybox || echo busybox-static
     has_python || echo "$python"

@@ -1,4 +1,4 @@
-"""The first container in a virtual machine, and the proof of what confines it.
+"""The first container in a virtual machine, a unikernel after it, and the proof of what confines them.
 
 Builds the guest image, starts a containerd of its own, runs a container through io.containerd.kata.v2 and
 shows the guest's kernel, the configuration in force, and how the kernel says that every thread of the runtime
@@ -25,6 +25,8 @@ from rich.table import Table
 
 import busybox_image
 from private_containerd import PrivateContainerd
+from unikernel_run import CONTAINER as UNIKERNEL
+from unikernel_run import run_unikernel
 
 HOME = Path("/var/lib/kata-quickstart")
 RUN = Path("/run/kata-quickstart")
@@ -61,10 +63,14 @@ def main() -> int:
     containerd.start()
     try:
         import_image(containerd)
-        return run_container(containerd, config)
+        status = run_container(containerd, config)
+        if status == 0 and os.path.exists("/dev/kvm"):
+            status = run_unikernel(containerd, HOME, BIN / "kata-ctl", arguments.image, console)
+        return status
     finally:
-        containerd.run(["task", "rm", "--force", CONTAINER], check=False)
-        containerd.run(["container", "rm", CONTAINER], check=False)
+        for name in (CONTAINER, UNIKERNEL):
+            containerd.run(["task", "rm", "--force", name], check=False)
+            containerd.run(["container", "rm", name], check=False)
         containerd.stop()
 
 

@@ -13,7 +13,7 @@ out. What a driver cannot do, its `capabilities` say, and it refuses.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,11 +22,16 @@ from kata_hypervisor.errors import NotSupportedError
 from kata_hypervisor.host import Child, ExitStatus
 
 __all__ = [
+    "BlockFile",
     "Capabilities",
     "Disk",
     "Hypervisor",
+    "Monitor",
+    "NetTap",
     "SharedDirectory",
     "Tap",
+    "UnikernelMonitor",
+    "UnikernelSpec",
     "VmExit",
     "VmSpec",
     "VmmProcess",
@@ -128,6 +133,45 @@ class VmSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockFile:
+    """A file or device of the host as a unikernel's block device. descriptor: open for reading, or both."""
+
+    descriptor: int
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NetTap:
+    """A tap as a unikernel's network device. descriptor: open, not blocking. mac: the guest's six bytes."""
+
+    descriptor: int
+    mac: bytes
+    mtu: int = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class UnikernelSpec:
+    """A unikernel to run, described without naming a monitor.
+
+    sandbox_id, directory: as in VmSpec. name: its file's, for sentences. file: descriptor of the file.
+    command_line: what it is started with. output: descriptor of a stream socket or pipe, for what it
+    prints. block, net: its devices, which get the names that the unikernel declares. unconfined: whether its
+    container came without a seccomp profile.
+    """
+
+    sandbox_id: str
+    directory: Path
+    memory_mib: int
+    name: str
+    file: int
+    output: int
+    command_line: str = ""
+    block: BlockFile | None = None
+    net: NetTap | None = None
+    unconfined: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class VmmProcess:
     """A process that serves the virtual machine, for proofs and metrics. role: "vmm" or "virtiofsd"."""
 
@@ -152,23 +196,8 @@ class VmExit:
     diagnostics: Mapping[str, str] = field(default_factory=dict)
 
 
-class Hypervisor(abc.ABC):
-    """One virtual machine, driven asynchronously. Every method may be cancelled."""
-
-    # What this machine's driver can do, with its configuration.
-    capabilities: Capabilities
-
-    @abc.abstractmethod
-    async def prepare(self, spec: VmSpec) -> None:
-        """Make the machine, and prove the confinement of the VMM's processes; the guest does not run yet.
-
-        Raises:
-            LaunchError: the VMM or a helper could not be started or ended at once; the message's first line
-                says which, its exit status or signal and the last line of its stderr.
-            ConfinementError: the kernel's word differs from the configuration's; nothing is left running.
-            HostUnfitError: the host lacks what the configuration names.
-            NotSupportedError: the driver cannot make such a machine.
-        """
+class Monitor(abc.ABC):
+    """Who runs one virtual machine, once it is prepared. Every method may be cancelled."""
 
     @abc.abstractmethod
     async def run(self) -> None:
@@ -178,6 +207,13 @@ class Hypervisor(abc.ABC):
     @abc.abstractmethod
     def seal_features(self) -> frozenset[str]:
         """The features of the seccomp policy that this process needs for the machine after `prepare`."""
+
+    def seal_vcpus(self, install: Callable[[], object]) -> None:  # noqa: B027 - most drivers have none
+        """Between `prepare` and `run`: what every virtual CPU's thread of this process calls first.
+
+        install: puts a second filter on the calling thread, and raises where it cannot. Without effect where
+        the VMM is another process.
+        """
 
     @abc.abstractmethod
     async def stop(self) -> None:
@@ -199,6 +235,40 @@ class Hypervisor(abc.ABC):
     async def prove(self) -> None:
         """Read the confinement of every VMM thread again. Raises ConfinementError as `run` does."""
 
+    @property
+    @abc.abstractmethod
+    def processes(self) -> tuple[VmmProcess, ...]:
+        """The processes that serve the machine, the VMM itself first."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the operator should know about this machine, one line each. Valid after `prepare`."""
+        return ()
+
+    @property
+    @abc.abstractmethod
+    def console_tail(self) -> str:
+        """The last lines that the guest wrote to its console (at most 8 KiB)."""
+
+
+class Hypervisor(Monitor):
+    """One virtual machine with a kernel, and an agent that is reached through it."""
+
+    # What this machine's driver can do, with its configuration.
+    capabilities: Capabilities
+
+    @abc.abstractmethod
+    async def prepare(self, spec: VmSpec) -> None:
+        """Make the machine, and prove the confinement of the VMM's processes; the guest does not run yet.
+
+        Raises:
+            LaunchError: the VMM or a helper could not be started or ended at once; the message's first line
+                says which, its exit status or signal and the last line of its stderr.
+            ConfinementError: the kernel's word differs from the configuration's; nothing is left running.
+            HostUnfitError: the host lacks what the configuration names.
+            NotSupportedError: the driver cannot make such a machine.
+        """
+
     async def add_disk(self, disk: Disk) -> None:
         """Plug a block device into the running machine."""
         raise self._unsupported("plug a disk into a running machine")
@@ -219,20 +289,18 @@ class Hypervisor(abc.ABC):
     def transport(self) -> GuestTransport:
         """How to reach the guest's ports. Valid after `prepare`."""
 
-    @property
-    @abc.abstractmethod
-    def processes(self) -> tuple[VmmProcess, ...]:
-        """The processes that serve the machine, the VMM itself first."""
 
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What the operator should know about this machine, one line each. Valid after `prepare`."""
-        return ()
+class UnikernelMonitor(Monitor):
+    """One virtual machine that is a unikernel: what it prints is its output, its end has an exit status."""
 
-    @property
     @abc.abstractmethod
-    def console_tail(self) -> str:
-        """The last lines that the guest wrote to its console (at most 8 KiB)."""
+    async def prepare(self, spec: UnikernelSpec) -> None:
+        """As with a Hypervisor; the descriptors in the spec are the caller's, who closes them after
+        `prepare`.
+
+        Raises:
+            UnikernelError: the file is no unikernel for this monitor, or declares other devices.
+        """
 
 
 def check_supported(driver: str, capabilities: Capabilities, spec: VmSpec) -> None:

@@ -6,6 +6,7 @@
     ├── PolicyError            a seccomp policy, program or name is wrong: mend the policy
     ├── SealError              a filter could not be built, installed or read back: nothing may run
     ├── HostUnfitError         this host lacks what the configuration needs (no /dev/kvm, full /dev/shm ...)
+    ├── UnikernelError         a unikernel's file is damaged, or needs what is not there
     └── NotSupportedError      this driver cannot do what was asked
 
 Messages are lower case without a full stop, say what was attempted and what to do, and are complete:
@@ -46,6 +47,10 @@ class SealError(HypervisorError):
 
 class HostUnfitError(HypervisorError):
     """This host cannot run what the configuration describes."""
+
+
+class UnikernelError(HypervisorError):
+    """A unikernel's file is damaged, is for another monitor, or declares a device that is not supplied."""
 
 
 class NotSupportedError(HypervisorError):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Mapping
 from typing import cast
 
-from kata_hypervisor.contract import Hypervisor
+from kata_hypervisor.contract import Hypervisor, UnikernelMonitor
 from kata_hypervisor.errors import NotSupportedError
 from kata_hypervisor.host import Host
 
@@ -13,6 +14,14 @@ DRIVERS = {
     "clh": "kata_hypervisor.cloud_hypervisor.driver:CloudHypervisorDriver",
     "firecracker": "kata_hypervisor.firecracker.driver:FirecrackerDriver",
     "qemu": "kata_hypervisor.qemu.driver:Qemu",
+    "dragonball": "kata_hypervisor.dragonball.driver:Dragonball",
+}
+
+
+UNIKERNEL_MONITORS = {
+    "dragonball": "kata_hypervisor.dragonball.unikernel:InProcessUnikernel",
+    "solo5-hvt": "kata_hypervisor.solo5.tender:Hvt",
+    "solo5-spt": "kata_hypervisor.solo5.tender:Spt",
 }
 
 
@@ -24,10 +33,23 @@ def create(name: str, table: object, host: Host) -> Hypervisor:
     Raises:
         NotSupportedError: there is no driver of that name.
     """
+    if name in UNIKERNEL_MONITORS and name not in DRIVERS:
+        raise NotSupportedError(
+            f"[hypervisor.{name}] runs unikernels only, and neither the container's annotations "
+            "nor urunc.json in its image names one"
+        )
+    return cast(Hypervisor, _load(DRIVERS, name, "hypervisor driver")(table, host))
+
+
+def create_for_unikernel(name: str, table: object, host: Host) -> UnikernelMonitor:
+    """Make a unikernel's monitor. Arguments and errors as with `create`."""
+    return cast(UnikernelMonitor, _load(UNIKERNEL_MONITORS, name, "monitor of unikernels")(table, host))
+
+
+def _load(drivers: Mapping[str, str], name: str, what: str) -> Callable[[object, Host], object]:
     try:
-        module, _, attribute = DRIVERS[name].partition(":")
+        module, _, attribute = drivers[name].partition(":")
     except KeyError:
-        known = ", ".join(sorted(DRIVERS))
-        raise NotSupportedError(f'there is no hypervisor driver "{name}"; known: {known}') from None
-    driver = getattr(importlib.import_module(module), attribute)
-    return cast(Hypervisor, driver(table, host))
+        known = ", ".join(sorted(drivers))
+        raise NotSupportedError(f'there is no {what} "{name}"; known: {known}') from None
+    return cast("Callable[[object, Host], object]", getattr(importlib.import_module(module), attribute))

@@ -10,6 +10,7 @@ import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,7 +21,7 @@ import anyio.lowlevel
 from kata_agent.constants import AGENT_PORT, FEATURE_STREAM_IO
 from kata_agent.protos import agent_pb2, health_pb2
 from kata_agent.ttrpc.status import Code, RpcError
-from kata_hypervisor.contract import Disk, Hypervisor, SharedDirectory, VmExit, VmSpec
+from kata_hypervisor.contract import Disk, Monitor, SharedDirectory, VmExit, VmSpec
 from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
 from kata_runtime.bundle import JsonObject, annotations_of
 from kata_runtime.concurrency import first, together
@@ -31,13 +32,25 @@ from kata_runtime.resource import sizing
 
 if TYPE_CHECKING:
     from kata_agent.client import AgentClient
+    from kata_agent.transport import GuestTransport
     from kata_configuration import Configuration
     from kata_runtime.broker.client import Broker
+    from kata_runtime.unikernel_guest import UnikernelGuest
 
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-MakeReady = Callable[[str | None], Awaitable[tuple[Disk, ...]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What is ready for a sandbox's first container: disks of the guest, or the unikernel that it is."""
+
+    disks: tuple[Disk, ...] = ()
+    unikernel: UnikernelGuest | None = None
+
+
+MakeReady = Callable[[str | None], Awaitable[Ready]]
 
 HEALTH_INTERVAL = 30.0
 # The guest's kernel takes a moment to reset the machine after its init, the agent, has died.
@@ -69,7 +82,8 @@ class Sandbox:
         self._tasks = tasks
         self._on_end = on_end
         self._on_oom = on_oom
-        self._hypervisor: Hypervisor | None = None
+        self._hypervisor: Monitor | None = None
+        self._transport: GuestTransport | None = None
         self._agent: AgentClient | None = None
         self._watchers = anyio.CancelScope()
         self._inherited = inherited_filters()
@@ -93,8 +107,8 @@ class Sandbox:
         return self._agent
 
     @property
-    def hypervisor(self) -> Hypervisor:
-        """The driver of the running machine. Raises as `agent` does."""
+    def hypervisor(self) -> Monitor:
+        """Who runs the machine. Raises as `agent` does."""
         if self._hypervisor is None:
             raise SandboxError("running", f"the sandbox {self.identity.id} is not running")
         return self._hypervisor
@@ -111,19 +125,21 @@ class Sandbox:
         return os.path.join(self.identity.directory, "shared")
 
     @property
-    def stream_source(self) -> Hypervisor:
-        """Where streams to the guest are opened. Raises as `agent` does."""
-        return self.hypervisor
+    def transport(self) -> GuestTransport:
+        """How to reach the guest's ports. Raises as `agent` does."""
+        if self._transport is None:
+            raise SandboxError("running", f"the sandbox {self.identity.id} is not running")
+        return self._transport
 
     async def boot(
         self, spec: JsonObject, config_path: str | None, make_ready: MakeReady | None = None
     ) -> None:
-        """Start the virtual machine and its agent.
+        """Start the virtual machine and its agent; a unikernel is made ready, and starts with its container.
 
         spec: the OCI specification of the sandbox's first container, for annotations, size, hostname and
         cgroup. Annotations of later containers set nothing: the virtual machine exists by then.
         make_ready: makes that container's files ready. It is told the name in the guest of the disk that they
-        are to be on, or None where files are shared; it returns the disks.
+        are to be on, or None where files are shared.
 
         Raises:
             SandboxError: a stage failed; nothing is left of it.
@@ -133,11 +149,12 @@ class Sandbox:
         try:
             self.configuration = await self._stage("config", stages, self._load(config_path, spec))
             await self._stage("host", stages, self._prepare_host(spec))
-            disks = await self._stage("files", stages, self._make_ready(make_ready))
-            await self._stage("vmm", stages, self._prepare_machine(spec, disks))
+            ready = await self._stage("files", stages, self._make_ready(make_ready))
+            await self._stage("vmm", stages, self._prepare_machine(spec, ready))
             await self._stage("seal", stages, self._seal())
-            await self._stage("agent", stages, self._run_machine())
-            await self._stage("guest", stages, self._prepare_guest(spec))
+            if ready.unikernel is None:
+                await self._stage("agent", stages, self._run_machine())
+                await self._stage("guest", stages, self._prepare_guest(spec))
         except BaseException as error:
             self.ended = str(error).partition("\n")[0] or type(error).__name__
             _log.error("sandbox %s did not start: %s", self.identity.id, error)
@@ -147,7 +164,8 @@ class Sandbox:
                 # What was seen first may only be a consequence of it.
                 raise SandboxError("host", cause) from error
             raise
-        self._tasks.start_soon(self._watch)
+        if ready.unikernel is None:  # whose end is its container's end, and is seen there
+            self._tasks.start_soon(self._watch)
         _log.info(
             "sandbox %s is running after %.0f ms (%s); %s",
             self.identity.id,
@@ -184,21 +202,40 @@ class Sandbox:
     @property
     def shares_files(self) -> bool:
         """Whether the guest sees files of the host. Known when the configuration was read."""
-        return self.configuration is None or self.configuration.hypervisor.shared_fs != "none"
+        if self.configuration is None:
+            return True
+        # What runs unikernels only has no such key: their files stay where they are.
+        return getattr(self.configuration.hypervisor, "shared_fs", None) != "none"
 
-    async def _make_ready(self, make_ready: MakeReady | None) -> tuple[Disk, ...]:
-        """Make the first container's files ready before the guest runs; returns the disks with them."""
+    async def _make_ready(self, make_ready: MakeReady | None) -> Ready:
+        """Make the first container's files ready before the guest runs."""
         assert self.configuration is not None
         if make_ready is None:
-            return ()
+            return Ready()
         if self.shares_files:
             return await make_ready(None)
         number = 1 if self.configuration.hypervisor.image is not None else 0
         return await make_ready(f"/dev/vd{chr(ord('a') + number)}")
 
-    async def _prepare_machine(self, spec: JsonObject, disks: tuple[Disk, ...]) -> None:
+    async def _prepare_machine(self, spec: JsonObject, ready: Ready) -> None:
         """Make the machine ready to run, and meanwhile this process to be sealed."""
-        await together(lambda: self._make_machine(spec, disks), self._preload)
+
+        async def make() -> None:
+            if ready.unikernel is not None:
+                await self._make_unikernel(ready.unikernel)
+            else:
+                await self._make_machine(spec, ready.disks)
+
+        await together(make, self._preload)
+
+    async def _make_unikernel(self, guest: UnikernelGuest) -> None:
+        from kata_agent.client import AgentClient
+
+        assert self.configuration is not None
+        self._transport, self.stream_io = guest, True
+        self._agent = AgentClient(guest)
+        self._hypervisor = await guest.prepare(self.configuration, self.identity, self.broker)
+        self._tell_warnings()
 
     async def _preload(self) -> None:
         from kata_runtime import preload
@@ -213,11 +250,16 @@ class Sandbox:
 
         assert self.configuration is not None
         mode = self.configuration.runtime.shim_seccomp
-        built = seal.build(seal.SHIM_FEATURES | self.hypervisor.seal_features, mode)
+        features = self.hypervisor.seal_features
+        if "vcpu" in features and not self.configuration.hypervisor.confined:
+            mode = "off"  # the machine's process, which is to have no filter, is this one
+        built = seal.build(seal.SHIM_FEATURES | features, mode)
         self.confinement = built.describe()
         if mode == "off":
             _log.warning("%s", self.confinement)
             return
+        if built.vcpu is not None:
+            self.hypervisor.seal_vcpus(built.install_vcpu)
         await self.broker.announce_seal(mode=mode, policy=built.name)
         preload.close()
         # From here to the handover nobody answers a call that the filter refuses.
@@ -236,11 +278,12 @@ class Sandbox:
 
         assert self.configuration is not None
         table, runtime = self.configuration.hypervisor, self.configuration.runtime
+        hypervisor = registry.create(self.configuration.hypervisor_name, table, self.broker)
+        self._hypervisor = hypervisor
         host_cpus = os.cpu_count() or 1
         size = sizing.size_of(spec, table, static=runtime.static_sandbox_resource_mgmt, host_cpus=host_cpus)
-        self._hypervisor = registry.create(self.configuration.hypervisor_name, table, self.broker)
         shared = SharedDirectory(Path(self.shared_directory)) if table.shared_fs == "virtio-fs" else None
-        await self._hypervisor.prepare(
+        await hypervisor.prepare(
             VmSpec(
                 sandbox_id=self.identity.id[:64],
                 directory=Path(self.identity.directory),
@@ -256,9 +299,13 @@ class Sandbox:
                 agent_port=AGENT_PORT,
             )
         )
-        for line in self._hypervisor.warnings:
-            _log.warning("%s", line)
+        self._transport = hypervisor.transport
+        self._tell_warnings()
         _log.info("machine: %d vCPUs, %d MiB (from %s)", size.vcpus, size.memory_mib, size.origin)
+
+    def _tell_warnings(self) -> None:
+        for line in self.hypervisor.warnings:
+            _log.warning("%s", line)
 
     def _kernel_parameters(self) -> tuple[str, ...]:
         assert self.configuration is not None
@@ -280,7 +327,7 @@ class Sandbox:
         budget = self.configuration.agent.reconnect_timeout_ms / 1e3
         interval = self.configuration.agent.dial_timeout_ms / 1e3
         timeout = float(self.configuration.agent.create_container_timeout)
-        transport = self.hypervisor.transport
+        transport = self.transport
 
         async def connect() -> None:
             self._agent = await AgentClient.connect(

@@ -19,7 +19,6 @@ from kata_agent import oci
 from kata_agent.constants import STREAM_PORT
 from kata_agent.protos import agent_pb2, oci_pb2
 from kata_agent.ttrpc.status import Code, RpcError
-from kata_hypervisor.contract import Disk
 from kata_runtime import bundle as oci_bundle
 from kata_runtime import guest_spec
 from kata_runtime.bundle import ContainerType, JsonObject
@@ -37,10 +36,11 @@ from kata_runtime.polled_stdio import PolledStdio
 from kata_runtime.process import KILLED, Container, Process
 from kata_runtime.resource.block_rootfs import BlockRootfs
 from kata_runtime.resource.shares import RootfsMount, Shares
-from kata_runtime.sandbox import Sandbox
+from kata_runtime.sandbox import Ready, Sandbox
 from kata_runtime.states import Event, State
 from kata_runtime.stdio import Stdio, StdioFiles, StdioPaths
 from kata_runtime.timestamps import timestamp
+from kata_runtime.unikernel_guest import UnikernelGuest, find_unikernel, is_described, refuse_unikernel
 
 _log = logging.getLogger(__name__)
 
@@ -148,17 +148,21 @@ class Tasks:
         container = Container(request.id, request.bundle, spec, init)
         _encode(container.spec, container)
         booted_here = not self._sandbox.running
+        if not booted_here:
+            refuse_unikernel(container)
         if booted_here and kind is ContainerType.POD_CONTAINER and self._sandbox.configuration is None:
             raise StateError(f"the sandbox of container {request.id} is not running")
         files = await self._open_files(init)
         sources: dict[int, str] = {}
 
-        async def make_ready(device: str | None) -> tuple[Disk, ...]:
+        async def make_ready(device: str | None) -> Ready:
             """Share the container's files, or make the disk that the guest knows as `device` of them."""
-            if device is not None:
-                return (await self._block_rootfs.make(container, request.rootfs, device),)
-            sources.update(await self._share(container, request.rootfs))
-            return ()
+            if device is not None and not is_described(container):
+                return Ready(disks=(await self._block_rootfs.make(container, request.rootfs, device),))
+            if device is None:
+                sources.update(await self._share(container, request.rootfs))
+            found = await find_unikernel(container, self._sandbox.broker) if booted_here else None
+            return Ready(unikernel=UnikernelGuest(found, container) if found is not None else None)
 
         try:
             if booted_here:
@@ -232,8 +236,7 @@ class Tasks:
             )
             return {}
         process.stdio = stdio = Stdio(files)
-        transport = self._sandbox.hypervisor.transport
-        return await stdio.connect(lambda: transport.connect(STREAM_PORT))
+        return await stdio.connect(lambda: self._sandbox.transport.connect(STREAM_PORT))
 
     @contextlib.contextmanager
     def _in_the_guest(self, action: str) -> Iterator[None]:

@@ -111,4 +111,4 @@ def test_kvm_is_demanded_of_drivers_that_know_nothing_else(
     path = write(other + '[runtime]\nhypervisor_name = "clh"\n')
     assert {code for code, _ in said(path)} == {"KATA603"}
     spt = f'[hypervisor.solo5-spt]\npath = "{guest}"\n[runtime]\nhypervisor_name = "solo5-spt"\n'
-    assert {code for code, _ in said(write(spt))} == {"KATA212"}
+    assert said(write(spt)) == []

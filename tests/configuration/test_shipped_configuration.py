@@ -12,7 +12,7 @@ from kata_configuration.models import AVAILABLE, HYPERVISORS, INEFFECTIVE, PLANN
 from kata_configuration.models.base import About, inner_table
 from kata_configuration.sandbox_option import DENY_ALL
 from kata_configuration.template import SETTINGS, SHIPPED, shipped
-from kata_hypervisor.registry import DRIVERS
+from kata_hypervisor.registry import DRIVERS, UNIKERNEL_MONITORS
 
 FILE = SHIPPED / "configuration-qemu.toml"
 ROOT = Path(__file__).parents[2]
@@ -59,7 +59,7 @@ def test_only_a_missing_driver_is_said_of_a_template(name: str, tmp_path: Path) 
 
 
 def test_what_can_be_selected_is_what_has_a_driver() -> None:
-    assert set(AVAILABLE) == set(DRIVERS)
+    assert set(AVAILABLE) == {*DRIVERS, *UNIKERNEL_MONITORS}
 
 
 @pytest.mark.parametrize("name", HYPERVISORS)

@@ -199,7 +199,7 @@ def test_enforce_and_log_differ_in_the_supervisor_only() -> None:
     ("features", "mode", "message"),
     [
         ({"serve"}, "strict", "there is no seccomp mode 'strict': there are enforce, log, off"),
-        ({"sevre"}, "enforce", "x86_64.toml has no feature sevre: there are base"),
+        ({"sevre"}, "enforce", "x86_64.toml has no feature sevre: there are balloon"),
     ],
 )
 def test_what_cannot_be_built(features: set[str], mode: seal.Mode, message: str) -> None:

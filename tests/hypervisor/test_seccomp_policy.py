@@ -43,14 +43,17 @@ def when(*conditions: str, **fields: str) -> str:
 # -- the shipped policy ----------------------------------------------------------------------------------
 
 
-def allowed(thread: str) -> set[str]:
+def allowed(thread: str, features: set[str] | None = None) -> set[str]:
     chosen = [rule for rule in load_policy("x86_64").rules if thread in rule.threads]
+    if features is not None:
+        chosen = [rule for rule in chosen if rule.features & features]
     return {call for rule in chosen if rule.action == actions.ALLOW for call in rule.calls}
 
 
 def test_the_shipped_policy_is_small() -> None:
     assert len(allowed(PROCESS)) <= 40
-    assert len(allowed(VCPU)) <= 12
+    assert len(allowed(VCPU, {"vcpu", "base"})) <= 12
+    assert len(allowed(VCPU, {"vcpu", "base", "unikernel"})) <= 17
 
 
 @pytest.mark.parametrize("thread", THREADS)

@@ -95,6 +95,9 @@ class FakeBroker:
 
     open_log = open_fifo
 
+    async def open_in_image(self, root: str, name: str, *, write: bool) -> int:
+        raise RequestFailedError(f"cannot open {name} in the image: there is none")
+
 
 class FakeSandbox:
     """A sandbox whose machine boots at once."""
@@ -110,7 +113,7 @@ class FakeSandbox:
         self.vmm_pid = 4242
         self.shared_directory = str(directory)
         self.boot_failure: Exception | None = None
-        self.hypervisor = SimpleNamespace(transport=None)
+        self.transport = None
         self.boots = self.stops = 0
 
     @property

@@ -71,7 +71,7 @@ _HYPERVISORS = {
 _AGENTS = {"kata": "agent:KataAgent"}
 
 # The hypervisors that have a driver in this version. Tables of the others are checked all the same.
-AVAILABLE = ("qemu", "clh", "firecracker")
+AVAILABLE = ("qemu", "clh", "firecracker", "dragonball", "solo5-hvt", "solo5-spt")
 
 HYPERVISORS: Models[str] = Models(_HYPERVISORS)
 AGENTS: Models[str] = Models(_AGENTS)
@@ -94,6 +94,9 @@ PLANNED: Models[tuple[str, ...]] = Models(
         ("hypervisor", "qemu"): "qemu_planned:QemuPlanned",
         ("hypervisor", "clh"): "cloud_hypervisor_planned:CloudHypervisorPlanned",
         ("hypervisor", "firecracker"): "firecracker_planned:FirecrackerPlanned",
+        ("hypervisor", "dragonball"): "dragonball_planned:DragonballPlanned",
+        ("hypervisor", "solo5-hvt"): "solo5_planned:Solo5HvtPlanned",
+        ("hypervisor", "solo5-spt"): "solo5_planned:Solo5SptPlanned",
         ("agent", "kata"): "agent_planned:AgentPlanned",
         ("runtime",): "runtime_planned:RuntimePlanned",
     }

@@ -10,7 +10,6 @@ from pydantic import Field
 from kata_configuration.models import device_keys as device
 from kata_configuration.models import machine_keys as machine
 from kata_configuration.models.base import About, HypervisorTable
-from kata_configuration.models.subtables import Factory
 
 
 class Dragonball(HypervisorTable):
@@ -26,12 +25,10 @@ class Dragonball(HypervisorTable):
     valid_image_paths: machine.ValidImagePaths = ()
     rootfs_type: machine.RootfsType = "erofs"
     kernel_params: machine.KernelParams = ""
-    kernel_verity_params: machine.KernelVerityParams = ""
-    default_vcpus: machine.DefaultVcpus = Field(1, ge=1, le=254)
-    default_maxvcpus: machine.DefaultMaxVcpus = Field(0, ge=0, le=254)
+    default_vcpus: machine.DefaultVcpus = Field(1, ge=1, le=32)
+    default_maxvcpus: machine.DefaultMaxVcpus = Field(0, ge=0, le=32)
     default_memory: machine.DefaultMemory = Field(512, ge=128, le=16 * 1024 * 1024)
-    default_maxmemory: machine.DefaultMaxMemory = Field(0, ge=0, le=16 * 1024 * 1024)
-    overhead_vcpus: machine.OverheadVcpus = Field(0.0, ge=0, le=254)
+    overhead_vcpus: machine.OverheadVcpus = Field(0.0, ge=0, le=32)
     overhead_memory: machine.OverheadMemory = Field(0, ge=0, le=16 * 1024 * 1024)
     enable_hugepages: machine.EnableHugepages = False
     hugepage_type: Annotated[
@@ -42,10 +39,6 @@ class Dragonball(HypervisorTable):
         ),
     ] = "hugetlbfs"
     reclaim_guest_freed_memory: machine.ReclaimGuestFreedMemory = False
-    enable_guest_swap: machine.EnableGuestSwap = False
-    guest_swap_path: machine.GuestSwapPath = Path("/run/kata-containers/swap")
-    guest_swap_size_percent: device.GuestSwapSize = 100
-    guest_swap_create_threshold_secs: device.GuestSwapThreshold = 60
     disable_seccomp: Annotated[
         bool,
         About(
@@ -60,25 +53,5 @@ class Dragonball(HypervisorTable):
     virtio_fs_extra_args: device.VirtioFsExtraArgs = ()
     virtio_fs_cache: device.VirtioFsCache = "auto"
     virtio_fs_queue_size: device.VirtioFsQueueSize = 1024
-    block_device_driver: Annotated[
-        Literal["virtio-blk-mmio", "virtio-blk-pci"], device.BLOCK_DEVICE_DRIVER
-    ] = "virtio-blk-mmio"
-    vm_rootfs_driver: Annotated[Literal["virtio-blk-mmio", "virtio-blk-pci"], device.VM_ROOTFS_DRIVER] = (
-        "virtio-blk-mmio"
-    )
-    block_device_cache_direct: device.BlockDeviceCacheDirect = False
-    disk_rate_limiter_bw_max_rate: device.DiskBandwidth = 0
-    disk_rate_limiter_bw_one_time_burst: device.DiskBandwidthBurst = 0
-    disk_rate_limiter_ops_max_rate: device.DiskOperations = 0
-    disk_rate_limiter_ops_one_time_burst: device.DiskOperationsBurst = 0
-    queue_size: device.QueueSize = 128
-    num_queues: device.NumQueues = 1
-    network_queues: device.NetworkQueues = 1
-    disable_vhost_net: device.DisableVhostNet = False
-    guest_hook_path: machine.GuestHookPath = ""
-    factory: Annotated[Factory, About("Starting virtual machines from a template.", "Kata 3.23.0")] = (
-        Factory()
-    )
     enable_annotations: machine.EnableAnnotations = ()
     enable_debug: machine.EnableDebug = False
-    log_level: machine.HypervisorLogLevel = "info"

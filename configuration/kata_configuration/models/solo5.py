@@ -26,7 +26,6 @@ class Solo5Hvt(HypervisorTable):
     ] = False
     enable_annotations: machine.EnableAnnotations = ()
     enable_debug: machine.EnableDebug = False
-    log_level: machine.HypervisorLogLevel = "info"
 
 
 class Solo5Spt(HypervisorTable):
@@ -39,7 +38,6 @@ class Solo5Spt(HypervisorTable):
     default_memory: machine.DefaultMemory = Field(512, ge=1, le=1024 * 1024)
     enable_annotations: machine.EnableAnnotations = ()
     enable_debug: machine.EnableDebug = False
-    log_level: machine.HypervisorLogLevel = "info"
 
     @property
     def needs_kvm(self) -> bool:

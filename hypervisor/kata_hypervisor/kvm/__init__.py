@@ -1,4 +1,4 @@
-"""What the host's /dev/kvm can do, found out by running a guest of a few instructions.
+"""The host's /dev/kvm: its interface, and what it can do, found out by running a guest of a few instructions.
 
 abi      the kernel's structures and ioctl numbers
 guest    the trials: machine code and the result that a processor gives

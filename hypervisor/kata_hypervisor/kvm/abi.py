@@ -1,4 +1,4 @@
-"""KVM's structures and ioctl numbers, as far as the probe needs them, on x86_64.
+"""KVM's structures and ioctl numbers, as far as the probe and the in-process VMM need them, on x86_64.
 
 Source: linux/kvm.h and asm/kvm.h of Linux 6.1; a structure has the kernel's name in camel case, its fields
 have the kernel's names.
@@ -6,18 +6,33 @@ have the kernel's names.
 
 from __future__ import annotations
 
-from ctypes import Structure, Union, c_uint8, c_uint16, c_uint32, c_uint64, sizeof
+from ctypes import Structure, Union, c_int32, c_uint8, c_uint16, c_uint32, c_uint64, sizeof
 
 KVM_API_VERSION = 12
 MAX_CPUID_ENTRIES = 256
+MAX_MSR_ENTRIES = 32
 
 KVM_EXIT_IO = 2
 KVM_EXIT_HLT = 5
+KVM_EXIT_MMIO = 6
 KVM_EXIT_SHUTDOWN = 8
 KVM_EXIT_FAIL_ENTRY = 9
+KVM_EXIT_INTR = 10
 KVM_EXIT_INTERNAL_ERROR = 17
+KVM_EXIT_SYSTEM_EVENT = 24
 KVM_EXIT_IO_OUT = 1
 KVM_INTERNAL_ERROR_EMULATION = 1
+KVM_SYSTEM_EVENT_SHUTDOWN = 1
+KVM_SYSTEM_EVENT_RESET = 2
+
+KVM_CAP_READONLY_MEM = 81
+KVM_MEM_READONLY = 1 << 1
+
+KVM_PIT_SPEAKER_DUMMY = 1
+KVM_IRQFD_FLAG_DEASSIGN = 1 << 0
+KVM_IOEVENTFD_FLAG_DATAMATCH = 1 << 0
+KVM_IOEVENTFD_FLAG_DEASSIGN = 1 << 2
+KVM_CPUID_FLAG_SIGNIFCANT_INDEX = 1 << 0
 
 
 class KvmSegment(Structure):
@@ -119,10 +134,35 @@ class KvmRunInternal(Structure):
     _fields_ = (("suberror", c_uint32), ("ndata", c_uint32), ("data", c_uint64 * 16))
 
 
+class KvmRunMmio(Structure):
+    """struct kvm_run, member mmio"""
+
+    _fields_ = (("phys_addr", c_uint64), ("data", c_uint8 * 8), ("len", c_uint32), ("is_write", c_uint8))
+
+
+class KvmRunFailEntry(Structure):
+    """struct kvm_run, member fail_entry"""
+
+    _fields_ = (("hardware_entry_failure_reason", c_uint64), ("cpu", c_uint32))
+
+
+class KvmRunSystemEvent(Structure):
+    """struct kvm_run, member system_event"""
+
+    _fields_ = (("type", c_uint32), ("ndata", c_uint32), ("data", c_uint64 * 16))
+
+
 class KvmRunExit(Union):
     """struct kvm_run, the union of what each exit reason reports"""
 
-    _fields_ = (("io", KvmRunIo), ("internal", KvmRunInternal), ("padding", c_uint8 * 256))
+    _fields_ = (
+        ("io", KvmRunIo),
+        ("mmio", KvmRunMmio),
+        ("internal", KvmRunInternal),
+        ("fail_entry", KvmRunFailEntry),
+        ("system_event", KvmRunSystemEvent),
+        ("padding", c_uint8 * 256),
+    )
 
 
 class KvmRun(Structure):
@@ -143,21 +183,99 @@ class KvmRun(Structure):
     )
 
 
+class KvmFpu(Structure):
+    """struct kvm_fpu"""
+
+    _fields_ = (
+        ("fpr", c_uint8 * 16 * 8),
+        ("fcw", c_uint16),
+        ("fsw", c_uint16),
+        ("ftwx", c_uint8),
+        ("pad1", c_uint8),
+        ("last_opcode", c_uint16),
+        ("last_ip", c_uint64),
+        ("last_dp", c_uint64),
+        ("xmm", c_uint8 * 16 * 16),
+        ("mxcsr", c_uint32),
+        ("pad2", c_uint32),
+    )
+
+
+class KvmMsrEntry(Structure):
+    """struct kvm_msr_entry"""
+
+    _fields_ = (("index", c_uint32), ("reserved", c_uint32), ("data", c_uint64))
+
+
+class KvmMsrs(Structure):
+    """struct kvm_msrs, with room for some entries"""
+
+    _fields_ = (("nmsrs", c_uint32), ("pad", c_uint32), ("entries", KvmMsrEntry * MAX_MSR_ENTRIES))
+
+
+class KvmLapicState(Structure):
+    """struct kvm_lapic_state"""
+
+    _fields_ = (("regs", c_uint8 * 1024),)
+
+
+class KvmPitConfig(Structure):
+    """struct kvm_pit_config"""
+
+    _fields_ = (("flags", c_uint32), ("pad", c_uint32 * 15))
+
+
+class KvmIrqfd(Structure):
+    """struct kvm_irqfd"""
+
+    _fields_ = (
+        *((name, c_uint32) for name in ("fd", "gsi", "flags", "resamplefd")),
+        ("pad", c_uint8 * 16),
+    )
+
+
+class KvmIoeventfd(Structure):
+    """struct kvm_ioeventfd"""
+
+    _fields_ = (
+        ("datamatch", c_uint64),
+        ("addr", c_uint64),
+        ("len", c_uint32),
+        ("fd", c_int32),
+        ("flags", c_uint32),
+        ("pad", c_uint8 * 36),
+    )
+
+
 def _request(direction: int, number: int, size: int = 0) -> int:
     """The kernel's _IOC for type 0xAE. direction: 0 none, 1 the kernel reads, 2 it writes, 3 both."""
     return direction << 30 | size << 16 | 0xAE << 8 | number
 
 
 CPUID_HEADER = 8
+MSRS_HEADER = 8
 
 KVM_GET_API_VERSION = _request(0, 0x00)
 KVM_CREATE_VM = _request(0, 0x01)
+KVM_CHECK_EXTENSION = _request(0, 0x03)
 KVM_GET_VCPU_MMAP_SIZE = _request(0, 0x04)
 KVM_GET_SUPPORTED_CPUID = _request(3, 0x05, CPUID_HEADER)
 KVM_CREATE_VCPU = _request(0, 0x41)
+KVM_SET_TSS_ADDR = _request(0, 0x47)
+KVM_SET_IDENTITY_MAP_ADDR = _request(1, 0x48, 8)
+KVM_CREATE_IRQCHIP = _request(0, 0x60)
+KVM_IRQFD = _request(1, 0x76, sizeof(KvmIrqfd))
+KVM_CREATE_PIT2 = _request(1, 0x77, sizeof(KvmPitConfig))
+KVM_IOEVENTFD = _request(1, 0x79, sizeof(KvmIoeventfd))
 KVM_SET_USER_MEMORY_REGION = _request(1, 0x46, sizeof(KvmUserspaceMemoryRegion))
 KVM_RUN = _request(0, 0x80)
 KVM_SET_REGS = _request(1, 0x82, sizeof(KvmRegs))
 KVM_GET_SREGS = _request(2, 0x83, sizeof(KvmSregs))
 KVM_SET_SREGS = _request(1, 0x84, sizeof(KvmSregs))
 KVM_SET_CPUID2 = _request(1, 0x90, CPUID_HEADER)
+KVM_SET_MSRS = _request(1, 0x89, MSRS_HEADER)
+KVM_SET_FPU = _request(1, 0x8D, sizeof(KvmFpu))
+KVM_GET_LAPIC = _request(2, 0x8E, sizeof(KvmLapicState))
+KVM_SET_LAPIC = _request(1, 0x8F, sizeof(KvmLapicState))
+KVM_GET_TSC_KHZ = _request(0, 0xA3)
+KVM_KVMCLOCK_CTRL = _request(0, 0xAD)

@@ -14,6 +14,8 @@ FEATURES: dict[str, frozenset[str]] = {
     "qemu": frozenset({"serial"}),
     "clh": frozenset(),
     "firecracker": frozenset(),
+    "solo5-hvt": frozenset(),
+    "solo5-spt": frozenset(),
 }
 _MACHINE_IN_PROCESS = "vcpu"
 

@@ -3,6 +3,7 @@
 Until then the guest has not run an instruction, so what the shim asks for comes from containerd and from the
 operator, and is learned here. Afterwards a request must fit what was learned:
 
+    open_in_image    nothing more: the files of a unikernel are open by then
     prepare, spawn   nothing more, and no other guest
     bind             a source that the config.json of one of this sandbox's containers names
     mount            what lies among containerd's snapshots, or beside what was mounted before the seal
@@ -28,7 +29,10 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_SPEC = 4 << 20
-BEFORE_THE_SEAL = ("prepare", "spawn", "announce_seal", "admit_guest", "make_jail", "filters_bite")
+BEFORE_THE_SEAL = (
+    *("prepare", "spawn", "announce_seal", "admit_guest"),
+    *("make_jail", "open_in_image", "filters_bite"),
+)
 SANDBOX_KEYS = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
 
 

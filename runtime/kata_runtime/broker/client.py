@@ -299,6 +299,14 @@ class Broker:
         _, fds = await self._request("open_log", path=path)
         return fds[0]
 
+    async def open_in_image(self, root: str, name: str, *, write: bool) -> int:
+        """Open a regular file or block device in what was mounted at `root`; the descriptor is the caller's.
+
+        name: a path in there, which leaves it neither by a link nor by "..".
+        """
+        _, fds = await self._request("open_in_image", root=root, name=name, write=write)
+        return fds[0]
+
     # -- the end -------------------------------------------------------------------------------------------
 
     async def close(self) -> list[str]:

@@ -245,7 +245,7 @@ class Server:
         return {}, []
 
     def _do_confinement(self, pid: int) -> Reply:
-        if pid not in self._children:
+        if pid not in self._children and pid != self._log.header["shim"][0]:
             raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended")
         threads = proof.read_threads(pid)
         return {"threads": [[t.tid, t.name, t.mode, t.filters, t.no_new_privs] for t in threads]}, []
@@ -335,6 +335,14 @@ class Server:
 
     def _do_open_spec(self, bundle: str) -> Reply:
         return {}, [self._admission.open_spec(bundle)]
+
+    def _do_open_in_image(self, root: str, name: str, write: bool) -> Reply:
+        with self._workspace.territory.reach(root) as place:
+            mount = place.open()
+        try:
+            return {}, [streams.open_in_image(mount, name, write=write)]
+        finally:
+            os.close(mount)
 
     def _do_open_fifo(self, path: str, mode: str) -> Reply:
         self._admission.check_fifo(path)

@@ -1,11 +1,12 @@
-"""Opening what containerd gave for a container's standard streams."""
+"""Opening what containerd gave for a container's standard streams, and files of its image."""
 
 from __future__ import annotations
 
 import os
 import stat
 
-from kata_runtime.broker.errors import RequestRefusedError
+from kata_runtime.broker import syscalls
+from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
 
 _LOG_FLAGS = (
     os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -30,4 +31,24 @@ def open_log(path: str) -> int:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise RequestRefusedError(f"{path} is not a regular file")
+    return fd
+
+
+def open_in_image(root: int, name: str, *, write: bool) -> int:
+    """Open a regular file or block device below a directory, whatever links the image has.
+
+    Raises:
+        RequestFailedError: it cannot be opened. RequestRefusedError: it is something else.
+    """
+    access = os.O_RDWR if write else os.O_RDONLY
+    try:
+        fd = syscalls.open_in_root(root, name, access | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        raise RequestFailedError(
+            f"cannot open {name} in the image: {error.strerror}", error.errno or 0
+        ) from None
+    kind = os.fstat(fd).st_mode
+    if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
+        os.close(fd)
+        raise RequestRefusedError(f"{name} in the image is neither a regular file nor a block device")
     return fd

@@ -23,7 +23,8 @@ _AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
 _CLOSE_RANGE_CLOEXEC = 4
-_RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_BENEATH = 0x2, 0x4, 0x8
+_RESOLVE_NO_XDEV, _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS = 0x1, 0x2, 0x4
+_RESOLVE_BENEATH, _RESOLVE_IN_ROOT = 0x8, 0x10
 _UMOUNT_NOFOLLOW, _MNT_DETACH = 8, 2
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x1, 0x2, 0x4, 0x8
@@ -72,7 +73,16 @@ class _HowToOpen(ctypes.Structure):
 def open_beneath(directory: int, path: str) -> int:
     """Return a descriptor (O_PATH) of what is at a path below a directory, without following any link."""
     resolve = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS
-    how = _HowToOpen(flags=os.O_PATH | os.O_CLOEXEC, resolve=resolve)
+    return _openat2(directory, path, os.O_PATH | os.O_CLOEXEC, resolve)
+
+
+def open_in_root(root: int, path: str, flags: int) -> int:
+    """Open a path as if the directory were the root, for its links too; it crosses no mount."""
+    return _openat2(root, path, flags, _RESOLVE_NO_XDEV | _RESOLVE_NO_MAGICLINKS | _RESOLVE_IN_ROOT)
+
+
+def _openat2(directory: int, path: str, flags: int, resolve: int) -> int:
+    how = _HowToOpen(flags=flags, resolve=resolve)
     size = ctypes.c_size_t(ctypes.sizeof(how))
     return _call(_OPENAT2, ctypes.c_int(directory), os.fsencode(path), ctypes.byref(how), size)
 

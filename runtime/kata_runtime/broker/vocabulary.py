@@ -59,6 +59,10 @@ def _path(value: Any) -> bool:
     return _text(value) and value.startswith("/") and len(value) < 4096
 
 
+def _path_in_image(value: Any) -> bool:
+    return _text(value) and 0 < len(value) < 4096
+
+
 def _label(value: Any) -> bool:
     """A name that may be printed in a log."""
     return _text(value) and 0 < len(value) <= 200 and value.isprintable()
@@ -161,6 +165,7 @@ OPERATIONS: dict[str, dict[str, Check]] = {
     "make_jail": {"root": _path, "files": _jail_files},
     "open_fifo": {"path": _path, "mode": _one_of(FIFO_MODES)},
     "open_log": {"path": _path},
+    "open_in_image": {"root": _path, "name": _path_in_image, "write": _flag},
     "close": {},
 }
 

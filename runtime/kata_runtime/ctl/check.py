@@ -262,14 +262,14 @@ def _device(setup: Setup, name: str, path: str, without: str, fix: str) -> Findi
 def _program(name: str, path: Path, oldest: tuple[int, int], fix: str) -> Finding:
     """A program that must be there and print a version that is not too old."""
     try:
-        output = subprocess.run(
+        done = subprocess.run(
             [path, "--version"], capture_output=True, timeout=PROGRAM_DEADLINE, check=True, text=True
-        ).stdout
+        )
     except OSError as error:
         return Finding(name, Status.FAIL, f"{path}: {error.strerror}", fix)
     except subprocess.SubprocessError as error:
         return Finding(name, Status.FAIL, f"{path} --version: {error}", fix)
-    match = re.search(r"(?<![\d.])(\d+)\.(\d+)[\w.+~-]*", output)
+    match = re.search(r"(?<![\d.])(\d+)\.(\d+)[\w.+~-]*", done.stdout or done.stderr)
     if match is None:
         return Finding(name, Status.FAIL, f"{path} --version names no version", fix)
     version, needed = match[0], ".".join(str(number) for number in oldest)

@@ -49,9 +49,28 @@ DRIVERS = {
         "its own filters, a thread each: disable_seccomp; its jailer: jailer_path",
         "the kernel's word on its API's thread before the guest runs, and on every thread after",
     ),
-    "dragonball": DriverFacts("dragonball", None, None, "the runtime's own filter", NONE_YET),
-    "solo5-hvt": DriverFacts("solo5-hvt", Path("/usr/bin/solo5-hvt"), None, "its own filter", NONE_YET),
-    "solo5-spt": DriverFacts("solo5-spt", Path("/usr/bin/solo5-spt"), None, "its own filter", NONE_YET),
+    "dragonball": DriverFacts(
+        "dragonball",
+        None,
+        None,
+        "the runtime's own filter on every thread, and a second one on a virtual CPU: shim_seccomp",
+        "the kernel's word on every thread, before the guest runs",
+    ),
+    "solo5-hvt": DriverFacts(
+        "solo5-hvt",
+        Path("/usr/bin/solo5-hvt"),
+        versions.SOLO5,
+        "its own filter on the whole process, always; before 0.11 it has none, and is refused unless "
+        "disable_seccomp or honor_unconfined lets it run without",
+        "the kernel's word on every thread, right after the unikernel has started",
+    ),
+    "solo5-spt": DriverFacts(
+        "solo5-spt",
+        Path("/usr/bin/solo5-spt"),
+        versions.SOLO5,
+        "its own filter on the whole process, always",
+        "the kernel's word on every thread, right after the unikernel has started",
+    ),
 }
 
 
@@ -60,14 +79,15 @@ def describe(name: str, path: Path | None) -> list[str]:
     facts = DRIVERS[name]
     if name not in AVAILABLE:
         return [NONE_YET]
+    said = [f"confined by: {facts.confined}", f"proven by:   {facts.proven}"]
     program = path or facts.default
-    assert program is not None
+    if program is None:
+        return ["program:     none, it is the runtime's own process", *said]
     absent = check.Finding("configuration", check.Status.OK, "")
     setup = check.Setup("kvm", program, None, 0, (), absent, hypervisor=name)
     tested = f"{facts.supported}" if facts.supported else "{}.{} and later".format(*check.OLDEST_QEMU)
     return [
         f"program:     {check.check_vmm(setup).cause}",
         f"supported:   {tested}",
-        f"confined by: {facts.confined}",
-        f"proven by:   {facts.proven}",
+        *said,
     ]

@@ -10,7 +10,13 @@ import logging
 
 from kata_agent.ttrpc.status import Code, RpcError
 from kata_configuration.errors import ConfigurationError
-from kata_hypervisor.errors import ConfinementError, HostUnfitError, HypervisorError, NotSupportedError
+from kata_hypervisor.errors import (
+    ConfinementError,
+    HostUnfitError,
+    HypervisorError,
+    NotSupportedError,
+    UnikernelError,
+)
 from kata_runtime import errors
 from kata_runtime.broker.errors import BrokerError
 from kata_runtime.identity import InvalidIdError
@@ -31,6 +37,7 @@ CODES: tuple[tuple[type[Exception], Code], ...] = (
     (NotSupportedError, Code.UNIMPLEMENTED),
     (HostUnfitError, Code.FAILED_PRECONDITION),
     (ConfinementError, Code.FAILED_PRECONDITION),
+    (UnikernelError, Code.INVALID_ARGUMENT),
     (HypervisorError, Code.UNKNOWN),
     (BrokerError, Code.UNKNOWN),
     (TimeoutError, Code.DEADLINE_EXCEEDED),

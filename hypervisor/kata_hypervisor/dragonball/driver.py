@@ -1,0 +1,394 @@
+"""The driver of the in-process machine: the VMM is this process, virtiofsd the only other one.
+
+prepare: virtiofsd -> memory, KVM, devices, kernel -> threads, which wait.
+The caller seals the process: nothing is opened, mapped or started from then on.
+run:     every vCPU's thread puts on its own filter -> proof -> the guest's first instruction.
+end:     one task watches the guest and virtiofsd. When either ends, it ends the other, releases everything
+         and keeps the `VmExit`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+
+import anyio
+
+from kata_agent.transport import GuestTransport
+from kata_agent.transports import VsockTransport
+from kata_configuration.models.dragonball import Dragonball as DragonballTable
+from kata_hypervisor import vhost_vsock, virtiofsd
+from kata_hypervisor.contract import Hypervisor, SharedDirectory, VmExit, VmmProcess, VmSpec
+from kata_hypervisor.dragonball.command import kernel_command_line
+from kata_hypervisor.dragonball.console import Console
+from kata_hypervisor.dragonball.control import Control
+from kata_hypervisor.dragonball.host_files import open_entropy, open_image
+from kata_hypervisor.dragonball.layout import MIB
+from kata_hypervisor.dragonball.machine import MOST_VCPUS, Board, Machine
+from kata_hypervisor.dragonball.own_process import NAME, OwnProcess
+from kata_hypervisor.dragonball.processors import KICK
+from kata_hypervisor.dragonball.virtio.balloon import Balloon
+from kata_hypervisor.dragonball.virtio.device import Device
+from kata_hypervisor.dragonball.virtio.filesystem import FileSystem
+from kata_hypervisor.dragonball.virtio.vsock import Socket
+from kata_hypervisor.errors import ConfinementError, HostUnfitError, HypervisorError, LaunchError
+from kata_hypervisor.host import Child, ExitStatus, Host
+from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
+from kata_hypervisor.seccomp.seal import settle_libc
+from kata_hypervisor.tail import Follower, follow
+
+__all__ = ["Dragonball"]
+
+VIRTIOFSD = "virtiofsd"
+STDERR = 2
+
+SWITCH_INTERVAL = 0.0005
+"""Seconds for which one thread may keep the others of this process waiting, vCPUs with an exit among them."""
+
+MOMENT = 0.1
+"""Seconds in which last words arrive."""
+
+
+class Dragonball(Hypervisor):
+    """One virtual machine in this process.
+
+    table: [hypervisor.dragonball] of the configuration. host: starts virtiofsd, and reads what the kernel
+    says of this process's threads, which a sealed process cannot.
+
+    Make it, and await `prepare`, in the main thread and before the caller seals itself.
+    """
+
+    def __init__(self, table: DragonballTable, host: Host) -> None:
+        self._table = table
+        self._host = host
+        self._inherited = inherited_filters()
+        self._seal: Callable[[], object] | None = None
+        self._ours = contextlib.AsyncExitStack()
+        self._aside: Control | None = None
+        self._machine: Machine | None = None
+        self._own: OwnProcess | None = None
+        self._daemon: Child | None = None
+        self._console: Console | None = None
+        self._daemon_stderr: Follower | None = None
+        self._guest_ended: asyncio.Future[str] | None = None
+        self._transport: VsockTransport | None = None
+        self._end: asyncio.Task[VmExit] | None = None
+        self._making: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._running = self._requested = False
+
+    def seal_vcpus(self, install: Callable[[], object]) -> None:
+        """See the contract."""
+        self._seal = install
+
+    @property
+    def seal_features(self) -> frozenset[str]:
+        """See the contract."""
+        reclaim = {"balloon"} if self._table.reclaim_guest_freed_memory else set()
+        return frozenset({"vcpu", "block", "fs", "vhost-vsock", *reclaim})
+
+    async def prepare(self, spec: VmSpec) -> None:
+        """See the contract."""
+        if self._making is not None or self._requested:
+            raise LaunchError(f"cannot start the virtual machine of {spec.sandbox_id}: it was used before")
+        if not 1 <= spec.vcpus <= MOST_VCPUS:
+            raise LaunchError(f"cannot make a machine of {spec.vcpus} vCPUs: 1 to {MOST_VCPUS} are possible")
+        # A task of its own: what it has opened while its caller is cancelled must be known, to be closed.
+        self._making = asyncio.create_task(self._make(spec), name="virtual machine's making")
+        try:
+            await asyncio.wait({self._making})
+            self._making.result()
+            if self._requested:
+                raise LaunchError("the virtual machine was stopped while it started")
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _make(self, spec: VmSpec) -> None:
+        settle_libc()
+        sys.setswitchinterval(SWITCH_INTERVAL)
+        signal.signal(KICK, _nothing)
+        self._aside = Control("machine")
+        self._console = await self._open_console()
+        guest_ended = self._watch_guest()
+        with contextlib.ExitStack() as unused:
+            devices = await self._open_devices(spec, unused)
+            try:
+                await self._aside.run(lambda: self._build(spec, devices, guest_ended))
+            except LaunchError:
+                await self._blame_virtiofsd()
+                raise
+            unused.pop_all()
+        assert self._machine is not None
+        self._own = OwnProcess(self._machine.processors.end)
+        self._end = asyncio.create_task(self._supervise(self._machine), name="virtual machine's end")
+
+    async def _open_devices(self, spec: VmSpec, unused: contextlib.ExitStack) -> list[Device]:
+        """Open what the guest's devices need. unused: closes them, should nobody take them."""
+        devices: list[Device] = []
+
+        def add(device: Device) -> None:
+            unused.callback(device.close)
+            devices.append(device)
+
+        if spec.image is not None:
+            add(open_image(spec.image))
+        add(open_entropy())
+        add(await self._open_vsock())
+        if spec.shared is not None:
+            add(await self._start_virtiofsd(spec, spec.shared))
+        if self._table.reclaim_guest_freed_memory:
+            add(Balloon())
+        return devices
+
+    async def _open_vsock(self) -> Socket:
+        vsock = vhost_vsock.open_device()
+        if vsock is None:
+            raise HostUnfitError(
+                "cannot connect the guest: no /dev/vhost-vsock on this host; load vhost_vsock"
+            )
+        descriptor, cid = vsock
+        try:
+            await self._host.admit_guest(cid)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._transport = VsockTransport(self._host.connect_guest, f"guest {cid}")
+        return Socket(descriptor, cid)
+
+    def _build(self, spec: VmSpec, devices: Sequence[Device], guest_ended: Callable[[str], None]) -> None:
+        """Put the machine together; blocks, on a thread of its own."""
+        assert self._console is not None
+        board = Board(spec.vcpus, spec.memory_mib * MIB, self._huge)
+        self._machine = machine = Machine(board, self._console.write, guest_ended)
+        for device in devices:
+            machine.add_device(device)
+        machine.load(spec.kernel, spec.initrd, kernel_command_line(spec, self._table.enable_debug))
+
+    async def _blame_virtiofsd(self) -> None:
+        """Say that virtiofsd has ended, where it has: that is why it gave no answer.
+
+        Raises:
+            LaunchError: it has.
+        """
+        if self._daemon is None:
+            return
+        with anyio.move_on_after(10 * MOMENT):
+            status = await self._daemon.wait()
+            raise LaunchError(
+                f"virtiofsd ended before the guest was ready: {self._daemon_end(status)}", self._diagnostics()
+            )
+
+    async def run(self) -> None:
+        """See the contract."""
+        if self._machine is None or self._aside is None or self._end is None or self._running:
+            raise LaunchError("cannot run the virtual machine: it is not prepared, or runs already")
+        processors = self._machine.processors
+        try:
+            if self._seal is not None:
+                seal = self._seal
+                await self._aside.run(lambda: processors.confine(seal))
+            await self._prove()
+            if self._end.done():
+                raise LaunchError(self._end.result().reason, self._end.result().diagnostics)
+            processors.release()
+            self._running = True
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def prove(self) -> None:
+        """See the contract."""
+        if not self._running:
+            raise HypervisorError("there is no confinement to prove: the virtual machine is not running")
+        await self._prove()
+
+    async def _prove(self) -> None:
+        """Ask the kernel: a filter on each thread, and one more on each vCPU's."""
+        if self._seal is None:
+            return
+        assert self._own is not None
+        assert self._machine is not None
+        threads = await self._host.confinement(self._own)
+        vcpus = self._machine.processors.threads
+        breach = find_breach(threads, True, self._inherited) or find_breach(
+            [thread for thread in threads if thread.tid in vcpus], True, self._inherited + 1
+        )
+        if breach is not None:
+            raise ConfinementError(f"the runtime's process, which is the VMM, is not confined: {breach}")
+
+    async def stop(self) -> None:
+        """See the contract."""
+        self._requested = True
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(), name="virtual machine's stop")
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait({self._stopping})
+        self._stopping.result()
+
+    async def _stop(self) -> None:
+        if self._making is not None and not self._making.done():
+            if self._daemon is not None:
+                await self._daemon.kill()
+            await asyncio.wait({self._making})
+        if self._machine is not None:
+            self._machine.processors.end("it was stopped")
+        if self._end is not None:
+            await asyncio.wait({self._end})
+        else:
+            await self._release()
+
+    async def wait(self) -> VmExit:
+        """See the contract."""
+        if self._end is None:
+            raise HypervisorError("there is no virtual machine to wait for: it was not started")
+        return await asyncio.shield(self._end)
+
+    async def pause(self) -> None:
+        """See the contract."""
+        machine, aside = self._lively("pause")
+        await aside.run(machine.processors.hold)
+
+    async def resume(self) -> None:
+        """See the contract."""
+        machine, _ = self._lively("resume")
+        machine.processors.release()
+
+    def _lively(self, purpose: str) -> tuple[Machine, Control]:
+        reason = self._machine.processors.reason if self._machine is not None else None
+        if self._machine is None or self._aside is None or not self._running or reason is not None:
+            raise HypervisorError(f"cannot {purpose} the virtual machine: {reason or 'it is not running'}")
+        return self._machine, self._aside
+
+    @property
+    def transport(self) -> GuestTransport:
+        """See the contract."""
+        if self._transport is None:
+            raise HypervisorError("there is no way to the guest: the virtual machine was not started")
+        return self._transport
+
+    @property
+    def processes(self) -> tuple[VmmProcess, ...]:
+        """See the contract."""
+        roles = ((self._own, "vmm"), (self._daemon, VIRTIOFSD))
+        return tuple(VmmProcess(role, child) for child, role in roles if child is not None)
+
+    @property
+    def console_tail(self) -> str:
+        """See the contract."""
+        return self._console.text if self._console is not None else ""
+
+    @property
+    def _huge(self) -> bool:
+        return self._table.enable_hugepages and self._table.hugepage_type == "hugetlbfs"
+
+    async def _open_console(self) -> Console:
+        debug = logging.getLogger(f"{__name__}.console").debug
+        console = await Console.open(debug if self._table.enable_debug else None)
+        self._ours.push_async_callback(console.aclose)
+        return console
+
+    async def _start_virtiofsd(self, spec: VmSpec, shared: SharedDirectory) -> FileSystem:
+        """Start virtiofsd; return the device that it serves."""
+        table = self._table
+        argv = virtiofsd.command_line(
+            table.virtio_fs_daemon,
+            virtiofsd.dialect_of(table.virtio_fs_daemon),
+            shared.path,
+            table.virtio_fs_cache,
+            table.virtio_fs_extra_args,
+        )
+        listener, connection = virtiofsd.rendezvous(spec.directory)
+        try:
+            with listener:
+                reader, writer = os.pipe2(os.O_CLOEXEC)
+                try:
+                    self._daemon_stderr = await follow(os.fdopen(reader, "rb", buffering=0))
+                    self._ours.push_async_callback(self._daemon_stderr.aclose)
+                    fds = {virtiofsd.LISTENER: listener.fileno(), STDERR: writer}
+                    self._daemon = await self._host.spawn(VIRTIOFSD, argv, fds=fds)
+                finally:
+                    os.close(writer)
+            return FileSystem(connection, shared.tag, table.virtio_fs_queue_size)
+        except BaseException:
+            connection.close()
+            raise
+
+    def _watch_guest(self) -> Callable[[str], None]:
+        """Return what the machine calls at the guest's end, on whichever thread: it writes to an eventfd."""
+        loop = asyncio.get_running_loop()
+        ended = self._guest_ended = loop.create_future()
+        reasons: list[str] = []
+        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+        def hear() -> None:
+            loop.remove_reader(event)
+            ended.set_result(reasons[0])
+
+        def forget() -> None:
+            loop.remove_reader(event)
+            os.close(event)
+
+        def tell(reason: str) -> None:
+            reasons.append(reason)
+            os.eventfd_write(event, 1)
+
+        loop.add_reader(event, hear)
+        self._ours.callback(forget)
+        return tell
+
+    async def _supervise(self, machine: Machine) -> VmExit:
+        """Wait for the first end, then end everything."""
+        assert self._guest_ended is not None
+        daemon = asyncio.ensure_future(self._daemon.wait()) if self._daemon is not None else None
+        try:
+            await asyncio.wait(
+                {self._guest_ended, *({daemon} if daemon else ())}, return_when=asyncio.FIRST_COMPLETED
+            )
+            requested = self._requested
+            first = VIRTIOFSD if not self._guest_ended.done() else NAME
+            status = daemon.result() if first == VIRTIOFSD and daemon is not None else ExitStatus(code=0)
+            machine.processors.end("virtiofsd ended")
+        finally:
+            await self._release()
+            if self._own is not None:
+                self._own.end()
+        reason = f"the guest ended: {machine.processors.reason}"
+        if first == VIRTIOFSD:
+            reason = f"virtiofsd ended: {self._daemon_end(status)}"
+        return VmExit(reason, first, status, requested, self._diagnostics())
+
+    async def _release(self) -> None:
+        """End virtiofsd and everything of ours; blocks the event loop for nothing."""
+        if self._machine is not None and self._aside is not None:
+            await self._aside.run(self._machine.close)
+        if self._daemon is not None:
+            await self._daemon.kill()
+            await self._daemon.wait()
+        if self._console is not None:
+            await self._console.finish(MOMENT)
+        if self._daemon_stderr is not None:
+            with anyio.move_on_after(MOMENT):
+                await self._daemon_stderr.ended.wait()
+        await self._ours.aclose()
+        if self._aside is not None:
+            self._aside.close()
+            self._aside = None
+
+    def _daemon_end(self, status: ExitStatus) -> str:
+        last = self._daemon_stderr.tail.last_line if self._daemon_stderr is not None else ""
+        return f"{status}: {last}" if last else f"{status}"
+
+    def _diagnostics(self) -> dict[str, str]:
+        stderr = self._daemon_stderr.tail.text if self._daemon_stderr is not None else ""
+        texts = {"console": self.console_tail, f"{VIRTIOFSD} stderr": stderr}
+        return {heading: text for heading, text in texts.items() if text}
+
+
+def _nothing(number: int, frame: object) -> None:
+    """The signal has done its work when it has interrupted KVM_RUN."""

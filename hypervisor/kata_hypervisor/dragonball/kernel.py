@@ -1,0 +1,240 @@
+"""Kernel files: a Linux bzImage with the 64-bit entry, or an ELF kernel, with a PVH note or without.
+
+Sources: Linux' Documentation/x86/boot.rst; the ELF specification; Xen's public/elfnote.h (note 18,
+XEN_ELFNOTE_PHYS32_ENTRY). A kernel file is the operator's, but it is parsed as if it were not.
+"""
+
+from __future__ import annotations
+
+import struct
+from ctypes import LittleEndianStructure, c_uint8, c_uint16, c_uint32, c_uint64, sizeof
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from kata_hypervisor.dragonball.layout import HIGH_MEMORY
+from kata_hypervisor.errors import LaunchError
+
+SETUP_HEADER = 0x1F1
+SETUP_MAGIC = 0x53726448  # "HdrS"
+BOOT_FLAG = 0xAA55
+OLDEST_PROTOCOL = 0x020C
+KERNEL_64 = 1 << 0
+ENTRY_64 = 0x200
+SECTOR = 512
+DEFAULT_SETUP_SECTORS = 4
+
+ELF_MAGIC = b"\x7fELF"
+ELF_CLASS_64, ELF_LITTLE_ENDIAN, ELF_X86_64 = 2, 1, 62
+PT_LOAD, PT_NOTE = 1, 4
+PROGRAM_HEADERS_LIMIT = 128
+NOTE_LIMIT = 1 << 20
+PVH_NOTE, PVH_OWNER = 18, b"Xen\0"
+
+
+class Readable(Protocol):
+    """A file's content: bytes, or a mapping of it."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes: ...
+
+
+class SetupHeader(LittleEndianStructure):
+    """struct setup_header of linux/asm/bootparam.h"""
+
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = (
+        ("setup_sects", c_uint8),
+        ("root_flags", c_uint16),
+        ("syssize", c_uint32),
+        ("ram_size", c_uint16),
+        ("vid_mode", c_uint16),
+        ("root_dev", c_uint16),
+        ("boot_flag", c_uint16),
+        ("jump", c_uint16),
+        ("header", c_uint32),
+        ("version", c_uint16),
+        ("realmode_swtch", c_uint32),
+        ("start_sys_seg", c_uint16),
+        ("kernel_version", c_uint16),
+        ("type_of_loader", c_uint8),
+        ("loadflags", c_uint8),
+        ("setup_move_size", c_uint16),
+        ("code32_start", c_uint32),
+        ("ramdisk_image", c_uint32),
+        ("ramdisk_size", c_uint32),
+        ("bootsect_kludge", c_uint32),
+        ("heap_end_ptr", c_uint16),
+        ("ext_loader_ver", c_uint8),
+        ("ext_loader_type", c_uint8),
+        ("cmd_line_ptr", c_uint32),
+        ("initrd_addr_max", c_uint32),
+        ("kernel_alignment", c_uint32),
+        ("relocatable_kernel", c_uint8),
+        ("min_alignment", c_uint8),
+        ("xloadflags", c_uint16),
+        ("cmdline_size", c_uint32),
+        ("hardware_subarch", c_uint32),
+        ("hardware_subarch_data", c_uint64),
+        ("payload_offset", c_uint32),
+        ("payload_length", c_uint32),
+        ("setup_data", c_uint64),
+        ("pref_address", c_uint64),
+        ("init_size", c_uint32),
+        ("handover_offset", c_uint32),
+        ("kernel_info_offset", c_uint32),
+    )
+
+
+class ElfHeader(LittleEndianStructure):
+    """Elf64_Ehdr of linux/elf.h"""
+
+    _fields_ = (
+        ("e_ident", c_uint8 * 16),
+        ("e_type", c_uint16),
+        ("e_machine", c_uint16),
+        ("e_version", c_uint32),
+        ("e_entry", c_uint64),
+        ("e_phoff", c_uint64),
+        ("e_shoff", c_uint64),
+        ("e_flags", c_uint32),
+        *((name, c_uint16) for name in ("e_ehsize", "e_phentsize", "e_phnum")),
+        *((name, c_uint16) for name in ("e_shentsize", "e_shnum", "e_shstrndx")),
+    )
+
+
+class ElfProgramHeader(LittleEndianStructure):
+    """Elf64_Phdr of linux/elf.h"""
+
+    _fields_ = (
+        ("p_type", c_uint32),
+        ("p_flags", c_uint32),
+        *((name, c_uint64) for name in ("p_offset", "p_vaddr", "p_paddr", "p_filesz", "p_memsz", "p_align")),
+    )
+
+
+class Entry(Enum):
+    """How a kernel is entered: Linux' 64-bit protocol with boot_params, or PVH with start_info in 32 bits."""
+
+    LINUX = "linux"
+    PVH = "pvh"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """Bytes [offset, offset + length) of the file go to `address`, where the kernel owns `room` bytes."""
+
+    address: int
+    offset: int
+    length: int
+    room: int
+
+
+@dataclass(frozen=True, slots=True)
+class KernelImage:
+    """What a kernel file says. setup: its setup header, or None for an ELF file."""
+
+    segments: tuple[Segment, ...]
+    entry: Entry
+    address: int
+    setup: SetupHeader | None = None
+
+
+def parse_kernel(file: Readable) -> KernelImage:
+    """Understand a kernel file.
+
+    Raises:
+        LaunchError: it is neither kind, or damaged; the message names what is wrong, not the file.
+    """
+    return _parse_elf(file) if file[:4] == ELF_MAGIC else _parse_bzimage(file)
+
+
+def _parse_bzimage(file: Readable) -> KernelImage:
+    end = SETUP_HEADER + sizeof(SetupHeader)
+    if len(file) < end:
+        raise LaunchError("it is neither an ELF file nor a bzImage: it is too short")
+    setup = SetupHeader.from_buffer_copy(file[SETUP_HEADER:end])
+    if setup.boot_flag != BOOT_FLAG or setup.header != SETUP_MAGIC:
+        raise LaunchError("it is neither an ELF file nor a bzImage")
+    if setup.version < OLDEST_PROTOCOL or not setup.xloadflags & KERNEL_64:
+        version = f"{setup.version >> 8}.{setup.version & 0xFF:02}"
+        raise LaunchError(
+            f"it is a bzImage without the 64-bit entry (boot protocol {version}, 2.12 is needed)"
+        )
+    offset = ((setup.setup_sects or DEFAULT_SETUP_SECTORS) + 1) * SECTOR
+    length = len(file) - offset
+    if length <= ENTRY_64:
+        raise LaunchError("it is a bzImage that ends before its code")
+    address = setup.pref_address or HIGH_MEMORY
+    segment = Segment(address, offset, length, max(length, setup.init_size))
+    _check_address(segment)
+    return KernelImage((segment,), Entry.LINUX, address + ENTRY_64, setup)
+
+
+def _parse_elf(file: Readable) -> KernelImage:
+    if len(file) < sizeof(ElfHeader):
+        raise LaunchError("it is an ELF file that ends within its header")
+    header = ElfHeader.from_buffer_copy(file[: sizeof(ElfHeader)])
+    identity = bytes(header.e_ident)
+    if identity[4] != ELF_CLASS_64 or identity[5] != ELF_LITTLE_ENDIAN or header.e_machine != ELF_X86_64:
+        raise LaunchError("it is an ELF file, but not a 64-bit one for x86")
+    if header.e_phentsize != sizeof(ElfProgramHeader) or not 0 < header.e_phnum <= PROGRAM_HEADERS_LIMIT:
+        raise LaunchError(
+            f"it is an ELF file with {header.e_phnum} program headers of {header.e_phentsize} bytes"
+        )
+    segments: list[Segment] = []
+    pvh = None
+    for number in range(header.e_phnum):
+        program = _program_header(file, header.e_phoff + number * sizeof(ElfProgramHeader))
+        if program.p_type == PT_LOAD and program.p_memsz:
+            segments.append(_load_segment(file, program))
+        elif program.p_type == PT_NOTE and pvh is None:
+            pvh = _pvh_entry(file, program)
+    if not segments:
+        raise LaunchError("it is an ELF file without a segment to load")
+    address = header.e_entry if pvh is None else pvh
+    if not any(one.address <= address < one.address + one.length for one in segments):
+        raise LaunchError(f"it is an ELF file whose entry {address:#x} is in none of its segments")
+    return KernelImage(tuple(segments), Entry.LINUX if pvh is None else Entry.PVH, address)
+
+
+def _program_header(file: Readable, offset: int) -> ElfProgramHeader:
+    end = offset + sizeof(ElfProgramHeader)
+    if end > len(file):
+        raise LaunchError("it is an ELF file that ends within its program headers")
+    return ElfProgramHeader.from_buffer_copy(file[offset:end])
+
+
+def _load_segment(file: Readable, program: ElfProgramHeader) -> Segment:
+    segment = Segment(program.p_paddr, program.p_offset, program.p_filesz, program.p_memsz)
+    if segment.length > segment.room or segment.offset + segment.length > len(file):
+        raise LaunchError("it is an ELF file with a segment that is longer than the file or its room")
+    _check_address(segment)
+    return segment
+
+
+def _check_address(segment: Segment) -> None:
+    if segment.address < HIGH_MEMORY:
+        raise LaunchError(f"it wants to be at {segment.address:#x}, below the first MiB's end")
+
+
+def _pvh_entry(file: Readable, program: ElfProgramHeader) -> int | None:
+    """Search the notes for the address of the PVH entry."""
+    if program.p_filesz > NOTE_LIMIT or program.p_offset + program.p_filesz > len(file):
+        raise LaunchError("it is an ELF file with notes that are longer than the file or a MiB")
+    notes = file[program.p_offset : program.p_offset + program.p_filesz]
+    at = 0
+    while at + 12 <= len(notes):
+        owner_size, size, kind = struct.unpack_from("<3I", notes, at)
+        owner = notes[at + 12 : at + 12 + owner_size]
+        content = at + 12 + _padded(owner_size)
+        if kind == PVH_NOTE and owner == PVH_OWNER and size in (4, 8) and content + size <= len(notes):
+            return int.from_bytes(notes[content : content + size], "little")
+        at = content + _padded(size)
+    return None
+
+
+def _padded(size: int) -> int:
+    return (size + 3) & ~3

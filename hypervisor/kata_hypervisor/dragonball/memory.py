@@ -1,0 +1,193 @@
+"""The guest's memory: one memfd, mapped once; the guest sees one or two pieces, around the device gap."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kata_hypervisor.dragonball.layout import HUGE_PAGE, MMIO_GAP, MMIO_GAP_END, PAGE
+from kata_hypervisor.errors import HostUnfitError
+
+MADV_HUGEPAGE = 14
+MADV_REMOVE = 9
+MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_HUGETLB = 1, 2, 4
+MAP_FIXED = 0x10
+PROT_NONE = 0
+FAILED = ctypes.c_void_p(-1).value
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+
+
+class OutOfRangeError(ValueError):
+    """Somebody named an address at which the guest has no memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A piece of the guest's physical memory. offset: where it begins in the file and in the mapping."""
+
+    start: int
+    size: int
+    offset: int
+
+    @property
+    def end(self) -> int:
+        """The first address behind it."""
+        return self.start + self.size
+
+
+def regions_of(size: int) -> tuple[Region, ...]:
+    """Lay out `size` bytes of memory: below the device gap as much as fits, the rest from 4 GiB on."""
+    low = min(size, MMIO_GAP)
+    regions = [Region(0, low, 0)]
+    if size > low:
+        regions.append(Region(MMIO_GAP_END, size - low, low))
+    return tuple(regions)
+
+
+class GuestMemory:
+    """Bytes by guest physical address. Everything that takes an address checks it: addresses are hostile.
+
+    An instance over plain bytes serves tests and fuzzers (`GuestMemory.over`); the real one is `allocate`d.
+    """
+
+    def __init__(self, content: memoryview, address: int = 0, descriptor: int = -1) -> None:
+        self._content = content
+        self.regions = regions_of(len(content))
+        self.address = address
+        self.descriptor = descriptor
+        self._low = self.regions[0].size
+
+    @classmethod
+    def over(cls, content: bytearray) -> GuestMemory:
+        """Use a buffer of at most 3 GiB as the memory."""
+        return cls(memoryview(content))
+
+    @classmethod
+    def allocate(cls, size: int, huge: bool = False) -> GuestMemory:
+        """Make and map the file, aligned so that the kernel can use huge pages.
+
+        size: bytes, a multiple of 2 MiB. huge: take them from the host's reserve of huge pages.
+
+        Raises:
+            HostUnfitError: the host refuses.
+        """
+        flags = MFD_CLOEXEC | MFD_ALLOW_SEALING | (MFD_HUGETLB if huge else 0)
+        kind = "huge pages" if huge else "memory"
+        try:
+            descriptor = os.memfd_create("guest-memory", flags)
+            try:
+                os.ftruncate(descriptor, size)
+                address = _map_aligned(descriptor, size)
+            except BaseException:
+                os.close(descriptor)
+                raise
+        except OSError as error:
+            raise HostUnfitError(
+                f"cannot reserve {size >> 20} MiB of {kind} for the guest: {error.strerror}"
+            ) from error
+        if not huge:  # advice: a kernel without transparent huge pages refuses it
+            _libc.madvise(address, size, MADV_HUGEPAGE)
+        return cls(bytes_at(address, size), address, descriptor)
+
+    def close(self) -> None:
+        """Unmap and close. The caller has ended every thread that could touch the memory."""
+        if self.descriptor >= 0:
+            size = len(self._content)
+            self._content = memoryview(b"")
+            unmap(self.address, size)
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return sum(region.size for region in self.regions)
+
+    def offset(self, address: int, length: int) -> int:
+        """Translate an address into an offset of the file, for `length` bytes in one piece.
+
+        Raises:
+            OutOfRangeError: some of it is not memory.
+        """
+        if address >= 0 and length >= 0 and address + length <= self._low:
+            return address
+        for region in self.regions:
+            if address >= region.start and length >= 0 and address + length <= region.end:
+                return address - region.start + region.offset
+        raise OutOfRangeError(f"no guest memory at {address:#x}, {length} bytes")
+
+    def view(self, address: int, length: int) -> memoryview:
+        """Return the memory itself, writable. Raises OutOfRangeError."""
+        offset = self.offset(address, length)
+        return self._content[offset : offset + length]
+
+    def read(self, address: int, length: int) -> bytes:
+        """Return a copy. Raises OutOfRangeError."""
+        return bytes(self.view(address, length))
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Write. Raises OutOfRangeError."""
+        self.view(address, len(data))[:] = data
+
+    def host_address(self, address: int, length: int) -> int:
+        """Return where the memory is in this process. Raises OutOfRangeError."""
+        return self.address + self.offset(address, length)
+
+    def discard(self, view: memoryview) -> None:
+        """Give the whole pages of a part of the memory (a `view`) back to the host.
+
+        The guest reads zeros there. A host that cannot do it keeps the pages.
+        """
+        start = ctypes.addressof(ctypes.c_char.from_buffer(view))
+        first, end = -(-start // PAGE) * PAGE, (start + len(view)) // PAGE * PAGE
+        if self.descriptor >= 0 and end > first:
+            _libc.madvise(first, end - first, MADV_REMOVE)
+
+    def __iter__(self) -> Iterator[Region]:
+        return iter(self.regions)
+
+
+def map_shared(descriptor: int, size: int) -> int:
+    """Map a file's first bytes, shared, without keeping it open; return the address. Raises OSError."""
+    return _map(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, descriptor)
+
+
+def unmap(address: int, size: int) -> None:
+    """End a mapping. Nobody may use `bytes_at` it any more."""
+    _libc.munmap(address, size)
+
+
+def bytes_at(address: int, size: int) -> memoryview:
+    """The mapped memory at an address; it does not keep the mapping alive."""
+    return memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
+
+
+def _map_aligned(descriptor: int, size: int) -> int:
+    """Map the file at a multiple of 2 MiB: reserve more than that, and map over a part of it."""
+    reserved = _map(None, size + HUGE_PAGE, PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
+    address = -(-reserved // HUGE_PAGE) * HUGE_PAGE
+    try:
+        _map(address, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | MAP_FIXED, descriptor)
+    except OSError:
+        unmap(reserved, size + HUGE_PAGE)
+        raise
+    for start, end in ((reserved, address), (address + size, reserved + size + HUGE_PAGE)):
+        if end > start:
+            unmap(start, end - start)
+    return address
+
+
+def _map(address: int | None, size: int, protection: int, flags: int, descriptor: int) -> int:
+    mapped: int | None = _libc.mmap(address, size, protection, flags, descriptor, 0)
+    if mapped is None or mapped == FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return mapped

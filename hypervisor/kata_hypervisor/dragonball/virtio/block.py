@@ -1,0 +1,140 @@
+"""The block device: a disk that is a file of the host. Source: virtio 1.2, 5.2."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable
+from ctypes import LittleEndianStructure, c_uint8, c_uint16, c_uint32, c_uint64
+from dataclasses import dataclass
+
+from kata_hypervisor.dragonball.virtio.device import BLOCK, DeviceError
+from kata_hypervisor.dragonball.virtio.local import COMMON_FEATURES, LocalDevice
+from kata_hypervisor.dragonball.virtio.queue import Chain, gather, scatter, split
+
+SEGMENTS_MAX, READ_ONLY, BLOCK_SIZE, FLUSH = 1 << 2, 1 << 5, 1 << 6, 1 << 9
+SECTOR = 512
+QUEUE_SIZE = 256
+ID_BYTES = 20
+
+HEADER = struct.Struct("<IIQ")
+"""struct virtio_blk_outhdr: type, priority, sector"""
+IN, OUT, SYNCHRONIZE, GET_ID = 0, 1, 4, 8
+OK, IO_ERROR, UNSUPPORTED = 0, 1, 2
+
+
+class BlockConfiguration(LittleEndianStructure):
+    """struct virtio_blk_config, up to the members that our features tell of"""
+
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = (
+        ("capacity", c_uint64),
+        ("size_max", c_uint32),
+        ("seg_max", c_uint32),
+        ("cylinders", c_uint16),
+        ("heads", c_uint8),
+        ("sectors", c_uint8),
+        ("blk_size", c_uint32),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the driver asks for. data: the buffers between header and status byte. size: their bytes."""
+
+    kind: int
+    sector: int
+    data: list[memoryview]
+    size: int
+    status: memoryview
+
+
+def parse_request(chain: Chain) -> Request:
+    """Understand a chain, however the driver has cut it into buffers.
+
+    Raises:
+        DeviceError: there is no whole header, or no byte for the status.
+    """
+    header, out = split(chain.readable, HEADER.size)
+    fields = gather(header)
+    if len(fields) < HEADER.size or not chain.writable:
+        raise DeviceError("a block request has no whole header, or no room for its status")
+    room = chain.room
+    into, status = split(chain.writable, room - 1)
+    kind, _, sector = HEADER.unpack(fields)
+    data = out if kind == OUT else into
+    return Request(kind, sector, data, sum(map(len, data)), status[0])
+
+
+class Block(LocalDevice):
+    """A disk.
+
+    descriptor: of the file or block device; owned from here on. size: in bytes. identity: at most 20 bytes,
+    which the guest reads as the disk's serial number.
+    """
+
+    kind = BLOCK
+    queue_sizes = (QUEUE_SIZE,)
+    kick_groups = (0,)
+
+    def __init__(self, descriptor: int, size: int, *, read_only: bool, identity: bytes = b"") -> None:
+        super().__init__()
+        self.name = "virtio-blk"
+        self._descriptor = descriptor
+        self._size = size // SECTOR * SECTOR
+        self._read_only = read_only
+        self._identity = identity[:ID_BYTES]
+        self.features = COMMON_FEATURES | SEGMENTS_MAX | BLOCK_SIZE | (READ_ONLY if read_only else FLUSH)
+        self._configuration = bytes(
+            BlockConfiguration(capacity=size // SECTOR, seg_max=QUEUE_SIZE - 2, blk_size=SECTOR)
+        )
+
+    @property
+    def configuration(self) -> bytes:
+        """See Device."""
+        return self._configuration
+
+    def close(self) -> None:
+        """See Device."""
+        super().close()
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def handle(self, queue: int, chain: Chain) -> int:
+        """See LocalDevice."""
+        request = parse_request(chain)
+        try:
+            status, written = self._execute(request)
+        except OSError:
+            status, written = IO_ERROR, 0
+        request.status[0] = status
+        return written + 1
+
+    def _execute(self, request: Request) -> tuple[int, int]:
+        """Return the status, and how many bytes of data were written into the guest's memory."""
+        if request.kind == IN:
+            status = self._transfer(request, os.preadv)
+            return status, request.size if status == OK else 0
+        if request.kind == OUT:
+            return IO_ERROR if self._read_only else self._transfer(request, os.pwritev), 0
+        if request.kind == SYNCHRONIZE and not self._read_only:
+            os.fdatasync(self._descriptor)
+            return OK, 0
+        if request.kind == GET_ID:
+            return OK, scatter(request.data, self._identity.ljust(ID_BYTES, b"\0"))
+        return UNSUPPORTED, 0
+
+    def _transfer(self, request: Request, call: Callable[[int, list[memoryview], int], int]) -> int:
+        offset, data, left = request.sector * SECTOR, request.data, request.size
+        if left % SECTOR or offset + left > self._size:
+            return IO_ERROR
+        while left:
+            done = call(self._descriptor, data, offset)
+            if not done:
+                return IO_ERROR  # the file became shorter
+            offset, left = offset + done, left - done
+            if left:
+                _, data = split(data, done)
+        return OK

@@ -1,0 +1,100 @@
+"""What every virtio device offers to the transport, and what it gets from it."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kata_hypervisor.dragonball.memory import GuestMemory
+
+# Feature bits of every device; virtio 1.2, 6.
+INDIRECT_DESCRIPTORS = 1 << 28
+EVENT_INDEX = 1 << 29
+VERSION_1 = 1 << 32
+
+NETWORK, BLOCK, ENTROPY, BALLOON, SOCKET, FILE_SYSTEM = 1, 2, 4, 5, 19, 26
+"""Device ids; virtio 1.2, 5."""
+
+
+class DeviceError(Exception):
+    """The guest has broken the protocol, or what is behind the device has failed: it needs a reset."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSetup:
+    """A virtqueue as the driver has set it up: its index, number of descriptors, and three addresses."""
+
+    index: int
+    size: int
+    descriptors: int
+    available: int
+    used: int
+
+
+class Interrupts(Protocol):
+    """How a device reaches its driver; any thread."""
+
+    def used(self) -> None:
+        """Say that buffers were used."""
+
+    def configuration_changed(self) -> None:
+        """Say that the configuration space has changed."""
+
+    def needs_reset(self) -> None:
+        """Give up until the driver resets the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wires:
+    """What connects a device to its machine.
+
+    kicks: one eventfd for each group of queues, which the guest's notifications write to. line: the eventfd
+    of its interrupt pin. interrupts: its transport.
+    """
+
+    memory: GuestMemory
+    kicks: Sequence[int]
+    line: int
+    interrupts: Interrupts
+
+
+class Device(abc.ABC):
+    """One device. Its methods are called one at a time, and not on a vCPU's thread where they may block.
+
+    kind: the device id. features: those offered, VERSION_1 included. queue_sizes: the largest size of each
+    queue. kick_groups: for each queue the number of its notification, None where nobody listens.
+    raises_interrupts: whether something else than the transport pulses the line, so that it cannot know
+    whether buffers were used.
+    """
+
+    kind: int
+    features: int
+    queue_sizes: tuple[int, ...]
+    kick_groups: tuple[int | None, ...]
+    raises_interrupts = False
+
+    @property
+    @abc.abstractmethod
+    def configuration(self) -> bytes:
+        """The configuration space; what lies behind it reads as zeros."""
+
+    def configure(self, offset: int, data: bytes) -> None:  # noqa: B027 - most devices have nothing to write
+        """The driver writes to the configuration space."""
+
+    @abc.abstractmethod
+    def connect(self, wires: Wires) -> None:
+        """Take the wires; once, before the guest runs. Raises HostUnfitError."""
+
+    @abc.abstractmethod
+    def activate(self, features: int, queues: Sequence[QueueSetup]) -> None:
+        """The driver is ready. Raises DeviceError."""
+
+    @abc.abstractmethod
+    def reset(self) -> None:
+        """Stop, and touch the queues no more once this returns; idempotent."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Release everything; idempotent. No vCPU runs any more."""

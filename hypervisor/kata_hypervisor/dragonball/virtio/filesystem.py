@@ -1,0 +1,109 @@
+"""The file system device: a directory of the host, served by virtiofsd. Source: virtio 1.2, 5.11."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+
+from kata_hypervisor.dragonball.virtio.device import (
+    EVENT_INDEX,
+    FILE_SYSTEM,
+    INDIRECT_DESCRIPTORS,
+    VERSION_1,
+    Device,
+    DeviceError,
+    QueueSetup,
+    Wires,
+)
+from kata_hypervisor.dragonball.virtio.vhost import ring_addresses
+from kata_hypervisor.dragonball.virtio.vhost_user import (
+    PROTOCOL_FEATURES,
+    Backend,
+    Request,
+    Ring,
+    VhostUserError,
+    memory_table,
+    number,
+    ring_state,
+    start_rings,
+)
+from kata_hypervisor.errors import LaunchError
+
+OFFERED = VERSION_1 | EVENT_INDEX | INDIRECT_DESCRIPTORS
+TAG_BYTES = 36
+REQUEST_QUEUES = 1
+
+
+class FileSystem(Device):
+    """A virtio-fs device.
+
+    connection: a unix socket to virtiofsd; owned from here on. tag: the name under which the guest mounts it,
+    at most 36 bytes. queue_size: a power of two.
+    """
+
+    kind = FILE_SYSTEM
+    features = OFFERED
+    kick_groups = (0, 1)  # urgent requests, requests
+    raises_interrupts = True
+
+    def __init__(self, connection: socket.socket, tag: str, queue_size: int) -> None:
+        self.queue_sizes = (queue_size,) * len(self.kick_groups)
+        self._backend = Backend(connection)
+        self._tag = tag.encode()
+        if len(self._tag) > TAG_BYTES:
+            raise LaunchError(f"cannot share a directory as {tag}: the name has more than {TAG_BYTES} bytes")
+        self._wires: Wires | None = None
+        self._offered = 0
+        self._running: list[int] = []
+
+    @property
+    def configuration(self) -> bytes:
+        """See Device: struct virtio_fs_config."""
+        return self._tag.ljust(TAG_BYTES, b"\0") + REQUEST_QUEUES.to_bytes(4, "little")
+
+    def connect(self, wires: Wires) -> None:
+        """See Device. Blocks until virtiofsd has answered. Raises LaunchError."""
+        self._wires = wires
+        try:
+            self._offered = self._backend.negotiate()
+            self._backend.send(memory_table(wires.memory))
+        except VhostUserError as error:
+            raise LaunchError(f"cannot share files with the guest: virtiofsd: {error}") from error
+        self.features = OFFERED & self._offered
+
+    def activate(self, features: int, queues: Sequence[QueueSetup]) -> None:
+        """See Device."""
+        wires = self._wires
+        assert wires is not None
+        rings = [
+            Ring(
+                setup.index,
+                setup.size,
+                ring_addresses(wires.memory, setup),
+                wires.kicks[setup.index],
+                wires.line,
+            )
+            for setup in queues
+        ]
+        try:
+            self._backend.send(number(Request.SET_FEATURES, features | self._offered & PROTOCOL_FEATURES))
+            start_rings(self._backend, rings)
+            self._running = [ring.index for ring in rings]
+            if self._offered & PROTOCOL_FEATURES:
+                for index in self._running:
+                    self._backend.send(ring_state(Request.SET_VRING_ENABLE, index, 1))
+        except VhostUserError as error:
+            raise DeviceError(f"virtiofsd: {error}") from error
+
+    def reset(self) -> None:
+        """See Device."""
+        running, self._running = self._running, []
+        try:
+            for index in running:
+                self._backend.stop_ring(index)
+        except VhostUserError:
+            self._backend.close()  # it may not touch the rings: the machine ends with virtiofsd's end
+
+    def close(self) -> None:
+        """See Device."""
+        self._backend.close()

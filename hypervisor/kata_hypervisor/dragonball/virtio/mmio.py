@@ -1,0 +1,233 @@
+"""Virtio over MMIO, version 2: the register file of one device, without I/O.
+
+Source: virtio 1.2, 4.2.2 (registers) and 3.1 (initialisation). A driver that leaves the path is not obeyed;
+it sees that in the status register, and nobody else is harmed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kata_hypervisor.dragonball.virtio.device import VERSION_1, Device, DeviceError, QueueSetup
+
+MAGIC_VALUE, VERSION_VALUE, VENDOR_VALUE = 0x74726976, 2, 0x4154414B
+
+
+class Register:
+    """Offsets of the registers; each is 32 bits wide. An address has its upper half behind it."""
+
+    MAGIC, VERSION, DEVICE_ID, VENDOR_ID = 0x000, 0x004, 0x008, 0x00C
+    DEVICE_FEATURES, DEVICE_FEATURES_PAGE = 0x010, 0x014
+    DRIVER_FEATURES, DRIVER_FEATURES_PAGE = 0x020, 0x024
+    QUEUE_SELECT, QUEUE_SIZE_MAX, QUEUE_SIZE, QUEUE_READY = 0x030, 0x034, 0x038, 0x044
+    QUEUE_NOTIFY, INTERRUPT_STATUS, INTERRUPT_ACKNOWLEDGE, STATUS = 0x050, 0x060, 0x064, 0x070
+    QUEUE_DESCRIPTORS, QUEUE_AVAILABLE, QUEUE_USED = 0x080, 0x090, 0x0A0
+    SHARED_MEMORY_LENGTH, SHARED_MEMORY_END = 0x0B0, 0x0C0
+    GENERATION, CONFIGURATION = 0x0FC, 0x100
+
+
+ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 0x40, 0x80
+PATH = {
+    0: ACKNOWLEDGE,
+    ACKNOWLEDGE: ACKNOWLEDGE | DRIVER,
+    ACKNOWLEDGE | DRIVER: ACKNOWLEDGE | DRIVER | FEATURES_OK,
+    ACKNOWLEDGE | DRIVER | FEATURES_OK: ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK,
+}
+"""From each status the next one. A reset (0) and FAILED are possible everywhere."""
+BEFORE_FEATURES, BEFORE_RUNNING, RUNNING = ACKNOWLEDGE | DRIVER, 0xB, 0xF
+
+USED_BUFFERS, CONFIGURATION_CHANGED = 1, 2
+WORD = 0xFFFFFFFF
+
+ADDRESSES = {
+    Register.QUEUE_DESCRIPTORS: ("descriptors", 0),
+    Register.QUEUE_DESCRIPTORS + 4: ("descriptors", 32),
+    Register.QUEUE_AVAILABLE: ("available", 0),
+    Register.QUEUE_AVAILABLE + 4: ("available", 32),
+    Register.QUEUE_USED: ("used", 0),
+    Register.QUEUE_USED + 4: ("used", 32),
+}
+
+
+@dataclass(slots=True)
+class QueueRegisters:
+    """What the driver has said of a queue."""
+
+    largest: int
+    size: int
+    ready: bool = False
+    descriptors: int = 0
+    available: int = 0
+    used: int = 0
+
+
+class Registers:
+    """A MemoryDevice: the registers of one device.
+
+    pulse: pulses the device's interrupt line. call: calls those methods of the device that may need system
+    calls, on another thread where the driver's own may not make them.
+    """
+
+    def __init__(
+        self, device: Device, pulse: Callable[[], object], call: Callable[[Callable[[], None]], None]
+    ) -> None:
+        self._device = device
+        self._pulse = pulse
+        self._call = call
+        self._lock = threading.Lock()  # of the driver's accesses
+        self._pending_lock = threading.Lock()  # of the interrupt status, also with the device's threads
+        self._generation = 0
+        self._pending = 0
+        self._clear()
+
+    def _clear(self) -> None:
+        self._status = 0
+        self._broken = False
+        self._features = 0
+        self._device_page = self._driver_page = self._selected = 0
+        self._queues = [QueueRegisters(size, size) for size in self._device.queue_sizes]
+        with self._pending_lock:
+            self._pending = 0
+
+    @property
+    def status(self) -> int:
+        """The device status, as the driver reads it."""
+        return self._status | (NEEDS_RESET if self._broken else 0)
+
+    def used(self) -> None:
+        """See Interrupts."""
+        self._interrupt(USED_BUFFERS)
+
+    def configuration_changed(self) -> None:
+        """See Interrupts."""
+        self._generation = self._generation + 1 & WORD
+        self._interrupt(CONFIGURATION_CHANGED)
+
+    def needs_reset(self) -> None:
+        """See Interrupts."""
+        self._broken = True
+        self.configuration_changed()
+
+    def _interrupt(self, cause: int) -> None:
+        with self._pending_lock:
+            self._pending |= cause
+        self._pulse()
+
+    def read_memory(self, offset: int, size: int) -> bytes:
+        """See MemoryDevice. Registers are read in words; another access reads zeros."""
+        if offset >= Register.CONFIGURATION:
+            start = offset - Register.CONFIGURATION
+            return self._device.configuration[start : start + size].ljust(size, b"\0")
+        if size != 4 or offset % 4:
+            return bytes(size)
+        if offset == Register.INTERRUPT_STATUS:  # by far the most frequent
+            return self._interrupt_status().to_bytes(4, "little")
+        with self._lock:
+            return (self._read(offset) & WORD).to_bytes(4, "little")
+
+    def write_memory(self, offset: int, data: bytes) -> None:
+        """See MemoryDevice. Registers are written in words; another access does nothing."""
+        if offset >= Register.CONFIGURATION:
+            with self._lock:
+                if self._status in (BEFORE_FEATURES, BEFORE_RUNNING, RUNNING):
+                    self._device.configure(offset - Register.CONFIGURATION, data)
+            return
+        if len(data) != 4 or offset % 4:
+            return
+        value = int.from_bytes(data, "little")
+        if offset == Register.INTERRUPT_ACKNOWLEDGE:
+            with self._pending_lock:
+                self._pending &= ~value
+            return
+        with self._lock:
+            self._write(offset, value)
+
+    def _interrupt_status(self) -> int:
+        return self._pending | (USED_BUFFERS if self._device.raises_interrupts else 0)
+
+    def _queue(self) -> QueueRegisters | None:
+        return self._queues[self._selected] if self._selected < len(self._queues) else None
+
+    def _read(self, offset: int) -> int:
+        match offset:
+            case Register.MAGIC:
+                return MAGIC_VALUE
+            case Register.VERSION:
+                return VERSION_VALUE
+            case Register.DEVICE_ID:
+                return self._device.kind
+            case Register.VENDOR_ID:
+                return VENDOR_VALUE
+            case Register.DEVICE_FEATURES:
+                return self._device.features >> 32 * self._device_page if self._device_page < 2 else 0
+            case Register.QUEUE_SIZE_MAX:
+                return queue.largest if (queue := self._queue()) else 0
+            case Register.QUEUE_READY:
+                return int(queue.ready) if (queue := self._queue()) else 0
+            case Register.STATUS:
+                return self.status
+            case Register.GENERATION:
+                return self._generation
+            case _ if Register.SHARED_MEMORY_LENGTH <= offset < Register.SHARED_MEMORY_END:
+                return WORD  # there is no shared memory: its length and base are -1
+            case _:
+                return 0
+
+    def _write(self, offset: int, value: int) -> None:
+        match offset:
+            case Register.DEVICE_FEATURES_PAGE:
+                self._device_page = value
+            case Register.DRIVER_FEATURES_PAGE:
+                self._driver_page = value
+            case Register.DRIVER_FEATURES:
+                if self._status == BEFORE_FEATURES and self._driver_page < 2:
+                    shift = 32 * self._driver_page
+                    self._features = self._features & ~(WORD << shift) | value << shift
+            case Register.QUEUE_SELECT:
+                self._selected = value
+            case Register.STATUS:
+                self._advance(value)
+            case _:
+                self._write_queue(offset, value)
+
+    def _write_queue(self, offset: int, value: int) -> None:
+        queue = self._queue()
+        if queue is None or self._status != BEFORE_RUNNING:
+            return
+        if offset == Register.QUEUE_READY:
+            queue.ready = value == 1
+        elif offset == Register.QUEUE_SIZE and not queue.ready:
+            if 0 < value <= queue.largest and value & (value - 1) == 0:
+                queue.size = value
+        elif offset in ADDRESSES and not queue.ready:
+            name, shift = ADDRESSES[offset]
+            setattr(queue, name, getattr(queue, name) & ~(WORD << shift) | value << shift)
+
+    def _advance(self, value: int) -> None:
+        if value == 0:
+            self._call(self._device.reset)
+            self._clear()
+        elif value & FAILED:
+            self._status |= FAILED
+        elif value & ~NEEDS_RESET == PATH.get(self._status):
+            if value & ~NEEDS_RESET == BEFORE_RUNNING and not self._features_agree():
+                return
+            self._status = value & ~NEEDS_RESET
+            if self._status == RUNNING:
+                self._activate()
+
+    def _features_agree(self) -> bool:
+        return not self._features & ~self._device.features and bool(self._features & VERSION_1)
+
+    def _activate(self) -> None:
+        setups = [
+            QueueSetup(index, queue.size, queue.descriptors, queue.available, queue.used)
+            for index, queue in enumerate(self._queues)
+            if queue.ready
+        ]
+        try:
+            self._call(lambda: self._device.activate(self._features, setups))
+        except DeviceError:
+            self.needs_reset()

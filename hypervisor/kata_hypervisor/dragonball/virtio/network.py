@@ -1,0 +1,118 @@
+"""The network device: a tap of the host, carried by the host's kernel (vhost-net). Source: virtio 1.2, 5.1.
+
+The tap is made elsewhere, with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR: this process cannot make one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Sequence
+from ctypes import LittleEndianStructure, c_int, c_uint8, c_uint16, c_ulong
+
+from kata_hypervisor.dragonball.virtio import vhost
+from kata_hypervisor.dragonball.virtio.device import (
+    EVENT_INDEX,
+    INDIRECT_DESCRIPTORS,
+    NETWORK,
+    VERSION_1,
+    Device,
+    DeviceError,
+    QueueSetup,
+    Wires,
+)
+from kata_hypervisor.errors import HostUnfitError
+
+CHECKSUM, GUEST_CHECKSUM, MTU, MAC = 1 << 0, 1 << 1, 1 << 3, 1 << 5
+GUEST_TSO4, GUEST_TSO6, HOST_TSO4, HOST_TSO6 = 1 << 7, 1 << 8, 1 << 11, 1 << 12
+MERGEABLE_BUFFERS = 1 << 15
+OWN = CHECKSUM | GUEST_CHECKSUM | MTU | MAC | GUEST_TSO4 | GUEST_TSO6 | HOST_TSO4 | HOST_TSO6
+"""What the tap does, not vhost."""
+FROM_VHOST = VERSION_1 | EVENT_INDEX | INDIRECT_DESCRIPTORS | MERGEABLE_BUFFERS
+
+TUNSETVNETHDRSZ, TUNSETOFFLOAD = 0x400454D8, 0x400454D0
+TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 = 1, 2, 4
+HEADER_BYTES = 12
+"""struct virtio_net_hdr_v1"""
+MAC_BYTES = 6
+NO_BACKEND = -1
+
+
+class NetworkConfiguration(LittleEndianStructure):
+    """struct virtio_net_config, up to the members that our features tell of"""
+
+    _pack_ = 1
+    _layout_ = "ms"
+    _fields_ = (
+        ("mac", c_uint8 * MAC_BYTES),
+        ("status", c_uint16),
+        ("max_virtqueue_pairs", c_uint16),
+        ("mtu", c_uint16),
+    )
+
+
+class Network(Device):
+    """A network interface with one pair of queues.
+
+    tap, vhost_net: descriptors of the tap and of /dev/vhost-net; owned from here on. mac: six bytes.
+    mtu: bytes.
+    """
+
+    kind = NETWORK
+    features = OWN | FROM_VHOST
+    queue_sizes = (256, 256)
+    kick_groups = (0, 1)  # receive, transmit
+    raises_interrupts = True
+
+    def __init__(self, tap: int, vhost_net: int, mac: bytes, mtu: int = 1500) -> None:
+        self._tap = tap
+        self._vhost = vhost_net
+        self._wires: Wires | None = None
+        self._running = False
+        self._configuration = bytes(NetworkConfiguration((c_uint8 * MAC_BYTES)(*mac), 0, 1, mtu))
+
+    @property
+    def configuration(self) -> bytes:
+        """See Device."""
+        return self._configuration
+
+    def connect(self, wires: Wires) -> None:
+        """See Device."""
+        self._wires = wires
+        try:
+            fcntl.ioctl(self._tap, TUNSETVNETHDRSZ, c_int(HEADER_BYTES))
+            offload = c_ulong(TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6).value
+            fcntl.ioctl(self._tap, TUNSETOFFLOAD, offload)
+            self.features = OWN | FROM_VHOST & vhost.take(self._vhost, wires.memory)
+        except OSError as error:
+            raise HostUnfitError(f"cannot use a tap with /dev/vhost-net: {error.strerror}") from error
+
+    def activate(self, features: int, queues: Sequence[QueueSetup]) -> None:
+        """See Device."""
+        wires = self._wires
+        assert wires is not None
+        try:
+            vhost.set_features(self._vhost, features & FROM_VHOST)
+            vhost.set_queues(self._vhost, wires.memory, queues, wires.kicks, wires.line)
+            self._running = True
+            self._set_backend(self._tap)
+        except OSError as error:
+            self.reset()
+            raise DeviceError(f"the kernel refuses the guest's network: {error.strerror}") from error
+
+    def reset(self) -> None:
+        """See Device."""
+        if self._running:
+            self._running = False
+            self._set_backend(NO_BACKEND)
+
+    def close(self) -> None:
+        """See Device."""
+        for name in ("_vhost", "_tap"):
+            if (descriptor := getattr(self, name)) >= 0:
+                os.close(descriptor)
+                setattr(self, name, -1)
+
+    def _set_backend(self, tap: int) -> None:
+        for index in range(len(self.queue_sizes)):
+            fcntl.ioctl(self._vhost, vhost.VHOST_NET_SET_BACKEND, vhost.VhostVringFile(index, tap))

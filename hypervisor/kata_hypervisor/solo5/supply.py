@@ -1,0 +1,79 @@
+"""From what there is for a unikernel to what it declares: the names are its own, one device of each kind."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kata_hypervisor.contract import UnikernelSpec
+from kata_hypervisor.errors import UnikernelError
+from kata_hypervisor.solo5.elf import Unikernel, read_unikernel
+from kata_hypervisor.solo5.manifest import (
+    BlockProperties,
+    Device,
+    Kind,
+    NetProperties,
+    Properties,
+    check_devices,
+)
+
+BLOCK_SIZE = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """A device that the unikernel gets. descriptor: of the open file or tap; it belongs to the caller."""
+
+    descriptor: int
+    properties: Properties
+    read_only: bool = False
+
+    @property
+    def kind(self) -> Kind:
+        """As in the manifest."""
+        return "net" if isinstance(self.properties, NetProperties) else "block"
+
+
+def read_file(spec: UnikernelSpec) -> Unikernel:
+    """Understand the file of a specification.
+
+    Raises:
+        UnikernelError: it is no unikernel, in one line with its name.
+    """
+    try:
+        return read_unikernel(lambda offset, length: os.pread(spec.file, length, offset))
+    except (UnikernelError, OSError) as error:
+        raise UnikernelError(f"cannot run the unikernel {spec.name}: {error}") from error
+
+
+def supply_of(devices: tuple[Device, ...], spec: UnikernelSpec) -> Mapping[str, Supply]:
+    """Give what there is the names that the unikernel declares.
+
+    Raises:
+        UnikernelError: it declares what there is not, or not what there is.
+    """
+    available: dict[Kind, Supply] = {}
+    if spec.block is not None:
+        available["block"] = Supply(
+            spec.block.descriptor, _block_properties(spec.block.descriptor), spec.block.read_only
+        )
+    if spec.net is not None:
+        available["net"] = Supply(spec.net.descriptor, NetProperties(spec.net.mac, spec.net.mtu))
+    supplied = {_name_for(kind, devices): supply for kind, supply in available.items()}
+    check_devices(devices, {name: supply.kind for name, supply in supplied.items()})
+    return supplied
+
+
+def _name_for(kind: Kind, devices: tuple[Device, ...]) -> str:
+    """The first declared name of a kind; where none is declared, the kind, which the check then refuses."""
+    return next((device.name for device in devices if device.kind == kind), kind)
+
+
+def _block_properties(descriptor: int) -> BlockProperties:
+    capacity = os.lseek(descriptor, 0, os.SEEK_END)
+    if capacity < BLOCK_SIZE or capacity % BLOCK_SIZE:
+        raise UnikernelError(
+            f"its block device has {capacity} bytes, which is not a number of {BLOCK_SIZE}-byte blocks"
+        )
+    return BlockProperties(capacity, BLOCK_SIZE)

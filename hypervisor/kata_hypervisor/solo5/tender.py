@@ -1,0 +1,288 @@
+"""Solo5's own tenders, solo5-hvt and solo5-spt: one process each, which filters itself.
+
+prepare: file -> version of the tender -> a process that waits at a gate to become the tender.
+run:     the gate opens; the tender loads the unikernel, puts on its filter and runs it; then the proof.
+end:     the process's end.
+
+A tender cannot be started without running its guest, and puts its filter on right before that: so the
+kernel's word about it is read right after, not before. Source: Solo5's tenders/hvt/hvt_main.c and
+tenders/spt/spt_main.c.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import signal
+from collections.abc import Mapping
+from typing import ClassVar
+
+import anyio
+
+from kata_configuration.models.solo5 import Solo5Hvt, Solo5Spt
+from kata_hypervisor.contract import UnikernelMonitor, UnikernelSpec, VmExit, VmmProcess
+from kata_hypervisor.errors import (
+    ConfinementError,
+    HostUnfitError,
+    HypervisorError,
+    LaunchError,
+    NotSupportedError,
+    UnikernelError,
+)
+from kata_hypervisor.host import Child, ExitStatus, Host
+from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
+from kata_hypervisor.solo5.elf import HVT, HVT_VERSION, SPT, SPT_VERSION, check_target
+from kata_hypervisor.solo5.supply import Supply, read_file, supply_of
+from kata_hypervisor.tail import Follower, follow
+
+STDOUT, STDERR, GATE, FILE, BLOCK = 1, 2, 3, 4, 5
+
+SHELL = "/bin/sh"
+WAIT_AT_GATE = f'read -r word <&{GATE} && exec "$0" "$@" {GATE}<&-'
+"""A shell's script: becomes its arguments when it is told a line, ends when there will be none."""
+
+OWN_FILTER_SINCE = (0, 11)
+VERSION = re.compile(r"tender, version v?(\d+)\.(\d+)")
+
+PROBE_BUDGET = 5.0
+PROOF_BUDGET = 5.0
+MOMENT = 0.1
+
+
+def command_line(tender: str, spec: UnikernelSpec, devices: Mapping[str, Supply]) -> list[str]:
+    """The tender's words: what is open is named by its descriptor in the tender."""
+    words = [tender, f"--mem={spec.memory_mib}"]
+    words += [f"--block:{name}=/proc/self/fd/{BLOCK}" for name in devices]
+    return [*words, "--", f"/proc/self/fd/{FILE}", *([spec.command_line] if spec.command_line else [])]
+
+
+class Tender(UnikernelMonitor):
+    """One unikernel in a tender's process. table: the tender's, of the configuration. host: starts it."""
+
+    name: ClassVar[str]
+    target: ClassVar[tuple[str, int]]
+
+    def __init__(self, table: Solo5Hvt | Solo5Spt, host: Host) -> None:
+        self._path = str(table.path)
+        self._log = logging.getLogger(f"{__name__}.stderr").debug if table.enable_debug else None
+        self._host = host
+        self._inherited = inherited_filters()
+        self._ours = contextlib.AsyncExitStack()
+        self._gate = -1
+        self._child: Child | None = None
+        self._stderr: Follower | None = None
+        self._end: asyncio.Task[VmExit] | None = None
+        self._warnings: tuple[str, ...] = ()
+        self._used = self._running = self._requested = False
+        self._confined = True
+
+    async def prepare(self, spec: UnikernelSpec) -> None:
+        """See the contract."""
+        if self._used or self._requested:
+            raise LaunchError(f"cannot start the unikernel of {spec.sandbox_id}: its monitor was used before")
+        self._used = True
+        unikernel = read_file(spec)
+        try:
+            check_target(unikernel, *self.target, self.name)
+            devices = supply_of(unikernel.devices, spec)
+        except UnikernelError as error:
+            raise UnikernelError(f"cannot run the unikernel {spec.name}: {error}") from error
+        if spec.net is not None:
+            raise NotSupportedError(
+                f"{self.name} cannot be given a tap by its descriptor: use [hypervisor.dragonball]"
+            )
+        try:
+            self._warnings = self._check_version(await self._probe(), unconfined=spec.unconfined)
+            await self._spawn(spec, devices)
+        except BaseException:
+            await self.stop()
+            raise
+
+    def _check_version(self, version: tuple[int, int], *, unconfined: bool) -> tuple[str, ...]:
+        """Refuse a tender that cannot be confined as it must be; return what the operator should know."""
+        return ()
+
+    async def _probe(self) -> tuple[int, int]:
+        """Ask the tender for its version."""
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        said = await follow(os.fdopen(reader, "rb", buffering=0))
+        try:
+            try:
+                child = await self._host.spawn(self.name, [self._path, "--version"], fds={STDERR: writer})
+            finally:
+                os.close(writer)
+            with anyio.move_on_after(PROBE_BUDGET):
+                await child.wait()
+                await said.ended.wait()
+            await child.kill()
+            await child.wait()
+            text = said.tail.text
+        finally:
+            await said.aclose()
+        found = VERSION.search(text)
+        if found is None:
+            raise HostUnfitError(
+                f"{self._path} --version does not tell a version of {self.name}: {text[:200]!r}"
+            )
+        return int(found[1]), int(found[2])
+
+    async def _spawn(self, spec: UnikernelSpec, devices: Mapping[str, Supply]) -> None:
+        words = [SHELL, "-c", WAIT_AT_GATE, *command_line(self._path, spec, devices)]
+        gate, self._gate = os.pipe2(os.O_CLOEXEC)
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        try:
+            self._stderr = await follow(os.fdopen(reader, "rb", buffering=0), self._log)
+            self._ours.push_async_callback(self._stderr.aclose)
+            os.set_blocking(spec.output, True)  # a tender takes "try again" for a fault
+            fds = {STDOUT: spec.output, STDERR: writer, GATE: gate, FILE: spec.file}
+            fds.update((BLOCK, supply.descriptor) for supply in devices.values())
+            self._child = await self._host.spawn(self.name, words, fds=fds)
+        finally:
+            os.close(gate)
+            os.close(writer)
+        self._end = asyncio.create_task(self._supervise(self._child), name="unikernel's end")
+
+    async def run(self) -> None:
+        """See the contract."""
+        if self._gate < 0 or self._running:
+            raise LaunchError("cannot run the unikernel: it is not prepared, or runs already")
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it has ended, which its end tells
+                os.write(self._gate, b"run\n")
+            self._close_gate()
+            self._running = True
+            await self._prove_soon()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _prove_soon(self) -> None:
+        """Wait until the tender has put on its filter; one that has ended by then has no threads to prove."""
+        deadline = anyio.current_time() + PROOF_BUDGET
+        while (breach := await self._breach()) is not None:
+            if anyio.current_time() > deadline:
+                raise ConfinementError(f"{self.name} is not confined as it must be: {breach}")
+            await anyio.sleep(0.005)
+
+    async def _breach(self) -> str | None:
+        assert self._child is not None
+        if self._child.exited is not None:
+            return None
+        try:
+            threads = await self._host.confinement(self._child)
+            return find_breach(threads, self._confined, self._inherited)
+        except ProcessLookupError:
+            return None
+
+    async def prove(self) -> None:
+        """See the contract."""
+        if not self._running or self._child is None:
+            raise HypervisorError("there is no confinement to prove: the unikernel is not running")
+        if (breach := await self._breach()) is not None:
+            raise ConfinementError(f"{self.name} is not confined as it must be: {breach}")
+
+    async def stop(self) -> None:
+        """See the contract."""
+        self._requested = True
+        with anyio.CancelScope(shield=True):
+            self._close_gate()
+            if self._child is not None:
+                await self._child.kill()
+            if self._end is not None:
+                await asyncio.wait({self._end})
+            await self._ours.aclose()
+
+    def _close_gate(self) -> None:
+        if self._gate >= 0:
+            os.close(self._gate)
+            self._gate = -1
+
+    async def _supervise(self, child: Child) -> VmExit:
+        status = await child.wait()
+        assert self._stderr is not None
+        with anyio.move_on_after(MOMENT):
+            await self._stderr.ended.wait()
+        words = self._stderr.tail
+        reason = f"{self.name} ended: {status}" + (f": {words.last_line}" if words.last_line else "")
+        if status == ExitStatus(signal=signal.SIGSYS):
+            reason = (
+                f"{self.name} made a system call that its seccomp filter refuses, and was killed by SIGSYS"
+            )
+        diagnostics = {f"{self.name} stderr": words.text} if words.text else {}
+        return VmExit(reason, self.name, status, self._requested, diagnostics)
+
+    async def wait(self) -> VmExit:
+        """See the contract."""
+        if self._end is None:
+            raise HypervisorError("there is no unikernel to wait for: it was not started")
+        return await asyncio.shield(self._end)
+
+    async def pause(self) -> None:
+        """See the contract."""
+        await self._signal(signal.SIGSTOP)
+
+    async def resume(self) -> None:
+        """See the contract."""
+        await self._signal(signal.SIGCONT)
+
+    async def _signal(self, number: int) -> None:
+        if self._child is None or not self._running or self._child.exited is not None:
+            raise HypervisorError("the unikernel is not running")
+        await self._child.kill(number)
+
+    @property
+    def seal_features(self) -> frozenset[str]:
+        """See the contract: the tender is another process."""
+        return frozenset()
+
+    @property
+    def processes(self) -> tuple[VmmProcess, ...]:
+        """See the contract."""
+        return (VmmProcess("vmm", self._child),) if self._child is not None else ()
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """See the contract."""
+        return self._warnings
+
+    @property
+    def console_tail(self) -> str:
+        """See the contract: what the unikernel prints goes past us."""
+        return ""
+
+
+class Hvt(Tender):
+    """solo5-hvt, on KVM; since version 0.11 it filters itself, and nothing is stacked on that."""
+
+    name = "solo5-hvt"
+    target = (HVT, HVT_VERSION)
+
+    def __init__(self, table: Solo5Hvt, host: Host) -> None:
+        super().__init__(table, host)
+        self._disabled = table.disable_seccomp
+        self._honors = table.honor_unconfined
+
+    def _check_version(self, version: tuple[int, int], *, unconfined: bool) -> tuple[str, ...]:
+        shown = ".".join(map(str, version))
+        if version >= OWN_FILTER_SINCE:
+            if self._disabled:
+                return (f"disable_seccomp changes nothing: solo5-hvt {shown} filters itself, always",)
+            return ()
+        if self._disabled or (self._honors and unconfined):
+            self._confined = False
+            why = "disable_seccomp" if self._disabled else "honor_unconfined, and the container is unconfined"
+            return (f"solo5-hvt {shown} runs without a seccomp filter: {why}",)
+        raise NotSupportedError(
+            f"{self._path} is version {shown}, which does not filter its own system calls: "
+            "install 0.11 or newer, or set disable_seccomp"
+        )
+
+
+class Spt(Tender):
+    """solo5-spt, without KVM; it always filters itself."""
+
+    name = "solo5-spt"
+    target = (SPT, SPT_VERSION)

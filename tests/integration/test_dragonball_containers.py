@@ -1,0 +1,95 @@
+"""Containers in the runtime's own process, on a KVM that runs unmodified guests: `make test-rig`."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import containerd_versions
+import shipped_configuration
+from kata_hypervisor.kvm.probe import probe_kvm
+from kata_hypervisor.seccomp.proof import read_threads
+from node import FOREVER, Node
+
+pytestmark = [pytest.mark.rig, pytest.mark.timeout(600)]
+
+CONFIGURATION = """
+[hypervisor.dragonball]
+kernel = {kernel}
+initrd = {initrd}
+image = {image}
+virtio_fs_daemon = {virtio_fs_daemon}
+
+[runtime]
+hypervisor_name = "dragonball"
+agent_name = "kata"
+
+[agent.kata]
+reconnect_timeout_ms = {reconnect_timeout_ms}
+"""
+
+
+class DragonballNode(Node):
+    """A node whose configuration selects the in-process machine."""
+
+    def configuration(self, name: str, /, **values: shipped_configuration.Value) -> Path:
+        """Write NAME.toml. See Node."""
+        texts = {
+            key: json.dumps(str(value) if isinstance(value, Path) else value)
+            for key, value in (self._values | values).items()
+        }
+        path = self.root / f"{name}.toml"
+        path.write_text(CONFIGURATION.format_map(texts), encoding="utf-8")
+        return path
+
+
+@pytest.fixture(scope="module")
+def dragonball(guest_image: Path) -> Iterator[DragonballNode]:
+    """A node with the system's containerd; skips where no KVM runs unmodified guests."""
+    verdict = probe_kvm()
+    if not verdict.runs_unmodified_guests:
+        pytest.skip(f"{verdict.reason}: run make test-rig")
+    node = DragonballNode(containerd_versions.find(containerd_versions.SYSTEM), guest_image)
+    before = node.leftovers()
+    try:
+        node.start()
+        yield node
+        assert before.settle() == []
+    finally:
+        node.close()
+
+
+def test_a_container_prints_and_ends(dragonball: DragonballNode, guest_image: Path) -> None:
+    kernel = json.loads((guest_image / "manifest.json").read_text())["kernel"]
+    result = dragonball.run("sh", "-c", "uname -r; cat; echo err >&2; exit 42", stdin="in\n")
+    assert (result.returncode, result.stdout, result.stderr) == (42, f"{kernel}\nin\n", "err\n")
+
+
+def test_one_process_holds_shim_and_machine_and_all_of_it_is_sealed(dragonball: DragonballNode) -> None:
+    with dragonball.running(*FOREVER) as client:
+        processes = dragonball.pids(client.container)
+        assert set(processes) == {"shim", "broker", "virtiofsd"}
+        shim = processes["shim"]
+        files = {os.readlink(path) for path in Path(f"/proc/{shim}/fd").iterdir()}
+        assert {"anon_inode:kvm-vm", "anon_inode:kvm-vcpu:0", "/dev/vhost-vsock"} <= files
+        threads = read_threads(shim)
+        assert {thread.mode for thread in threads} == {2}, threads
+        vcpus = [thread for thread in threads if thread.filters == 2]
+        assert len(vcpus) == 1, threads
+        assert {thread.filters for thread in threads} == {1, 2}, threads
+        dragonball.ctr("task", "pause", client.container)
+        assert dragonball.status(client.container) == "PAUSED"
+        dragonball.ctr("task", "resume", client.container)
+        result = dragonball.ctr("task", "exec", "--exec-id", "one", client.container, "echo", "back")
+        assert result.stdout == "back\n"
+
+
+def test_a_killed_virtiofsd_ends_the_task_with_a_reason(dragonball: DragonballNode) -> None:
+    with dragonball.running(*FOREVER) as client:
+        dragonball.kill(client.container, "virtiofsd")
+        assert client.wait(300) == 137
+        assert "virtiofsd ended: killed by SIGKILL" in client.errors

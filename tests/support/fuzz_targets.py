@@ -1,0 +1,125 @@
+"""What a fuzzer calls with bytes: each target feeds a parser of hostile input, and lets no surprise pass.
+
+An expected refusal is caught here; any other exception, and any broken promise, is a finding.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping, Sequence
+
+from kata_hypervisor.dragonball.kernel import parse_kernel
+from kata_hypervisor.dragonball.memory import GuestMemory
+from kata_hypervisor.dragonball.virtio.balloon import frames_of
+from kata_hypervisor.dragonball.virtio.block import parse_request
+from kata_hypervisor.dragonball.virtio.device import VERSION_1, Device, DeviceError, QueueSetup, Wires
+from kata_hypervisor.dragonball.virtio.mmio import Registers
+from kata_hypervisor.dragonball.virtio.queue import SplitQueue
+from kata_hypervisor.dragonball.virtio.vhost_user import Backend, Message, Request, VhostUserError
+from kata_hypervisor.errors import LaunchError
+
+SIZE = 8
+TABLE, AVAILABLE, USED, MEMORY = 0, 0x100, 0x200, 0x1000
+
+
+def queue(data: bytes) -> None:
+    """The data is the guest's memory, rings and all; each request is parsed for every device."""
+    memory = GuestMemory.over(bytearray(data[1:MEMORY].ljust(MEMORY, b"\0")))
+    walker = SplitQueue(memory, QueueSetup(0, SIZE, TABLE, AVAILABLE, USED), bool(data[:1] > b"\x7f"))
+    for _ in range(SIZE + 1):
+        try:
+            chain = walker.pop()
+            if chain is None:
+                walker.rearm()
+                return
+        except DeviceError:
+            return
+        views = [*chain.readable, *chain.writable]
+        assert 0 < len(views) <= SIZE
+        assert all(0 < len(view) <= MEMORY for view in views)
+        for parse in (parse_request, frames_of):
+            try:
+                parse(chain)
+            except DeviceError:
+                continue
+        walker.push(chain, chain.room)
+        walker.wants_interrupt()
+    # The used ring may lie in the available one: then the device itself offers more.
+
+
+class _Device(Device):
+    """Takes everything; promises hold for what it is given."""
+
+    kind = 2
+    features = VERSION_1 | 1 << 5
+    queue_sizes = (16, 8)
+    kick_groups = (0, None)
+    configuration = b"configuration"
+
+    def connect(self, wires: Wires) -> None: ...
+
+    def activate(self, features: int, queues: Sequence[QueueSetup]) -> None:
+        assert not features & ~self.features
+        assert features & VERSION_1
+        for setup in queues:
+            assert 0 < setup.size <= self.queue_sizes[setup.index]
+
+    def reset(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def registers(data: bytes) -> None:
+    """Six bytes are an access: read or write, size, offset, value (16 bits each); first the usual path."""
+    device = Registers(_Device(), lambda: None, lambda function: function())
+
+    def write(offset: int, value: int, size: int = 4) -> None:
+        device.write_memory(offset, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
+
+    for offset, value in ((0x70, 1), (0x70, 3), (0x24, 1), (0x20, 1), (0x70, 0xB)):
+        write(offset, value)
+    for at in range(0, len(data) - 5, 6):
+        kind, size = data[at] & 1, 1 << (data[at + 1] & 3)
+        offset = int.from_bytes(data[at + 2 : at + 4], "little") % (0x1000 - size + 1)
+        if kind:
+            write(offset, int.from_bytes(data[at + 4 : at + 6], "little"), size)
+        else:
+            assert len(device.read_memory(offset, size)) == size
+        assert device.status & ~0xC0 in (0, 1, 3, 0xB, 0xF)
+
+
+def kernel(data: bytes) -> None:
+    """The data is a kernel file."""
+    try:
+        image = parse_kernel(data)
+    except LaunchError:
+        return
+    for segment in image.segments:
+        assert segment.offset + segment.length <= len(data)
+        assert segment.length <= segment.room
+        assert segment.address >= 1 << 20
+
+
+def vhost_user(data: bytes) -> None:
+    """The data is what a backend answers to a whole negotiation."""
+    ours, theirs = socket.socketpair()
+    backend = Backend(ours)
+    try:
+        theirs.sendall(data[:4096])
+        theirs.shutdown(socket.SHUT_WR)
+        backend.negotiate()
+        backend.send(Message(Request.SET_MEM_TABLE))
+        backend.stop_ring(0)
+    except VhostUserError:
+        pass
+    finally:
+        backend.close()
+        theirs.close()
+
+
+TARGETS: Mapping[str, Callable[[bytes], None]] = {
+    "kernel": kernel,
+    "queue": queue,
+    "registers": registers,
+    "vhost_user": vhost_user,
+}

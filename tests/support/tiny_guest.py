@@ -1,0 +1,46 @@
+"""Guests of a few integer instructions, which any KVM runs, also one that only emulates."""
+
+from __future__ import annotations
+
+import struct
+from ctypes import sizeof
+
+from kata_hypervisor.dragonball.kernel import ElfHeader, ElfProgramHeader
+
+CODE = 0x100000
+HALT_FOREVER = bytes.fromhex("fa f4 eb fd")  # cli; hlt; jmp to it
+SPIN = bytes.fromhex("eb fe")
+
+
+def kernel(code: bytes, *, pvh: bool = False) -> bytes:
+    """An ELF kernel that is nothing but this code; entered in 64 bits, or by PVH in 32."""
+    note = struct.pack("<3I4sI", 4, 4, 18, b"Xen\0", CODE) if pvh else b""
+    count = 2 if pvh else 1
+    start = sizeof(ElfHeader) + count * sizeof(ElfProgramHeader)
+    load = ElfProgramHeader(p_type=1, p_offset=start, p_paddr=CODE, p_filesz=len(code), p_memsz=len(code))
+    notes = ElfProgramHeader(p_type=4, p_offset=start + len(code), p_filesz=len(note), p_memsz=len(note))
+    header = ElfHeader(e_machine=62, e_entry=CODE, e_phoff=sizeof(ElfHeader), e_phnum=count)
+    header.e_ident[:6] = b"\x7fELF\x02\x01"
+    header.e_phentsize = sizeof(ElfProgramHeader)
+    programs = bytes(load) + (bytes(notes) if pvh else b"")
+    return bytes(header) + programs + code + note
+
+
+def out_byte(port: int, value: int) -> bytes:
+    """mov dx, port; mov al, value; out dx, al (the same in 32 and 64 bits)"""
+    return b"\x66\xba" + struct.pack("<H", port) + b"\xb0" + bytes([value]) + b"\xee"
+
+
+def say(text: bytes) -> bytes:
+    """Write to the first serial port."""
+    return b"".join(out_byte(0x3F8, byte) for byte in text)
+
+
+def store(address: int, value: int) -> bytes:
+    """mov eax, address; mov dword [rax], value (the first GiB is mapped in 64 bits, all in 32)"""
+    return b"\xb8" + struct.pack("<I", address) + b"\xc7\x00" + struct.pack("<I", value)
+
+
+def load_and_say(address: int) -> bytes:
+    """mov eax, address; mov eax, [rax]; then its lowest byte to the first serial port"""
+    return b"\xb8" + struct.pack("<I", address) + b"\x8b\x00" + b"\x66\xba\xf8\x03\xee"
