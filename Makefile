@@ -62,6 +62,7 @@ image: setup ## build the guest image, or see that it is up to date
 bench: setup image ## benchmarks: ratios measured side by side in one run
 	KATA_TEST_IMAGE=$(IMAGE) $(BIN)/python tests/benchmarks/sandbox.py $(ARGS)
 	$(BIN)/python tests/benchmarks/configuration.py
+	$(BIN)/python tests/benchmarks/seccomp.py
 
 protos: setup ## generate the protobuf modules from their .proto files
 	@for folder in $(PROTOS); do \

@@ -1,8 +1,8 @@
 """The first container in a virtual machine, and the proof of what confines it.
 
 Builds the guest image, starts a containerd of its own, runs a container through io.containerd.kata.v2 and
-shows the guest's kernel, the configuration in force, and the seccomp state of every thread of the VMM as
-the kernel reports it. Run it as root, through `make run`; a second run reuses everything.
+shows the guest's kernel, the configuration in force, and how the kernel says that every thread of the runtime
+and of the VMM is filtered. Run it as root, through `make run`; a second run reuses everything.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import tomli
 import tomli_w
@@ -176,28 +177,35 @@ def show_warnings(log: str) -> None:
 
 
 def show_confinement() -> int:
-    """The kernel's word about each process of the sandbox; returns 1 if there is none."""
+    """The kernel's word about the runtime's process and the VMM; returns 1 if there is none."""
     answer = subprocess.run(
-        [BIN / "kata-ctl", "seccomp", "status", "--json"], capture_output=True, text=True, check=False
+        [BIN / "kata-ctl", "seccomp", "status", "--json", CONTAINER],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if answer.returncode != 0:
         console.print(answer.stderr, style="red", markup=False)
         return 1
-    processes = [process for sandbox in json.loads(answer.stdout) for process in sandbox["processes"]]
-    vmm = next((process for process in processes if process["name"] == "qemu"), None)
-    if vmm is None:
-        console.print("no VMM is running", style="red")
-        return 1
-    step(
-        f"the VMM is process {vmm['pid']}; seccomp of each of its threads, as the kernel reports it in /proc"
-    )
-    table = Table("thread", "tid", "seccomp mode", "filters")
-    for thread in vmm["threads"]:
-        mode = f"[{'green' if thread['mode'] == 2 else 'red'}]{thread['mode']} ({thread['mode_name']})"
-        table.add_row(thread["name"], str(thread["tid"]), mode, str(thread["filters"]))
+    (sandbox,) = json.loads(answer.stdout)
+    step("seccomp of each thread: the kernel's word in /proc, and its own copy of each filter, followed")
+    table = Table("process", "thread", "tid", "seccomp mode", "filters", "calls", "score")
+    for process in sandbox["processes"]:
+        if process["name"] in ("shim", "qemu"):
+            for thread in process["threads"]:
+                table.add_row(process["name"], *cells(thread))
     console.print(table)
+    console.print("    calls: let through, whatever the arguments or or some; score: lower is better")
     console.print("    kata-ctl seccomp status shows the other processes of the sandbox too")
     return 0
+
+
+def cells(thread: dict[str, Any]) -> tuple[str, ...]:
+    """A thread's row, without its process."""
+    mode = f"[{'green' if thread['mode'] == 2 else 'red'}]{thread['mode']} ({thread['mode_name']})"
+    surface = thread["surface"]
+    measured = (str(surface["allowed"]), f"{surface['score']:g}") if surface else ("-", "-")
+    return thread["name"], str(thread["tid"]), mode, str(thread["filters"]), *measured
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ the guest go. A driver promises: every thread of the VMM that exists is in the s
 configuration asks for when `prepare` and when `run` return; a child that dies is seen at once; `stop` leaves
 no process and no file behind, at any stage; after `prepare` it needs no system call but those of the policy's
 features `seal_features`. It does not promise that the guest is ready: that is for the agent's client to find
-out.
+out. What a driver cannot do, its `capabilities` say, and it refuses.
 """
 
 from __future__ import annotations
@@ -18,9 +18,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kata_agent.transport import GuestTransport
+from kata_hypervisor.errors import NotSupportedError
 from kata_hypervisor.host import Child, ExitStatus
 
-__all__ = ["Hypervisor", "SharedDirectory", "VmExit", "VmSpec", "VmmProcess"]
+__all__ = [
+    "Capabilities",
+    "Disk",
+    "Hypervisor",
+    "SharedDirectory",
+    "Tap",
+    "VmExit",
+    "VmSpec",
+    "VmmProcess",
+    "check_supported",
+]
 
 SHARED_DIRECTORY_TAG = "kataShared"
 
@@ -38,6 +49,53 @@ class SharedDirectory:
 
 
 @dataclass(frozen=True, slots=True)
+class Disk:
+    """A block device of the guest.
+
+    id: its name for the VMM, [A-Za-z0-9_]+. path: a file or device of the host.
+    """
+
+    id: str
+    path: Path
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """A network device of the guest, on a tap of the host.
+
+    id: its name for the VMM, [A-Za-z0-9_]+. name: the tap's, in the network namespace in which the VMM runs.
+    mac: the guest's address, "02:00:00:00:00:01". fds: the tap's open queues, the caller's to close after
+    `prepare`; empty where the VMM opens the tap by its name.
+    """
+
+    id: str
+    name: str
+    mac: str
+    fds: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a driver can do. What it cannot, it refuses with NotSupportedError.
+
+    agent: its guests run an agent that is reached over `transport`. file_sharing: directories of the host.
+    disks: block devices at the start. block_hotplug: and later. taps: network devices. tap_descriptors: taps
+    as open descriptors, and not by name. pause, resize, snapshot: the methods of these names.
+    """
+
+    agent: bool = True
+    file_sharing: bool = False
+    disks: bool = False
+    block_hotplug: bool = False
+    taps: bool = False
+    tap_descriptors: bool = False
+    pause: bool = False
+    resize: bool = False
+    snapshot: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class VmSpec:
     """A virtual machine, described without naming a driver.
 
@@ -48,6 +106,8 @@ class VmSpec:
     kernel_parameters: words of the kernel command line that do not depend on the driver, in order; the
         driver puts its own (console, root device) before them, so that these win.
     shared: the directory shared with the guest, or None.
+    disks, taps: further devices; disks come after the image, in order.
+    network_namespace: path of the network namespace in which the VMM runs, or None for the host's.
     agent_port: vsock port on which the agent listens.
     """
 
@@ -61,6 +121,9 @@ class VmSpec:
     rootfs_type: str = "erofs"
     kernel_parameters: tuple[str, ...] = ()
     shared: SharedDirectory | None = None
+    disks: tuple[Disk, ...] = ()
+    taps: tuple[Tap, ...] = ()
+    network_namespace: Path | None = None
     agent_port: int = 1024
 
 
@@ -92,6 +155,9 @@ class VmExit:
 class Hypervisor(abc.ABC):
     """One virtual machine, driven asynchronously. Every method may be cancelled."""
 
+    # What this machine's driver can do, with its configuration.
+    capabilities: Capabilities
+
     @abc.abstractmethod
     async def prepare(self, spec: VmSpec) -> None:
         """Make the machine, and prove the confinement of the VMM's processes; the guest does not run yet.
@@ -101,11 +167,12 @@ class Hypervisor(abc.ABC):
                 says which, its exit status or signal and the last line of its stderr.
             ConfinementError: the kernel's word differs from the configuration's; nothing is left running.
             HostUnfitError: the host lacks what the configuration names.
+            NotSupportedError: the driver cannot make such a machine.
         """
 
     @abc.abstractmethod
     async def run(self) -> None:
-        """Let the guest run, once. Raises as `prepare` does; nothing is left running then."""
+        """Let the guest run, once, and prove what exists then. Raises as `prepare` does."""
 
     @property
     @abc.abstractmethod
@@ -121,7 +188,7 @@ class Hypervisor(abc.ABC):
 
     @abc.abstractmethod
     async def stop(self) -> None:
-        """End the machine and its helpers; idempotent, also after a failed or cancelled start."""
+        """End the machine and its helpers; idempotent, also after a failed or cancelled `prepare`."""
 
     @abc.abstractmethod
     async def wait(self) -> VmExit:
@@ -137,7 +204,22 @@ class Hypervisor(abc.ABC):
 
     @abc.abstractmethod
     async def prove(self) -> None:
-        """Read the confinement of every VMM thread again. Raises ConfinementError as `start` does."""
+        """Read the confinement of every VMM thread again. Raises ConfinementError as `run` does."""
+
+    async def add_disk(self, disk: Disk) -> None:
+        """Plug a block device into the running machine."""
+        raise self._unsupported("plug a disk into a running machine")
+
+    async def resize(self, *, vcpus: int) -> None:
+        """Change the number of virtual CPUs of the running machine."""
+        raise self._unsupported("change the number of virtual CPUs")
+
+    async def snapshot(self, directory: Path) -> None:
+        """Write the state of the paused machine into an empty directory of the host."""
+        raise self._unsupported("snapshot a machine")
+
+    def _unsupported(self, action: str) -> NotSupportedError:
+        return NotSupportedError(f"the driver {type(self).__name__} cannot {action}")
 
     @property
     @abc.abstractmethod
@@ -158,3 +240,20 @@ class Hypervisor(abc.ABC):
     @abc.abstractmethod
     def console_tail(self) -> str:
         """The last lines that the guest wrote to its console (at most 8 KiB)."""
+
+
+def check_supported(driver: str, capabilities: Capabilities, spec: VmSpec) -> None:
+    """Raise NotSupportedError when a machine needs what its driver cannot do."""
+    wanted = (
+        ("share a directory with the guest", spec.shared is not None, capabilities.file_sharing),
+        ("give the guest further disks", bool(spec.disks), capabilities.disks),
+        ("give the guest a network device", bool(spec.taps), capabilities.taps),
+        (
+            "take a tap as descriptors",
+            any(tap.fds for tap in spec.taps),
+            capabilities.tap_descriptors,
+        ),
+    )
+    for action, needed, able in wanted:
+        if needed and not able:
+            raise NotSupportedError(f"the virtual machine of {spec.sandbox_id}: {driver} cannot {action}")

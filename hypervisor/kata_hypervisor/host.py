@@ -10,6 +10,7 @@ import signal
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from kata_hypervisor.seccomp.proof import ThreadConfinement
@@ -76,6 +77,9 @@ class Host(Protocol):
             LaunchError: the executable cannot be started (missing, not executable, no memory ...).
         """
 
+    async def discard(self, path: Path) -> None:
+        """Remove a socket that a child has made in the sandbox's directory, if it is there."""
+
     async def admit_guest(self, address: int | str) -> None:
         """Before the seal: say where the guest's ports are reached, for `connect_guest`.
 
@@ -96,4 +100,15 @@ class Host(Protocol):
 
         Raises:
             ProcessLookupError: the child has ended.
+        """
+
+    async def make_jail(self, root: Path, files: Mapping[str, Path]) -> None:
+        """Make a root directory for a child that will have no other, with its parents.
+
+        root: below the sandbox's directory, on a file system that allows programs and devices. files: by
+        their name in the root, files of the host that are seen there and cannot be written. The caller's own
+        view of the file system need not have any of it. It goes away with the sandbox.
+
+        Raises:
+            HostUnfitError: the host cannot do it.
         """

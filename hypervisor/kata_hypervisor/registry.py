@@ -10,6 +10,8 @@ from kata_hypervisor.errors import NotSupportedError
 from kata_hypervisor.host import Host
 
 DRIVERS = {
+    "clh": "kata_hypervisor.cloud_hypervisor.driver:CloudHypervisorDriver",
+    "firecracker": "kata_hypervisor.firecracker.driver:FirecrackerDriver",
     "qemu": "kata_hypervisor.qemu.driver:Qemu",
     "dragonball": "kata_hypervisor.dragonball.driver:Dragonball",
 }

@@ -37,6 +37,11 @@ class Volume:
     recursive: bool
 
 
+def rootfs_of(container_id: str) -> str:
+    """Where the guest sees a container's root file system."""
+    return f"{GUEST_SHARED}/{container_id}/rootfs"
+
+
 def is_bind(mount: JsonObject) -> bool:
     """Whether a mount of the specification is a bind mount of a host path."""
     options = mount.get("options") or ()
@@ -73,7 +78,7 @@ def amend(
     guest_sources: guest path of each shared volume, by its index in mounts.
     """
     guest = copy.deepcopy(spec)
-    guest["root"]["path"] = f"{GUEST_SHARED}/{container_id}/rootfs"
+    guest["root"]["path"] = rootfs_of(container_id)
     guest["mounts"] = [
         _mount(index, mount, guest_sources) for index, mount in enumerate(guest.get("mounts") or ())
     ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import anyio
 
+from kata_agent.protos.agent_pb2 import Storage
 from kata_runtime.bundle import JsonObject
 from kata_runtime.states import Event, State, after
 from kata_runtime.stdio import Stdio, StdioPaths
@@ -90,6 +91,8 @@ class Container:
     # Its directory below the shared one, and the mount points in there, in the order in which they were made.
     home: str = ""
     mounts: list[str] = field(default_factory=list)
+    # What the guest mounts for it, where its files are not shared.
+    storages: list[Storage] = field(default_factory=list)
 
     @property
     def root(self) -> str:

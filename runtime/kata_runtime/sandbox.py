@@ -20,7 +20,7 @@ import anyio.lowlevel
 from kata_agent.constants import AGENT_PORT, FEATURE_STREAM_IO
 from kata_agent.protos import agent_pb2, health_pb2
 from kata_agent.ttrpc.status import Code, RpcError
-from kata_hypervisor.contract import Hypervisor, SharedDirectory, VmExit, VmSpec
+from kata_hypervisor.contract import Disk, Hypervisor, SharedDirectory, VmExit, VmSpec
 from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
 from kata_runtime.bundle import JsonObject, annotations_of
 from kata_runtime.concurrency import first, together
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+MakeReady = Callable[[str | None], Awaitable[tuple[Disk, ...]]]
 
 HEALTH_INTERVAL = 30.0
 # The guest's kernel takes a moment to reset the machine after its init, the agent, has died.
@@ -114,11 +115,15 @@ class Sandbox:
         """Where streams to the guest are opened. Raises as `agent` does."""
         return self.hypervisor
 
-    async def boot(self, spec: JsonObject, config_path: str | None) -> None:
+    async def boot(
+        self, spec: JsonObject, config_path: str | None, make_ready: MakeReady | None = None
+    ) -> None:
         """Start the virtual machine and its agent.
 
         spec: the OCI specification of the sandbox's first container, for annotations, size, hostname and
         cgroup. Annotations of later containers set nothing: the virtual machine exists by then.
+        make_ready: makes that container's files ready. It is told the name in the guest of the disk that they
+        are to be on, or None where files are shared; it returns the disks.
 
         Raises:
             SandboxError: a stage failed; nothing is left of it.
@@ -128,7 +133,8 @@ class Sandbox:
         try:
             self.configuration = await self._stage("config", stages, self._load(config_path, spec))
             await self._stage("host", stages, self._prepare_host(spec))
-            await self._stage("vmm", stages, self._prepare_machine(spec))
+            disks = await self._stage("files", stages, self._make_ready(make_ready))
+            await self._stage("vmm", stages, self._prepare_machine(spec, disks))
             await self._stage("seal", stages, self._seal())
             await self._stage("agent", stages, self._run_machine())
             await self._stage("guest", stages, self._prepare_guest(spec))
@@ -175,9 +181,24 @@ class Sandbox:
         cgroup = (spec.get("linux") or {}).get("cgroupsPath")
         await self.broker.prepare(cgroup)
 
-    async def _prepare_machine(self, spec: JsonObject) -> None:
+    @property
+    def shares_files(self) -> bool:
+        """Whether the guest sees files of the host. Known when the configuration was read."""
+        return self.configuration is None or self.configuration.hypervisor.shared_fs != "none"
+
+    async def _make_ready(self, make_ready: MakeReady | None) -> tuple[Disk, ...]:
+        """Make the first container's files ready before the guest runs; returns the disks with them."""
+        assert self.configuration is not None
+        if make_ready is None:
+            return ()
+        if self.shares_files:
+            return await make_ready(None)
+        number = 1 if self.configuration.hypervisor.image is not None else 0
+        return await make_ready(f"/dev/vd{chr(ord('a') + number)}")
+
+    async def _prepare_machine(self, spec: JsonObject, disks: tuple[Disk, ...]) -> None:
         """Make the machine ready to run, and meanwhile this process to be sealed."""
-        await together(lambda: self._make_machine(spec), self._preload)
+        await together(lambda: self._make_machine(spec, disks), self._preload)
 
     async def _preload(self) -> None:
         from kata_runtime import preload
@@ -215,7 +236,7 @@ class Sandbox:
         if (breach := find_breach(threads, True, self._inherited)) is not None:
             raise SandboxError("seal", f"the runtime's process is not confined as it must be: {breach}")
 
-    async def _make_machine(self, spec: JsonObject) -> None:
+    async def _make_machine(self, spec: JsonObject, disks: tuple[Disk, ...]) -> None:
         from kata_hypervisor import registry
 
         assert self.configuration is not None
@@ -236,6 +257,7 @@ class Sandbox:
                 rootfs_type=table.rootfs_type,
                 kernel_parameters=self._kernel_parameters(),
                 shared=shared,
+                disks=disks,
                 agent_port=AGENT_PORT,
             )
         )

@@ -19,6 +19,7 @@ from kata_agent import oci
 from kata_agent.constants import STREAM_PORT
 from kata_agent.protos import agent_pb2, oci_pb2
 from kata_agent.ttrpc.status import Code, RpcError
+from kata_hypervisor.contract import Disk
 from kata_runtime import bundle as oci_bundle
 from kata_runtime import guest_spec
 from kata_runtime.bundle import ContainerType, JsonObject
@@ -34,6 +35,7 @@ from kata_runtime.errors import (
 from kata_runtime.identity import check_id
 from kata_runtime.polled_stdio import PolledStdio
 from kata_runtime.process import KILLED, Container, Process
+from kata_runtime.resource.block_rootfs import BlockRootfs
 from kata_runtime.resource.shares import RootfsMount, Shares
 from kata_runtime.sandbox import Sandbox
 from kata_runtime.states import Event, State
@@ -68,6 +70,7 @@ class Tasks:
         self._tasks = tasks
         self._publish = publish
         self._shares = Shares(sandbox.broker, sandbox.shared_directory)
+        self._block_rootfs = BlockRootfs(sandbox.broker, self._shares)
         self._containers: dict[str, Container] = {}
         self._creating: set[str] = set()
 
@@ -148,10 +151,20 @@ class Tasks:
         if booted_here and kind is ContainerType.POD_CONTAINER and self._sandbox.configuration is None:
             raise StateError(f"the sandbox of container {request.id} is not running")
         files = await self._open_files(init)
+        sources: dict[int, str] = {}
+
+        async def make_ready(device: str | None) -> tuple[Disk, ...]:
+            """Share the container's files, or make the disk that the guest knows as `device` of them."""
+            if device is not None:
+                return (await self._block_rootfs.make(container, request.rootfs, device),)
+            sources.update(await self._share(container, request.rootfs))
+            return ()
+
         try:
-            sources = await self._shares.share(container, request.rootfs)
             if booted_here:
-                await self._sandbox.boot(spec, request.config_path)
+                await self._sandbox.boot(spec, request.config_path, make_ready)
+            else:
+                await make_ready(None)
             await self._create_in_guest(container, sources, files)
         except BaseException:
             files.close()
@@ -159,6 +172,15 @@ class Tasks:
                 await self._undo_create(container, stop_sandbox=booted_here)
             raise
         return container
+
+    async def _share(self, container: Container, rootfs: tuple[RootfsMount, ...]) -> dict[int, str]:
+        """Share a container's files with the guest; returns the guest's path of each volume."""
+        if not self._sandbox.shares_files:
+            raise UnsupportedError(
+                f"container {container.id}: this hypervisor shares no files and takes no disk later, so its "
+                "sandbox has one container: use a hypervisor with virtio-fs"
+            )
+        return await self._shares.share(container, rootfs)
 
     async def _undo_create(self, container: Container, *, stop_sandbox: bool) -> None:
         if container.init.stdio is not None:
@@ -184,6 +206,7 @@ class Tasks:
             container_id=container.id,
             exec_id=container.id,
             OCI=encoded,
+            storages=container.storages,
             stdin_port=ports.get("stdin", 0),
             stdout_port=ports.get("stdout", 0),
             stderr_port=ports.get("stderr", 0),

@@ -249,7 +249,7 @@ CASES: list[tuple[str, str, list[str]]] = [
         [
             "1:1: error[KATA301] hypervisor: is a value, must be a table (write [hypervisor.NAME])",
             "2:7: error[KATA301] agent.kata: is a value, must be a table (write [agent.kata])",
-            "3:1: error[KATA201] kernel: is a key outside of any table (move it to [hypervisor.qemu] or [hypervisor.dragonball])",
+            "3:1: error[KATA201] kernel: is a key outside of any table (move it to [hypervisor.qemu] or [hypervisor.clh] or [hypervisor.firecracker] or [hypervisor.dragonball])",
             "4:3: error[KATA301] runtime: is a value, must be a table (write [runtime])",
         ],
     ),

@@ -20,7 +20,7 @@ hypervisor.qemu.default_maxvcpus
     type       integer
     default    0
     range      0 to 255
-    drivers    qemu, dragonball; without a driver in this version: clh, firecracker
+    drivers    qemu, clh, firecracker, dragonball
     since      Kata 3.0.0
     annotation io.katacontainers.config.hypervisor.default_max_vcpus
     status     honoured
@@ -75,6 +75,7 @@ def test_places_that_say_the_same_are_explained_once() -> None:
     assert texts[0].startswith("hypervisor.clh.disable_seccomp\nhypervisor.firecracker.disable_seccomp\n")
     assert [text.splitlines()[0] for text in texts[1:]] == [
         "hypervisor.dragonball.disable_seccomp",
+        "hypervisor.solo5-hvt.disable_seccomp",
         "hypervisor.qemu.disable_seccomp",
         "hypervisor.solo5-spt.disable_seccomp",
     ]

@@ -19,7 +19,9 @@ def test_a_driver_is_made_by_name() -> None:
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(NotSupportedError, match='no hypervisor driver "bochs"; known: dragonball, qemu'):
+    with pytest.raises(
+        NotSupportedError, match='no hypervisor driver "bochs"; known: clh, dragonball, firecracker, qemu'
+    ):
         registry.create("bochs", QemuHypervisor(kernel="/k"), FakeHost())
 
 

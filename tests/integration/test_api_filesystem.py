@@ -43,7 +43,7 @@ async def test_what_is_written_to_the_root_is_in_its_snapshot_alone(shim_pod: Po
     lab = shim_pod.shim.lab
     process = await shim_pod.start_container("sh", "-c", "echo mine > /new; rm /etc/group; stat -f -c %T /")
     assert (await process.finish()).status == 0
-    upper = lab.directory / "snapshots" / process.id / "upper"
+    upper = lab.snapshots / process.id / "upper"
     assert (upper / "new").read_text() == "mine\n"
     assert (lab.rootfs / "etc/group").exists()
     assert not (lab.rootfs / "new").exists()
@@ -74,7 +74,7 @@ async def test_a_read_only_bind_as_root(shim_pod: Pod) -> None:
 
 
 async def test_a_root_that_does_not_exist(shim_pod: Pod) -> None:
-    source = f"{shim_pod.shim.lab.directory}/no/such/rootfs"
+    source = f"{shim_pod.shim.lab.snapshots}/no/such/rootfs"
     mount = types_pb2.Mount(type="bind", source=source, options=["rbind", "rw"])
     with pytest.raises(RpcError) as caught:
         await shim_pod.run("true", rootfs=[mount])

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from broker_bed import Bed, Shim, ask, make_bed, wait_for_end
+from kata_hypervisor.errors import HostUnfitError
 from kata_hypervisor.host import ExitStatus
 from kata_runtime.broker import janitor, mounts, syscalls
 from kata_runtime.broker.client import Broker
@@ -485,3 +486,41 @@ def _mounted_later(bed: Bed, volume: Path) -> str:
     (volume / "file").write_text("here")
     ask(channel, "bind", source=str(volume), target=f"{bed.shared}/v", readonly=True, recursive=True)
     return Path(f"/proc/{broker}/root{bed.shared}/v/file").read_text()
+
+
+# -- jails -------------------------------------------------------------------------------------------------
+
+
+async def test_a_jail_is_the_brokers_alone_and_shows_files_that_cannot_be_written(bed: Bed) -> None:
+    jail = Path(bed.identity.directory) / "jail"
+    root = jail / "firecracker/one/root"
+    async with broker_of(bed) as broker:
+        await broker.make_jail(root, {"kernel": bed.data / "plain", "disk-data_1": bed.data / "deep/below"})
+        seen = await run(broker, f"cd {root}; cat kernel disk-data_1; echo no > kernel; mknod null c 1 3; ls")
+        assert seen.startswith("preciousprecious")
+        assert "Read-only file system" in seen
+        assert seen.endswith("disk-data_1\nkernel\nnull")
+        assert (
+            await run(broker, f"cd {root}; echo yes > null && cp /bin/true own && ./own && echo ran") == "ran"
+        )
+        assert list(jail.iterdir()) == []  # in this process's view, the host's
+
+
+async def test_a_jail_is_made_once_and_where_it_belongs(bed: Bed) -> None:
+    jail = Path(bed.identity.directory) / "jail"
+    async with broker_of(bed) as broker:
+        for elsewhere in (jail, jail / "../shared/x", Path("/tmp/x"), Path(f"{jail}x/y")):
+            with pytest.raises(RequestRefusedError, match="is not below"):
+                await broker.make_jail(elsewhere, {})
+        for name in ("", "../x", "a/b", ".", "\0"):
+            with pytest.raises(RequestRefusedError):
+                await broker.make_jail(jail / "x", {name: Path("/etc/passwd")})
+        await broker.make_jail(jail / "x", {})
+        with pytest.raises(RequestRefusedError, match="has its jail already"):
+            await broker.make_jail(jail / "y", {})
+
+
+async def test_a_jail_of_what_is_not_there(bed: Bed) -> None:
+    async with broker_of(bed) as broker:
+        with pytest.raises(HostUnfitError, match=r"cannot make the jail .* No such file or directory"):
+            await broker.make_jail(Path(bed.identity.directory) / "jail/x", {"kernel": bed.data / "nothing"})

@@ -14,7 +14,14 @@ import machine
 from kata_hypervisor.kvm.probe import probe_kvm
 from kata_runtime.image import builder
 
-PASSED_ON = ("KATA_TEST_CONTAINERD2", "HYPOTHESIS_PROFILE", "PYTEST_ADDOPTS")
+PASSED_ON = (
+    "KATA_TEST_CLOUD_HYPERVISOR",
+    "KATA_TEST_CONTAINERD2",
+    "KATA_TEST_FIRECRACKER",
+    "KATA_TEST_JAILER",
+    "HYPOTHESIS_PROFILE",
+    "PYTEST_ADDOPTS",
+)
 FAILED = 1
 PATIENCE = "300"
 

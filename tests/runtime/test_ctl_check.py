@@ -75,14 +75,14 @@ def test_devices(setup: Setup, function: check.Check, path: str, fix: str) -> No
     ],
 )
 def test_qemu(setup: Setup, body: str, status: str, cause: str) -> None:
-    script(setup.qemu, body)
-    found = check.check_qemu(setup)
+    script(setup.program, body)
+    found = check.check_vmm(setup)
     assert found.status == status
     assert cause in found.cause
 
 
 def test_qemu_is_missing(setup: Setup) -> None:
-    found = check.check_qemu(setup)
+    found = check.check_vmm(setup)
     assert (found.status, found.fix) == (Status.FAIL, "apt-get install qemu-system-x86")
 
 

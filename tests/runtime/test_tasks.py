@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -123,7 +123,17 @@ class FakeSandbox:
             raise SandboxError("running", f"the sandbox has ended: {self.ended}")
         return self.agent_double
 
-    async def boot(self, spec: dict[str, Any], config_path: str | None) -> None:
+    @property
+    def shares_files(self) -> bool:
+        return True
+
+    async def boot(
+        self,
+        spec: dict[str, Any],
+        config_path: str | None,
+        make_ready: Callable[[str | None], Awaitable[object]],
+    ) -> None:
+        await make_ready(None)
         self.boots += 1
         if self.boot_failure is not None:
             self.ended = str(self.boot_failure)

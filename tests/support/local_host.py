@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from kata_agent.transports import Dial, dial_unix, dial_vsock
 from kata_hypervisor.errors import LaunchError
 from kata_hypervisor.host import Child, ExitStatus
 from kata_hypervisor.seccomp.proof import ThreadConfinement, read_threads
+from kata_runtime.broker import syscalls
 
+MS_BIND = 0x1000
 FIRST_COPY = 100
 """Descriptors are copied up here first, so that setting one in the child cannot overwrite another."""
 
@@ -55,6 +59,15 @@ class LocalHost:
     def __init__(self) -> None:
         self.children: dict[str, LocalChild] = {}
         self.dial: Dial
+        self._views: list[Path] = []
+
+    async def make_jail(self, root: Path, files: Mapping[str, Path]) -> None:
+        """See Host; needs root. Its files are removed with `aclose`."""
+        root.mkdir(parents=True)
+        for name, source in files.items():
+            (root / name).touch()
+            syscalls.mount(str(source), str(root / name), flags=MS_BIND)
+            self._views.append(root / name)
 
     async def spawn(
         self,
@@ -84,6 +97,10 @@ class LocalHost:
         self.children[name] = LocalChild(name, pid)
         return self.children[name]
 
+    async def discard(self, path: Path) -> None:
+        """See Host."""
+        path.unlink(missing_ok=True)
+
     async def admit_guest(self, address: int | str) -> None:
         """See Host."""
         self.dial = dial_vsock(address) if isinstance(address, int) else dial_unix(address)
@@ -97,7 +114,11 @@ class LocalHost:
         return read_threads(child.pid)
 
     async def aclose(self) -> None:
-        """End what a failed test has left."""
+        """End what a failed test has left, and take the jail apart."""
         for child in self.children.values():
             await child.kill()
             await child.wait()
+        for view in self._views:
+            syscalls.unmount(str(view))
+        if self._views:
+            shutil.rmtree(self._views[0].parents[3])

@@ -38,7 +38,10 @@ class Lab:
         self.directory = Path(tempfile.mkdtemp(prefix="ka-", suffix="x", dir="/run"))
         self.namespace = self.directory.name
         self.sink = EventSink(self.directory / "events.sock")
-        self.rootfs = self.directory / "rootfs"
+        # containerd's root, with the directory of a snapshotter.
+        self.root = self.directory / "root"
+        self.snapshots = self.root / "io.containerd.snapshotter.v1.lab"
+        self.rootfs = self.snapshots / "rootfs"
         self.launcher = self.directory / SHIM
         self.address = f"{self.directory}/containerd.sock"
         self.sandboxes: list[SandboxIdentity] = []
@@ -83,13 +86,15 @@ class Lab:
         path = self.directory / "bundles" / container_id
         write_bundle(path, spec)
         os.mkfifo(path / "log", 0o600)
+        work = self.root / "io.containerd.runtime.v2.task" / self.namespace / container_id
+        (path / "work").symlink_to(work)
         # containerd reads it from before the start on.
         self.logs[path] = os.open(path / "log", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         return path
 
     def overlay(self, container_id: str) -> types_pb2.Mount:
         """A root file system of its own over the common one, as a snapshotter gives it."""
-        home = self.directory / "snapshots" / container_id
+        home = self.snapshots / container_id
         for name in ("upper", "work"):
             (home / name).mkdir(parents=True)
         options = [f"lowerdir={self.rootfs}", f"upperdir={home}/upper", f"workdir={home}/work"]

@@ -30,12 +30,12 @@ def for_image(image: Path) -> dict[str, Value]:
     }
 
 
-def render(values: Mapping[str, Value]) -> str:
-    """The shipped file's text with these keys set; each stays on its line.
+def render(values: Mapping[str, Value], hypervisor: str = "qemu") -> str:
+    """The text of a hypervisor's shipped file with these keys set; each stays on its line.
 
     A key is the first of its name, or TABLE.KEY.
     """
-    text = (SHIPPED / "configuration-qemu.toml").read_text(encoding="utf-8")
+    text = (SHIPPED / f"configuration-{hypervisor}.toml").read_text(encoding="utf-8")
     for name, value in values.items():
         literal = json.dumps(str(value) if isinstance(value, Path) else value)
         table, _, key = name.rpartition(".")

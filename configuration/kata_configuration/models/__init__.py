@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from kata_configuration.models.agent import KataAgent
 from kata_configuration.models.base import HypervisorTable, Table
@@ -24,7 +24,6 @@ __all__ = [
     "OTHER_NAMES",
     "PLANNED",
     "TABLES",
-    "Hypervisor",
     "HypervisorTable",
     "KataAgent",
     "QemuHypervisor",
@@ -35,8 +34,12 @@ __all__ = [
 
 Key = TypeVar("Key")
 
-# The type of a selected hypervisor's table.
-Hypervisor = QemuHypervisor
+if TYPE_CHECKING:
+    from kata_configuration.models.cloud_hypervisor import CloudHypervisor
+    from kata_configuration.models.firecracker import Firecracker
+
+    # The type of a selected hypervisor's table.
+    Hypervisor: TypeAlias = QemuHypervisor | CloudHypervisor | Firecracker
 
 
 class Models(Mapping[Key, type[Table]]):
@@ -68,7 +71,7 @@ _HYPERVISORS = {
 _AGENTS = {"kata": "agent:KataAgent"}
 
 # The hypervisors that have a driver in this version. Tables of the others are checked all the same.
-AVAILABLE = ("qemu", "dragonball")
+AVAILABLE = ("qemu", "clh", "firecracker", "dragonball")
 
 HYPERVISORS: Models[str] = Models(_HYPERVISORS)
 AGENTS: Models[str] = Models(_AGENTS)
@@ -90,6 +93,7 @@ PLANNED: Models[tuple[str, ...]] = Models(
     {
         ("hypervisor", "qemu"): "qemu_planned:QemuPlanned",
         ("hypervisor", "clh"): "cloud_hypervisor_planned:CloudHypervisorPlanned",
+        ("hypervisor", "firecracker"): "firecracker_planned:FirecrackerPlanned",
         ("hypervisor", "dragonball"): "dragonball_planned:DragonballPlanned",
         ("agent", "kata"): "agent_planned:AgentPlanned",
         ("runtime",): "runtime_planned:RuntimePlanned",

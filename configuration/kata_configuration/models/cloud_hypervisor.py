@@ -9,8 +9,7 @@ from pydantic import Field
 
 from kata_configuration.models import device_keys as device
 from kata_configuration.models import machine_keys as machine
-from kata_configuration.models.base import About, HypervisorTable
-from kata_configuration.models.subtables import Factory, RootlessUser
+from kata_configuration.models.base import HypervisorTable
 
 
 class CloudHypervisor(HypervisorTable):
@@ -27,47 +26,22 @@ class CloudHypervisor(HypervisorTable):
     image: machine.Image = None
     valid_image_paths: machine.ValidImagePaths = ()
     rootfs_type: machine.RootfsType = "erofs"
-    firmware: machine.Firmware = None
-    valid_firmware_paths: machine.ValidFirmwarePaths = ()
     kernel_params: machine.KernelParams = ""
-    kernel_verity_params: machine.KernelVerityParams = ""
-    cpu_features: machine.CpuFeatures = ""
     default_vcpus: machine.DefaultVcpus = Field(1, ge=1, le=254)
     default_maxvcpus: machine.DefaultMaxVcpus = Field(0, ge=0, le=254)
-    disable_nested_virtualization: machine.DisableNestedVirtualization = False
     default_memory: machine.DefaultMemory = Field(512, ge=128, le=16 * 1024 * 1024)
-    default_maxmemory: machine.DefaultMaxMemory = Field(0, ge=0, le=16 * 1024 * 1024)
     overhead_vcpus: machine.OverheadVcpus = Field(0.0, ge=0, le=254)
     overhead_memory: machine.OverheadMemory = Field(0, ge=0, le=16 * 1024 * 1024)
     enable_mem_prealloc: machine.EnableMemPrealloc = False
     reclaim_guest_freed_memory: machine.ReclaimGuestFreedMemory = False
-    enable_guest_swap: machine.EnableGuestSwap = False
-    guest_swap_path: machine.GuestSwapPath = Path("/run/kata-containers/swap")
-    guest_swap_size_percent: device.GuestSwapSize = 100
-    guest_swap_create_threshold_secs: device.GuestSwapThreshold = 60
     disable_seccomp: machine.DisableSeccomp = False
-    selinux_label: machine.SelinuxLabel = ""
-    disable_selinux: machine.DisableSelinux = False
-    rootless: machine.Rootless = False
-    rootless_user: Annotated[
-        RootlessUser | None,
-        About(
-            "The user that runs the machine where rootless is true; a new one where it is absent.",
-            "Kata 3.22.0",
-        ),
-    ] = None
     shared_fs: device.SharedFs = "virtio-fs"
     virtio_fs_daemon: device.VirtioFsDaemon = Path("/usr/lib/qemu/virtiofsd")
     valid_virtio_fs_daemon_paths: device.ValidVirtioFsDaemonPaths = ()
     virtio_fs_extra_args: device.VirtioFsExtraArgs = ()
     virtio_fs_cache: device.VirtioFsCache = "auto"
     virtio_fs_queue_size: device.VirtioFsQueueSize = 1024
-    block_device_driver: Annotated[Literal["virtio-blk-pci", "virtio-pmem"], device.BLOCK_DEVICE_DRIVER] = (
-        "virtio-blk-pci"
-    )
-    vm_rootfs_driver: Annotated[Literal["virtio-blk-pci", "virtio-pmem"], device.VM_ROOTFS_DRIVER] = (
-        "virtio-blk-pci"
-    )
+    block_device_driver: Annotated[Literal["virtio-blk-pci"], device.BLOCK_DEVICE_DRIVER] = "virtio-blk-pci"
     block_device_cache_direct: device.BlockDeviceCacheDirect = False
     disk_rate_limiter_bw_max_rate: device.DiskBandwidth = 0
     disk_rate_limiter_bw_one_time_burst: device.DiskBandwidthBurst = 0
@@ -78,10 +52,5 @@ class CloudHypervisor(HypervisorTable):
     network_queues: device.NetworkQueues = 1
     entropy_source: machine.EntropySource = Path("/dev/urandom")
     valid_entropy_sources: machine.ValidEntropySources = ()
-    guest_hook_path: machine.GuestHookPath = ""
-    factory: Annotated[Factory, About("Starting virtual machines from a template.", "Kata 3.23.0")] = (
-        Factory()
-    )
     enable_annotations: machine.EnableAnnotations = ()
     enable_debug: machine.EnableDebug = False
-    log_level: machine.HypervisorLogLevel = "info"

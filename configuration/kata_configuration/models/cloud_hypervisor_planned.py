@@ -1,13 +1,48 @@
-"""Keys of [hypervisor.clh] that the driver will not honour from its beginning. See qemu_planned."""
+"""Keys of [hypervisor.clh] that the driver does not honour yet. See qemu_planned."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from kata_configuration.models import device_keys as device
 from kata_configuration.models import machine_keys as machine
-from kata_configuration.models.base import HypervisorTable
+from kata_configuration.models.base import About, HypervisorTable
+from kata_configuration.models.subtables import Factory, RootlessUser
 
 
 class CloudHypervisorPlanned(HypervisorTable):
-    """What the driver of Cloud Hypervisor will honour later."""
+    """What the driver of Cloud Hypervisor will honour."""
 
+    firmware: machine.Firmware = None
+    valid_firmware_paths: machine.ValidFirmwarePaths = ()
+    kernel_verity_params: machine.KernelVerityParams = ""
+    cpu_features: machine.CpuFeatures = ""
+    disable_nested_virtualization: machine.DisableNestedVirtualization = False
+    default_maxmemory: machine.DefaultMaxMemory = Field(0, ge=0, le=16 * 1024 * 1024)
+    enable_guest_swap: machine.EnableGuestSwap = False
+    guest_swap_path: machine.GuestSwapPath = Path("/run/kata-containers/swap")
+    guest_swap_size_percent: device.GuestSwapSize = 100
+    guest_swap_create_threshold_secs: device.GuestSwapThreshold = 60
+    selinux_label: machine.SelinuxLabel = ""
+    disable_selinux: machine.DisableSelinux = False
+    rootless: machine.Rootless = False
+    rootless_user: Annotated[
+        RootlessUser | None,
+        About(
+            "The user that runs the machine where rootless is true; a new one where it is absent.",
+            "Kata 3.22.0",
+        ),
+    ] = None
+    vm_rootfs_driver: Annotated[Literal["virtio-blk-pci", "virtio-pmem"], device.VM_ROOTFS_DRIVER] = (
+        "virtio-blk-pci"
+    )
+    guest_hook_path: machine.GuestHookPath = ""
+    factory: Annotated[Factory, About("Starting virtual machines from a template.", "Kata 3.23.0")] = (
+        Factory()
+    )
     confidential_guest: machine.ConfidentialGuest = False
     sev_snp_guest: machine.SevSnpGuest = False
+    log_level: machine.HypervisorLogLevel = "info"

@@ -29,22 +29,17 @@ class Firecracker(HypervisorTable):
     valid_image_paths: machine.ValidImagePaths = ()
     rootfs_type: machine.RootfsType = "erofs"
     kernel_params: machine.KernelParams = ""
-    kernel_verity_params: machine.KernelVerityParams = ""
     default_vcpus: machine.DefaultVcpus = Field(1, ge=1, le=32)
     default_maxvcpus: machine.DefaultMaxVcpus = Field(0, ge=0, le=32)
     default_memory: machine.DefaultMemory = Field(512, ge=128, le=16 * 1024 * 1024)
     overhead_vcpus: machine.OverheadVcpus = Field(0.0, ge=0, le=32)
     overhead_memory: machine.OverheadMemory = Field(0, ge=0, le=16 * 1024 * 1024)
     disable_seccomp: machine.DisableSeccomp = False
-    selinux_label: machine.SelinuxLabel = ""
-    disable_selinux: machine.DisableSelinux = False
     shared_fs: device.NoSharedFs = "none"
     block_device_driver: Annotated[Literal["virtio-blk-mmio"], device.BLOCK_DEVICE_DRIVER] = "virtio-blk-mmio"
     disk_rate_limiter_bw_max_rate: device.DiskBandwidth = 0
     disk_rate_limiter_bw_one_time_burst: device.DiskBandwidthBurst = 0
     disk_rate_limiter_ops_max_rate: device.DiskOperations = 0
     disk_rate_limiter_ops_one_time_burst: device.DiskOperationsBurst = 0
-    guest_hook_path: machine.GuestHookPath = ""
     enable_annotations: machine.EnableAnnotations = ()
     enable_debug: machine.EnableDebug = False
-    log_level: machine.HypervisorLogLevel = "info"

@@ -44,6 +44,12 @@ def _verity_parameters(value: str) -> str:
     return value
 
 
+def _paired_quotes(value: str) -> str:
+    if value.count('"') % 2:
+        raise malformed("has a double quote without its pair", "close it")
+    return value
+
+
 # Programs.
 ProgramPath = Annotated[HostPath, About("The program that runs the virtual machine.", "Kata 3.0.0")]
 ValidHypervisorPaths = Annotated[
@@ -109,6 +115,7 @@ ValidFirmwarePaths = Annotated[
 RootfsType = Annotated[Literal["erofs", "ext4", "xfs"], About("The image's file system.", "Kata 3.1.0")]
 KernelParams = Annotated[
     Text,
+    AfterValidator(_paired_quotes),
     About(
         "Words added at the end of the kernel's command line; double quotes keep spaces.",
         "Kata 3.0.0",

@@ -81,13 +81,6 @@ class QemuHypervisor(HypervisorTable):
             raise malformed(faults[0].message, faults[0].hint, sandbox_faults=faults)
         return value
 
-    @field_validator("kernel_params")
-    @classmethod
-    def _check_quotes(cls, value: str) -> str:
-        if value.count('"') % 2:
-            raise malformed("has a double quote without its pair", "close it")
-        return value
-
     @property
     def confined(self) -> bool:
         """Whether the configuration asks QEMU for a seccomp filter."""

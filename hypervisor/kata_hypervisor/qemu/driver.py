@@ -23,7 +23,15 @@ from kata_agent.transport import GuestTransport
 from kata_agent.transports import SerialTransport, VsockTransport
 from kata_configuration.models.qemu import QemuHypervisor as QemuTable
 from kata_hypervisor import vhost_vsock, virtiofsd
-from kata_hypervisor.contract import Hypervisor, SharedDirectory, VmExit, VmmProcess, VmSpec
+from kata_hypervisor.contract import (
+    Capabilities,
+    Hypervisor,
+    SharedDirectory,
+    VmExit,
+    VmmProcess,
+    VmSpec,
+    check_supported,
+)
 from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError
 from kata_hypervisor.host import Child, ExitStatus, Host
 from kata_hypervisor.qemu import command
@@ -75,11 +83,15 @@ class Qemu(Hypervisor):
         self._warnings: tuple[str, ...] = ()
         self._spawning: asyncio.Task[Monitor] | None = None
         self._stopping: asyncio.Task[None] | None = None
+        self._prepared = False
         self._running = False
         self._requested = False
 
+    capabilities = Capabilities(file_sharing=True, pause=True)
+
     async def prepare(self, spec: VmSpec) -> None:
         """See the contract."""
+        check_supported("qemu", self.capabilities, spec)
         if self._spawning is not None or self._requested:
             raise LaunchError(f"cannot start the virtual machine of {spec.sandbox_id}: it was used before")
         # A task of its own: a child that is started while its caller is cancelled must be known, to be ended.

@@ -12,6 +12,8 @@ from kata_hypervisor.seccomp.seal import SHIM_FEATURES
 
 FEATURES: dict[str, frozenset[str]] = {
     "qemu": frozenset({"serial"}),
+    "clh": frozenset(),
+    "firecracker": frozenset(),
 }
 _MACHINE_IN_PROCESS = "vcpu"
 

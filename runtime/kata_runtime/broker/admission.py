@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_SPEC = 4 << 20
-BEFORE_THE_SEAL = ("prepare", "spawn", "announce_seal", "admit_guest")
+BEFORE_THE_SEAL = ("prepare", "spawn", "announce_seal", "admit_guest", "make_jail")
 SANDBOX_KEYS = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
 
 

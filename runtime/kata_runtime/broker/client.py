@@ -11,11 +11,12 @@ import os
 import signal
 import socket
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from kata_hypervisor.errors import LaunchError
+from kata_hypervisor.errors import HostUnfitError, LaunchError
 from kata_hypervisor.host import Child, ExitStatus
 from kata_hypervisor.seccomp.proof import ThreadConfinement
 from kata_runtime.broker import messages
@@ -185,6 +186,13 @@ class Broker:
         result, _ = await self._request("supervise", [listener])
         return [ThreadConfinement(*thread) for thread in result["threads"]]
 
+    async def discard(self, path: Path) -> None:
+        """See `kata_hypervisor.host.Host.discard`."""
+        try:
+            await self._request("discard", path=str(path))
+        except BrokerLostError:
+            return  # it goes with the sandbox's directory
+
     async def admit_guest(self, address: int | str) -> None:
         """See `kata_hypervisor.host.Host.admit_guest`."""
         await self._request("admit_guest", address=address)
@@ -205,6 +213,15 @@ class Broker:
         sock = socket.socket(fileno=fd)
         sock.setblocking(False)  # it is; Python's own flag says so from here on
         return sock
+
+    async def make_jail(self, root: Path, files: Mapping[str, Path]) -> None:
+        """Make a root directory for a child; see `kata_hypervisor.host.Host`. Once for each sandbox."""
+        try:
+            await self._request(
+                "make_jail", root=str(root), files={name: str(path) for name, path in files.items()}
+            )
+        except RequestFailedError as error:
+            raise HostUnfitError(str(error)) from None
 
     async def oom_kills(self) -> int:
         """How many processes of the sandbox's cgroup the kernel has killed for want of memory."""

@@ -302,6 +302,14 @@ class Server:
         self._files.remove(path)
         return {}, []
 
+    def _do_discard(self, path: str) -> Reply:
+        self._workspace.discard(path)
+        return {}, []
+
+    def _do_make_jail(self, root: str, files: dict[str, str]) -> Reply:
+        self._workspace.make_jail(root, files)
+        return {}, []
+
     # -- what is opened for the shim -----------------------------------------------------------------------
 
     def _do_admit_guest(self, address: int | str) -> Reply:

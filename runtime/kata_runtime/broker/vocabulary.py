@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     Check = Callable[[Any], bool]
 
 # The roles under which a child may be started: the VMMs, their helpers, and no others.
-CHILDREN = ("qemu", "virtiofsd", "cloud-hypervisor", "firecracker", "jailer", "solo5-hvt", "solo5-spt")
+CHILDREN = (
+    "qemu",
+    "virtiofsd",
+    "cloud-hypervisor",
+    "firecracker",
+    "solo5-hvt",
+    "solo5-spt",
+    "rootfs-image",
+)
 # File systems that a container's root may be made of; each one's kernel code is exposed to the image.
 FILESYSTEMS = ("bind", "overlay", "ext4", "xfs", "btrfs", "zfs", "erofs", "squashfs")
 FIFO_MODES = {
@@ -33,6 +41,7 @@ SEAL_MODES = ("enforce", "log")
 MAX_CHILD_FD = 255
 MAX_WORDS = 1024
 MAX_MOUNTS = 16
+MAX_JAIL_FILES = 64
 
 
 def _text(value: Any) -> bool:
@@ -111,6 +120,18 @@ def _mount(value: Any) -> bool:
     )
 
 
+def _jail_files(value: Any) -> bool:
+    """Files of the host by the names that they have in a jail's root."""
+    return (
+        isinstance(value, dict)
+        and len(value) <= MAX_JAIL_FILES
+        and all(
+            name.replace("-", "").replace("_", "").isalnum() and len(name) <= 100 and _path(path)
+            for name, path in value.items()
+        )
+    )
+
+
 _PID = _number(2, 2**22)
 
 OPERATIONS: dict[str, dict[str, Check]] = {
@@ -127,6 +148,7 @@ OPERATIONS: dict[str, dict[str, Check]] = {
     "supervise": {},
     "open_spec": {"bundle": _path},
     "oom_kills": {},
+    "discard": {"path": _path},
     "admit_guest": {"address": _address},
     "connect_guest": {"port": _number(1, 2**32 - 2)},
     "connect_events": {},
@@ -135,6 +157,7 @@ OPERATIONS: dict[str, dict[str, Check]] = {
     "bind": {"source": _path, "target": _path, "readonly": _flag, "recursive": _flag},
     "unmount": {"target": _path},
     "remove": {"path": _path},
+    "make_jail": {"root": _path, "files": _jail_files},
     "open_fifo": {"path": _path, "mode": _one_of(FIFO_MODES)},
     "open_log": {"path": _path},
     "close": {},

@@ -1,5 +1,7 @@
 """What a broker works on: the sandbox's directory and its lock, the mount namespace, and the undo stack.
 
+A VMM's jail, where one is asked for, is a tmpfs of the namespace too: <directory>/jail.
+
 In the namespace, <directory>/shared is a small tmpfs twice over: the broker makes its directories and mounts
 in the lower one, and what virtiofsd serves is the upper one, the same tree read-only. So a guest can write to
 what was mounted for it and to nothing else, cannot fill the host's /run, and cannot plant a link in the
@@ -10,9 +12,10 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from kata_runtime.broker import janitor, processes, syscalls
-from kata_runtime.broker.errors import RequestFailedError
+from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
 from kata_runtime.broker.origin import Origin
 from kata_runtime.broker.territory import Territory
 from kata_runtime.broker.undo import UndoLog
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from kata_runtime.identity import SandboxIdentity
 
 _TMPFS_OPTIONS = "mode=0755,size=4m,nr_inodes=65536"
+# Programs and devices are allowed: a jailer copies its program there and makes the devices for it.
+_JAIL_OPTIONS = "mode=0755,size=128m,nr_inodes=1024"
 _HOLD = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -36,6 +41,7 @@ class Workspace:
     def __init__(self, identity: SandboxIdentity, bundle: str, shim: int, *, namespace: bool) -> None:
         self._path = identity.directory
         self._namespace = namespace
+        self._jailed = False
         self.origin = Origin.leave() if namespace else Origin(None)
         self.directory = _take(self._path)
         if left := _undo_predecessor(self.directory, self._path):
@@ -74,6 +80,60 @@ class Workspace:
             os.close(served)
         return writable
 
+    def make_jail(self, root: str, files: dict[str, str]) -> None:
+        """Make a root directory below <directory>/jail, with read-only views of files of the host; once.
+
+        Later the jail is its prisoner's, who may plant links in it.
+
+        Raises:
+            RequestRefusedError: it is somewhere else, or there is one already.
+            RequestFailedError: the host cannot do it.
+        """
+        jail = os.path.join(self._path, "jail")
+        names = root.removeprefix(jail + "/").split("/")
+        if not root.startswith(jail + "/") or any(name in ("", ".", "..") for name in names):
+            raise RequestRefusedError(f"{root} is not below {jail}")
+        if self._jailed or not self._namespace:
+            raise RequestRefusedError("the sandbox has its jail already, or no mount namespace for one")
+        self._jailed = True
+        try:
+            os.mkdir(jail, 0o700)
+            syscalls.mount("kata-jail", jail, "tmpfs", syscalls.MS_NOSUID, _JAIL_OPTIONS)
+            os.makedirs(root, 0o755)
+            for name, source in files.items():
+                self._show(source, os.path.join(root, name))
+        except OSError as error:
+            raise RequestFailedError(
+                f"cannot make the jail {root}: {error.filename or ''} {error.strerror}", error.errno or 0
+            ) from None
+
+    def _show(self, source: str, target: str) -> None:
+        """Put a read-only view of a file of the host on a new file."""
+        tree = self.origin.take(source, recursive=False)
+        try:
+            place = os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o444)
+            try:
+                attributes = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOEXEC
+                syscalls.set_attributes(tree, attributes, recursive=False, propagation=syscalls.MS_PRIVATE)
+                syscalls.attach_tree(tree, place)
+            finally:
+                os.close(place)
+        finally:
+            os.close(tree)
+
+    def discard(self, path: str) -> None:
+        """Remove a socket from the sandbox's directory. Raises RequestRefusedError for all else."""
+        parent, name = os.path.split(path)
+        if parent != self._path:
+            raise RequestRefusedError(f"{path} is not in the sandbox's directory {self._path}")
+        try:
+            kind = stat.S_IFMT(os.stat(name, dir_fd=self.directory, follow_symlinks=False).st_mode)
+        except FileNotFoundError:
+            return
+        if kind != stat.S_IFSOCK:
+            raise RequestRefusedError(f"{path} is not a socket")
+        os.unlink(name, dir_fd=self.directory)
+
     def undo(self, spared: Collection[int]) -> list[str]:
         """Undo everything and remove the directory; returns a line for each thing that is left."""
         left = janitor.replay(self.log, self.territory, spared, mounted=True)
@@ -81,6 +141,8 @@ class Workspace:
         self.origin.close()
         if self._namespace:
             self._unshare_directory()
+        if self._jailed:
+            self._leave_jail()
         if not left:
             left = janitor.clear(self.directory, self._path)
         self.log.close()
@@ -96,6 +158,14 @@ class Workspace:
                 if error.errno != errno.EINVAL:
                     raise
                 return
+
+    def _leave_jail(self) -> None:
+        """Detach the jail's file system, and what is mounted in it."""
+        try:
+            syscalls.unmount(os.path.join(self._path, "jail"), lazy=True)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOENT):
+                raise
 
 
 def _take(path: str) -> int:

@@ -50,12 +50,13 @@ class Setup:
     """What the host is checked against: the configuration in force, or what we ship where there is none."""
 
     accelerator: str
-    qemu: Path
-    virtiofsd: Path
+    program: Path
+    virtiofsd: Path | None
     memory_mib: int
     artifacts: tuple[Path, ...]
     configuration: Finding
     root: Path = Path("/")
+    hypervisor: str = "qemu"
 
 
 Check = Callable[[Setup], Finding]
@@ -108,12 +109,13 @@ def setup_of(configuration: Configuration) -> Setup:
     """What the host is checked against, of a configuration."""
     table = configuration.hypervisor
     return Setup(
-        table.accelerator,
+        "kvm" if table.needs_kvm else "tcg",
         table.path,
-        table.virtio_fs_daemon,
+        getattr(table, "virtio_fs_daemon", None),
         table.default_memory,
         tuple(path for path in (table.kernel, table.initrd, table.image) if path is not None),
         Finding("configuration", Status.OK, str(configuration)),
+        hypervisor=configuration.hypervisor_name,
     )
 
 
@@ -126,7 +128,10 @@ def check_kvm(setup: Setup) -> Finding:
         return Finding("kvm", Status.OK, verdict.reason)
     if setup.accelerator == "tcg":
         return Finding("kvm", Status.WARN, f"{verdict.reason}; QEMU emulates (slow), as configured")
-    return Finding("kvm", Status.FAIL, verdict.reason, 'accelerator = "tcg" in [hypervisor.qemu] (slow)')
+    fix = 'accelerator = "tcg" in [hypervisor.qemu] (slow)'
+    if setup.hypervisor != "qemu":
+        fix = f'hypervisor_name = "qemu", and {fix}'
+    return Finding("kvm", Status.FAIL, verdict.reason, fix)
 
 
 def check_vhost_vsock(setup: Setup) -> Finding:
@@ -145,9 +150,21 @@ def check_tun(setup: Setup) -> Finding:
     return _device(setup, "tun", "dev/net/tun", "pods can have no network", "modprobe tun")
 
 
-def check_qemu(setup: Setup) -> Finding:
-    """Whether QEMU is there, and not too old."""
-    return _program("qemu", setup.qemu, OLDEST_QEMU, "apt-get install qemu-system-x86")
+def check_vmm(setup: Setup) -> Finding:
+    """Whether the program that runs virtual machines is there, and of which version."""
+    if setup.hypervisor == "qemu":
+        return _program("qemu", setup.program, OLDEST_QEMU, "apt-get install qemu-system-x86")
+    from kata_runtime.ctl.drivers import DRIVERS
+
+    driver = DRIVERS[setup.hypervisor]
+    found = _program(
+        driver.program, setup.program, (0, 0), f"correct path in [hypervisor.{setup.hypervisor}]"
+    )
+    supported = driver.supported
+    doubt = supported.doubt(driver.program, found.cause.rpartition(" ")[2]) if supported else None
+    if found.status is Status.OK and doubt:
+        return Finding(driver.program, Status.WARN, f"{setup.program}: {doubt}", "see docs/drivers")
+    return found
 
 
 def check_virtiofsd(setup: Setup) -> Finding:
@@ -155,6 +172,8 @@ def check_virtiofsd(setup: Setup) -> Finding:
     from kata_hypervisor.errors import HostUnfitError
     from kata_hypervisor.virtiofsd import dialect_of
 
+    if setup.virtiofsd is None:
+        return Finding("virtiofsd", Status.OK, "not needed: this hypervisor shares no files")
     try:
         dialect = dialect_of(setup.virtiofsd)
     except HostUnfitError as error:
@@ -220,7 +239,7 @@ CHECKS: tuple[Check, ...] = (
     check_kvm,
     check_vhost_vsock,
     check_tun,
-    check_qemu,
+    check_vmm,
     check_virtiofsd,
     check_containerd,
     check_cgroups,

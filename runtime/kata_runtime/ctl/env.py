@@ -103,13 +103,15 @@ def _host(configuration: Configuration | None) -> Facts:
         table = configuration.hypervisor
         facts["hypervisor"] = {
             "name": configuration.hypervisor_name,
-            "program": _said(check.check_qemu(setup)),
+            "program": _said(check.check_vmm(setup)),
             "accelerator": setup.accelerator,
             "confinement": _confinement(configuration),
+            "shim seccomp": _seal(configuration),
             "guest seccomp": "off" if configuration.runtime.disable_guest_seccomp else "each container's own",
         }
         if table.shared_fs == "virtio-fs":
             facts["hypervisor"]["virtiofsd"] = _said(check.check_virtiofsd(setup))
+    facts["drivers"] = _drivers(configuration)
     facts["host"] = {
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
         "kvm": _said(check.check_kvm(setup)),
@@ -117,6 +119,33 @@ def _host(configuration: Configuration | None) -> Facts:
         "containerd": _said(check.check_containerd(setup)),
     }
     return facts
+
+
+def _drivers(configuration: Configuration | None) -> Facts:
+    from kata_runtime.ctl import drivers
+
+    selected = configuration.hypervisor_name if configuration else ""
+    path = getattr(configuration.hypervisor, "path", None) if configuration else None
+    return {name: drivers.describe(name, path if name == selected else None) for name in drivers.DRIVERS}
+
+
+def _seal(configuration: Configuration) -> str:
+    """What holds the runtime's own process."""
+    from kata_hypervisor.errors import HypervisorError
+    from kata_hypervisor.seccomp import actions
+    from kata_hypervisor.seccomp.drivers import rules_of
+    from kata_hypervisor.seccomp.policy import PROCESS, load_policy
+
+    mode = configuration.runtime.shim_seccomp
+    if mode == "off":
+        return "off: the runtime's process runs without a seccomp filter"
+    try:
+        rules = rules_of(load_policy(), configuration.hypervisor_name, PROCESS)
+    except HypervisorError as error:
+        return f"{mode}, but: {error}"
+    calls = {call for rule in rules for call in rule.calls if rule.action == actions.ALLOW}
+    deed = "end the pod" if mode == "enforce" else "are let through, and named in the log"
+    return f"{mode}: {len(calls)} system calls are allowed (kata-ctl seccomp show), others {deed}"
 
 
 def _confinement(configuration: Configuration) -> str:

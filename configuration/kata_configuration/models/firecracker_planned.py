@@ -1,0 +1,16 @@
+"""Keys of [hypervisor.firecracker] that the driver does not honour yet. See qemu_planned."""
+
+from __future__ import annotations
+
+from kata_configuration.models import machine_keys as machine
+from kata_configuration.models.base import HypervisorTable
+
+
+class FirecrackerPlanned(HypervisorTable):
+    """What the driver of Firecracker will honour."""
+
+    kernel_verity_params: machine.KernelVerityParams = ""
+    selinux_label: machine.SelinuxLabel = ""
+    disable_selinux: machine.DisableSelinux = False
+    guest_hook_path: machine.GuestHookPath = ""
+    log_level: machine.HypervisorLogLevel = "info"

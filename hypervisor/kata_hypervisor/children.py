@@ -1,0 +1,135 @@
+"""The processes of one machine: started with what they inherit, listened to, watched, and ended together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+import anyio
+
+from kata_hypervisor.host import Child, ExitStatus, Host
+from kata_hypervisor.tail import Follower, Tail, follow
+
+STDOUT, STDERR = 1, 2
+
+MOMENT = 0.1
+"""Seconds within which two ends belong together, and in which last words arrive."""
+
+
+class Reader(Follower):
+    """A follower that passes on what it reads, and keeps the end of it.
+
+    take: called with each piece.
+    """
+
+    def __init__(self, take: Callable[[bytes], None]) -> None:
+        super().__init__()
+        self._take = take
+
+    def data_received(self, data: bytes) -> None:
+        """Asyncio's callback."""
+        super().data_received(data)
+        self._take(data)
+
+
+class Children:
+    """The processes of one machine, by name; the first that is started last is the VMM.
+
+    host: starts them. log: where their words go line by line, or None.
+    """
+
+    def __init__(self, host: Host, log: logging.Logger | None) -> None:
+        self._host = host
+        self._log = log
+        self._children: dict[str, Child] = {}
+        self._followers: dict[str, Follower] = {}
+        # What of a machine is ours in this process; closed when its processes have ended.
+        self.ours = contextlib.AsyncExitStack()
+
+    def __getitem__(self, name: str) -> Child:
+        return self._children[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._children
+
+    def __bool__(self) -> bool:
+        return bool(self._children)
+
+    async def spawn(
+        self, name: str, argv: Sequence[str], fds: Mapping[int, int], *, stdout: str | None = None
+    ) -> Child:
+        """Start a process with these descriptors and a standard error that is kept.
+
+        stdout: the heading under which its standard output is kept too. Raises LaunchError.
+        """
+        with contextlib.ExitStack() as theirs:
+            ends = {STDERR: await self.pipe(f"{name} stderr", theirs)}
+            if stdout is not None:
+                ends[STDOUT] = await self.pipe(stdout, theirs)
+            child = await self._host.spawn(name, argv, fds={**fds, **ends})
+        self._children[name] = child
+        return child
+
+    async def pipe(self, heading: str, theirs: contextlib.ExitStack) -> int:
+        """Make a pipe whose content is kept under a heading; return the end to write, closed by `theirs`."""
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        theirs.callback(os.close, writer)
+        log = self._log.getChild(heading.replace(" ", "_")).debug if self._log is not None else None
+        follower = await follow(os.fdopen(reader, "rb", buffering=0), log)
+        self._followers[heading] = follower
+        self.ours.push_async_callback(follower.aclose)
+        return writer
+
+    async def read(self, take: Callable[[bytes], None], theirs: contextlib.ExitStack) -> int:
+        """Make a pipe whose content goes to a function; return the end to write, closed by `theirs`."""
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        theirs.callback(os.close, writer)
+        follower = Reader(take)
+        await follower.follow(os.fdopen(reader, "rb", buffering=0))
+        self.ours.push_async_callback(follower.aclose)
+        return writer
+
+    def tail(self, heading: str) -> Tail:
+        """What is kept under a heading."""
+        follower = self._followers.get(heading)
+        return follower.tail if follower else Tail()
+
+    @property
+    def last_words(self) -> dict[str, str]:
+        """Everything that is kept and not empty, by heading."""
+        texts = {heading: follower.tail.text for heading, follower in self._followers.items()}
+        return {heading: text for heading, text in texts.items() if text}
+
+    async def watch(self, linger: Callable[[], Awaitable[None]]) -> dict[str, ExitStatus]:
+        """Wait for the first end, then end all; return who had ended by then, and how.
+
+        linger: awaited between, for what the VMM may still do by itself.
+        """
+        waits = {name: asyncio.ensure_future(child.wait()) for name, child in self._children.items()}
+        await asyncio.wait(waits.values(), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waits.values(), timeout=MOMENT)
+        await linger()
+        ended = {name: task.result() for name, task in waits.items() if task.done()}
+        await self.kill()
+        await asyncio.wait(waits.values())
+        await self.hear_last_words()
+        return ended
+
+    async def hear_last_words(self) -> None:
+        """Read what the dead have written; a grandchild that holds a pipe open does not keep us."""
+        with anyio.move_on_after(MOMENT):
+            for follower in self._followers.values():
+                await follower.ended.wait()
+
+    async def kill(self) -> None:
+        """Kill all; nothing for those that have ended."""
+        for child in self._children.values():
+            await child.kill()
+
+    async def wait(self) -> None:
+        """Return when all have ended."""
+        for child in self._children.values():
+            await child.wait()

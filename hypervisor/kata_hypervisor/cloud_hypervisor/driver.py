@@ -1,0 +1,218 @@
+"""The Cloud Hypervisor driver: what it does its own way; the rest is `RestMachine`'s.
+
+What confines it: Cloud Hypervisor puts a filter on each thread as its first act, and a second, smaller one on
+each vCPU's. Its main thread has none: it starts the others, and then waits for their end. So the proof is:
+every thread but the main one is under a filter, every vCPU under two; unconfined, none has any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from kata_agent.transports import HybridVsockTransport
+from kata_configuration.models.cloud_hypervisor import CloudHypervisor as Table
+from kata_hypervisor import ending, fitness, sockets, versions, virtiofsd
+from kata_hypervisor.cloud_hypervisor import machine
+from kata_hypervisor.cloud_hypervisor.events import EventStream
+from kata_hypervisor.contract import Capabilities, Disk, SharedDirectory, VmSpec
+from kata_hypervisor.host import Host
+from kata_hypervisor.rest import RestClient, RestError
+from kata_hypervisor.rest_machine import CONSOLE, VIRTIOFSD, RestMachine, Step
+from kata_hypervisor.seccomp.proof import ThreadConfinement, find_breach
+
+__all__ = ["CloudHypervisorDriver"]
+
+API_BASE = "/api/v1"
+VCPU_THREAD = re.compile(r"vcpu\d+")
+VCPU_FILTERS = 2
+
+# What an event of the guest means for its machine, which ends with it: a container's guest does not return.
+ENDINGS = {
+    ("vm", "rebooting"): "the guest reset itself",
+    ("guest", "panic"): "the guest's kernel panicked",
+}
+
+
+class CloudHypervisorDriver(RestMachine):
+    """One virtual machine in Cloud Hypervisor; see `RestMachine`."""
+
+    vmm = "cloud-hypervisor"
+    section = "[hypervisor.clh]"
+    supported = versions.CLOUD_HYPERVISOR
+    capabilities = Capabilities(
+        file_sharing=True,
+        disks=True,
+        block_hotplug=True,
+        taps=True,
+        tap_descriptors=True,
+        pause=True,
+        resize=True,
+        snapshot=True,
+    )
+    hints: ClassVar[ending.Hints] = (
+        (
+            re.compile(r"Probable seccomp violation: (?P<call>si_syscall=\d+)"),
+            "blocked by its own filter; disable_seccomp = true in [hypervisor.clh] would run it without",
+        ),
+        (re.compile(r"CreateHypervisor|/dev/kvm"), "it cannot use KVM: see kata-ctl check"),
+        (re.compile(r"Cannot allocate memory"), "the host has too little free memory for default_memory"),
+    )
+
+    def __init__(
+        self, table: Table, host: Host, *, start_budget: float = 30.0, stop_budget: float = 2.0
+    ) -> None:
+        super().__init__(table, host, start_budget=start_budget, stop_budget=stop_budget)
+        self._table = table
+        self._api: socket.socket | None = None
+        self._sockets: machine.Sockets | None = None
+        self._events = EventStream()
+        self._heard = asyncio.Event()
+        self._reason: str | None = None
+        self._ending: asyncio.Task[None] | None = None
+
+    # -- start ---------------------------------------------------------------------------------------------
+
+    def _check_host(self, spec: VmSpec) -> list[str]:
+        here = f"in {self.section}"
+        fitness.check_kvm(fitness.KVM, "Cloud Hypervisor runs nothing without it")
+        fitness.check_executable(self.vmm, self._table.path, f"install it, or correct path {here}")
+        fitness.check_readable("the guest's kernel", spec.kernel, f"correct kernel {here}")
+        for what, path, key in (("initrd", spec.initrd, "initrd"), ("image", spec.image, "image")):
+            if path is not None:
+                fitness.check_readable(f"the guest's {what}", path, f"correct {key} {here}")
+        for disk in spec.disks:
+            fitness.check_readable(f"the disk {disk.id}", disk.path, "check where it came from")
+        fitness.check_readable(
+            "the source of random numbers", self._table.entropy_source, f"correct entropy_source {here}"
+        )
+        return fitness.check_memory(spec.memory_mib, fitness.MEMINFO, self.section)
+
+    async def _spawn(self, spec: VmSpec) -> HybridVsockTransport:
+        vsock = sockets.check_path(spec.directory / "clh.vsock", "the guest's vsock socket")
+        filesystem = sockets.check_path(spec.directory / "clh-fs.sock", "virtiofsd's socket")
+        for path in (vsock, filesystem):
+            sockets.clear(path)
+        self._sockets = machine.Sockets(vsock, filesystem)
+        with contextlib.ExitStack() as theirs:
+            if spec.shared is not None:
+                await self._start_virtiofsd(spec.shared, filesystem)
+            listener, self._api = virtiofsd.rendezvous(spec.directory)
+            self._children.ours.callback(self._api.close)
+            theirs.callback(listener.close)
+            fds = {
+                machine.API: listener.fileno(),
+                machine.CONSOLE: await self._children.pipe(CONSOLE, theirs),
+                machine.EVENTS: await self._children.read(self._take_events, theirs),
+            }
+            await self._children.spawn(self.vmm, machine.command_line(self._table), fds)
+        return await self._hybrid_vsock(vsock)
+
+    async def _start_virtiofsd(self, shared: SharedDirectory, path: Path) -> None:
+        """Start virtiofsd on a socket with a name: Cloud Hypervisor connects to it when it boots."""
+        table = self._table
+        argv = virtiofsd.command_line(
+            table.virtio_fs_daemon,
+            virtiofsd.dialect_of(table.virtio_fs_daemon),
+            shared.path,
+            table.virtio_fs_cache,
+            table.virtio_fs_extra_args,
+        )
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(os.fspath(path))
+            listener.listen(1)
+            await self._children.spawn(VIRTIOFSD, argv, {virtiofsd.LISTENER: listener.fileno()})
+
+    async def _connect(self) -> RestClient:
+        """Wait for a sign of each thread that the main one starts, and that puts on its filter itself.
+
+        Those of the machine and of the API are alive when a request is answered; that of the events is not
+        when nothing was heard of it.
+        """
+        assert self._api is not None
+        await self._heard.wait()
+        return RestClient(self._api, self.vmm, base=API_BASE, budget=self._start_budget)
+
+    async def _version(self, client: RestClient) -> str:
+        answer = await client.request("GET", "/vmm.ping")
+        if not isinstance(answer, dict) or not isinstance(answer.get("version"), str):
+            raise RestError(f"{self.vmm} told no version when it was asked")
+        version: str = answer["version"]
+        return version
+
+    def _steps(self, spec: VmSpec) -> Iterator[Step]:
+        assert self._sockets is not None
+        config = machine.vm_config(self._table, spec, self._sockets)
+        yield Step("describing the machine", "PUT", "/vm.create", config)
+        for tap in spec.taps:
+            body = machine.net_config(self._table, tap)
+            yield Step(f"adding the network device {tap.id}", "PUT", "/vm.add-net", body, tap.fds)
+
+    async def _boot(self, client: RestClient) -> None:
+        await client.request("PUT", "/vm.boot")
+        assert self._sockets is not None
+        await self._host.discard(self._sockets.filesystem)
+
+    # -- proof ---------------------------------------------------------------------------------------------
+
+    def _find_breach(self, threads: Sequence[ThreadConfinement], *, running: bool) -> str | None:
+        if not self._confined:
+            return find_breach(threads, False, self._inherited)
+        main = self._children[self.vmm].pid
+        breach = find_breach([thread for thread in threads if thread.tid != main], True, self._inherited)
+        vcpus = [thread for thread in threads if VCPU_THREAD.fullmatch(thread.name)]
+        if breach is None and running:
+            if not vcpus:
+                return "it has no thread of a virtual CPU"
+            return find_breach(vcpus, True, self._inherited + VCPU_FILTERS - 1)
+        return breach
+
+    # -- commands ------------------------------------------------------------------------------------------
+
+    async def pause(self) -> None:
+        """See the contract."""
+        await self._command("pause the virtual machine", "PUT", "/vm.pause")
+
+    async def resume(self) -> None:
+        """See the contract."""
+        await self._command("resume the virtual machine", "PUT", "/vm.resume")
+
+    async def add_disk(self, disk: Disk) -> None:
+        """See the contract."""
+        await self._command(
+            f"plug the disk {disk.id}", "PUT", "/vm.add-disk", machine.disk_config(self._table, disk)
+        )
+
+    async def resize(self, *, vcpus: int) -> None:
+        """See the contract; Cloud Hypervisor takes no more than the machine was made for."""
+        await self._command(f"resize to {vcpus} vCPUs", "PUT", "/vm.resize", {"desired_vcpus": vcpus})
+
+    async def snapshot(self, directory: Path) -> None:
+        """See the contract."""
+        body = {"destination_url": f"file://{directory}"}
+        await self._command("snapshot the virtual machine", "PUT", "/vm.snapshot", body)
+
+    # -- end -----------------------------------------------------------------------------------------------
+
+    def _take_events(self, data: bytes) -> None:
+        self._heard.set()
+        for event in self._events.feed(data):
+            if event in ENDINGS and self._reason is None:
+                self._reason = ENDINGS[event]
+                self._ending = asyncio.ensure_future(self._children.kill())
+
+    def _own_reason(self) -> str | None:
+        return self._reason
+
+    async def _quit(self, client: RestClient) -> None:
+        await client.request("PUT", "/vmm.shutdown", budget=self._stop_budget)
+
+    @property
+    def _made(self) -> tuple[Path, ...]:
+        return (self._sockets.vsock, self._sockets.filesystem) if self._sockets is not None else ()

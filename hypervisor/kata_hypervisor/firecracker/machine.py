@@ -1,0 +1,172 @@
+"""Firecracker's command line, its jailer's, and its description of a machine, as pure functions.
+
+Sources: docs/getting-started.md, docs/jailer.md and the OpenAPI description of Firecracker 1.12 to 1.17.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kata_configuration.models.firecracker import Firecracker as Table
+from kata_hypervisor.contract import Disk, VmSpec
+from kata_hypervisor.kernel_line import kernel_line
+
+GUEST_CID = 3
+"""The guest's vsock id; each machine has its own socket, so all may have the same."""
+
+ID_LIMIT = 64
+NO_FILE = 1024
+"""Descriptors that a jailed Firecracker may open."""
+
+# Users that no system and no container manager gives to anybody: systemd's "Users, Groups, UIDs and GIDs on
+# systemd Systems" lists this range as unused.
+FIRST_USER = 1879048192
+USERS = 2147483647 - FIRST_USER
+
+REFILL_MS = 1000
+
+# Firecracker has no PCI and no IOMMU by default; i8042.* keeps the kernel from waiting for a keyboard.
+KERNEL_WORDS = (
+    "pci=off",
+    "iommu=off",
+    "i8042.noaux",
+    "i8042.nomux",
+    "i8042.dumbkbd",
+)
+
+Json = dict[str, Any]
+Request = tuple[str, str, Json]
+"""Purpose, path and body of a PUT."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Paths as Firecracker sees them: the API's and the guest's sockets, and files of the machine by name."""
+
+    api: Path
+    vsock: Path
+    files: dict[Path, Path]
+
+
+def instance_id(sandbox_id: str) -> str:
+    """Return a name that Firecracker and its jailer take: letters, digits and hyphens."""
+    return re.sub(r"[^A-Za-z0-9-]", "-", sandbox_id)[:ID_LIMIT]
+
+
+def unprivileged_user(directory: Path) -> int:
+    """Choose the uid, and gid, of a jail: no other sandbox's, as far as a hash can tell."""
+    digest = hashlib.sha256(str(directory).encode()).digest()
+    return FIRST_USER + int.from_bytes(digest[:8], "big") % USERS
+
+
+def own_arguments(table: Table, api: Path) -> list[str]:
+    """Arguments of Firecracker itself. There is an option for no filter only: without it there is one."""
+    return [
+        *("--api-sock", str(api)),
+        *("--level", "Debug" if table.enable_debug else "Warning"),
+        *(() if table.confined else ("--no-seccomp",)),
+    ]
+
+
+def command_line(table: Table, spec: VmSpec, api: Path) -> list[str]:
+    """Build the arguments of a Firecracker without a jail."""
+    return [str(table.path), "--id", instance_id(spec.sandbox_id), *own_arguments(table, api)]
+
+
+def jailer_command_line(table: Table, spec: VmSpec, base: Path, user: int, api: Path) -> list[str]:
+    """Build the arguments of the jailer, which becomes Firecracker: same process, same cgroup.
+
+    base: the directory below which the jail is made. Nothing is asked of cgroups: the process is born in its
+    sandbox's.
+    """
+    assert table.jailer_path is not None
+    namespace = spec.network_namespace
+    return [
+        str(table.jailer_path),
+        *("--id", instance_id(spec.sandbox_id)),
+        *("--exec-file", str(table.path)),
+        *("--uid", str(user), "--gid", str(user)),
+        *("--chroot-base-dir", str(base)),
+        *(("--netns", str(namespace)) if namespace is not None else ()),
+        *("--resource-limit", f"no-file={NO_FILE}"),
+        "--",
+        *own_arguments(table, api),
+    ]
+
+
+def jail_root(table: Table, spec: VmSpec, base: Path) -> Path:
+    """Return where the jailer makes a jail: below the base, by the program's name and the instance's."""
+    return base / table.path.name / instance_id(spec.sandbox_id) / "root"
+
+
+def files_of(spec: VmSpec) -> dict[str, Path]:
+    """Name the files of the host that the machine is made from."""
+    files = {"kernel": spec.kernel}
+    if spec.initrd is not None:
+        files["initrd"] = spec.initrd
+    return files | {f"disk-{disk.id}": disk.path for disk in disks_of(spec)}
+
+
+def disks_of(spec: VmSpec) -> tuple[Disk, ...]:
+    """Return the disks in the guest's order: the image first."""
+    image = (Disk("image", spec.image, read_only=True),) if spec.image is not None else ()
+    return (*image, *spec.disks)
+
+
+def requests(table: Table, spec: VmSpec, places: Places) -> Iterator[Request]:
+    """Describe the machine, in the order that Firecracker's documentation uses.
+
+    Raises:
+        LaunchError: the kernel's command line is too long.
+    """
+    boot = {
+        "kernel_image_path": str(places.files[spec.kernel]),
+        "boot_args": kernel_line(KERNEL_WORDS, spec, quiet=not table.enable_debug),
+    }
+    if spec.initrd is not None:
+        boot["initrd_path"] = str(places.files[spec.initrd])
+    yield "naming the kernel", "/boot-source", boot
+    yield (
+        "sizing the machine",
+        "/machine-config",
+        {"vcpu_count": spec.vcpus, "mem_size_mib": spec.memory_mib},
+    )
+    for disk in disks_of(spec):
+        yield f"adding the disk {disk.id}", f"/drives/{disk.id}", drive(table, disk, places.files[disk.path])
+    vsock = {"guest_cid": GUEST_CID, "uds_path": str(places.vsock)}
+    yield "adding the way to the agent", "/vsock", vsock
+    for tap in spec.taps:
+        body = {"iface_id": tap.id, "host_dev_name": tap.name, "guest_mac": tap.mac}
+        yield f"adding the network device {tap.id}", f"/network-interfaces/{tap.id}", body
+    yield "adding the source of random numbers", "/entropy", {}
+
+
+def drive(table: Table, disk: Disk, path: Path) -> Json:
+    """Describe a block device; none is the root device, because the kernel's command line names the root."""
+    config: Json = {
+        "drive_id": disk.id,
+        "path_on_host": str(path),
+        "is_root_device": False,
+        "is_read_only": disk.read_only,
+    }
+    limits = {
+        "bandwidth": _bucket(
+            table.disk_rate_limiter_bw_max_rate // 8, table.disk_rate_limiter_bw_one_time_burst // 8
+        ),
+        "ops": _bucket(table.disk_rate_limiter_ops_max_rate, table.disk_rate_limiter_ops_one_time_burst),
+    }
+    if limits := {name: bucket for name, bucket in limits.items() if bucket}:
+        config["rate_limiter"] = limits
+    return config
+
+
+def _bucket(rate: int, burst: int) -> Json | None:
+    """A token bucket of so much a second; None where there is no limit."""
+    if not rate:
+        return None
+    return {"size": rate, "refill_time": REFILL_MS} | ({"one_time_burst": burst} if burst else {})

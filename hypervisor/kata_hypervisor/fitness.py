@@ -1,0 +1,49 @@
+"""What a host must have before a VMM is worth starting: a sentence now instead of a riddle later."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from kata_hypervisor.errors import HostUnfitError
+
+KVM = Path("/dev/kvm")
+MEMINFO = Path("/proc/meminfo")
+
+
+def check_kvm(kvm: Path, way_out: str) -> None:
+    """Raise HostUnfitError unless KVM can be opened. way_out: what to do without it."""
+    try:
+        os.close(os.open(kvm, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        raise HostUnfitError(f"cannot use KVM: {kvm}: {error.strerror}; {way_out}") from error
+
+
+def check_executable(program: str, path: Path, way_out: str) -> None:
+    """Raise HostUnfitError unless a program is there and may be run."""
+    if not os.access(path, os.X_OK) or path.is_dir():
+        raise HostUnfitError(f"cannot run {program}: {path} is not an executable file; {way_out}")
+
+
+def check_readable(what: str, path: Path, way_out: str) -> None:
+    """Raise HostUnfitError unless a file can be opened."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK))
+    except OSError as error:
+        raise HostUnfitError(f"cannot open {what}: {path}: {error.strerror}; {way_out}") from error
+
+
+def check_memory(wanted_mib: int, meminfo: Path, table: str) -> list[str]:
+    """Refuse what can never fit. What does not fit now is a warning: guest memory is taken page by page."""
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    total, swap, available = (
+        int(fields[key].split()[0]) // 1024 for key in ("MemTotal", "SwapTotal", "MemAvailable")
+    )
+    if wanted_mib > total + swap:
+        raise HostUnfitError(
+            f"cannot give the guest {wanted_mib} MiB of memory: this host has {total} MiB and {swap} MiB of "
+            f"swap; lower default_memory in {table} or the pod's memory limit"
+        )
+    if wanted_mib > available:
+        return [f"the guest may use {wanted_mib} MiB of memory, this host has {available} MiB left"]
+    return []

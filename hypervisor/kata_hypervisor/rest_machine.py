@@ -1,0 +1,368 @@
+"""What the drivers of VMMs with a REST interface have in common: one machine's start, watch and end.
+
+Prepare:  host fit? -> processes -> its API answers -> version -> proof -> the machine, described to it.
+Run:      it starts the virtual CPUs -> proof of what runs then.
+End:      one task watches all processes from the start. When one ends, it ends the others, closes all that is
+          ours and keeps the `VmExit`. Every stage looks at that task, never at a silent socket.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import anyio
+
+from kata_agent.transport import GuestTransport
+from kata_agent.transports import HybridVsockTransport
+from kata_hypervisor import ending
+from kata_hypervisor.children import Children
+from kata_hypervisor.contract import Hypervisor, VmExit, VmmProcess, VmSpec, check_supported
+from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError
+from kata_hypervisor.host import ExitStatus, Host
+from kata_hypervisor.rest import RefusedError, RestClient, RestError
+from kata_hypervisor.seccomp.proof import ThreadConfinement, inherited_filters
+from kata_hypervisor.versions import Supported
+
+VIRTIOFSD = "virtiofsd"
+CONSOLE = "console"
+
+DYING = 2.0
+"""Seconds that the kernel may take to end a VMM whose helper has seen it go."""
+
+HANG_UP = 1.0
+"""Seconds within which a VMM that has hung up is expected to have ended."""
+
+COMMAND_BUDGET = 10.0
+"""Seconds that the VMM gets to answer a command while the machine runs."""
+
+T = TypeVar("T")
+
+
+class Table(Protocol):
+    """What of a VMM's table of the configuration is read here."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def confined(self) -> bool: ...
+    @property
+    def enable_debug(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One request that describes the machine. purpose: what it is for, in messages."""
+
+    purpose: str
+    method: str
+    path: str
+    body: object = None
+    fds: Sequence[int] = ()
+
+
+class RestMachine(Hypervisor):
+    """One virtual machine in a VMM that is driven over REST.
+
+    table: the VMM's table of the configuration. host: starts the processes. start_budget, stop_budget:
+    seconds that the VMM gets to be prepared, to run, and to end by itself.
+
+    Make it before the caller seals itself: how many filters a child inherits is read here.
+    """
+
+    vmm: ClassVar[str]
+    section: ClassVar[str]
+    supported: ClassVar[Supported]
+    hints: ClassVar[ending.Hints] = ()
+
+    def __init__(
+        self, table: Table, host: Host, *, start_budget: float = 30.0, stop_budget: float = 2.0
+    ) -> None:
+        self._start_budget = start_budget
+        self._stop_budget = stop_budget
+        self._inherited = inherited_filters()
+        self._confined = table.confined
+        log = logging.getLogger(f"{__name__}.{self.vmm}") if table.enable_debug else None
+        self._children = Children(host, log)
+        self._host = host
+        self._client: RestClient | None = None
+        self._transport: GuestTransport | None = None
+        self._spawning: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._end: asyncio.Task[VmExit] | None = None
+        self._warnings: list[str] = []
+        self._prepared = False
+        self._running = False
+        self._requested = False
+
+    # -- what each driver does its own way -----------------------------------------------------------------
+
+    @abc.abstractmethod
+    def _check_host(self, spec: VmSpec) -> list[str]:
+        """Check what can be checked without starting anything; return warnings. Raises HostUnfitError."""
+
+    @abc.abstractmethod
+    async def _spawn(self, spec: VmSpec) -> GuestTransport:
+        """Start the processes; return the way to the guest."""
+
+    @abc.abstractmethod
+    async def _connect(self) -> RestClient:
+        """Connect to the API as soon as it is there."""
+
+    @abc.abstractmethod
+    async def _version(self, client: RestClient) -> str:
+        """Ask the VMM for its version."""
+
+    @abc.abstractmethod
+    def _steps(self, spec: VmSpec) -> Iterator[Step]:
+        """The requests that describe the machine, in order."""
+
+    @abc.abstractmethod
+    async def _boot(self, client: RestClient) -> None:
+        """Let the virtual CPUs run."""
+
+    @abc.abstractmethod
+    def _find_breach(self, threads: Sequence[ThreadConfinement], *, running: bool) -> str | None:
+        """Compare the kernel's word with what the configuration asks for; a sentence where they differ."""
+
+    @abc.abstractmethod
+    async def _quit(self, client: RestClient) -> None:
+        """Ask the VMM to end."""
+
+    @property
+    @abc.abstractmethod
+    def _made(self) -> tuple[Path, ...]:
+        """The sockets that the machine makes in its directory."""
+
+    def _own_reason(self) -> str | None:
+        """What the guest did, when the VMM told and then ended because of it."""
+        return None
+
+    # -- start ---------------------------------------------------------------------------------------------
+
+    async def prepare(self, spec: VmSpec) -> None:
+        """See the contract."""
+        check_supported(self.vmm, self.capabilities, spec)
+        if self._spawning is not None or self._requested:
+            raise LaunchError(f"cannot start the virtual machine of {spec.sandbox_id}: it was used before")
+        # A task of its own: a child that is started while its caller is cancelled must be known, to be ended.
+        self._spawning = asyncio.create_task(self._spawn_all(spec), name="virtual machine's processes")
+        try:
+            await asyncio.wait({self._spawning})
+            self._spawning.result()
+            await self._prepare(spec)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _spawn_all(self, spec: VmSpec) -> None:
+        self._warnings = self._check_host(spec)
+        if not self._confined:
+            self._warnings.append(
+                f"{self.vmm} runs unconfined: disable_seccomp = true in {self.section} "
+                "puts no filter on its system calls"
+            )
+        self._children.ours.push_async_callback(self._discard)
+        self._transport = await self._spawn(spec)
+        self._children.ours.push_async_callback(self._transport.aclose)
+        self._end = asyncio.create_task(self._supervise(), name="virtual machine's end")
+
+    async def _prepare(self, spec: VmSpec) -> None:
+        if self._requested:
+            raise LaunchError("the virtual machine was stopped while it started")
+        deadline = anyio.current_time() + self._start_budget
+        client = await self._attempt(f"waiting for {self.vmm}'s API", deadline, self._connect())
+        self._client = client
+        self._children.ours.push_async_callback(client.aclose)
+        version = await self._attempt(f"asking {self.vmm} for its version", deadline, self._version(client))
+        doubt = self.supported.doubt(self.vmm, version)
+        self._warnings += [doubt] if doubt else []
+        await self._attempt(f"reading {self.vmm}'s confinement", deadline, self._prove())
+        for step in self._steps(spec):
+            budget = max(0.0, deadline - anyio.current_time())
+            request = client.request(step.method, step.path, step.body, fds=step.fds, budget=budget)
+            await self._attempt(step.purpose, deadline, request)
+        self._prepared = True
+
+    async def run(self) -> None:
+        """See the contract."""
+        client = self._client
+        if client is None or not self._prepared or self._running or self._requested:
+            raise LaunchError("cannot run the virtual machine: it is not prepared, or has run before")
+        deadline = anyio.current_time() + self._start_budget
+        try:
+            await self._attempt("starting the virtual CPUs", deadline, self._boot(client))
+            self._running = True
+            await self._attempt(f"reading {self.vmm}'s confinement", deadline, self._prove())
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _discard(self) -> None:
+        for path in self._made:
+            await self._host.discard(path)
+
+    async def _attempt(self, stage: str, deadline: float, action: Awaitable[T]) -> T:
+        """Run one stage of the start against the machine's end and the deadline.
+
+        Raises:
+            LaunchError: the machine ended, the VMM hung up or refused, or the time is over.
+        """
+        assert self._end is not None
+        work = asyncio.ensure_future(action)
+        try:
+            budget = max(0.0, deadline - anyio.current_time())
+            await asyncio.wait({work, self._end}, timeout=budget, return_when=asyncio.FIRST_COMPLETED)
+            if not work.done() and not self._end.done():
+                raise self._failure(f"{stage}: no answer within {self._start_budget:g} s")
+            if work.done() and not isinstance(work.exception(), (RestError, ProcessLookupError, OSError)):
+                return work.result()
+            if not (work.done() and isinstance(work.exception(), RefusedError)):
+                # It hung up, so it is ending: the exit status says more than the broken connection.
+                await asyncio.wait({self._end}, timeout=HANG_UP)
+            if self._end.done():
+                end = self._end.result()
+                raise LaunchError(end.reason, end.diagnostics)
+            raise self._failure(f"{stage}: {work.exception()}")
+        finally:
+            work.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({work})
+
+    def _failure(self, message: str) -> LaunchError:
+        return LaunchError(f"{self.vmm} failed to start: {message}", self._children.last_words)
+
+    # -- proof ---------------------------------------------------------------------------------------------
+
+    async def prove(self) -> None:
+        """See the contract."""
+        if not self._running:
+            raise HypervisorError("there is no confinement to prove: the virtual machine is not running")
+        try:
+            await self._prove()
+        except ProcessLookupError as error:
+            raise HypervisorError(f"there is no confinement to prove: {self.vmm} has ended") from error
+
+    async def _prove(self) -> None:
+        threads = await self._host.confinement(self._children[self.vmm])
+        breach = self._find_breach(threads, running=self._running)
+        if breach is not None:
+            asked = str(not self._confined).lower()
+            raise ConfinementError(
+                f"{self.vmm} is not confined as disable_seccomp = {asked} in {self.section} asks: {breach}"
+            )
+
+    # -- commands ------------------------------------------------------------------------------------------
+
+    async def _command(self, purpose: str, method: str, path: str, body: object = None) -> Any:
+        """Ask something of the running machine. A caller that is cancelled leaves the answer unheard."""
+        if self._client is None or self._end is None or not self._running:
+            raise HypervisorError(f"cannot {purpose}: the virtual machine is not running")
+        asking = asyncio.ensure_future(self._client.request(method, path, body, budget=COMMAND_BUDGET))
+        asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+        try:
+            return await asyncio.shield(asking)
+        except RestError as error:
+            why = self._end.result().reason if self._end.done() else str(error)
+            raise HypervisorError(f"cannot {purpose}: {why}") from error
+
+    # -- end -----------------------------------------------------------------------------------------------
+
+    async def _supervise(self) -> VmExit:
+        """Wait for the first end, then end everything."""
+        requested = False
+
+        async def linger() -> None:
+            nonlocal requested
+            requested = self._requested
+            if self._children[self.vmm].exited is None and self._children[VIRTIOFSD].exited == ExitStatus(0):
+                with anyio.move_on_after(DYING):
+                    await self._children[self.vmm].wait()
+
+        try:
+            ended = await self._children.watch(linger)
+            culprit = ending.culprit(self.vmm, VIRTIOFSD, ended)
+            reason = self._own_reason() if culprit == self.vmm else None
+            if requested:
+                reason = f"{self.vmm} was ended on request"
+            if reason is None:
+                stderr = self._children.tail(f"{culprit} stderr")
+                console = self._children.tail(CONSOLE)
+                reason = ending.describe(
+                    culprit, ended[culprit], stderr, console, running=self._running, hints=self.hints
+                )
+            return VmExit(reason, culprit, ended[culprit], requested, self._children.last_words)
+        finally:
+            await self._children.ours.aclose()
+
+    async def stop(self) -> None:
+        """See the contract."""
+        self._requested = True
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(), name="virtual machine's stop")
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait({self._stopping})
+        self._stopping.result()
+
+    async def _stop(self) -> None:
+        if self._spawning is not None:
+            await asyncio.wait({self._spawning})
+        if self._end is None:  # the VMM was never started
+            await self._children.kill()
+            await self._children.wait()
+            await self._children.ours.aclose()
+            return
+        if not self._end.done():
+            if self._client is not None:
+                with anyio.move_on_after(self._stop_budget), contextlib.suppress(RestError):
+                    await self._quit(self._client)
+                    await asyncio.wait({self._end})
+            await self._children.kill()
+        await asyncio.wait({self._end})
+
+    async def wait(self) -> VmExit:
+        """See the contract."""
+        if self._end is None:
+            raise HypervisorError("there is no virtual machine to wait for: it was not started")
+        return await asyncio.shield(self._end)
+
+    async def _hybrid_vsock(self, path: Path) -> HybridVsockTransport:
+        """The way to the guest through the VMM's socket."""
+        await self._host.admit_guest(str(path))
+        return HybridVsockTransport(self._host.connect_guest, path)
+
+    # -- properties ----------------------------------------------------------------------------------------
+
+    @property
+    def seal_features(self) -> frozenset[str]:
+        """See the contract: what every shim may do is enough."""
+        return frozenset()
+
+    @property
+    def transport(self) -> GuestTransport:
+        """See the contract."""
+        if self._transport is None:
+            raise HypervisorError("there is no way to the guest: the virtual machine was not started")
+        return self._transport
+
+    @property
+    def processes(self) -> tuple[VmmProcess, ...]:
+        """See the contract."""
+        roles = ((self.vmm, "vmm"), (VIRTIOFSD, VIRTIOFSD))
+        return tuple(VmmProcess(role, self._children[name]) for name, role in roles if name in self._children)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """See the contract."""
+        return tuple(self._warnings)
+
+    @property
+    def console_tail(self) -> str:
+        """See the contract."""
+        return self._children.tail(CONSOLE).text

@@ -1,0 +1,40 @@
+"""Which versions of a VMM this runtime was tested against, and what is said about others."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+_NUMBERS = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Supported:
+    """A closed range of versions. oldest, newest: "51.1"; a later patch of the newest is within."""
+
+    oldest: str
+    newest: str
+
+    def __str__(self) -> str:
+        return f"{self.oldest} to {self.newest}"
+
+    def doubt(self, program: str, version: str) -> str | None:
+        """Return a warning about a version outside of the range, None for one within."""
+        number, oldest, newest = numbers_of(version), numbers_of(self.oldest), numbers_of(self.newest)
+        assert oldest is not None
+        assert newest is not None
+        if number is None:
+            return f"{program} says of itself that it is {version!r}, which is no version; tested: {self}"
+        if oldest <= number and number[:2] <= newest[:2]:
+            return None
+        return f"{program} {version} was not tested with this runtime; tested: {self}"
+
+
+CLOUD_HYPERVISOR = Supported("51.1", "54.0")
+FIRECRACKER = Supported("1.12.1", "1.17")
+
+
+def numbers_of(text: str) -> tuple[int, int, int] | None:
+    """Return the first version in a text, "Firecracker v1.12.1" or "54.0"; None when there is none."""
+    found = _NUMBERS.search(text)
+    return (int(found[1]), int(found[2]), int(found[3] or 0)) if found else None

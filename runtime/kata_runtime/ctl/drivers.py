@@ -1,0 +1,80 @@
+"""What is to be known of each driver on this host: its program, what confines it, and how that is proven."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from kata_configuration.models import AVAILABLE
+from kata_hypervisor import versions
+from kata_runtime.ctl import check
+
+NONE_YET = "no driver in this version"
+
+
+@dataclass(frozen=True, slots=True)
+class DriverFacts:
+    """A driver. program: how messages name what it starts. default: where that usually is, None: in process.
+
+    supported: the versions that it was tested with, None where any does. confined, proven: a sentence each.
+    """
+
+    program: str
+    default: Path | None
+    supported: versions.Supported | None
+    confined: str
+    proven: str
+
+
+DRIVERS = {
+    "qemu": DriverFacts(
+        "qemu",
+        Path("/usr/bin/qemu-system-x86_64"),
+        None,
+        "its own filter on the whole process: seccompsandbox",
+        "the kernel's word on every thread, before the guest runs and after",
+    ),
+    "clh": DriverFacts(
+        "cloud-hypervisor",
+        Path("/usr/bin/cloud-hypervisor"),
+        versions.CLOUD_HYPERVISOR,
+        "its own filters, a thread each, two on a virtual CPU: disable_seccomp; none on its main thread, "
+        "which only waits",
+        "the kernel's word on every thread but the main one, before the guest runs and after",
+    ),
+    "firecracker": DriverFacts(
+        "firecracker",
+        Path("/usr/bin/firecracker"),
+        versions.FIRECRACKER,
+        "its own filters, a thread each: disable_seccomp; its jailer: jailer_path",
+        "the kernel's word on its API's thread before the guest runs, and on every thread after",
+    ),
+    "dragonball": DriverFacts(
+        "dragonball",
+        None,
+        None,
+        "the runtime's own filter, and a second one on each virtual CPU: disable_seccomp",
+        "the kernel's word on every thread of the runtime's process, before the guest runs and after",
+    ),
+    "solo5-hvt": DriverFacts("solo5-hvt", Path("/usr/bin/solo5-hvt"), None, "its own filter", NONE_YET),
+    "solo5-spt": DriverFacts("solo5-spt", Path("/usr/bin/solo5-spt"), None, "its own filter", NONE_YET),
+}
+
+
+def describe(name: str, path: Path | None) -> list[str]:
+    """Say, line by line, what is known of a driver here. path: its program in the configuration, if any."""
+    facts = DRIVERS[name]
+    if name not in AVAILABLE:
+        return [NONE_YET]
+    confinement = [f"confined by: {facts.confined}", f"proven by:   {facts.proven}"]
+    program = path or facts.default
+    if program is None:
+        return ["program:     none: the machine runs in the runtime's own process", *confinement]
+    absent = check.Finding("configuration", check.Status.OK, "")
+    setup = check.Setup("kvm", program, None, 0, (), absent, hypervisor=name)
+    tested = f"{facts.supported}" if facts.supported else "{}.{} and later".format(*check.OLDEST_QEMU)
+    return [
+        f"program:     {check.check_vmm(setup).cause}",
+        f"supported:   {tested}",
+        *confinement,
+    ]

@@ -1,0 +1,73 @@
+"""What `kata-ctl env` and `kata-ctl check` say of each driver."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from kata_configuration.models import AVAILABLE, HYPERVISORS
+from kata_runtime.ctl import check, env
+from kata_runtime.ctl.check import Finding, Setup, Status
+from kata_runtime.ctl.drivers import DRIVERS, NONE_YET, describe
+
+KNOWN = {"clh": "cloud-hypervisor v54.0.0", "firecracker": "Firecracker v1.12.1"}
+
+
+def program(directory: Path, says: str) -> Path:
+    path = directory / "vmm"
+    path.write_text(f"#!/bin/sh\necho '{says}'\n")
+    path.chmod(0o755)
+    return path
+
+
+def setup_for(name: str, path: Path) -> Setup:
+    return Setup("kvm", path, None, 1, (), Finding("configuration", Status.OK, ""), hypervisor=name)
+
+
+def test_every_hypervisor_is_described() -> None:
+    assert list(DRIVERS) == list(HYPERVISORS)
+    assert [name for name in DRIVERS if describe(name, None) != [NONE_YET]] == list(AVAILABLE)
+
+
+@pytest.mark.parametrize(("name", "says"), KNOWN.items())
+def test_a_version_that_was_tested(name: str, says: str, tmp_path: Path) -> None:
+    path = program(tmp_path, says)
+    assert check.check_vmm(setup_for(name, path)).status is Status.OK
+    lines = describe(name, path)
+    assert lines[0] == f"program:     {path} {says.rpartition('v')[2]}"
+    assert [line.partition(":")[0] for line in lines] == ["program", "supported", "confined by", "proven by"]
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_version_that_was_not(name: str, tmp_path: Path) -> None:
+    found = check.check_vmm(setup_for(name, program(tmp_path, "vmm v0.9.1")))
+    assert found.status is Status.WARN
+    assert "0.9.1 was not tested with this runtime; tested: " in found.cause
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_a_program_that_is_missing(name: str, tmp_path: Path) -> None:
+    found = check.check_vmm(setup_for(name, tmp_path / "none"))
+    assert (found.status, found.cause) == (Status.FAIL, f"{tmp_path / 'none'}: No such file or directory")
+    assert f"[hypervisor.{name}]" in found.fix
+
+
+def test_virtiofsd_is_not_looked_for_where_no_files_are_shared() -> None:
+    found = check.check_virtiofsd(setup_for("firecracker", Path("/none")))
+    assert (found.status, found.cause) == (Status.OK, "not needed: this hypervisor shares no files")
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_env_of_a_configuration_that_selects_it(name: str, tmp_path: Path) -> None:
+    path = program(tmp_path, KNOWN[name])
+    file = tmp_path / "configuration.toml"
+    file.write_text(
+        f'[hypervisor.{name}]\npath = "{path}"\nkernel = "/k"\nimage = "/i"\n'
+        f'[agent.kata]\n[runtime]\nhypervisor_name = "{name}"\n'
+    )
+    facts = env.gather(str(file), {})
+    assert facts["configuration"]["faults"] == []
+    assert facts["hypervisor"]["program"].startswith(str(path))
+    assert facts["hypervisor"]["confinement"] == "seccomp: the filter of the VMM itself"
+    assert facts["drivers"][name][0].startswith(f"program:     {path}")

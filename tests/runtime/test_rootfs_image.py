@@ -1,0 +1,133 @@
+"""Images of root file systems: named by their content, made once, and nothing left of those that fail."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kata_runtime.resource import rootfs_image
+from kata_runtime.resource.rootfs_image import RootfsImageError, ensure, identity
+
+needs_maker = pytest.mark.skipif(
+    shutil.which(rootfs_image.MAKER) is None, reason=f"{rootfs_image.MAKER} is missing: install erofs-utils"
+)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A small root file system, whose times are all the same."""
+    root = tmp_path / "root"
+    (root / "bin").mkdir(parents=True)
+    (root / "bin/tool").write_text("tool")
+    (root / "bin/tool").chmod(0o755)
+    os.link(root / "bin/tool", root / "bin/other")
+    os.symlink("bin/tool", root / "link")
+    still(root)
+    return root
+
+
+def still(root: Path) -> None:
+    """Set all times back, as if nothing had happened but the change of content."""
+    for path in [root, *root.rglob("*")]:
+        os.utime(path, ns=(0, 0), follow_symlinks=False)
+
+
+def test_a_copy_is_the_same(tree: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-a", tree, copy], check=True)
+    assert identity(str(copy)) == identity(str(tree))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda root: (root / "bin/tool").write_text("toil"),
+        lambda root: (root / "bin/tool").chmod(0o700),
+        lambda root: (root / "bin").chmod(0o700),
+        lambda root: (root / "bin/tool").rename(root / "bin/tol"),
+        lambda root: (root / "new").touch(),
+        lambda root: (root / "new").mkdir(),
+        lambda root: os.mkfifo(root / "new"),
+        lambda root: (root / "link").unlink(),
+        lambda root: ((root / "link").unlink(), os.symlink("bin/other", root / "link")),
+        lambda root: ((root / "bin/other").unlink(), (root / "bin/other").write_text("tool")),
+    ],
+)
+def test_every_change_that_the_guest_can_see_is_another_identity(
+    tree: Path, change: Callable[[Path], object]
+) -> None:
+    before = identity(str(tree))
+    change(tree)
+    still(tree)
+    assert identity(str(tree)) != before
+
+
+def test_a_time_is_a_change(tree: Path) -> None:
+    before = identity(str(tree))
+    os.utime(tree, ns=(1, 1))  # a snapshot's root is as old as the snapshot
+    assert identity(str(tree)) == before
+    os.utime(tree / "bin/tool", ns=(1, 1))
+    assert identity(str(tree)) != before
+
+
+@needs_maker
+def test_an_image_is_made_once(tree: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    path = Path(ensure(str(tree), str(cache)))
+    assert path.read_bytes()[1024:1028] == (0xE0F5E1E2).to_bytes(4, "little")  # the magic of erofs
+    assert (path.stat().st_mode & 0o777, cache.stat().st_mode & 0o777) == (0o444, 0o700)
+    made = path.stat().st_ino
+    assert ensure(str(tree), str(cache)) == str(path)
+    assert path.stat().st_ino == made
+    (tree / "bin/tool").write_text("another")
+    assert ensure(str(tree), str(cache)) != str(path)
+
+
+@needs_maker
+def test_the_least_recently_used_goes(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rootfs_image, "CACHE_LIMIT", 1)
+    cache = tmp_path / "cache"
+    ensure(str(tree), str(cache))
+    (tree / "bin/tool").write_text("another")
+    last = ensure(str(tree), str(cache))
+    assert [str(path) for path in cache.iterdir()] == [last]
+
+
+def test_a_maker_that_fails_leaves_nothing(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maker = tmp_path / rootfs_image.MAKER
+    maker.write_text('#!/bin/sh\necho half > "$1"\necho "no space left" >&2\nexit 1\n')
+    maker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(RootfsImageError, match=r"mkfs\.erofs: no space left"):
+        ensure(str(tree), str(tmp_path / "cache"))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_without_a_maker_the_package_is_named(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(RootfsImageError, match="install erofs-utils"):
+        ensure(str(tree), str(tmp_path / "cache"))
+
+
+@needs_maker
+def test_the_program_runs_without_any_package(tree: Path, tmp_path: Path) -> None:
+    def run(root: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-IS", rootfs_image.__file__, str(root), str(tmp_path / "cache")]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    tree.chmod(0o750)
+    path, mode = run(tree).stdout.split()
+    assert (Path(path).exists(), mode) == (True, "750")
+    failed = run(tmp_path / "nothing")
+    assert failed.returncode == 1
+    assert failed.stderr.endswith("nothing: No such file or directory\n")

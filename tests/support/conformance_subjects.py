@@ -1,0 +1,137 @@
+"""The drivers that the conformance suite tries, each on its own ground: a stand-in or the real program.
+
+KATA_TEST_CLOUD_HYPERVISOR, KATA_TEST_FIRECRACKER and KATA_TEST_JAILER name real programs; without them those
+on PATH are tried. A jailed Firecracker must be linked statically.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kata_configuration.models.cloud_hypervisor import CloudHypervisor
+from kata_configuration.models.firecracker import Firecracker
+from kata_configuration.models.qemu import QemuHypervisor
+from kata_hypervisor import registry
+from kata_hypervisor.contract import Hypervisor, SharedDirectory, VmSpec
+from kata_hypervisor.kvm.probe import probe_kvm
+from local_host import LocalHost
+from rest_rig import RestRig
+
+IMAGE = Path(os.environ.get("KATA_TEST_IMAGE", "/var/lib/kata-containers/image"))
+GUEST = {"kernel": "vmlinuz", "initrd": "kata-initrd.img", "image": "kata-image.erofs"}
+VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
+
+
+@dataclass
+class Bench:
+    """One machine to be made. vmm: the name of its process. runs_guests: None, or why no guest
+    gets far here. kept: what of the directory is not the machine's. snapshots: None, or why
+    none can be made here."""
+
+    host: LocalHost
+    spec: VmSpec
+    vmm: str
+    make: Callable[..., Hypervisor]
+    unconfined: dict[str, Any]
+    runs_guests: str | None = None
+    kept: tuple[str, ...] = ()
+    snapshots: str | None = None
+
+    def left(self) -> list[str]:
+        """What is in the sandbox's directory that was not before."""
+        return sorted(set(os.listdir(self.spec.directory)) - set(self.kept))
+
+
+def _standin(name: str, directory: Path) -> Bench:
+    rig = RestRig(directory, name)
+    vmm = {"clh": "cloud-hypervisor"}.get(name, name)
+    spec = replace(rig.spec, shared=None)
+    return Bench(
+        rig.host, spec, vmm, rig.machine, {"disable_seccomp": True}, kept=tuple(os.listdir(directory))
+    )
+
+
+def _real(name: str, vmm: str, model: Any, directory: Path, **settings: Any) -> Bench:
+    missing = [str(IMAGE / file) for file in GUEST.values() if not (IMAGE / file).exists()]
+    if os.geteuid() != 0 or missing:
+        pytest.skip(f"no guest image: {missing[0]} is missing" if missing else "needs root")
+    host = LocalHost()
+    (directory / "shared").mkdir()
+    files = {key: IMAGE / file for key, file in GUEST.items()}
+
+    def make(**more: Any) -> Hypervisor:
+        return registry.create(name, model(**{"kernel": files["kernel"], **settings, **more}), host)
+
+    spec = VmSpec("bench", directory, vcpus=1, memory_mib=256, **files)
+    off = {"seccompsandbox": "off"} if name == "qemu" else {"disable_seccomp": True}
+    return Bench(host, spec, vmm, make, off, kept=("shared",))
+
+
+def _program(variable: str, name: str) -> Path:
+    found = os.environ.get(variable) or shutil.which(name)
+    if not found or not Path(found).exists():
+        pytest.skip(f"{name} is missing: put it on PATH, or name it in {variable}")
+    return Path(found)
+
+
+def _on_kvm(bench: Bench) -> Bench:
+    verdict = probe_kvm()
+    return replace(bench, runs_guests=None if verdict.runs_unmodified_guests else verdict.reason)
+
+
+def _qemu(directory: Path) -> Bench:
+    program = Path("/usr/bin/qemu-system-x86_64")
+    if not program.exists():
+        pytest.skip(f"{program} is missing: run make packages")
+    return _real("qemu", "qemu", QemuHypervisor, directory, path=program, accelerator="tcg")
+
+
+def _clh(directory: Path) -> Bench:
+    program = _program("KATA_TEST_CLOUD_HYPERVISOR", "cloud-hypervisor")
+    bench = _real("clh", "cloud-hypervisor", CloudHypervisor, directory, path=program)
+    bench = _on_kvm(bench)
+    return replace(bench, snapshots=bench.runs_guests)  # it saves state that an emulating KVM does not have
+
+
+def _firecracker(directory: Path) -> Bench:
+    program = _program("KATA_TEST_FIRECRACKER", "firecracker")
+    return _on_kvm(_real("firecracker", "firecracker", Firecracker, directory, path=program))
+
+
+def _jailed(directory: Path) -> Bench:
+    program = _program("KATA_TEST_FIRECRACKER", "firecracker")
+    jailer = _program("KATA_TEST_JAILER", "jailer")
+    if b"/ld-linux" in program.read_bytes()[:4096]:
+        pytest.skip(f"{program} is linked dynamically: the jailer takes a static one")
+    bench = _real("firecracker", "firecracker", Firecracker, directory, path=program, jailer_path=jailer)
+    return _on_kvm(replace(bench, kept=("shared", "jail")))
+
+
+SUBJECTS: dict[str, Callable[[Path], Bench]] = {
+    "clh:standin": lambda directory: _standin("clh", directory),
+    "firecracker:standin": lambda directory: _standin("firecracker", directory),
+    "qemu": _qemu,
+    "clh": _clh,
+    "firecracker": _firecracker,
+    "firecracker:jailed": _jailed,
+}
+
+
+def parameters() -> list[Any]:
+    """The subjects for pytest; those that need root or a real program are integration tests."""
+    return [
+        pytest.param(name, id=name, marks=() if "standin" in name else pytest.mark.integration)
+        for name in SUBJECTS
+    ]
+
+
+def share(spec: VmSpec) -> VmSpec:
+    """The same machine with a shared directory."""
+    return replace(spec, shared=SharedDirectory(spec.directory / "shared"))
