@@ -58,8 +58,7 @@ STDERR = 2
 SWITCH_INTERVAL = 0.0005
 """Seconds for which one thread may keep the others of this process waiting, vCPUs with an exit among them."""
 
-MOMENT = 0.1
-"""Seconds in which last words arrive."""
+MOMENT = 0.1  # seconds in which last words arrive
 
 
 class Dragonball(Hypervisor):
@@ -99,9 +98,9 @@ class Dragonball(Hypervisor):
     @property
     def seal_features(self) -> frozenset[str]:
         """See the contract."""
-        optional = {"balloon": self._table.reclaim_guest_freed_memory, "vhost-net": self._networked}
-        wanted = {name for name, needed in optional.items() if needed}
-        return frozenset({"vcpu", "block", "fs", "vhost-vsock", *wanted})
+        balloon = ("balloon",) if self._table.reclaim_guest_freed_memory else ()
+        network = ("vhost-net",) if self._networked else ()
+        return frozenset({"vcpu", "block", "fs", "vhost-vsock", *balloon, *network})
 
     async def prepare(self, spec: VmSpec) -> None:
         """See the contract."""
