@@ -23,11 +23,19 @@ from kata_agent.transport import GuestTransport
 from kata_agent.transports import VsockTransport
 from kata_configuration.models.dragonball import Dragonball as DragonballTable
 from kata_hypervisor import vhost_vsock, virtiofsd
-from kata_hypervisor.contract import Hypervisor, SharedDirectory, VmExit, VmmProcess, VmSpec
+from kata_hypervisor.contract import (
+    Capabilities,
+    Hypervisor,
+    SharedDirectory,
+    VmExit,
+    VmmProcess,
+    VmSpec,
+    check_supported,
+)
 from kata_hypervisor.dragonball.command import kernel_command_line
 from kata_hypervisor.dragonball.console import Console
 from kata_hypervisor.dragonball.control import Control
-from kata_hypervisor.dragonball.host_files import open_entropy, open_image
+from kata_hypervisor.dragonball.host_files import daemon_command, open_disk, open_entropy, open_network
 from kata_hypervisor.dragonball.layout import MIB
 from kata_hypervisor.dragonball.machine import MOST_VCPUS, Board, Machine
 from kata_hypervisor.dragonball.own_process import NAME, OwnProcess
@@ -50,8 +58,7 @@ STDERR = 2
 SWITCH_INTERVAL = 0.0005
 """Seconds for which one thread may keep the others of this process waiting, vCPUs with an exit among them."""
 
-MOMENT = 0.1
-"""Seconds in which last words arrive."""
+MOMENT = 0.1  # seconds in which last words arrive
 
 
 class Dragonball(Hypervisor):
@@ -62,6 +69,8 @@ class Dragonball(Hypervisor):
 
     Make it, and await `prepare`, in the main thread and before the caller seals itself.
     """
+
+    capabilities = Capabilities(file_sharing=True, disks=True, taps=True, tap_descriptors=True, pause=True)
 
     def __init__(self, table: DragonballTable, host: Host) -> None:
         self._table = table
@@ -80,7 +89,7 @@ class Dragonball(Hypervisor):
         self._end: asyncio.Task[VmExit] | None = None
         self._making: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
-        self._running = self._requested = False
+        self._running = self._requested = self._networked = False
 
     def seal_vcpus(self, install: Callable[[], object]) -> None:
         """See the contract."""
@@ -89,13 +98,15 @@ class Dragonball(Hypervisor):
     @property
     def seal_features(self) -> frozenset[str]:
         """See the contract."""
-        reclaim = {"balloon"} if self._table.reclaim_guest_freed_memory else set()
-        return frozenset({"vcpu", "block", "fs", "vhost-vsock", *reclaim})
+        balloon = ("balloon",) if self._table.reclaim_guest_freed_memory else ()
+        network = ("vhost-net",) if self._networked else ()
+        return frozenset({"vcpu", "block", "fs", "vhost-vsock", *balloon, *network})
 
     async def prepare(self, spec: VmSpec) -> None:
         """See the contract."""
         if self._making is not None or self._requested:
             raise LaunchError(f"cannot start the virtual machine of {spec.sandbox_id}: it was used before")
+        check_supported(NAME, self.capabilities, spec)
         if not 1 <= spec.vcpus <= MOST_VCPUS:
             raise LaunchError(f"cannot make a machine of {spec.vcpus} vCPUs: 1 to {MOST_VCPUS} are possible")
         # A task of its own: what it has opened while its caller is cancelled must be known, to be closed.
@@ -137,7 +148,12 @@ class Dragonball(Hypervisor):
             devices.append(device)
 
         if spec.image is not None:
-            add(open_image(spec.image))
+            add(open_disk(spec.image, "image", read_only=True))
+        for disk in spec.disks:
+            add(open_disk(disk.path, disk.id, read_only=disk.read_only))
+        for tap in spec.taps:
+            self._networked = True
+            add(open_network(tap))
         add(open_entropy())
         add(await self._open_vsock())
         if spec.shared is not None:
@@ -164,7 +180,8 @@ class Dragonball(Hypervisor):
     def _build(self, spec: VmSpec, devices: Sequence[Device], guest_ended: Callable[[str], None]) -> None:
         """Put the machine together; blocks, on a thread of its own."""
         assert self._console is not None
-        board = Board(spec.vcpus, spec.memory_mib * MIB, self._huge)
+        huge = self._table.enable_hugepages and self._table.hugepage_type == "hugetlbfs"
+        board = Board(spec.vcpus, spec.memory_mib * MIB, huge)
         self._machine = machine = Machine(board, self._console.write, guest_ended)
         for device in devices:
             machine.add_device(device)
@@ -283,10 +300,6 @@ class Dragonball(Hypervisor):
         """See the contract."""
         return self._console.text if self._console is not None else ""
 
-    @property
-    def _huge(self) -> bool:
-        return self._table.enable_hugepages and self._table.hugepage_type == "hugetlbfs"
-
     async def _open_console(self) -> Console:
         debug = logging.getLogger(f"{__name__}.console").debug
         console = await Console.open(debug if self._table.enable_debug else None)
@@ -295,14 +308,7 @@ class Dragonball(Hypervisor):
 
     async def _start_virtiofsd(self, spec: VmSpec, shared: SharedDirectory) -> FileSystem:
         """Start virtiofsd; return the device that it serves."""
-        table = self._table
-        argv = virtiofsd.command_line(
-            table.virtio_fs_daemon,
-            virtiofsd.dialect_of(table.virtio_fs_daemon),
-            shared.path,
-            table.virtio_fs_cache,
-            table.virtio_fs_extra_args,
-        )
+        argv = daemon_command(self._table, shared.path)
         listener, connection = virtiofsd.rendezvous(spec.directory)
         try:
             with listener:
@@ -314,7 +320,7 @@ class Dragonball(Hypervisor):
                     self._daemon = await self._host.spawn(VIRTIOFSD, argv, fds=fds)
                 finally:
                     os.close(writer)
-            return FileSystem(connection, shared.tag, table.virtio_fs_queue_size)
+            return FileSystem(connection, shared.tag, self._table.virtio_fs_queue_size)
         except BaseException:
             connection.close()
             raise

@@ -7,8 +7,10 @@ stacks its own, smaller filter before its first KVM_RUN.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -21,6 +23,11 @@ from kata_hypervisor.kvm import abi
 
 KICK = signal.SIGRTMIN + 1
 """Makes KVM_RUN return. Its handler does nothing."""
+
+SYS_TGKILL = 234
+"""Number of the system call on x86_64"""
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 RESTARTED = (errno.EINTR, errno.EAGAIN)
 
@@ -56,6 +63,7 @@ class Processors:
         self._bus = bus
         self._ended = ended
         self._changed = threading.Condition()
+        self._process = os.getpid()
         self._order = Order.PARK
         self._seal: Callable[[], object] | None = None
         self._failure: Exception | None = None
@@ -137,11 +145,11 @@ class Processors:
                 fcntl.ioctl(processor.descriptor, abi.KVM_KVMCLOCK_CTRL)
 
     def _kick(self) -> None:
-        for processor in self._all:
+        for processor, thread in zip(self._all, self.threads, strict=True):
             processor.run.immediate_exit = 1
-            thread = processor.thread
-            if thread is not None and thread.is_alive():
-                signal.pthread_kill(thread.ident or 0, KICK)
+            # Not pthread_kill, which must not be called for a thread that has just ended.
+            if _libc.syscall(SYS_TGKILL, self._process, thread, KICK) and ctypes.get_errno() != errno.ESRCH:
+                raise OSError(ctypes.get_errno(), "cannot interrupt a virtual processor's thread")
 
     def _live(self, processor: Processor) -> None:
         try:

@@ -53,8 +53,8 @@ DRIVERS = {
         "dragonball",
         None,
         None,
-        "the runtime's own filter on every thread, and a second one on a virtual CPU: shim_seccomp",
-        "the kernel's word on every thread, before the guest runs",
+        "the runtime's own filter, and a second one on each virtual CPU: disable_seccomp, shim_seccomp",
+        "the kernel's word on every thread of the runtime's process, before the guest runs and after",
     ),
     "solo5-hvt": DriverFacts(
         "solo5-hvt",
