@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import anyio.abc
-import anyio.lowlevel
 
 from kata_agent.constants import AGENT_PORT, FEATURE_STREAM_IO
 from kata_agent.protos import agent_pb2, health_pb2
 from kata_agent.ttrpc.status import Code, RpcError
 from kata_hypervisor.contract import Disk, Monitor, SharedDirectory, VmExit, VmSpec
-from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
+from kata_hypervisor.seccomp.proof import inherited_filters
+from kata_runtime import sealing
 from kata_runtime.bundle import JsonObject, annotations_of
 from kata_runtime.concurrency import first, together
 from kata_runtime.errors import SandboxError
@@ -74,9 +74,7 @@ class Sandbox:
         self.configuration: Configuration | None = None
         self.ended: str | None = None
         self.stream_io = False
-        # What holds this process, in words.
-        self.confinement = "not sealed yet"
-        self.sealed = False
+        self.seal = sealing.NOT_YET
         # Made by the sandbox service, which also ends it: it outlives its containers.
         self.lasting = False
         self._tasks = tasks
@@ -171,7 +169,7 @@ class Sandbox:
             self.identity.id,
             (time.monotonic() - begin) * 1e3,
             ", ".join(stages),
-            self.confinement,
+            self.seal.description,
         )
 
     async def _stage(self, name: str, stages: list[str], work: Awaitable[T]) -> T:
@@ -226,7 +224,7 @@ class Sandbox:
             else:
                 await self._make_machine(spec, ready.disks)
 
-        await together(make, self._preload)
+        await together(make, sealing.get_ready)
 
     async def _make_unikernel(self, guest: UnikernelGuest) -> None:
         from kata_agent.client import AgentClient
@@ -237,41 +235,9 @@ class Sandbox:
         self._hypervisor = await guest.prepare(self.configuration, self.identity, self.broker)
         self._tell_warnings()
 
-    async def _preload(self) -> None:
-        from kata_runtime import preload
-
-        await anyio.lowlevel.checkpoint()  # the machine's processes start first, beside this
-        preload.load()
-
     async def _seal(self) -> None:
-        """Put this process under its filter, hand the listener to the broker, and have the kernel's word."""
-        from kata_hypervisor.seccomp import seal
-        from kata_runtime import preload
-
         assert self.configuration is not None
-        mode = self.configuration.runtime.shim_seccomp
-        features = self.hypervisor.seal_features
-        if "vcpu" in features and not self.configuration.hypervisor.confined:
-            mode = "off"  # the machine's process, which is to have no filter, is this one
-        built = seal.build(seal.SHIM_FEATURES | features, mode)
-        self.confinement = built.describe()
-        if mode == "off":
-            _log.warning("%s", self.confinement)
-            return
-        if built.vcpu is not None:
-            self.hypervisor.seal_vcpus(built.install_vcpu)
-        await self.broker.announce_seal(mode=mode, policy=built.name)
-        preload.close()
-        # From here to the handover nobody answers a call that the filter refuses.
-        listener = built.install()
-        assert listener is not None
-        try:
-            threads = await self.broker.supervise(listener)
-        finally:
-            os.close(listener)
-        self.sealed = True
-        if (breach := find_breach(threads, True, self._inherited)) is not None:
-            raise SandboxError("seal", f"the runtime's process is not confined as it must be: {breach}")
+        self.seal = await sealing.seal(self.configuration, self.hypervisor, self.broker, self._inherited)
 
     async def _make_machine(self, spec: JsonObject, disks: tuple[Disk, ...]) -> None:
         from kata_hypervisor import registry

@@ -36,8 +36,8 @@ class DebugService:
         configuration = self._sandbox.configuration
         if configuration is None or not configuration.runtime.enable_debug:
             raise UnsupportedError("provoking the filter takes enable_debug = true in [runtime]")
-        if not self._sandbox.sealed:
-            raise UnsupportedError(f"there is no filter to provoke: {self._sandbox.confinement}")
+        if not self._sandbox.seal.in_force:
+            raise UnsupportedError(f"there is no filter to provoke: {self._sandbox.seal.description}")
         if configuration.runtime.shim_seccomp == "log":
             os.uname()
             return Empty()
