@@ -16,7 +16,7 @@ help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 run: setup ## run a container in a virtual machine through containerd, and show what confines it
-	@cd examples/quickstart && ../../$(BIN)/python run.py --image $(IMAGE) $(ARGS)
+	@cd examples/quickstart && ../../$(BIN)/python run.py --image $(IMAGE) $(if $(HYPERVISOR),--hypervisor $(HYPERVISOR)) $(ARGS)
 
 test: lint unit integration ## everything: checks, unit tests, integration tests with the real containerd and QEMU
 

@@ -8,13 +8,12 @@ import tempfile
 import time
 from pathlib import Path
 
-import tomli
-import tomli_w
 from rich.console import Console
 from rich.table import Table
 
 import unikernel_image
 from private_containerd import PrivateContainerd
+from selection import DRAGONBALL, configure
 
 CONTAINER = "quickstart-unikernel"
 
@@ -68,15 +67,8 @@ def import_image(containerd: PrivateContainerd, home: Path) -> None:
 
 def write_configuration(home: Path, image: Path) -> Path:
     """The shipped configuration of the in-process machine, with this machine's paths."""
-    from kata_configuration.template import shipped
-
-    tree = tomli.loads(shipped("dragonball"))
-    table = tree["hypervisor"]["dragonball"]
-    table["kernel"] = str(image / "vmlinuz")
-    table["initrd"] = str(image / "kata-initrd.img")
-    table["image"] = str(image / "kata-image.erofs")
     path = home / "configuration-unikernel.toml"
-    path.write_text(tomli_w.dumps(tree), encoding="utf-8")
+    path.write_text(configure(DRAGONBALL, image), encoding="utf-8")
     path.chmod(0o644)
     return path
 

@@ -1,4 +1,4 @@
-"""The conformance report: what each driver passed, does not support, or was not tried on, as one table."""
+"""The conformance report, a table for each suite: passed, not supported, or skipped, and why."""
 
 from __future__ import annotations
 
@@ -6,23 +6,35 @@ from collections.abc import Callable
 
 import pytest
 
-SUITE = "test_conformance.py"
+import conformance_subjects
+import unikernel_subjects
+
+SUITES = {
+    "test_conformance.py": "conformance of the drivers",
+    "test_conformance_unikernels.py": "conformance of the monitors of unikernels",
+}
 WIDTH = 19
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the table when the suite ran."""
-    cells: dict[str, dict[str, str]] = {}
-    notes: list[str] = []
-    for outcome in ("passed", "failed", "error", "skipped"):
-        for report in terminalreporter.stats.get(outcome, ()):
-            if SUITE in report.nodeid and (report.when == "call" or outcome != "passed"):
-                test, driver = _names(report.nodeid)
-                cells.setdefault(test, {})[driver] = _cell(outcome, report, driver, notes)
-    if not cells:
-        return
+    """Print the table of each suite that ran."""
+    for suite, title in SUITES.items():
+        cells: dict[str, dict[str, str]] = {}
+        notes: list[str] = []
+        for outcome in ("passed", "failed", "error", "skipped"):
+            for report in terminalreporter.stats.get(outcome, ()):
+                if f"{suite}::" in report.nodeid and (report.when == "call" or outcome != "passed"):
+                    test, driver = _names(report.nodeid)
+                    cells.setdefault(test, {})[driver] = _cell(outcome, report, driver, notes)
+        if cells:
+            terminalreporter.section(title)
+            _print(terminalreporter, cells, notes)
+
+
+def _print(
+    terminalreporter: pytest.TerminalReporter, cells: dict[str, dict[str, str]], notes: list[str]
+) -> None:
     drivers = list(dict.fromkeys(driver for row in cells.values() for driver in row))
-    terminalreporter.section("conformance of the drivers")
     first = max(map(len, cells))
     terminalreporter.write_line(" " * first + "".join(f"  {driver:{WIDTH}}" for driver in drivers))
     for test, row in cells.items():
@@ -34,8 +46,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def _names(nodeid: str) -> tuple[str, str]:
     test, _, parameters = nodeid.rpartition("::")[2].partition("[")
-    driver, *rest = parameters.rstrip("]").split("-", 1)
-    return " ".join([test.removeprefix("test_").replace("_", " "), *rest]), driver
+    driver, rest = _split(parameters.rstrip("]"))
+    return " ".join([test.removeprefix("test_").replace("_", " "), rest]).strip(), driver
+
+
+def _split(parameters: str) -> tuple[str, str]:
+    """The subject's name, which may have a dash in it, and what else a test is tried with."""
+    subjects = {*conformance_subjects.SUBJECTS, *unikernel_subjects.SUBJECTS}
+    driver = max((name for name in subjects if f"{parameters}-".startswith(f"{name}-")), key=len)
+    return driver, parameters[len(driver) + 1 :]
 
 
 def _cell(outcome: str, report: pytest.TestReport, driver: str, notes: list[str]) -> str:

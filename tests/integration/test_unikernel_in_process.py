@@ -202,7 +202,7 @@ async def test_one_that_is_killed_as_a_process(bench: Bench) -> None:
     await monitor.run()
     (process,) = monitor.processes
     await process.child.kill()
-    assert (await monitor.wait()).reason == "the unikernel it was killed"
+    assert (await monitor.wait()).reason == "the unikernel was killed"
 
 
 async def test_a_pause_stops_it(bench: Bench) -> None:

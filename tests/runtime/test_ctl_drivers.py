@@ -71,3 +71,70 @@ def test_env_of_a_configuration_that_selects_it(name: str, tmp_path: Path) -> No
     assert facts["hypervisor"]["program"].startswith(str(path))
     assert facts["hypervisor"]["confinement"] == "seccomp: the filter of the VMM itself"
     assert facts["drivers"][name][0].startswith(f"program:     {path}")
+
+
+def configuration(directory: Path, name: str, text: str = "", guest: str = "") -> Path:
+    file = directory / "configuration.toml"
+    file.write_text(
+        f'[hypervisor.{name}]\n{guest}{text}[agent.kata]\n[runtime]\nhypervisor_name = "{name}"\n'
+    )
+    return file
+
+
+GUEST = 'kernel = "/k"\nimage = "/i"\n'
+
+
+@pytest.mark.parametrize("name", AVAILABLE)
+def test_every_hypervisor_can_be_asked_about(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = "" if name.startswith("solo5") else GUEST
+    file = configuration(tmp_path, name, guest=guest)
+    facts = env.gather(str(file), {})
+    assert facts["configuration"]["faults"] == []
+    assert facts["hypervisor"]["shim seccomp"].startswith("enforce: 3")
+    assert "but:" not in facts["hypervisor"]["shim seccomp"]
+    monkeypatch.setenv("KATA_CONF_FILE", str(file))
+    setup = check.read_setup()
+    assert setup.configuration.status is Status.OK
+    assert len([found(setup) for found in check.CHECKS]) == len(check.CHECKS)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "not honored"),
+        ("honor_unconfined = false\n", "not honored"),
+        ("honor_unconfined = true\n", "honored"),
+    ],
+)
+def test_whether_containers_may_turn_the_filter_off(tmp_path: Path, text: str, said: str) -> None:
+    facts = env.gather(str(configuration(tmp_path, "solo5-hvt", text)), {})
+    assert facts["hypervisor"]["unconfined"].partition(":")[0] == said
+
+
+def test_that_is_not_said_where_they_never_may(tmp_path: Path) -> None:
+    facts = env.gather(str(configuration(tmp_path, "solo5-spt")), {})
+    assert "unconfined" not in facts["hypervisor"]
+
+
+def test_without_a_filter_the_machine_in_process_has_no_sealed_runtime(tmp_path: Path) -> None:
+    file = configuration(tmp_path, "dragonball", "disable_seccomp = true\n", GUEST)
+    facts = env.gather(str(file), {})["hypervisor"]
+    assert facts["program"] == "none, it is the runtime's own process"
+    assert facts["shim seccomp"].startswith("off: ")
+    assert facts["confinement"] == "the VMM is the runtime's own process: see shim seccomp"
+
+
+def test_in_process_the_agent_is_reached_by_vsock_only(tmp_path: Path) -> None:
+    absent = Finding("configuration", Status.OK, "")
+    setup = Setup("kvm", None, None, 1, (), absent, root=tmp_path, hypervisor="dragonball")
+    assert check.check_vhost_vsock(setup).status is Status.FAIL
+    assert check.check_vmm(setup).status is Status.OK
+
+
+def test_a_unikernel_needs_less(tmp_path: Path) -> None:
+    absent = Finding("configuration", Status.OK, "")
+    setup = Setup("tcg", tmp_path / "none", None, 1, (), absent, root=tmp_path, hypervisor="solo5-spt")
+    for found in (check.check_kvm(setup), check.check_vhost_vsock(setup), check.check_image(setup)):
+        assert (found.status, found.cause.partition(":")[0]) == (Status.OK, "not needed")

@@ -1,39 +1,50 @@
 """The drivers that the conformance suite tries, each on its own ground: a stand-in or the real program.
 
 KATA_TEST_CLOUD_HYPERVISOR, KATA_TEST_FIRECRACKER and KATA_TEST_JAILER name real programs; without them those
-on PATH are tried. A jailed Firecracker must be linked statically.
+on PATH are tried. A jailed Firecracker must be linked statically. "dragonball:tiny" is the in-process machine
+with a guest of a few instructions, on whatever KVM this host has, and without vhost-vsock.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kata_configuration.models.cloud_hypervisor import CloudHypervisor
+from kata_configuration.models.dragonball import Dragonball
 from kata_configuration.models.firecracker import Firecracker
 from kata_configuration.models.qemu import QemuHypervisor
-from kata_hypervisor import registry
+from kata_configuration.rules import VIRTIOFSD_PLACES
+from kata_hypervisor import fitness, registry, vhost_vsock
 from kata_hypervisor.contract import Hypervisor, SharedDirectory, VmSpec
+from kata_hypervisor.dragonball.virtio import vsock
+from kata_hypervisor.host import ExitStatus
 from kata_hypervisor.kvm.probe import probe_kvm
 from local_host import LocalHost
 from rest_rig import RestRig
+from tiny_guest import SPIN, kernel, say
 
 IMAGE = Path(os.environ.get("KATA_TEST_IMAGE", "/var/lib/kata-containers/image"))
 GUEST = {"kernel": "vmlinuz", "initrd": "kata-initrd.img", "image": "kata-image.erofs"}
-VIRTIOFSD = Path("/usr/lib/qemu/virtiofsd")
+IN_THE_RIG = "run make rig ARGS='pytest -m integration -k dragonball tests/hypervisor/test_conformance.py'"
+KILLED = ExitStatus(signal=signal.SIGKILL)
 
 
 @dataclass
 class Bench:
     """One machine to be made. vmm: the name of its process. runs_guests: None, or why no guest
     gets far here. kept: what of the directory is not the machine's. snapshots: None, or why
-    none can be made here."""
+    none can be made here. agentless: None, or why no agent will answer. in_process: None, or why there
+    is no process to look at, or to start.
+    killed: how the machine ends whose process is killed, and the beginning of the sentence."""
 
     host: LocalHost
     spec: VmSpec
@@ -43,13 +54,22 @@ class Bench:
     runs_guests: str | None = None
     kept: tuple[str, ...] = ()
     snapshots: str | None = None
+    agentless: str | None = None
+    in_process: str | None = None
+    killed: tuple[ExitStatus, str] | None = None
+
+    @property
+    def end(self) -> tuple[ExitStatus, str]:
+        """How a machine ends that is killed."""
+        return self.killed or (KILLED, f"{self.vmm} ended")
 
     def left(self) -> list[str]:
         """What is in the sandbox's directory that was not before."""
         return sorted(set(os.listdir(self.spec.directory)) - set(self.kept))
 
 
-def _standin(name: str, directory: Path) -> Bench:
+def _standin(name: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(fitness, "KVM", Path(os.devnull))
     rig = RestRig(directory, name)
     vmm = {"clh": "cloud-hypervisor"}.get(name, name)
     spec = replace(rig.spec, shared=None)
@@ -86,26 +106,26 @@ def _on_kvm(bench: Bench) -> Bench:
     return replace(bench, runs_guests=None if verdict.runs_unmodified_guests else verdict.reason)
 
 
-def _qemu(directory: Path) -> Bench:
+def _qemu(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     program = Path("/usr/bin/qemu-system-x86_64")
     if not program.exists():
         pytest.skip(f"{program} is missing: run make packages")
     return _real("qemu", "qemu", QemuHypervisor, directory, path=program, accelerator="tcg")
 
 
-def _clh(directory: Path) -> Bench:
+def _clh(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     program = _program("KATA_TEST_CLOUD_HYPERVISOR", "cloud-hypervisor")
     bench = _real("clh", "cloud-hypervisor", CloudHypervisor, directory, path=program)
     bench = _on_kvm(bench)
     return replace(bench, snapshots=bench.runs_guests)  # it saves state that an emulating KVM does not have
 
 
-def _firecracker(directory: Path) -> Bench:
+def _firecracker(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     program = _program("KATA_TEST_FIRECRACKER", "firecracker")
     return _on_kvm(_real("firecracker", "firecracker", Firecracker, directory, path=program))
 
 
-def _jailed(directory: Path) -> Bench:
+def _jailed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     program = _program("KATA_TEST_FIRECRACKER", "firecracker")
     jailer = _program("KATA_TEST_JAILER", "jailer")
     if b"/ld-linux" in program.read_bytes()[:4096]:
@@ -114,13 +134,53 @@ def _jailed(directory: Path) -> Bench:
     return _on_kvm(replace(bench, kept=("shared", "jail")))
 
 
-SUBJECTS: dict[str, Callable[[Path], Bench]] = {
-    "clh:standin": lambda directory: _standin("clh", directory),
-    "firecracker:standin": lambda directory: _standin("firecracker", directory),
+def _in_process(bench: Bench) -> Bench:
+    return replace(
+        bench,
+        in_process="the machine is in the test's own process, which has no program and is not sealed",
+        killed=(ExitStatus(code=0), "the guest ended: it was killed"),
+    )
+
+
+def _tiny(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        pytest.skip("no access to /dev/kvm")
+    monkeypatch.setattr(vsock.Socket, "connect", lambda device, wires: None)  # a memfd is no vhost device
+    monkeypatch.setattr(vhost_vsock, "open_device", lambda: (os.memfd_create("vsock"), 3))
+    host, path = LocalHost(), directory / "kernel"
+    path.write_bytes(kernel(say(b"hello\n") + SPIN))
+    (directory / "shared").mkdir()
+
+    def make(**more: Any) -> Hypervisor:
+        return registry.create("dragonball", _dragonball_table(path, **more), host)
+
+    spec = VmSpec("bench", directory, 1, 16, path)
+    kept = ("kernel", "shared")
+    bench = Bench(host, spec, "dragonball", make, {"disable_seccomp": True}, kept=kept)
+    return _in_process(replace(bench, agentless="a guest of a few instructions has no agent"))
+
+
+def _dragonball_table(kernel: Path, **settings: Any) -> Dragonball:
+    daemon = next((path for path in VIRTIOFSD_PLACES if path.exists()), VIRTIOFSD_PLACES[0])
+    return Dragonball(kernel=kernel, virtio_fs_daemon=daemon, **settings)
+
+
+def _dragonball(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    if not vhost_vsock.DEVICE.exists():
+        pytest.skip(f"{vhost_vsock.DEVICE} is missing: {IN_THE_RIG}")
+
+    return _in_process(_on_kvm(_real("dragonball", "dragonball", _dragonball_table, directory)))
+
+
+SUBJECTS: dict[str, Callable[[Path, pytest.MonkeyPatch], Bench]] = {
+    "clh:standin": partial(_standin, "clh"),
+    "firecracker:standin": partial(_standin, "firecracker"),
     "qemu": _qemu,
     "clh": _clh,
     "firecracker": _firecracker,
     "firecracker:jailed": _jailed,
+    "dragonball": _dragonball,
+    "dragonball:tiny": _tiny,
 }
 
 

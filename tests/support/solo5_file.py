@@ -37,10 +37,11 @@ def unikernel_file(
     entry_point: int = AT,
     machine: int = 62,
     kind: int = 2,
+    code: bytes = CODE,
 ) -> bytes:
-    """A file with one segment of code; every part can be given."""
+    """A file with one segment of code, of a page at most; every part can be given."""
     notes = [abi_note() if abi is None else abi, manifest_note() if manifest is None else manifest]
-    given = segments if segments is not None else ((1, 5, 0x1000, AT, len(CODE), len(CODE), 4096),)
+    given = segments if segments is not None else ((1, 5, 0x1000, AT, len(code), len(code), 4096),)
     offsets = [0x2000, 0x3000]
     headers = [*given]
     headers += [
@@ -56,7 +57,7 @@ def unikernel_file(
     )
     content = bytearray(0x3000)
     content[: len(head + table)] = head + table
-    content[0x1000 : 0x1000 + len(CODE)] = CODE
+    content[0x1000 : 0x1000 + len(code)] = code
     content[0x2000 : 0x2000 + len(notes[0])] = notes[0]
     return bytes(content) + notes[1]
 

@@ -95,7 +95,7 @@ class InProcessUnikernel(UnikernelMonitor):
             raise UnikernelError(f"cannot run the unikernel {spec.name}: {error}") from error
         self._aside = Control("machine")
         processor = self._machine.processor
-        self._own = OwnProcess(lambda reason: processor.end(End(reason)))
+        self._own = OwnProcess(lambda _: processor.end(End("was killed")))
         self._end = asyncio.create_task(self._supervise(), name="unikernel's end")
 
     def _keep(self, descriptor: int) -> int:
@@ -109,14 +109,16 @@ class InProcessUnikernel(UnikernelMonitor):
 
     async def run(self) -> None:
         """See the contract."""
-        if self._machine is None or self._aside is None or self._running:
-            raise LaunchError("cannot run the unikernel: it is not prepared, or runs already")
+        if self._machine is None or self._aside is None or self._running or self._guest_has_ended:
+            raise LaunchError("cannot run the unikernel: it is not prepared, runs already, or has ended")
         processor = self._machine.processor
         try:
             if self._seal is not None:
                 seal = self._seal
                 await self._aside.run(lambda: processor.confine(seal))
             await self._prove()
+            if self._guest_has_ended:
+                raise LaunchError("cannot run the unikernel: it was ended meanwhile")
             processor.release()
             self._running = True
         except BaseException:

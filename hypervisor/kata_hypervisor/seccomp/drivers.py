@@ -1,6 +1,7 @@
 """What the sealed process may need for each driver: the most, over everything that a host or a table decides.
 
-A running shim has what its driver's `seal_features` says, which is a part of this.
+A running shim has what its driver's `seal_features` says, which is a part of this. [hypervisor.dragonball] is
+there twice: a shim holds a machine with a Linux in it, or a unikernel, and never both.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ FEATURES: dict[str, frozenset[str]] = {
     "qemu": frozenset({"serial"}),
     "clh": frozenset(),
     "firecracker": frozenset(),
+    "dragonball": frozenset({"vcpu", "block", "fs", "vhost-vsock", "vhost-net", "balloon"}),
+    "dragonball-unikernel": frozenset({"vcpu", "unikernel"}),
     "solo5-hvt": frozenset(),
     "solo5-spt": frozenset(),
 }

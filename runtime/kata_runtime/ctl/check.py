@@ -11,7 +11,7 @@ import os
 import re
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,10 +47,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What the host is checked against: the configuration in force, or what we ship where there is none."""
+    """What the host is checked against: the configuration in force, or what we ship where there is none.
+
+    program: what runs virtual machines, None where that is the runtime's own process. artifacts: of the
+    guest, none where it brings its own.
+    """
 
     accelerator: str
-    program: Path
+    program: Path | None
     virtiofsd: Path | None
     memory_mib: int
     artifacts: tuple[Path, ...]
@@ -110,10 +114,12 @@ def setup_of(configuration: Configuration) -> Setup:
     table = configuration.hypervisor
     return Setup(
         "kvm" if table.needs_kvm else "tcg",
-        table.path,
+        getattr(table, "path", None),
         getattr(table, "virtio_fs_daemon", None),
         table.default_memory,
-        tuple(path for path in (table.kernel, table.initrd, table.image) if path is not None),
+        tuple(
+            path for key in ("kernel", "initrd", "image") if (path := getattr(table, key, None)) is not None
+        ),
         Finding("configuration", Status.OK, str(configuration)),
         hypervisor=configuration.hypervisor_name,
     )
@@ -123,9 +129,13 @@ def check_kvm(setup: Setup) -> Finding:
     """Whether the guest's instructions can run as the configuration says, by running a few."""
     from kata_hypervisor.kvm.probe import probe_kvm
 
+    if setup.hypervisor == "solo5-spt":
+        return Finding("kvm", Status.OK, "not needed: solo5-spt runs without it")
     verdict = probe_kvm(str(setup.root / "dev/kvm"))
     if verdict.runs_unmodified_guests:
         return Finding("kvm", Status.OK, verdict.reason)
+    if verdict.usable and setup.hypervisor == "solo5-hvt":
+        return Finding("kvm", Status.OK, f"runs unikernels; {verdict.reason}")
     if setup.accelerator == "tcg":
         return Finding("kvm", Status.WARN, f"{verdict.reason}; QEMU emulates (slow), as configured")
     fix = 'accelerator = "tcg" in [hypervisor.qemu] (slow)'
@@ -135,7 +145,14 @@ def check_kvm(setup: Setup) -> Finding:
 
 
 def check_vhost_vsock(setup: Setup) -> Finding:
-    """How the agent is reached: by vsock, or else by a serial port."""
+    """How the agent is reached: by vsock, or else by a serial port; in process, by vsock only."""
+    if setup.hypervisor.startswith("solo5"):
+        return Finding("vhost-vsock", Status.OK, "not needed: a unikernel has no agent")
+    if setup.hypervisor == "dragonball":
+        found = _device(
+            setup, "vhost-vsock", "dev/vhost-vsock", "no agent is reached", "modprobe vhost_vsock"
+        )
+        return found if found.status is Status.OK else replace(found, status=Status.FAIL)
     return _device(
         setup,
         "vhost-vsock",
@@ -152,11 +169,13 @@ def check_tun(setup: Setup) -> Finding:
 
 def check_vmm(setup: Setup) -> Finding:
     """Whether the program that runs virtual machines is there, and of which version."""
-    if setup.hypervisor == "qemu":
+    if setup.hypervisor == "qemu" and setup.program is not None:
         return _program("qemu", setup.program, OLDEST_QEMU, "apt-get install qemu-system-x86")
     from kata_runtime.ctl.drivers import DRIVERS
 
     driver = DRIVERS[setup.hypervisor]
+    if setup.program is None:
+        return Finding(driver.program, Status.OK, "none, it is the runtime's own process")
     found = _program(
         driver.program, setup.program, (0, 0), f"correct path in [hypervisor.{setup.hypervisor}]"
     )
@@ -229,6 +248,8 @@ def check_memory(setup: Setup) -> Finding:
 
 def check_image(setup: Setup) -> Finding:
     """Whether the guest's files are there."""
+    if not setup.artifacts:
+        return Finding("guest image", Status.OK, "not needed: a unikernel brings its own kernel")
     missing = [str(path) for path in setup.artifacts if not path.is_file()]
     if missing:
         return Finding("guest image", Status.FAIL, f"missing: {', '.join(missing)}", "kata-ctl image build")

@@ -81,10 +81,10 @@ def describe(name: str, path: Path | None) -> list[str]:
         return [NONE_YET]
     said = [f"confined by: {facts.confined}", f"proven by:   {facts.proven}"]
     program = path or facts.default
-    if program is None:
-        return ["program:     none, it is the runtime's own process", *said]
     absent = check.Finding("configuration", check.Status.OK, "")
     setup = check.Setup("kvm", program, None, 0, (), absent, hypervisor=name)
+    if program is None:
+        return [f"program:     {check.check_vmm(setup).cause}", *said]
     tested = f"{facts.supported}" if facts.supported else "{}.{} and later".format(*check.OLDEST_QEMU)
     return [
         f"program:     {check.check_vmm(setup).cause}",

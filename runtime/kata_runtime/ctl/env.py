@@ -109,7 +109,9 @@ def _host(configuration: Configuration | None) -> Facts:
             "shim seccomp": _seal(configuration),
             "guest seccomp": "off" if configuration.runtime.disable_guest_seccomp else "each container's own",
         }
-        if table.shared_fs == "virtio-fs":
+        if (honored := getattr(table, "honor_unconfined", None)) is not None:
+            facts["hypervisor"]["unconfined"] = _unconfined(honored)
+        if getattr(table, "shared_fs", "none") == "virtio-fs":
             facts["hypervisor"]["virtiofsd"] = _said(check.check_virtiofsd(setup))
     facts["drivers"] = _drivers(configuration)
     facts["host"] = {
@@ -137,6 +139,8 @@ def _seal(configuration: Configuration) -> str:
     from kata_hypervisor.seccomp.policy import PROCESS, load_policy
 
     mode = configuration.runtime.shim_seccomp
+    if _in_process(configuration) and not configuration.hypervisor.confined:
+        mode = "off"
     if mode == "off":
         return "off: the runtime's process runs without a seccomp filter"
     try:
@@ -149,10 +153,27 @@ def _seal(configuration: Configuration) -> str:
 
 
 def _confinement(configuration: Configuration) -> str:
+    """What the configuration asks of the VMM's confinement."""
     table = configuration.hypervisor
+    if _in_process(configuration):
+        return "the VMM is the runtime's own process: see shim seccomp"
     if not table.confined:
         return "off: the VMM runs without a seccomp filter"
     return f"seccomp: {getattr(table, 'seccompsandbox', 'the filter of the VMM itself')}"
+
+
+def _unconfined(honored: bool) -> str:
+    """What becomes of a container that comes without a seccomp profile."""
+    if honored:
+        return "honored: before 0.11, a container without a seccomp profile runs without the filter"
+    return "not honored: the filter is on, also for a container without a seccomp profile"
+
+
+def _in_process(configuration: Configuration) -> bool:
+    from kata_hypervisor.seccomp.drivers import threads_of
+    from kata_hypervisor.seccomp.policy import VCPU
+
+    return VCPU in threads_of(configuration.hypervisor_name)
 
 
 def _said(finding: Finding) -> str:

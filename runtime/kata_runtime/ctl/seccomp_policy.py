@@ -145,7 +145,7 @@ def standings(measured: Mapping[tuple[str, str], Survey]) -> list[Standing]:
 
 
 def _ours(driver: str, thread: str, surface: Surface) -> Standing:
-    name = f"this runtime's shim, {driver}" + (", vCPU thread" if thread == VCPU else "")
+    name = f"this runtime's shim, {driver}" + (", vCPU" if thread == VCPU else "")
     unit = "thread" if thread == VCPU else "process"
     escape = len(surface.escape)
     return Standing(name, unit, surface.allowed, surface.unfiltered, escape, surface.score, ours=True)
@@ -164,7 +164,8 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _table(rows: Sequence[Standing]) -> Iterator[str]:
-    line = "{:1} {:<38} {:<8} {:>6} {:>10} {:>7} {:>7}"
+    width = max(len(row.name) for row in rows)
+    line = f"{{:1}} {{:<{width}}} {{:<8}} {{:>6}} {{:>10}} {{:>7}} {{:>7}}"
     yield line.format("", "", "unit", "calls", "unfiltered", "escape", "score").rstrip()
     for row in rows:
         unfiltered = "-" if row.unfiltered is None else row.unfiltered

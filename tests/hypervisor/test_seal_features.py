@@ -1,0 +1,74 @@
+"""What each driver says that it needs after the seal, held to what the tools count for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from fake_qemu import FakeHost
+from kata_agent.transports import SerialTransport
+from kata_configuration.models import AVAILABLE, HYPERVISORS
+from kata_configuration.models.cloud_hypervisor import CloudHypervisor
+from kata_configuration.models.dragonball import Dragonball as DragonballTable
+from kata_configuration.models.firecracker import Firecracker
+from kata_configuration.models.qemu import QemuHypervisor
+from kata_configuration.models.solo5 import Solo5Hvt, Solo5Spt
+from kata_hypervisor import registry
+from kata_hypervisor.contract import Monitor
+from kata_hypervisor.dragonball.driver import Dragonball
+from kata_hypervisor.qemu.driver import Qemu
+from kata_hypervisor.seccomp.drivers import FEATURES
+
+
+def machine(name: str, table: Any) -> Monitor:
+    return registry.create(name, table, FakeHost())
+
+
+def unikernel(name: str, table: Any) -> Monitor:
+    return registry.create_for_unikernel(name, table, FakeHost())
+
+
+def qemu_without_vsock() -> Monitor:
+    driver = machine("qemu", QemuHypervisor(kernel="/k"))
+    assert isinstance(driver, Qemu)
+    driver._transport = SerialTransport.__new__(SerialTransport)  # what `prepare` does on such a host
+    return driver
+
+
+def dragonball_with_all() -> Monitor:
+    driver = machine("dragonball", DragonballTable(kernel="/k", reclaim_guest_freed_memory=True))
+    assert isinstance(driver, Dragonball)
+    driver._networked = True  # what `prepare` does with a tap
+    return driver
+
+
+DRAGONBALL = DragonballTable(kernel="/k")
+CASES: list[tuple[str, Callable[[], Monitor]]] = [
+    ("qemu", lambda: machine("qemu", QemuHypervisor(kernel="/k"))),
+    ("qemu", qemu_without_vsock),
+    ("clh", lambda: machine("clh", CloudHypervisor(kernel="/k"))),
+    ("firecracker", lambda: machine("firecracker", Firecracker(kernel="/k"))),
+    ("dragonball", lambda: machine("dragonball", DRAGONBALL)),
+    ("dragonball", dragonball_with_all),
+    ("dragonball-unikernel", lambda: unikernel("dragonball", DRAGONBALL)),
+    ("solo5-hvt", lambda: unikernel("solo5-hvt", Solo5Hvt())),
+    ("solo5-spt", lambda: unikernel("solo5-spt", Solo5Spt())),
+]
+
+
+@pytest.mark.parametrize(("name", "make"), CASES)
+def test_no_driver_needs_more_than_is_counted(name: str, make: Callable[[], Monitor]) -> None:
+    assert make().seal_features <= FEATURES[name]
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_no_driver_is_counted_for_what_it_never_needs(name: str) -> None:
+    needed = [make().seal_features for one, make in CASES if one == name]
+    assert frozenset[str]().union(*needed) == FEATURES[name]
+
+
+def test_every_driver_is_counted() -> None:
+    assert {*registry.DRIVERS, *registry.UNIKERNEL_MONITORS} == set(AVAILABLE) == set(HYPERVISORS)
+    assert set(FEATURES) == {*AVAILABLE, "dragonball-unikernel"}

@@ -1,0 +1,193 @@
+"""The monitors of unikernels that the conformance suite tries: a stand-in, the real tender, or this process.
+
+KATA_TEST_SOLO5_HVT and KATA_TEST_SOLO5_SPT name real tenders; without them those on PATH are tried. What
+is run does as tests/guests/commands.c for three command lines: "echo WORDS", "exit STATUS" and "spin".
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kata_configuration.models.dragonball import Dragonball
+from kata_configuration.models.solo5 import Solo5Hvt, Solo5Spt
+from kata_hypervisor import registry
+from kata_hypervisor.contract import UnikernelMonitor, UnikernelSpec
+from kata_hypervisor.host import ExitStatus
+from local_host import LocalHost
+from solo5_file import abi_note, entry, manifest_note, unikernel_file
+from unikernel import build_unikernel
+
+SUPPORT = Path(__file__).parent
+MODELS: dict[str, Callable[..., Any]] = {"solo5-hvt": Solo5Hvt, "solo5-spt": Solo5Spt}
+TARGETS = {"solo5-hvt": 1, "solo5-spt": 2, "dragonball": 1}
+NET = 2
+
+TENDER = """\
+#!{python} -IS
+import os, sys, time
+if sys.argv[1:] == ["--version"]:
+    sys.exit("{name} tender, version v0.12.1")
+sys.path.insert(0, {support!r})
+from standin_vmm import StandIn
+standin = StandIn("tender", "", "")
+standin.sealed = True
+standin.filter()
+verb, _, words = sys.argv[-1].partition(" ")
+if verb == "exit":
+    sys.exit(int(words))
+os.write(1, b"spinning\\n" if verb == "spin" else sys.argv[-1].encode())
+while verb == "spin":
+    time.sleep(60)
+"""
+
+
+@dataclass
+class Bench:
+    """One unikernel to be run. spec: without a file. output: what it prints. file_for: a file that does what
+    a command line says. killed: how it ends when its process is killed, and the beginning of that sentence.
+    in_process: None, or why there is no process to look at, or to start."""
+
+    name: str
+    spec: UnikernelSpec
+    output: socket.socket
+    make: Callable[..., UnikernelMonitor]
+    file_for: Callable[[str], bytes]
+    host: LocalHost = field(default_factory=LocalHost)
+    killed: tuple[ExitStatus, str] = (ExitStatus(signal=signal.SIGKILL), "solo5-")
+    in_process: str | None = None
+    takes_taps: bool = False
+
+    def spec_for(self, line: str) -> UnikernelSpec:
+        """The specification of a unikernel that is told this."""
+        return replace(self.spec, file=self.open(self.file_for(line)), command_line=line)
+
+    def open(self, content: bytes) -> int:
+        """A descriptor of such a file, until `close`."""
+        descriptor = os.memfd_create("unikernel", os.MFD_CLOEXEC)
+        os.write(descriptor, content)
+        self._open.append(descriptor)
+        return descriptor
+
+    _open: list[int] = field(default_factory=list)
+
+    def printed(self) -> bytes:
+        """What it has printed since this was asked last."""
+        try:
+            return self.output.recv(1 << 16, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return b""
+
+    def with_net(self) -> bytes:
+        """A unikernel that declares a network device."""
+        abi = abi_note(TARGETS[self.name])
+        return unikernel_file(abi=abi, manifest=manifest_note(entry("service", NET)))
+
+    def foreign(self) -> bytes:
+        """A unikernel of a target that is nobody's here."""
+        return unikernel_file(abi=abi_note(5))
+
+    async def close(self) -> None:
+        """End what a failed test has left."""
+        await self.host.aclose()
+        for descriptor in (*self._open, self.spec.output):
+            os.close(descriptor)
+        self.output.close()
+
+
+def _bench(name: str, directory: Path, table: Callable[..., Any], file_for: Callable[[str], bytes]) -> Bench:
+    output, theirs = socket.socketpair()
+    host = LocalHost()
+    spec = UnikernelSpec("bench", directory, 32, "app", -1, theirs.detach())
+
+    def make(**settings: Any) -> UnikernelMonitor:
+        return registry.create_for_unikernel(name, table(**settings), host)
+
+    return Bench(name, spec, output, make, file_for, host)
+
+
+def _tender(name: str, directory: Path) -> Bench:
+    variable = f"KATA_TEST_{name.upper().replace('-', '_')}"
+    path = os.environ.get(variable) or shutil.which(name)
+    if not path or not Path(path).exists():
+        pytest.skip(f"{name} is missing: put it on PATH, or name it in {variable}")
+    return _bench(name, directory, _at(name, Path(path)), _files(name, directory))
+
+
+def _standin(name: str, directory: Path) -> Bench:
+    program = directory / name
+    program.write_text(TENDER.format(python=sys.executable, name=name, support=str(SUPPORT)))
+    program.chmod(0o755)
+    file = unikernel_file(abi=abi_note(TARGETS[name]))
+    return _bench(name, directory, _at(name, program), lambda line: file)
+
+
+def _at(name: str, path: Path) -> Callable[..., Any]:
+    return lambda **settings: MODELS[name](**{"path": path, **settings})
+
+
+def _in_process(directory: Path) -> Bench:
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        pytest.skip("no access to /dev/kvm")
+    table = partial(Dragonball, kernel=Path("/nonexistent"))
+    return replace(
+        _bench("dragonball", directory, table, _files("dragonball", directory)),
+        in_process="the unikernel is in the test's own process, which has no program and is not sealed",
+        killed=(ExitStatus(signal=signal.SIGABRT), "the unikernel was killed"),
+        takes_taps=True,
+    )
+
+
+def _files(name: str, directory: Path) -> Callable[[str], bytes]:
+    """Real unikernels: compiled for hvt; for spt, which makes system calls, of a few instructions."""
+    if TARGETS[name] == TARGETS["solo5-spt"]:
+        return lambda line: unikernel_file(abi=abi_note(TARGETS[name]), code=_spt_code(line))
+    if name == "solo5-hvt" and not os.path.exists("/dev/kvm"):
+        pytest.skip("needs /dev/kvm")
+    content = build_unikernel(directory).read_bytes()
+    return lambda line: content
+
+
+def _spt_code(line: str) -> bytes:
+    """What a command line asks for, as machine code of x86_64."""
+    verb, _, words = line.partition(" ")
+    if verb == "exit":
+        return _system_call(231, int(words))  # exit_group
+    text = b"spinning\n" if verb == "spin" else line.encode()
+    # lea rsi, [rip + to behind the code]; mov edx, length; write(1, ...)
+    after = b"\xeb\xfe" if verb == "spin" else _system_call(231, 0)
+    print_it = b"\xba" + struct.pack("<I", len(text)) + _system_call(1, 1)
+    return b"\x48\x8d\x35" + struct.pack("<i", len(print_it + after)) + print_it + after + text
+
+
+def _system_call(number: int, first: int) -> bytes:
+    """mov eax, number; mov edi, first; syscall"""
+    return b"\xb8" + struct.pack("<I", number) + b"\xbf" + struct.pack("<I", first) + b"\x0f\x05"
+
+
+SUBJECTS: dict[str, Callable[[Path], Bench]] = {
+    "solo5-hvt:standin": partial(_standin, "solo5-hvt"),
+    "solo5-spt:standin": partial(_standin, "solo5-spt"),
+    "solo5-hvt": partial(_tender, "solo5-hvt"),
+    "solo5-spt": partial(_tender, "solo5-spt"),
+    "dragonball": _in_process,
+}
+
+
+def parameters() -> list[Any]:
+    """The subjects for pytest; those that need KVM or a real tender are integration tests."""
+    return [
+        pytest.param(name, id=name, marks=() if "standin" in name else pytest.mark.integration)
+        for name in SUBJECTS
+    ]
