@@ -14,6 +14,8 @@ except ImportError:
 
 STATE_ROOT = "/run/kata-containers"
 SOCKET_ROOT = "/run/containerd/s"
+# Annotations of a container that name its sandbox: the CRI of containerd, and CRI-O.
+SANDBOX_KEYS = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
 
 
 class InvalidIdError(ValueError):

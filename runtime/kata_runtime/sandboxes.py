@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kata_runtime.broker.processes import is_alive
+from kata_runtime.broker.supervisor import RECORD
 from kata_runtime.broker.undo import NAME
 from kata_runtime.identity import STATE_ROOT
 
@@ -46,6 +47,16 @@ def running_sandboxes(root: str = STATE_ROOT) -> Iterator[RecordedSandbox]:
         sandbox = _read(os.path.join(root, name))
         if sandbox is not None and sandbox.processes:
             yield sandbox
+
+
+def read_seal(directory: str) -> dict[str, Any] | None:
+    """What a broker has recorded of its shim's seal: "mode", "policy", "calls"; None where there is none."""
+    try:
+        with open(os.path.join(directory, RECORD), encoding="utf-8") as file:
+            seal = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return seal if isinstance(seal, dict) else None
 
 
 def _read(directory: str) -> RecordedSandbox | None:

@@ -40,6 +40,7 @@ from kata_hypervisor.dragonball.layout import MIB
 from kata_hypervisor.dragonball.machine import MOST_VCPUS, Board, Machine
 from kata_hypervisor.dragonball.own_process import NAME, OwnProcess
 from kata_hypervisor.dragonball.processors import KICK
+from kata_hypervisor.dragonball.verdict import Verdict
 from kata_hypervisor.dragonball.virtio.balloon import Balloon
 from kata_hypervisor.dragonball.virtio.device import Device
 from kata_hypervisor.dragonball.virtio.filesystem import FileSystem
@@ -326,27 +327,11 @@ class Dragonball(Hypervisor):
             raise
 
     def _watch_guest(self) -> Callable[[str], None]:
-        """Return what the machine calls at the guest's end, on whichever thread: it writes to an eventfd."""
-        loop = asyncio.get_running_loop()
-        ended = self._guest_ended = loop.create_future()
-        reasons: list[str] = []
-        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-
-        def hear() -> None:
-            loop.remove_reader(event)
-            ended.set_result(reasons[0])
-
-        def forget() -> None:
-            loop.remove_reader(event)
-            os.close(event)
-
-        def tell(reason: str) -> None:
-            reasons.append(reason)
-            os.eventfd_write(event, 1)
-
-        loop.add_reader(event, hear)
-        self._ours.callback(forget)
-        return tell
+        """Return what the machine calls at the guest's end, on whichever thread."""
+        verdict = Verdict[str]()
+        self._guest_ended = verdict.heard
+        self._ours.callback(verdict.close)
+        return verdict.tell
 
     async def _supervise(self, machine: Machine) -> VmExit:
         """Wait for the first end, then end everything."""

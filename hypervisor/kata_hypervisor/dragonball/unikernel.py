@@ -23,6 +23,7 @@ from kata_hypervisor.contract import UnikernelMonitor, UnikernelSpec, VmExit, Vm
 from kata_hypervisor.dragonball.control import Control
 from kata_hypervisor.dragonball.driver import SWITCH_INTERVAL
 from kata_hypervisor.dragonball.own_process import NAME, OwnProcess
+from kata_hypervisor.dragonball.verdict import Verdict
 from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError, UnikernelError
 from kata_hypervisor.host import ExitStatus, Host
 from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
@@ -192,27 +193,11 @@ class InProcessUnikernel(UnikernelMonitor):
         return self._tail.text
 
     def _watch_guest(self) -> Callable[[End], None]:
-        """Return what the machine calls at the guest's end, on whichever thread: it writes to an eventfd."""
-        loop = asyncio.get_running_loop()
-        ended = self._guest_ended = loop.create_future()
-        ends: list[End] = []
-        event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-
-        def hear() -> None:
-            loop.remove_reader(event)
-            ended.set_result(ends[0])
-
-        def forget() -> None:
-            loop.remove_reader(event)
-            os.close(event)
-
-        def tell(end: End) -> None:
-            ends.append(end)
-            os.eventfd_write(event, 1)
-
-        loop.add_reader(event, hear)
-        self._ours.callback(forget)
-        return tell
+        """Return what the machine calls at the guest's end, on whichever thread."""
+        verdict = Verdict[End]()
+        self._guest_ended = verdict.heard
+        self._ours.callback(verdict.close)
+        return verdict.tell
 
     async def _supervise(self) -> VmExit:
         """Wait for the guest's end, then release everything."""

@@ -22,6 +22,7 @@ import os
 
 from kata_runtime.broker import syscalls
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
+from kata_runtime.identity import SANDBOX_KEYS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ BEFORE_THE_SEAL = (
     *("prepare", "spawn", "announce_seal", "admit_guest"),
     *("make_jail", "open_in_image", "filters_bite"),
 )
-SANDBOX_KEYS = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
 
 
 class Admission:

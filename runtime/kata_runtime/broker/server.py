@@ -247,8 +247,7 @@ class Server:
     def _do_confinement(self, pid: int) -> Reply:
         if pid not in self._children and pid != self._log.header["shim"][0]:
             raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended")
-        threads = proof.read_threads(pid)
-        return {"threads": [[t.tid, t.name, t.mode, t.filters, t.no_new_privs] for t in threads]}, []
+        return {"threads": _threads(pid)}, []
 
     def _do_filters_bite(self, pid: int, tid: int) -> Reply:
         if pid not in self._children or not os.path.exists(f"/proc/{pid}/task/{tid}"):
@@ -278,8 +277,7 @@ class Server:
             raise RequestRefusedError("supervise: no seal was announced, or it is supervised already")
         self._supervisor.watch(os.dup(listener))
         self._waiter.register(self._supervisor.listener, select.POLLIN)
-        threads = proof.read_threads(self._log.header["shim"][0])
-        return {"threads": [[t.tid, t.name, t.mode, t.filters, t.no_new_privs] for t in threads]}, []
+        return {"threads": _threads(self._log.header["shim"][0])}, []
 
     def _judge(self) -> None:
         """A call of the shim was refused by its filter, or nobody is under the filter any more."""
@@ -351,6 +349,11 @@ class Server:
     def _do_open_log(self, path: str) -> Reply:
         self._admission.check_log(path)
         return {}, [streams.open_log(path)]
+
+
+def _threads(pid: int) -> list[list[Any]]:
+    """The kernel's word about each thread of a process, as the fields of a ThreadConfinement."""
+    return [[t.tid, t.name, t.mode, t.filters, t.no_new_privs] for t in proof.read_threads(pid)]
 
 
 def _describe(error: Exception) -> Message:

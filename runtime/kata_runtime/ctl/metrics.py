@@ -6,19 +6,16 @@ Text of the exposition format on standard output: for node_exporter's textfile c
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from kata_hypervisor.seccomp.proof import read_threads
-from kata_runtime.broker.supervisor import RECORD
-from kata_runtime.sandboxes import RecordedSandbox, running_sandboxes
+from kata_runtime.sandboxes import RecordedSandbox, read_seal, running_sandboxes
 
 if TYPE_CHECKING:
     from kata_runtime.ctl.main import Subparsers
@@ -76,15 +73,6 @@ class Sandboxes(Collector):
             for (process, state), count in _threads(sandbox).items():
                 threads.add_metric((*who, process, str(state)), count)
         yield from (seal, calls, threads)
-
-
-def read_seal(directory: str) -> dict[str, Any] | None:
-    """What a broker has recorded of its shim's seal: "mode", "policy", "calls"; None where there is none."""
-    try:
-        with open(os.path.join(directory, RECORD), encoding="utf-8") as file:
-            return dict(json.load(file))
-    except FileNotFoundError:
-        return None
 
 
 def _threads(sandbox: RecordedSandbox) -> dict[tuple[str, int], int]:

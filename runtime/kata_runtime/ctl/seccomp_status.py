@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -15,9 +14,8 @@ from kata_hypervisor.seccomp import readback, syscalls
 from kata_hypervisor.seccomp.proof import MODES, ThreadConfinement, read_threads
 from kata_hypervisor.seccomp.score import surface_of
 from kata_hypervisor.seccomp.survey import Survey, survey, union
-from kata_runtime.broker.supervisor import RECORD
 from kata_runtime.ctl.seccomp import FAULTS, GOOD, reporting
-from kata_runtime.sandboxes import RecordedSandbox, running_sandboxes
+from kata_runtime.sandboxes import RecordedSandbox, read_seal, running_sandboxes
 
 _ROW = "    {:<16} {:<12} {:>7} {:>6} {:>10} {:>7} {:>8}  {}"
 _HEAD = _ROW.format("thread", "mode", "filters", "calls", "unfiltered", "escape", "score", "thread ids")
@@ -83,7 +81,7 @@ def report(sandbox: RecordedSandbox, inspector: Inspector) -> dict[str, Any]:
         except ProcessLookupError:
             continue
         processes.append({"name": process.name, "pid": process.pid, **_inspect(threads, inspector)})
-    seal = _read_seal(sandbox.directory)
+    seal = read_seal(sandbox.directory)
     return {"id": sandbox.id, "namespace": sandbox.namespace, "seal": seal, "processes": processes}
 
 
@@ -117,16 +115,6 @@ def _thread(thread: ThreadConfinement) -> dict[str, Any]:
         "no_new_privs": thread.no_new_privs,
         "surface": None,
     }
-
-
-def _read_seal(directory: str) -> dict[str, Any] | None:
-    """What the broker has written of the shim's seal: mode, policy, and the calls outside of it, by name."""
-    try:
-        with open(os.path.join(directory, RECORD), encoding="utf-8") as file:
-            seal = json.load(file)
-    except (OSError, ValueError):
-        return None
-    return seal if isinstance(seal, dict) else None
 
 
 def _text(found: dict[str, Any]) -> str:

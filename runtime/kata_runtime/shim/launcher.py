@@ -13,7 +13,7 @@ import os
 import sys
 import time
 
-from kata_runtime.identity import SOCKET_ROOT, InvalidIdError, SandboxIdentity
+from kata_runtime.identity import SANDBOX_KEYS, SOCKET_ROOT, InvalidIdError, SandboxIdentity
 from kata_runtime.shim import arguments, bootstrap
 from kata_runtime.version import VERSION
 
@@ -23,7 +23,6 @@ MAX_STDIN = 1 << 20
 
 # The annotations that say what a container is to its pod, by the CRI implementation that writes them.
 _TYPE_KEYS = ("io.kubernetes.cri.container-type", "io.kubernetes.cri-o.ContainerType")
-_SANDBOX_KEYS = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -150,7 +149,7 @@ def sandbox_of_bundle(bundle: str) -> str | None:
         return None
     if not any(annotations.get(key) == "container" for key in _TYPE_KEYS):
         return None
-    return next((annotations[key] for key in _SANDBOX_KEYS if isinstance(annotations.get(key), str)), None)
+    return next((annotations[key] for key in SANDBOX_KEYS if isinstance(annotations.get(key), str)), None)
 
 
 def _listen(path: str) -> _socket.socket | None:
