@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata_hypervisor.dragonball.virtio.block import Block, parse_request
+from kata_hypervisor.dragonball.virtio.block import Block, Medium, parse_request
 from kata_hypervisor.dragonball.virtio.device import DeviceError
 from kata_hypervisor.dragonball.virtio.queue import Chain, SplitQueue, gather
 from virtqueue_driver import VirtqueueDriver
@@ -32,7 +32,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
     def disk(read_only: bool = False, size: int = len(CONTENT) + 4) -> Block:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        disks.append(Block(descriptor, size, read_only=read_only, identity=b"serial"))
+        disks.append(Block(Medium(descriptor, size, read_only=read_only, identity=b"serial")))
         return disks[-1]
 
     yield disk

@@ -14,7 +14,7 @@ import pytest
 from kata_hypervisor.dragonball import layout
 from kata_hypervisor.dragonball.machine import Board, Machine
 from kata_hypervisor.dragonball.processors import KICK
-from kata_hypervisor.dragonball.virtio.block import Block
+from kata_hypervisor.dragonball.virtio.block import Block, Medium
 from tiny_guest import HALT_FOREVER, SPIN, kernel, load_and_say, out_byte, say, store
 
 pytestmark = pytest.mark.integration
@@ -88,7 +88,7 @@ def test_nobody_answers_where_nobody_is(guest: Guest) -> None:
 
 def test_a_virtio_device_shows_its_mark(guest: Guest) -> None:
     descriptor = os.memfd_create("disk", os.MFD_CLOEXEC)
-    guest.machine.add_device(Block(descriptor, 512, read_only=True))
+    guest.machine.add_device(Block(Medium(descriptor, 512, read_only=True)))
     code = load_and_say(layout.VIRTIO) + load_and_say(layout.VIRTIO + 8) + say(b"\n") + POWER_OFF
     assert guest.run(code, pvh=True) == "it powered off"
     assert guest.output == b"v\x02\n"
@@ -96,7 +96,7 @@ def test_a_virtio_device_shows_its_mark(guest: Guest) -> None:
 
 def test_a_storm_of_notifications_to_a_device_without_a_driver(guest: Guest) -> None:
     descriptor = os.memfd_create("disk", os.MFD_CLOEXEC)
-    guest.machine.add_device(Block(descriptor, 512, read_only=True))
+    guest.machine.add_device(Block(Medium(descriptor, 512, read_only=True)))
     storm = b"".join(store(layout.VIRTIO + 0x50, number % 3) for number in range(500))
     assert guest.run(storm + say(b"done\n") + POWER_OFF, pvh=True) == "it powered off"
     assert guest.output == b"done\n"
