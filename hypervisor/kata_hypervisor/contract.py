@@ -282,8 +282,8 @@ class Hypervisor(Monitor):
         """
         raise self._unsupported("plug a disk into a running machine")
 
-    async def remove_disk(self, id: str) -> None:
-        """Take a disk that was plugged in away. The guest has unmounted it: what it has not written is lost.
+    async def remove_disk(self, name: str) -> None:
+        """Take a disk away that was plugged in, by its id. The guest has unmounted it.
 
         Raises:
             HypervisorError: there is no such disk, or the guest does not let it go.
@@ -300,8 +300,8 @@ class Hypervisor(Monitor):
         """
         raise self._unsupported("plug a network device into a running machine")
 
-    async def remove_tap(self, id: str) -> None:
-        """Take a network device that was plugged in away. Raises as `remove_disk`."""
+    async def remove_tap(self, name: str) -> None:
+        """Take a network device away that was plugged in, by its id. Raises as `remove_disk`."""
         raise self._unsupported("take a network device out of a running machine")
 
     async def resize(self, *, vcpus: int) -> None:

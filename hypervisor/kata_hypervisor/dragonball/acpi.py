@@ -181,9 +181,7 @@ def _virtio(number: int, window: VirtioWindow, *members: bytes) -> bytes:
         aml.named("_CCA", aml.integer(1)),
         aml.named(
             "_CRS",
-            aml.resources(
-                aml.memory(window.address, layout.VIRTIO_WINDOW), aml.interrupt(window.interrupt)
-            ),
+            aml.resources(aml.memory(window.address, layout.VIRTIO_WINDOW), aml.interrupt(window.interrupt)),
         ),
         *members,
     )

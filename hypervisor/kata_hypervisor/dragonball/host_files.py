@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 from kata_configuration.models.dragonball import Dragonball
 from kata_hypervisor import virtiofsd
-from kata_hypervisor.contract import Tap
+from kata_hypervisor.contract import Tap, VmSpec
 from kata_hypervisor.dragonball.virtio.block import Block, Medium
 from kata_hypervisor.dragonball.virtio.entropy import Entropy
-from kata_hypervisor.dragonball.virtio.network import Network, set_up_tap
+from kata_hypervisor.dragonball.virtio.network import NO_TAP, Network, set_up_tap
 from kata_hypervisor.errors import HostUnfitError, LaunchError, NotSupportedError
 
 ENTROPY = "/dev/urandom"
@@ -61,6 +62,15 @@ def open_vhost_net() -> int:
         return os.open(VHOST_NET, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise HostUnfitError(f"cannot open {VHOST_NET}: {error.strerror}; load vhost_net") from error
+
+
+def open_spares(spec: VmSpec, unused: contextlib.ExitStack) -> list[Block | Network]:
+    """The empty devices of what may be plugged in later. unused: closes them. Raises HostUnfitError."""
+    spares: list[Block | Network] = [Block() for _ in range(spec.spare_disks)]
+    for _ in range(spec.spare_taps):
+        spares.append(Network(NO_TAP, open_vhost_net()))
+        unused.callback(spares[-1].close)
+    return spares
 
 
 def open_entropy() -> Entropy:

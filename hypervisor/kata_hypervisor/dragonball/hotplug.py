@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import abc
 import os
 from collections.abc import Callable, Sequence
 
 import anyio
 
-from kata_hypervisor.contract import Disk, Tap
+from kata_hypervisor.contract import Disk, Hypervisor, Tap
 from kata_hypervisor.dragonball.host_files import tap_queue
 from kata_hypervisor.dragonball.machine import Machine
 from kata_hypervisor.dragonball.slots import D, Slot
@@ -22,13 +23,16 @@ PAUSE = 0.005
 
 
 class Hotplug:
-    """The slots of one machine, which are made with it; its methods are for when it runs."""
+    """The slots of one machine, which are made with it; its other methods are for when it runs.
 
-    def __init__(self, machine: Machine, host: Host, drives: int, nics: Sequence[Network]) -> None:
+    spares: empty devices, which belong to the machine from here on. Raises as `Machine.add_device`.
+    """
+
+    def __init__(self, machine: Machine, host: Host, spares: Sequence[Block | Network]) -> None:
         self._machine = machine
         self._host = host
-        self._drives = [machine.add_slot(Block()) for _ in range(drives)]
-        self._nics = [machine.add_slot(nic) for nic in nics]
+        self._drives = [machine.add_slot(spare) for spare in spares if isinstance(spare, Block)]
+        self._nics = [machine.add_slot(spare) for spare in spares if isinstance(spare, Network)]
 
     async def add_disk(self, disk: Disk) -> None:
         """See the contract."""
@@ -54,14 +58,15 @@ class Hotplug:
             queue, mac = tap_queue(tap)
             slot = _take(self._nics, tap.id, what, lambda nic: nic.mac == mac)
         except BaseException:
-            for descriptor in tap.fds:
-                os.close(descriptor)
+            _close(tap)
             raise
         try:
             try:
                 slot.device.insert(queue, mac)
             except OSError as error:
-                raise HypervisorError(f"cannot {what}: the kernel refuses the tap: {error.strerror}") from error
+                raise HypervisorError(
+                    f"cannot {what}: the kernel refuses the tap: {error.strerror}"
+                ) from error
             await self._show(slot, what)
         except BaseException:
             await self._vacate(slot)
@@ -107,6 +112,40 @@ class Hotplug:
             f"cannot {what}: the guest did not take notice within {PATIENCE:g} s; see whether its kernel has "
             "virtio-mmio and ACPI's generic event device, and whether it is busy or paused"
         )
+
+
+class TakesPlugs(Hypervisor):
+    """A hypervisor with slots: the contract's methods for them."""
+
+    @abc.abstractmethod
+    def _slots(self, purpose: str) -> Hotplug:
+        """The running machine's slots. Raises HypervisorError where it does not run, with the purpose."""
+
+    async def add_disk(self, disk: Disk) -> None:
+        """See the contract."""
+        await self._slots(f"plug the disk {disk.id} into").add_disk(disk)
+
+    async def remove_disk(self, name: str) -> None:
+        """See the contract."""
+        await self._slots(f"take the disk {name} out of").remove_disk(name)
+
+    async def add_tap(self, tap: Tap) -> None:
+        """See the contract."""
+        try:
+            slots = self._slots(f"plug the network device {tap.id} into")
+        except HypervisorError:
+            _close(tap)
+            raise
+        await slots.add_tap(tap)
+
+    async def remove_tap(self, name: str) -> None:
+        """See the contract."""
+        await self._slots(f"take the network device {name} out of").remove_tap(name)
+
+
+def _close(tap: Tap) -> None:
+    for descriptor in tap.fds:
+        os.close(descriptor)
 
 
 def _take(slots: Sequence[Slot[D]], name: str, what: str, suits: Callable[[D], bool]) -> Slot[D]:

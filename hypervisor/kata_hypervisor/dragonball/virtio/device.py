@@ -105,4 +105,4 @@ class Pluggable(Device):
 
     @abc.abstractmethod
     def eject(self) -> None:
-        """Close what is in it, which may take as long as what is under way; idempotent. Tell the driver then."""
+        """Close what is in it, when what is under way is done; idempotent. The driver has to be told."""
