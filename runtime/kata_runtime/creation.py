@@ -92,7 +92,7 @@ class Creation:
             raise
         return container
 
-    async def _make_ready(self, container: Container, rootfs: tuple[RootfsMount, ...]) -> dict[int, str]:
+    async def _add_files(self, container: Container, rootfs: tuple[RootfsMount, ...]) -> dict[int, str]:
         """Share a container's files with the running guest, or plug in a disk of them.
 
         Returns the guest's path of each volume.

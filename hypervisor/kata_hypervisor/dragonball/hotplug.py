@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import itertools
 import os
 from collections.abc import Callable, Sequence
 
@@ -19,7 +20,8 @@ from kata_hypervisor.host import Host
 
 PATIENCE = 10.0
 """Seconds in which the guest notices; it takes milliseconds, under emulation a tenth of a second."""
-PAUSE = 0.005
+PAUSE, TURNS = 0.005, 200
+"""Seconds between two looks at whether it has, and looks between two reminders."""
 
 
 class Hotplug:
@@ -83,7 +85,8 @@ class Hotplug:
             await self._until(lambda: slot.registers.settled, what)
         else:
             self._machine.states.show(slot.number)
-            await self._until(lambda: slot.driven, what)
+            # Told again and again: a kernel that is still booting does not hear it.
+            await self._until(lambda: slot.driven, what, self._machine.states.announce)
 
     async def _unplug(self, slot: Slot[D], what: str) -> None:
         await self._vacate(slot)
@@ -100,14 +103,19 @@ class Hotplug:
             self._machine.states.hide(slot.number)
         slot.holder = None
 
-    async def _until(self, noticed: Callable[[], bool], what: str) -> None:
+    async def _until(
+        self, noticed: Callable[[], bool], what: str, remind: Callable[[], object] = lambda: None
+    ) -> None:
         """Wait for the guest, which has nobody to wake us."""
         with anyio.move_on_after(PATIENCE):
-            while not noticed():
+            for turn in itertools.count(1):
+                if noticed():
+                    return
                 if (reason := self._machine.processors.reason) is not None:
                     raise HypervisorError(f"cannot {what}: the guest has ended: {reason}")
                 await anyio.sleep(PAUSE)
-            return
+                if turn % TURNS == 0:
+                    remind()
         raise HypervisorError(
             f"cannot {what}: the guest did not take notice within {PATIENCE:g} s; see whether its kernel has "
             "virtio-mmio and ACPI's generic event device, and whether it is busy or paused"

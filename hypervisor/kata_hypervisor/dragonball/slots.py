@@ -53,7 +53,7 @@ class States:
     """
 
     def __init__(self, announce: Callable[[], object]) -> None:
-        self._announce = announce
+        self.announce = announce
         self._states: list[int] = []
 
     def add(self) -> int:
@@ -64,7 +64,7 @@ class States:
     def show(self, number: int) -> None:
         """Let the guest find what is in a slot."""
         self._states[number] = PRESENT
-        self._announce()
+        self.announce()
 
     def hide(self, number: int) -> None:
         """Let a guest that has not looked yet find nothing."""
