@@ -31,6 +31,7 @@ async def live(rig: RestRig, spec: VmSpec, settings: dict[str, Any]) -> None:
         await machine.run()
         if machine.capabilities.block_hotplug:
             await machine.add_disk(Disk("later", rig.directory / "image"))
+            await machine.remove_disk("later")
         if machine.capabilities.resize:
             await machine.resize(vcpus=1)
         await machine.pause()

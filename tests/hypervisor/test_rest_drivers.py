@@ -394,7 +394,11 @@ async def test_what_firecracker_cannot_do_it_refuses(make: Make) -> None:
         with pytest.raises(NotSupportedError, match=words):
             await rig.machine().prepare(spec)
     machine = await started(rig)
-    for question in (machine.resize(vcpus=1), machine.add_disk(Disk("x", Path("/x")))):
+    for question in (
+        machine.resize(vcpus=1),
+        machine.add_disk(Disk("x", Path("/x"))),
+        machine.remove_disk("x"),
+    ):
         with pytest.raises(NotSupportedError):
             await question
     await machine.stop()
