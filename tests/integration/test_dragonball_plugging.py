@@ -208,6 +208,7 @@ async def test_a_guest_that_does_not_look_is_told_of(tmp_path: Path, monkeypatch
 
 
 SEALED = """
+closed = sys.meta_path.pop(0)
 import fcntl, struct
 from kata_hypervisor.dragonball.control import Control
 from kata_hypervisor.dragonball.host_files import open_vhost_net
@@ -216,6 +217,7 @@ from kata_hypervisor.dragonball.virtio.block import Block, Medium
 from kata_hypervisor.dragonball.virtio.device import VERSION_1, QueueSetup, Wires
 from kata_hypervisor.dragonball.virtio.mmio import Registers
 from kata_hypervisor.dragonball.virtio.network import NO_TAP, Network, set_up_tap
+sys.meta_path.insert(0, closed)
 
 memory, control = GuestMemory.allocate(2 << 20), Control("devices")
 events = [os.eventfd(0) for _ in range(4)]
