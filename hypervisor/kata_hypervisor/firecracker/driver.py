@@ -21,8 +21,8 @@ from typing import ClassVar
 from kata_agent.transports import HybridVsockTransport
 from kata_configuration.models.firecracker import Firecracker as Table
 from kata_hypervisor import ending, fitness, sockets, versions
-from kata_hypervisor.contract import Capabilities, VmSpec
-from kata_hypervisor.errors import HostUnfitError, NotSupportedError
+from kata_hypervisor.contract import Capabilities, Disk, VmSpec
+from kata_hypervisor.errors import HostUnfitError, HypervisorError, NotSupportedError
 from kata_hypervisor.firecracker import machine
 from kata_hypervisor.host import Host
 from kata_hypervisor.rest import RestClient, RestError
@@ -56,9 +56,17 @@ class FirecrackerDriver(RestMachine):
     ) -> None:
         super().__init__(table, host, start_budget=start_budget, stop_budget=stop_budget)
         self._table = table
-        # A jailed Firecracker reaches no directory of the host that a snapshot could be written into.
+        # A jailed Firecracker reaches no directory of the host that a snapshot could be written into, and no
+        # file that was not there when it was jailed.
         jailed = table.jailer_path is not None
-        self.capabilities = Capabilities(disks=True, taps=True, pause=True, snapshot=not jailed)
+        self.capabilities = Capabilities(
+            disks=True,
+            block_hotplug=not jailed and table.spare_disks > 0,
+            taps=True,
+            pause=True,
+            snapshot=not jailed,
+        )
+        self._spares: list[Disk] = []
         # As Firecracker sees them, and as we do.
         self._places: machine.Places | None = None
         self._api: Path | None = None
@@ -137,6 +145,7 @@ class FirecrackerDriver(RestMachine):
 
     def _steps(self, spec: VmSpec) -> Iterator[Step]:
         assert self._places is not None
+        self._spares = list(machine.spares_of(self._table, spec))
         for purpose, path, body in machine.requests(self._table, spec, self._places):
             yield Step(purpose, "PUT", path, body)
 
@@ -166,6 +175,36 @@ class FirecrackerDriver(RestMachine):
     async def resume(self) -> None:
         """See the contract."""
         await self._command("resume the virtual machine", "PATCH", "/vm", {"state": "Resumed"})
+
+    async def add_disk(self, disk: Disk) -> None:
+        """See the contract: the next of the disks that the machine has without content is filled.
+
+        Raises:
+            HypervisorError: there is none left, or it was made for reading and this is to be written.
+        """
+        if not self.capabilities.block_hotplug:
+            raise NotSupportedError(
+                f"cannot plug the disk {disk.id}: firecracker plugs none, and "
+                + (
+                    "what is in its jail was there when it started: take jailer_path away, or use one container"
+                    if self._table.jailer_path is not None
+                    else f"spare_disks in {self.section} is 0"
+                )
+            )
+        if not self._spares:
+            raise HypervisorError(
+                f"cannot plug the disk {disk.id}: all spare_disks = {self._table.spare_disks} in "
+                f"{self.section} are in use, one for each container after the first"
+            )
+        spare = self._spares[0]
+        if spare.read_only != disk.read_only:
+            raise HypervisorError(
+                f"cannot plug the disk {disk.id}: firecracker's spare disks are as writable as the root file "
+                "system of the pod's first container, and this one differs"
+            )
+        body = machine.filling(spare, disk)
+        await self._command(f"plug the disk {disk.id}", "PATCH", f"/drives/{spare.id}", body)
+        self._spares.remove(spare)
 
     async def snapshot(self, directory: Path) -> None:
         """See the contract."""

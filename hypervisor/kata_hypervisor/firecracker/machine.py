@@ -30,6 +30,9 @@ USERS = 2147483647 - FIRST_USER
 
 REFILL_MS = 1000
 
+EMPTY = Path("/dev/null")
+"""What a spare disk holds until it is filled: nothing, and its size is 0."""
+
 # Firecracker has no PCI and no IOMMU by default; i8042.* keeps the kernel from waiting for a keyboard.
 KERNEL_WORDS = (
     "pci=off",
@@ -112,6 +115,19 @@ def files_of(spec: VmSpec) -> dict[str, Path]:
     return files | {f"disk-{disk.id}": disk.path for disk in disks_of(spec)}
 
 
+def spares_of(table: Table, spec: VmSpec) -> tuple[Disk, ...]:
+    """Name the disks without content that are there for later; as writable as the last of the others.
+
+    Whether a drive may be written is settled before the machine starts, and the root file systems of a pod's
+    containers come from one snapshotter: all of its disks are written, or none. None in a jail, where nothing
+    of the host appears later.
+    """
+    if table.jailer_path is not None:
+        return ()
+    read_only = not spec.disks or spec.disks[-1].read_only
+    return tuple(Disk(f"spare{number}", EMPTY, read_only) for number in range(table.spare_disks))
+
+
 def disks_of(spec: VmSpec) -> tuple[Disk, ...]:
     """Return the disks in the guest's order: the image first."""
     image = (Disk("image", spec.image, read_only=True),) if spec.image is not None else ()
@@ -138,6 +154,8 @@ def requests(table: Table, spec: VmSpec, places: Places) -> Iterator[Request]:
     )
     for disk in disks_of(spec):
         yield f"adding the disk {disk.id}", f"/drives/{disk.id}", drive(table, disk, places.files[disk.path])
+    for disk in spares_of(table, spec):
+        yield "adding a disk for later", f"/drives/{disk.id}", drive(table, disk, disk.path)
     vsock = {"guest_cid": GUEST_CID, "uds_path": str(places.vsock)}
     yield "adding the way to the agent", "/vsock", vsock
     for tap in spec.taps:
@@ -163,6 +181,11 @@ def drive(table: Table, disk: Disk, path: Path) -> Json:
     if limits := {name: bucket for name, bucket in limits.items() if bucket}:
         config["rate_limiter"] = limits
     return config
+
+
+def filling(spare: Disk, disk: Disk) -> Json:
+    """Describe what a spare disk holds from now on."""
+    return {"drive_id": spare.id, "path_on_host": str(disk.path)}
 
 
 def _bucket(rate: int, burst: int) -> Json | None:
