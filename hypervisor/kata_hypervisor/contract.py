@@ -116,9 +116,12 @@ class VmSpec:
     disks, taps: further devices; disks come after the image, in order.
     network_namespace: path of the network namespace in which the VMM runs, or None for the host's.
     agent_port: vsock port on which the agent listens.
-    template: a directory that `snapshot` of the same driver wrote: `run` lets the guest go on from that
-        state instead of booting it. What else the spec says must fit what was saved; the driver compares, and
-        refuses with SnapshotError. Nothing of it is written to, and the caller keeps it while `prepare` runs.
+    template: a directory that `snapshot` of the same driver wrote. A machine of the same size, command line
+        and devices goes on from there when it runs; another one is booted, and `warnings` says what differs.
+        A template that is damaged, or of another kernel, image, host or version, is refused. Nothing is
+        written to it, and it must stay as it is while the machine lives.
+    saved_to: the empty directory that `snapshot` will be given, or None: a sealed process must know it before.
+        Behind such a machine's shared directory and disks is nothing yet: they are each copy's own.
     """
 
     sandbox_id: str
@@ -136,6 +139,7 @@ class VmSpec:
     network_namespace: Path | None = None
     agent_port: int = 1024
     template: Path | None = None
+    saved_to: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +277,7 @@ class Hypervisor(Monitor):
             ConfinementError: the kernel's word differs from the configuration's; nothing is left running.
             HostUnfitError: the host lacks what the configuration names.
             NotSupportedError: the driver cannot make such a machine.
-            SnapshotError: `spec.template` is damaged, or of another machine, host or version than the spec's.
+            SnapshotError: `spec.template` is damaged, or of another kernel, image, host or version.
         """
 
     async def add_disk(self, disk: Disk) -> None:
@@ -285,7 +289,7 @@ class Hypervisor(Monitor):
         raise self._unsupported("change the number of virtual CPUs")
 
     async def snapshot(self, directory: Path) -> None:
-        """Write the state of the paused machine into an empty directory of the host, for `VmSpec.template`.
+        """Write the state of the paused machine into `VmSpec.saved_to`, for later machines' `VmSpec.template`.
 
         The machine stays paused; the caller resumes or stops it. Raises SnapshotError where it cannot be
         written, and then what is in the directory is of no use.
