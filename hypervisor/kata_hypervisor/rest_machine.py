@@ -1,6 +1,7 @@
 """What the drivers of VMMs with a REST interface have in common: one machine's start, watch and end.
 
 Prepare:  host fit? -> processes -> its API answers -> version -> proof -> the machine, described to it.
+          Or it restores a saved one, whose virtual CPUs then exist and wait, and are proven too.
 Run:      it starts the virtual CPUs -> proof of what runs then.
 End:      one task watches all processes from the start. When one ends, it ends the others, closes all that is
           ours and keeps the `VmExit`. Every stage looks at that task, never at a silent socket.
@@ -21,10 +22,17 @@ import anyio
 
 from kata_agent.transport import GuestTransport
 from kata_agent.transports import HybridVsockTransport
-from kata_hypervisor import ending
+from kata_hypervisor import ending, saved_machine
 from kata_hypervisor.children import Children
 from kata_hypervisor.contract import Hypervisor, VmExit, VmmProcess, VmSpec, check_supported
-from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError, SealError
+from kata_hypervisor.errors import (
+    ConfinementError,
+    HypervisorError,
+    LaunchError,
+    NotSupportedError,
+    SealError,
+    SnapshotError,
+)
 from kata_hypervisor.host import ExitStatus, Host
 from kata_hypervisor.lifetime import Launched
 from kata_hypervisor.rest import RefusedError, RestClient, RestError
@@ -39,6 +47,9 @@ DYING = 2.0
 
 COMMAND_BUDGET = 10.0
 """Seconds that the VMM gets to answer a command while the machine runs."""
+
+SAVING_BUDGET = 120.0
+"""Seconds that the VMM gets to write the guest's memory to a disk."""
 
 T = TypeVar("T")
 
@@ -96,7 +107,9 @@ class RestMachine(Launched, Hypervisor):
         self._spawning: asyncio.Task[None] | None = None
         self._warnings: list[str] = []
         self._prepared = False
+        self._restored = False
         self._running = False
+        self._saved_to: Path | None = None
 
     # -- what each driver does its own way -----------------------------------------------------------------
 
@@ -119,6 +132,16 @@ class RestMachine(Launched, Hypervisor):
     @abc.abstractmethod
     def _steps(self, spec: VmSpec) -> Iterator[Step]:
         """The requests that describe the machine, in order."""
+
+    @abc.abstractmethod
+    def _restoring(
+        self, spec: VmSpec, template: Path, version: str, lent: contextlib.ExitStack
+    ) -> Iterator[Step]:
+        """The requests that restore a saved machine and leave it paused. lent: undone when they are answered.
+
+        Raises:
+            NotSupportedError: this version of the VMM cannot.
+        """
 
     @abc.abstractmethod
     async def _boot(self, client: RestClient) -> None:
@@ -182,11 +205,36 @@ class RestMachine(Launched, Hypervisor):
         self._warnings += [doubt] if doubt else []
         await self._attempt(f"reading {self.vmm}'s confinement", deadline, self._prove())
         await self._attempt(f"reading {self.vmm}'s filters", deadline, self._prove_filters())
-        for step in self._steps(spec):
-            budget = max(0.0, deadline - anyio.current_time())
-            request = client.request(step.method, step.path, step.body, fds=step.fds, budget=budget)
-            await self._attempt(step.purpose, deadline, request)
+        await self._describe(client, spec, version, deadline)
         self._prepared = True
+
+    async def _describe(self, client: RestClient, spec: VmSpec, version: str, deadline: float) -> None:
+        """Have the VMM make the machine that is wanted, or restore it where it is saved."""
+        identity, fits = None, False
+        if spec.template is not None or spec.saved_to is not None:
+            described = [[step.path, step.body] for step in self._steps(spec)]
+            identity = saved_machine.identity(self.vmm, version, spec, described)
+        with contextlib.ExitStack() as lent:
+            steps = self._steps(spec)
+            if spec.template is not None and identity is not None:
+                fits = identity.fits(spec.template)
+                if fits:
+                    steps = self._restoring(spec, spec.template, version, lent)
+                else:
+                    self._warnings.append(
+                        f"the machine is booted, and does not start from {spec.template}: that was saved of "
+                        "another size, command line or with other devices"
+                    )
+            for step in steps:
+                budget = max(0.0, deadline - anyio.current_time())
+                request = client.request(step.method, step.path, step.body, fds=step.fds, budget=budget)
+                await self._attempt(step.purpose, deadline, request)
+        if fits:
+            self._restored = True
+            await self._attempt(f"reading {self.vmm}'s confinement", deadline, self._prove())
+        if spec.saved_to is not None and identity is not None:
+            identity.write(spec.saved_to)
+            self._saved_to = spec.saved_to
 
     async def run(self) -> None:
         """See the contract."""
@@ -222,7 +270,8 @@ class RestMachine(Launched, Hypervisor):
 
     async def _prove(self) -> None:
         threads = await self._host.confinement(self._children[self.vmm])
-        breach = self._find_breach(threads, running=self._running)
+        # The virtual CPUs of a restored machine are there, and wait, before it runs.
+        breach = self._find_breach(threads, running=self._running or self._restored)
         if breach is not None:
             asked = str(not self._confined).lower()
             raise ConfinementError(
@@ -249,11 +298,27 @@ class RestMachine(Launched, Hypervisor):
 
     # -- commands ------------------------------------------------------------------------------------------
 
-    async def _command(self, purpose: str, method: str, path: str, body: object = None) -> Any:
+    async def _save(self, directory: Path, method: str, path: str, body: object) -> None:
+        """Have the VMM write the paused machine where its identity is already. Raises SnapshotError."""
+        if not self.capabilities.snapshot:
+            raise NotSupportedError(f"a jailed {self.vmm} cannot write a snapshot outside of its jail")
+        if directory != self._saved_to:
+            raise SnapshotError(
+                f"cannot save the machine in {directory}: it was not made to be saved there, but "
+                f"{self._saved_to or 'nowhere'}"
+            )
+        try:
+            await self._command("save the virtual machine", method, path, body, budget=SAVING_BUDGET)
+        except HypervisorError as error:
+            raise SnapshotError(str(error)) from error
+
+    async def _command(
+        self, purpose: str, method: str, path: str, body: object = None, *, budget: float = COMMAND_BUDGET
+    ) -> Any:
         """Ask something of the running machine. A caller that is cancelled leaves the answer unheard."""
         if self._client is None or self._end is None or not self._running:
             raise HypervisorError(f"cannot {purpose}: the virtual machine is not running")
-        asking = asyncio.ensure_future(self._client.request(method, path, body, budget=COMMAND_BUDGET))
+        asking = asyncio.ensure_future(self._client.request(method, path, body, budget=budget))
         asking.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             return await asyncio.shield(asking)

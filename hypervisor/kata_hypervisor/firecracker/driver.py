@@ -13,6 +13,7 @@ sockets are then reached through /proc/PID/root: nobody else's view of the file 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,6 +35,7 @@ __all__ = ["FirecrackerDriver"]
 API_THREAD = "fc_api"
 API_SOCKET, VSOCK_SOCKET = "firecracker.sock", "firecracker.vsock"
 MOST_VCPUS = 32
+RESTORES = (1, 16, 0)
 
 
 class FirecrackerDriver(RestMachine):
@@ -65,6 +67,7 @@ class FirecrackerDriver(RestMachine):
             taps=True,
             pause=True,
             snapshot=not jailed,
+            restore=not jailed,
         )
         self._spares: list[Disk] = []
         # As Firecracker sees them, and as we do.
@@ -149,8 +152,31 @@ class FirecrackerDriver(RestMachine):
         for purpose, path, body in machine.requests(self._table, spec, self._places):
             yield Step(purpose, "PUT", path, body)
 
+    def _restoring(
+        self, spec: VmSpec, template: Path, version: str, lent: contextlib.ExitStack
+    ) -> Iterator[Step]:
+        assert self._places is not None
+        number = versions.numbers_of(version)
+        if number is not None and number < RESTORES:
+            raise NotSupportedError(
+                f"firecracker {version} cannot start from {template}: it would look for the guest's socket "
+                "where the saved machine had it; 1.16 and later can be told another path"
+            )
+        self._spares = list(machine.spares_of(self._table, spec))
+        yield Step(
+            "restoring the machine", "PUT", "/snapshot/load", machine.restoring(template, spec, self._places)
+        )
+        for disk in spec.disks:
+            body = machine.filling(disk, disk)
+            yield Step(f"giving the disk {disk.id} its content", "PATCH", f"/drives/{disk.id}", body)
+        # Answered by the main thread, which is under its filter then.
+        yield Step("looking at the restored machine", "GET", "/")
+
     async def _boot(self, client: RestClient) -> None:
-        await client.request("PUT", "/actions", {"action_type": "InstanceStart"})
+        if self._restored:
+            await client.request("PATCH", "/vm", {"state": "Resumed"})
+        else:
+            await client.request("PUT", "/actions", {"action_type": "InstanceStart"})
         answer = await client.request("GET", "/")
         state = answer.get("state") if isinstance(answer, dict) else None
         if state != "Running":
@@ -183,14 +209,9 @@ class FirecrackerDriver(RestMachine):
             HypervisorError: there is none left, or it was made for reading and this is to be written.
         """
         if not self.capabilities.block_hotplug:
-            raise NotSupportedError(
-                f"cannot plug the disk {disk.id}: firecracker plugs none, and "
-                + (
-                    "what is in its jail was there when it started: take jailer_path away, or use one container"
-                    if self._table.jailer_path is not None
-                    else f"spare_disks in {self.section} is 0"
-                )
-            )
+            jailed = "nothing of the host appears in its jail later: a jailed machine has one container"
+            why = f"spare_disks in {self.section} is 0" if self._table.jailer_path is None else jailed
+            raise NotSupportedError(f"cannot plug the disk {disk.id}: firecracker plugs none, and {why}")
         if not self._spares:
             raise HypervisorError(
                 f"cannot plug the disk {disk.id}: all spare_disks = {self._table.spare_disks} in "
@@ -208,14 +229,8 @@ class FirecrackerDriver(RestMachine):
 
     async def snapshot(self, directory: Path) -> None:
         """See the contract."""
-        if not self.capabilities.snapshot:
-            raise NotSupportedError("a jailed firecracker cannot write a snapshot outside of its jail")
-        body = {
-            "snapshot_type": "Full",
-            "snapshot_path": str(directory / "state"),
-            "mem_file_path": str(directory / "memory"),
-        }
-        await self._command("snapshot the virtual machine", "PUT", "/snapshot/create", body)
+        body = {"snapshot_type": "Full", **machine.saved_files(directory)}
+        await self._save(directory, "PUT", "/snapshot/create", body)
 
     # -- end -----------------------------------------------------------------------------------------------
 

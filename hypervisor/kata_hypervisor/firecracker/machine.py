@@ -188,6 +188,28 @@ def filling(spare: Disk, disk: Disk) -> Json:
     return {"drive_id": spare.id, "path_on_host": str(disk.path)}
 
 
+def saved_files(directory: Path) -> Json:
+    """Name the files of a saved machine."""
+    return {"snapshot_path": str(directory / "state"), "mem_file_path": str(directory / "memory")}
+
+
+def restoring(template: Path, spec: VmSpec, places: Places) -> Json:
+    """Describe how a saved machine is restored: with its own socket and taps, and paused.
+
+    Its memory is mapped, and read when it is used: the file must stay as it is.
+    """
+    files = saved_files(template)
+    body: Json = {
+        "snapshot_path": files["snapshot_path"],
+        "mem_backend": {"backend_type": "File", "backend_path": files["mem_file_path"]},
+        "resume_vm": False,
+        "vsock_override": {"uds_path": str(places.vsock)},
+    }
+    if spec.taps:
+        body["network_overrides"] = [{"iface_id": tap.id, "host_dev_name": tap.name} for tap in spec.taps]
+    return body
+
+
 def _bucket(rate: int, burst: int) -> Json | None:
     """A token bucket of so much a second; None where there is no limit."""
     if not rate:
