@@ -40,8 +40,8 @@ class Firecracker(HypervisorTable):
     spare_disks: Annotated[
         int,
         About(
-            "Disks without content that a machine has from its start, one for each container that may come "
-            "after a pod's first: Firecracker plugs none. 0 where jailer_path is set.",
+            "Disks without content that a machine has from its start, to be filled for containers that come "
+            "after a pod's first: Firecracker plugs none. There are none where jailer_path is set.",
             OURS,
         ),
         Field(ge=0, le=12),
