@@ -209,7 +209,6 @@ async def test_a_machine_that_goes_on_from_a_snapshot(
         await machine.snapshot(directory)
     try:
         await another.prepare(replace(bench.spec, template=directory))
-        assert another.console_tail == ""
         await another.run()
         assert not any("is booted" in warning for warning in another.warnings)
         await another.pause()
