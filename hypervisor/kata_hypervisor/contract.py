@@ -86,8 +86,8 @@ class Capabilities:
 
     agent: its guests run an agent that is reached over `transport`. file_sharing: directories of the host.
     disks: block devices at the start. block_hotplug: and later. taps: network devices. tap_descriptors: taps
-    as open descriptors, and not by name. pause, resize, snapshot: the methods of these names. restore: start
-    from what `snapshot` wrote (`VmSpec.template`).
+    as open descriptors, and not by name. tap_hotplug: network devices later. pause, resize, snapshot: the
+    methods of these names. restore: start from what `snapshot` wrote (`VmSpec.template`).
     """
 
     agent: bool = True
@@ -96,6 +96,7 @@ class Capabilities:
     block_hotplug: bool = False
     taps: bool = False
     tap_descriptors: bool = False
+    tap_hotplug: bool = False
     pause: bool = False
     resize: bool = False
     snapshot: bool = False
@@ -114,6 +115,7 @@ class VmSpec:
         driver puts its own (console, root device) before them, so that these win.
     shared: the directory shared with the guest, or None.
     disks, taps: further devices; disks come after the image, in order.
+    spare_disks, spare_taps: how many more may be plugged in at a time while it runs.
     network_namespace: path of the network namespace in which the VMM runs, or None for the host's.
     agent_port: vsock port on which the agent listens.
     template: a directory that `snapshot` of the same driver wrote. A machine of the same size, command line
@@ -136,6 +138,8 @@ class VmSpec:
     shared: SharedDirectory | None = None
     disks: tuple[Disk, ...] = ()
     taps: tuple[Tap, ...] = ()
+    spare_disks: int = 0
+    spare_taps: int = 0
     network_namespace: Path | None = None
     agent_port: int = 1024
     template: Path | None = None
@@ -281,8 +285,34 @@ class Hypervisor(Monitor):
         """
 
     async def add_disk(self, disk: Disk) -> None:
-        """Plug a block device into the running machine."""
+        """Plug a block device into the running machine; afterwards the guest has it.
+
+        Raises:
+            HypervisorError: there is no room for another, it cannot be opened, or the guest does not take it.
+        """
         raise self._unsupported("plug a disk into a running machine")
+
+    async def remove_disk(self, name: str) -> None:
+        """Take a disk away that was plugged in, by its id. The guest has unmounted it.
+
+        Raises:
+            HypervisorError: there is no such disk, or the guest does not let it go.
+        """
+        raise self._unsupported("take a disk out of a running machine")
+
+    async def add_tap(self, tap: Tap) -> None:
+        """Plug a network device into the running machine.
+
+        tap.fds: the machine's from here on, also on failure; with a header (TUNSETVNETHDRSZ) of 12 bytes.
+
+        Raises:
+            HypervisorError: as `add_disk`.
+        """
+        raise self._unsupported("plug a network device into a running machine")
+
+    async def remove_tap(self, name: str) -> None:
+        """Take a network device away that was plugged in, by its id. Raises as `remove_disk`."""
+        raise self._unsupported("take a network device out of a running machine")
 
     async def resize(self, *, vcpus: int) -> None:
         """Change the number of virtual CPUs of the running machine."""

@@ -46,3 +46,9 @@ def store(address: int, value: int) -> bytes:
 def load_and_say(address: int) -> bytes:
     """mov eax, address; mov eax, [rax]; then its lowest byte to the first serial port"""
     return b"\xb8" + struct.pack("<I", address) + b"\x8b\x00" + b"\x66\xba\xf8\x03\xee"
+
+
+def read_and_say(port: int, size: int = 1) -> bytes:
+    """mov dx, port; in al (ax, eax), dx; then the lowest byte to the first serial port"""
+    read = {1: b"\xec", 2: b"\x66\xed", 4: b"\xed"}[size]
+    return b"\x66\xba" + struct.pack("<H", port) + read + b"\x66\xba\xf8\x03\xee"

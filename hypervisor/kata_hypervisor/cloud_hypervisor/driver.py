@@ -205,6 +205,10 @@ class CloudHypervisorDriver(RestMachine):
             f"plug the disk {disk.id}", "PUT", "/vm.add-disk", machine.disk_config(self._table, disk)
         )
 
+    async def remove_disk(self, name: str) -> None:
+        """See the contract; the guest lets go of it when it comes to that."""
+        await self._command(f"take out the disk {name}", "PUT", "/vm.remove-device", {"id": name})
+
     async def resize(self, *, vcpus: int) -> None:
         """See the contract; Cloud Hypervisor takes no more than the machine was made for."""
         await self._command(f"resize to {vcpus} vCPUs", "PUT", "/vm.resize", {"desired_vcpus": vcpus})
