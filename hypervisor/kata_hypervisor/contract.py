@@ -300,6 +300,10 @@ class Hypervisor(Monitor):
         """
         raise self._unsupported("take a disk out of a running machine")
 
+    def disk_node(self, name: str) -> str:
+        """Tell by what the guest's agent finds a disk that was plugged in: its node, or as udev calls it."""
+        return f"/dev/disk/by-id/virtio-{name}"
+
     async def add_tap(self, tap: Tap) -> None:
         """Plug a network device into the running machine.
 

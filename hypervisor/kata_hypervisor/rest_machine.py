@@ -13,8 +13,7 @@ import abc
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -35,7 +34,7 @@ from kata_hypervisor.errors import (
 )
 from kata_hypervisor.host import ExitStatus, Host
 from kata_hypervisor.lifetime import Launched
-from kata_hypervisor.rest import RefusedError, RestClient, RestError
+from kata_hypervisor.rest import RefusedError, RestClient, RestError, Step
 from kata_hypervisor.seccomp.proof import ThreadConfinement, inherited_filters
 from kata_hypervisor.versions import Supported
 
@@ -63,17 +62,6 @@ class Table(Protocol):
     def confined(self) -> bool: ...
     @property
     def enable_debug(self) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One request that describes the machine. purpose: what it is for, in messages."""
-
-    purpose: str
-    method: str
-    path: str
-    body: object = None
-    fds: Sequence[int] = ()
 
 
 class RestMachine(Launched, Hypervisor):
@@ -210,31 +198,33 @@ class RestMachine(Launched, Hypervisor):
 
     async def _describe(self, client: RestClient, spec: VmSpec, version: str, deadline: float) -> None:
         """Have the VMM make the machine that is wanted, or restore it where it is saved."""
-        identity, fits = None, False
-        if spec.template is not None or spec.saved_to is not None:
-            described = [[step.path, step.body] for step in self._steps(spec)]
-            identity = saved_machine.identity(self.vmm, version, spec, described)
+        steps, restored = self._steps(spec), False
         with contextlib.ExitStack() as lent:
-            steps = self._steps(spec)
-            if spec.template is not None and identity is not None:
-                fits = identity.fits(spec.template)
-                if fits:
+            if spec.template is not None:
+                misfit = self._identity(spec, version).misfit(spec.template)
+                self._warnings += [misfit] if misfit else []
+                if restored := misfit is None:
                     steps = self._restoring(spec, spec.template, version, lent)
-                else:
-                    self._warnings.append(
-                        f"the machine is booted, and does not start from {spec.template}: that was saved of "
-                        "another size, command line or with other devices"
-                    )
             for step in steps:
                 budget = max(0.0, deadline - anyio.current_time())
                 request = client.request(step.method, step.path, step.body, fds=step.fds, budget=budget)
                 await self._attempt(step.purpose, deadline, request)
-        if fits:
+        if restored:
             self._restored = True
             await self._attempt(f"reading {self.vmm}'s confinement", deadline, self._prove())
-        if spec.saved_to is not None and identity is not None:
-            identity.write(spec.saved_to)
+        if spec.saved_to is not None:
+            self._identity(spec, version).write(spec.saved_to)
             self._saved_to = spec.saved_to
+
+    def _identity(self, spec: VmSpec, version: str) -> saved_machine.Identity:
+        described = [[step.path, step.body] for step in self._steps(spec)]
+        return saved_machine.identity(self.vmm, version, spec, described)
+
+    @classmethod
+    def describe_template(cls, spec: VmSpec) -> Mapping[str, str]:
+        """See the contract."""
+        assert spec.template is not None
+        return saved_machine.describe(spec.template)
 
     async def run(self) -> None:
         """See the contract."""

@@ -36,8 +36,8 @@ class Identity:
         except OSError as error:
             raise SnapshotError(f"cannot save a machine in {directory}: {error.strerror}") from error
 
-    def fits(self, directory: Path) -> bool:
-        """Whether a machine of this shape can go on from what is saved there.
+    def misfit(self, directory: Path) -> str | None:
+        """Why a machine of this shape is not what is saved there, as a sentence; None where it is.
 
         Raises:
             SnapshotError: it is damaged, or of another origin; the message says of which.
@@ -51,7 +51,17 @@ class Identity:
                     f"cannot start from {directory}: it was saved with {what} {_shown(then)}, and this is "
                     f"{_shown(now)}; save a new one"
                 )
-        return bool(saved.shape == self.shape)
+        if saved.shape == self.shape:
+            return None
+        return (
+            f"the machine is booted, and does not start from {directory}: that was saved of another size, "
+            "command line or with other devices"
+        )
+
+
+def describe(directory: Path) -> dict[str, str]:
+    """What a saved machine is one of, in words. Raises SnapshotError."""
+    return {what: _shown(value) for what, value in _read(directory).origin.items()}
 
 
 def _shown(value: object) -> str:

@@ -30,7 +30,8 @@ async def live(rig: RestRig, spec: VmSpec, template: Path, settings: dict[str, A
         await machine.prepare(replace(spec, saved_to=template))
         await machine.run()
         if machine.capabilities.block_hotplug:
-            await machine.add_disk(Disk("later", rig.directory / "image"))
+            await machine.add_disk(Disk("later", rig.directory / "image", read_only=True))
+            await machine.remove_disk("later")
         if machine.capabilities.resize:
             await machine.resize(vcpus=1)
         await machine.pause()
@@ -66,7 +67,7 @@ async def test_what_is_asked_and_answered_keeps_to_the_description(
     reader, writer = os.pipe()
     tap = Tap("net0", "tap0", "02:00:00:00:00:01", fds=(reader, writer) if name == "clh" else ())
     try:
-        spec = replace(rig.spec, disks=(Disk("data", rig.directory / "image"),), taps=(tap,))
+        spec = replace(rig.spec, disks=(Disk("data", rig.directory / "image"),), taps=(tap,), spare_disks=1)
         await live(rig, spec, template, settings)
         untapped = replace(spec, taps=())
         if name == "clh":

@@ -14,6 +14,7 @@ from kata_hypervisor import fitness
 from kata_hypervisor.contract import Disk, Tap, VmSpec
 from kata_hypervisor.errors import (
     ConfinementError,
+    HostUnfitError,
     HypervisorError,
     LaunchError,
     NotSupportedError,
@@ -247,37 +248,39 @@ async def test_cloud_hypervisor_takes_no_taps_with_a_template(make: Make, templa
 
 async def test_later_disks_fill_those_that_firecracker_has_from_the_start(make: Make) -> None:
     rig = make("firecracker")
-    machine = await run(rig, rig.spec, spare_disks=2)
+    path = rig.directory / "image"
+    spec = replace(rig.spec, disks=(Disk("rootfs", path),), spare_disks=2)
+    machine = await run(rig, spec)
     made = [entry for entry in rig.program.record if "/drives/spare" in entry.get("path", "")]
     assert [entry["body"]["drive_id"] for entry in made] == ["spare0", "spare1"]
     assert all(entry["body"]["path_on_host"] == "/dev/null" for entry in made)
     assert all(entry["body"]["is_read_only"] for entry in made)
-    path = rig.directory / "image"
     for number in range(2):
         await machine.add_disk(Disk(f"later{number}", path, read_only=True))
-        last = rig.program.record[-1]
-        assert (last["method"], last["path"]) == ("PATCH", f"/drives/spare{number}")
-        assert last["body"] == {"drive_id": f"spare{number}", "path_on_host": str(path)}
-    with pytest.raises(
-        HypervisorError, match=r"all spare_disks = 2 in \[hypervisor.firecracker\] are in use"
-    ):
+        assert filled(rig) == (f"/drives/spare{number}", str(path))
+        assert machine.disk_node(f"later{number}") == ("/dev/vdc", "/dev/vdd")[number]
+    with pytest.raises(HypervisorError, match="the 2 that the machine was made to take are in use"):
         await machine.add_disk(Disk("more", path, read_only=True))
+    await machine.remove_disk("later0")
+    assert filled(rig) == ("/drives/spare0", "/dev/null")
+    with pytest.raises(HypervisorError, match="cannot find the disk later0: it was not plugged in"):
+        await machine.remove_disk("later0")
+    await machine.add_disk(Disk("more", path, read_only=True))
+    assert machine.disk_node("more") == "/dev/vdc"
     await machine.stop()
 
 
-async def test_a_spare_disk_is_as_writable_as_the_first_containers(make: Make) -> None:
+async def test_a_later_disk_that_is_to_be_written_is_refused(make: Make) -> None:
     rig = make("firecracker")
-    path = rig.directory / "image"
-    machine = await run(rig, replace(rig.spec, disks=(Disk("rootfs", path),)))
-    with pytest.raises(HypervisorError, match="root file system"):
-        await machine.add_disk(Disk("later", path, read_only=True))
-    await machine.add_disk(Disk("later", path))
+    machine = await run(rig, replace(rig.spec, spare_disks=1))
+    with pytest.raises(NotSupportedError, match="firecracker's later disks are read-only"):
+        await machine.add_disk(Disk("later", rig.directory / "image"))
     await machine.stop()
 
 
 async def test_a_fill_that_fails_leaves_the_spare_disk_for_another(make: Make) -> None:
     rig = make("firecracker", "PATCH /drives/spare0=once")
-    machine = await run(rig, rig.spec, spare_disks=1)
+    machine = await run(rig, replace(rig.spec, spare_disks=1))
     disk = Disk("later", rig.directory / "image", read_only=True)
     with pytest.raises(HypervisorError, match=r"cannot plug the disk later: .* with status 400"):
         await machine.add_disk(disk)
@@ -285,10 +288,26 @@ async def test_a_fill_that_fails_leaves_the_spare_disk_for_another(make: Make) -
     await machine.stop()
 
 
-async def test_without_spare_disks_there_are_none(make: Make) -> None:
+async def test_more_later_disks_than_there_are_interrupts(make: Make) -> None:
     rig = make("firecracker")
-    machine = await run(rig, rig.spec, spare_disks=0)
-    assert not machine.capabilities.block_hotplug
-    with pytest.raises(NotSupportedError, match=r"spare_disks in .* is 0"):
-        await machine.add_disk(Disk("later", rig.directory / "image", read_only=True))
+    message = await refused(rig, replace(rig.spec, spare_disks=13), HostUnfitError)
+    assert message == "firecracker has interrupts for 12 later disks, 13 were asked for"
+
+
+async def test_cloud_hypervisor_plugs_and_takes_out(make: Make) -> None:
+    rig = make("clh")
+    machine = await run(rig, rig.spec)
+    await machine.add_disk(Disk("later", rig.directory / "image", read_only=True))
+    assert machine.disk_node("later") == "/dev/disk/by-id/virtio-later"
+    await machine.remove_disk("later")
+    last = rig.program.record[-1]
+    assert (last["path"], last["body"]) == ("/api/v1/vm.remove-device", {"id": "later"})
     await machine.stop()
+
+
+def filled(rig: RestRig) -> tuple[str, str]:
+    """The last request, which fills a disk: its path, and with what."""
+    last = rig.program.record[-1]
+    assert last["method"] == "PATCH"
+    assert last["body"]["drive_id"] == last["path"].rpartition("/")[2]
+    return last["path"], last["body"]["path_on_host"]

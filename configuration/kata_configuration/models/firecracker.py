@@ -9,7 +9,7 @@ from pydantic import Field
 
 from kata_configuration.models import device_keys as device
 from kata_configuration.models import machine_keys as machine
-from kata_configuration.models.base import OURS, About, HypervisorTable
+from kata_configuration.models.base import HypervisorTable
 
 
 class Firecracker(HypervisorTable):
@@ -37,15 +37,6 @@ class Firecracker(HypervisorTable):
     disable_seccomp: machine.DisableSeccomp = False
     shared_fs: device.NoSharedFs = "none"
     block_device_driver: Annotated[Literal["virtio-blk-mmio"], device.BLOCK_DEVICE_DRIVER] = "virtio-blk-mmio"
-    spare_disks: Annotated[
-        int,
-        About(
-            "Disks without content that a machine has from its start, to be filled for containers that come "
-            "after a pod's first: Firecracker plugs none. There are none where jailer_path is set.",
-            OURS,
-        ),
-        Field(ge=0, le=12),
-    ] = 8
     disk_rate_limiter_bw_max_rate: device.DiskBandwidth = 0
     disk_rate_limiter_bw_one_time_burst: device.DiskBandwidthBurst = 0
     disk_rate_limiter_ops_max_rate: device.DiskOperations = 0

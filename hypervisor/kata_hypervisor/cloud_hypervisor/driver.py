@@ -25,8 +25,8 @@ from kata_hypervisor.cloud_hypervisor.saved import template_view
 from kata_hypervisor.contract import Capabilities, Disk, SharedDirectory, VmSpec
 from kata_hypervisor.errors import NotSupportedError
 from kata_hypervisor.host import Host
-from kata_hypervisor.rest import RestClient, RestError
-from kata_hypervisor.rest_machine import CONSOLE, VIRTIOFSD, RestMachine, Step
+from kata_hypervisor.rest import RestClient, RestError, Step
+from kata_hypervisor.rest_machine import CONSOLE, VIRTIOFSD, RestMachine
 from kata_hypervisor.seccomp.proof import ThreadConfinement, find_breach
 
 __all__ = ["CloudHypervisorDriver"]

@@ -26,8 +26,8 @@ from kata_hypervisor.contract import Capabilities, Disk, VmSpec
 from kata_hypervisor.errors import HostUnfitError, HypervisorError, NotSupportedError
 from kata_hypervisor.firecracker import machine
 from kata_hypervisor.host import Host
-from kata_hypervisor.rest import RestClient, RestError
-from kata_hypervisor.rest_machine import CONSOLE, RestMachine, Step
+from kata_hypervisor.rest import RestClient, RestError, Step
+from kata_hypervisor.rest_machine import CONSOLE, RestMachine
 from kata_hypervisor.seccomp.proof import ThreadConfinement, find_breach
 
 __all__ = ["FirecrackerDriver"]
@@ -35,6 +35,7 @@ __all__ = ["FirecrackerDriver"]
 API_THREAD = "fc_api"
 API_SOCKET, VSOCK_SOCKET = "firecracker.sock", "firecracker.vsock"
 MOST_VCPUS = 32
+MOST_SPARES = 12  # of 19 interrupts, each device has one of its own
 RESTORES = (1, 16, 0)
 
 
@@ -63,13 +64,15 @@ class FirecrackerDriver(RestMachine):
         jailed = table.jailer_path is not None
         self.capabilities = Capabilities(
             disks=True,
-            block_hotplug=not jailed and table.spare_disks > 0,
+            block_hotplug=not jailed,
             taps=True,
             pause=True,
             snapshot=not jailed,
             restore=not jailed,
         )
-        self._spares: list[Disk] = []
+        # What fills each disk that was without content: the id of what was plugged in, or None.
+        self._spares: dict[str, str | None] = {}
+        self._spec: VmSpec | None = None
         # As Firecracker sees them, and as we do.
         self._places: machine.Places | None = None
         self._api: Path | None = None
@@ -89,6 +92,10 @@ class FirecrackerDriver(RestMachine):
             )
         for name, path in machine.files_of(spec).items():
             fitness.check_readable(f"the guest's {name}", path, f"check the paths {here}")
+        if spec.spare_disks > MOST_SPARES:
+            raise HostUnfitError(
+                f"firecracker has interrupts for {MOST_SPARES} later disks, {spec.spare_disks} were asked for"
+            )
         if spec.vcpus > MOST_VCPUS:
             raise HostUnfitError(f"firecracker runs at most {MOST_VCPUS} vCPUs, {spec.vcpus} were asked for")
         warnings = fitness.check_memory(spec.memory_mib, fitness.MEMINFO, self.section)
@@ -99,6 +106,8 @@ class FirecrackerDriver(RestMachine):
         return warnings
 
     async def _spawn(self, spec: VmSpec) -> HybridVsockTransport:
+        self._spec = spec
+        self._spares = {disk.id: None for disk in machine.spares_of(self._table, spec)}
         if self._table.jailer_path is not None:
             return await self._spawn_jailed(spec)
         api = sockets.check_path(spec.directory / API_SOCKET, "firecracker's API socket")
@@ -148,7 +157,6 @@ class FirecrackerDriver(RestMachine):
 
     def _steps(self, spec: VmSpec) -> Iterator[Step]:
         assert self._places is not None
-        self._spares = list(machine.spares_of(self._table, spec))
         for purpose, path, body in machine.requests(self._table, spec, self._places):
             yield Step(purpose, "PUT", path, body)
 
@@ -162,12 +170,11 @@ class FirecrackerDriver(RestMachine):
                 f"firecracker {version} cannot start from {template}: it would look for the guest's socket "
                 "where the saved machine had it; 1.16 and later can be told another path"
             )
-        self._spares = list(machine.spares_of(self._table, spec))
         yield Step(
             "restoring the machine", "PUT", "/snapshot/load", machine.restoring(template, spec, self._places)
         )
         for disk in spec.disks:
-            body = machine.filling(disk, disk)
+            body = machine.filling(disk.id, disk.path)
             yield Step(f"giving the disk {disk.id} its content", "PATCH", f"/drives/{disk.id}", body)
         # Answered by the main thread, which is under its filter then.
         yield Step("looking at the restored machine", "GET", "/")
@@ -203,29 +210,50 @@ class FirecrackerDriver(RestMachine):
         await self._command("resume the virtual machine", "PATCH", "/vm", {"state": "Resumed"})
 
     async def add_disk(self, disk: Disk) -> None:
-        """See the contract: the next of the disks that the machine has without content is filled.
-
-        Raises:
-            HypervisorError: there is none left, or it was made for reading and this is to be written.
-        """
+        """See the contract: the first of the machine's disks that has no content is filled."""
         if not self.capabilities.block_hotplug:
-            jailed = "nothing of the host appears in its jail later: a jailed machine has one container"
-            why = f"spare_disks in {self.section} is 0" if self._table.jailer_path is None else jailed
-            raise NotSupportedError(f"cannot plug the disk {disk.id}: firecracker plugs none, and {why}")
-        if not self._spares:
-            raise HypervisorError(
-                f"cannot plug the disk {disk.id}: all spare_disks = {self._table.spare_disks} in "
-                f"{self.section} are in use, one for each container after the first"
+            raise NotSupportedError(
+                f"cannot plug the disk {disk.id}: nothing of the host appears in a jail later, so a jailed "
+                f"firecracker's sandbox has one container: take jailer_path out of {self.section}"
             )
-        spare = self._spares[0]
-        if spare.read_only != disk.read_only:
-            raise HypervisorError(
-                f"cannot plug the disk {disk.id}: firecracker's spare disks are as writable as the root file "
-                "system of the pod's first container, and this one differs"
+        if not disk.read_only:
+            raise NotSupportedError(
+                f"cannot plug the disk {disk.id}: firecracker's later disks are read-only"
             )
-        body = machine.filling(spare, disk)
-        await self._command(f"plug the disk {disk.id}", "PATCH", f"/drives/{spare.id}", body)
-        self._spares.remove(spare)
+        spare = next((name for name, held in self._spares.items() if held is None), None)
+        if spare is None:
+            raise HypervisorError(
+                f"cannot plug the disk {disk.id}: the {len(self._spares)} that the machine was made to take "
+                "are in use, one for each container after the first"
+            )
+        self._spares[spare] = disk.id
+        try:
+            await self._fill(f"plug the disk {disk.id}", spare, disk.path)
+        except HypervisorError:
+            self._spares[spare] = None
+            raise
+
+    async def remove_disk(self, name: str) -> None:
+        """See the contract: the disk is without content again."""
+        if not self.capabilities.block_hotplug:
+            raise self._unsupported("take a disk out of a jailed machine")
+        spare = self._spare_of(name)
+        await self._fill(f"take out the disk {name}", spare, machine.EMPTY)
+        self._spares[spare] = None
+
+    def disk_node(self, name: str) -> str:
+        """See the contract."""
+        assert self._spec is not None
+        return machine.node_of(self._spec, list(self._spares).index(self._spare_of(name)))
+
+    def _spare_of(self, name: str) -> str:
+        for spare, held in self._spares.items():
+            if held == name:
+                return spare
+        raise HypervisorError(f"cannot find the disk {name}: it was not plugged in")
+
+    async def _fill(self, purpose: str, spare: str, path: Path) -> None:
+        await self._command(purpose, "PATCH", f"/drives/{spare}", machine.filling(spare, path))
 
     async def snapshot(self, directory: Path) -> None:
         """See the contract."""

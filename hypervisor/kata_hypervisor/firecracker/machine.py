@@ -115,23 +115,26 @@ def files_of(spec: VmSpec) -> dict[str, Path]:
     return files | {f"disk-{disk.id}": disk.path for disk in disks_of(spec)}
 
 
-def spares_of(table: Table, spec: VmSpec) -> tuple[Disk, ...]:
-    """Name the disks without content that are there for later; as writable as the last of the others.
-
-    Whether a drive may be written is settled before the machine starts, and the root file systems of a pod's
-    containers come from one snapshotter: all of its disks are written, or none. None in a jail, where nothing
-    of the host appears later.
-    """
-    if table.jailer_path is not None:
-        return ()
-    read_only = not spec.disks or spec.disks[-1].read_only
-    return tuple(Disk(f"spare{number}", EMPTY, read_only) for number in range(table.spare_disks))
-
-
 def disks_of(spec: VmSpec) -> tuple[Disk, ...]:
     """Return the disks in the guest's order: the image first."""
     image = (Disk("image", spec.image, read_only=True),) if spec.image is not None else ()
     return (*image, *spec.disks)
+
+
+def spares_of(table: Table, spec: VmSpec) -> tuple[Disk, ...]:
+    """Name the disks without content that are there to be filled later: Firecracker plugs none.
+
+    Whether a drive may be written is settled before the machine starts, and what comes later is an image.
+    There are none in a jail, where nothing of the host appears later.
+    """
+    if table.jailer_path is not None:
+        return ()
+    return tuple(Disk(f"spare{number}", EMPTY, read_only=True) for number in range(spec.spare_disks))
+
+
+def node_of(spec: VmSpec, spare: int) -> str:
+    """Tell a spare disk's node in the guest, which names its disks in the order of their description."""
+    return f"/dev/vd{chr(ord('a') + len(disks_of(spec)) + spare)}"
 
 
 def requests(table: Table, spec: VmSpec, places: Places) -> Iterator[Request]:
@@ -183,9 +186,9 @@ def drive(table: Table, disk: Disk, path: Path) -> Json:
     return config
 
 
-def filling(spare: Disk, disk: Disk) -> Json:
-    """Describe what a spare disk holds from now on."""
-    return {"drive_id": spare.id, "path_on_host": str(disk.path)}
+def filling(drive_id: str, path: Path) -> Json:
+    """Describe what a disk holds from now on."""
+    return {"drive_id": drive_id, "path_on_host": str(path)}
 
 
 def saved_files(directory: Path) -> Json:
