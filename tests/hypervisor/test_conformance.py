@@ -104,11 +104,9 @@ async def test_the_guests_console_is_kept(bench: Bench) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_the_agent_is_reached(bench: Bench) -> None:
-    if (why := bench.runs_guests or bench.agentless) is not None:
-        pytest.skip(why)
-    async with Running(bench) as machine, asyncio.timeout(BUDGET):
-        assert machine.capabilities.agent
+async def reach_agent(bench: Bench, machine: Hypervisor) -> None:
+    """Wait until the guest's agent takes a connection."""
+    async with asyncio.timeout(BUDGET):
         while True:
             try:
                 stream, _ = await machine.transport.connect(bench.spec.agent_port)
@@ -117,6 +115,14 @@ async def test_the_agent_is_reached(bench: Bench) -> None:
             else:
                 stream.close()
                 return
+
+
+async def test_the_agent_is_reached(bench: Bench) -> None:
+    if (why := bench.runs_guests or bench.agentless) is not None:
+        pytest.skip(why)
+    async with Running(bench) as machine:
+        assert machine.capabilities.agent
+        await reach_agent(bench, machine)
 
 
 async def test_a_shared_directory(bench: Bench, not_supported: Mark) -> None:
@@ -153,9 +159,26 @@ async def test_a_disk_that_is_plugged_in(bench: Bench, not_supported: Mark, tmp_
     bench.spec = replace(bench.spec, spare_disks=1)
     async with Running(bench) as machine:
         able = machine.capabilities.block_hotplug
+        if able and bench.plugs is not None:
+            pytest.skip(bench.plugs)
+        if able and bench.plugs_when_booted:
+            await reach_agent(bench, machine)
         await try_or_refuse(able, "block_hotplug", not_supported, machine.add_disk(disk))
         await try_or_refuse(able, "block_hotplug", not_supported, machine.remove_disk("data"))
     disk.path.unlink()
+
+
+async def test_a_network_device_that_is_plugged_in(bench: Bench, not_supported: Mark) -> None:
+    machine = bench.make()
+    if machine.capabilities.tap_hotplug:
+        await machine.stop()
+        pytest.skip("the test of the driver makes the tap: test_dragonball_plugging.py")
+    tap = Tap("net0", "no-such-tap", "02:00:00:00:00:01")
+    not_supported("tap_hotplug")
+    for action in (machine.add_tap(tap), machine.remove_tap("net0")):
+        with pytest.raises(NotSupportedError):
+            await action
+    await machine.stop()
 
 
 async def test_network_devices_that_cannot_be_are_refused(bench: Bench, not_supported: Mark) -> None:

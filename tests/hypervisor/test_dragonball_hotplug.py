@@ -62,11 +62,11 @@ class Guest:
     def _interrupt(self) -> None:
         if self.attentive:
             for slot in self.slots:
-                slot.registers.read_memory(Register.GENERATION, 4)
+                slot.registers.read_memory(Register.CONFIGURATION, 4)
 
     def capacities(self) -> list[int]:
         """The sectors of each slot's disk."""
-        return [struct.unpack("<Q", slot.registers.read_memory(0x100, 8))[0] for slot in self.slots]
+        return [struct.unpack("<Q", slot.device.configuration[:8])[0] for slot in self.slots]
 
     def close(self) -> None:
         """End the devices."""

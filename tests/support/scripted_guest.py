@@ -19,7 +19,7 @@ IMAGE = Path(os.environ.get("KATA_TEST_IMAGE", "/var/lib/kata-containers/image")
 BUDGET = 120.0
 PROLOGUE = """#!/bin/busybox sh
 export PATH=/bin
-busybox --install -s /bin
+/bin/busybox --install -s /bin
 mkdir -p /sys /mnt
 mount -t devtmpfs devtmpfs /dev
 mount -t proc proc /proc

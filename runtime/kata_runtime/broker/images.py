@@ -24,9 +24,9 @@ def command(root: str) -> list[str]:
     return [sys.executable, "-IS", program, root, CACHE]
 
 
-def open_image(name: str, cache: str = CACHE) -> tuple[int, int]:
+def open_image(name: str) -> tuple[int, int]:
     """Open an image to read; return the descriptor and the size in bytes. Raises RequestFailedError."""
-    path = os.path.join(cache, name + SUFFIX)
+    path = os.path.join(CACHE, name + SUFFIX)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:

@@ -345,16 +345,16 @@ class Server:
 
     def _do_make_image(self, root: str) -> Reply:
         """Start the program that makes an image of a mounted root file system; its words come in a pipe."""
-        with self._workspace.territory.reach(root):
-            reader, writer = os.pipe2(os.O_CLOEXEC)
-            try:
-                os.set_blocking(reader, False)
-                result, _ = self._do_spawn(images.ROLE, images.command(root), {1: writer, 2: writer}, None)
-            except BaseException:
-                os.close(reader)
-                raise
-            finally:
-                os.close(writer)
+        self._files.cover(root)
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        try:
+            os.set_blocking(reader, False)
+            result, _ = self._do_spawn(images.ROLE, images.command(root), {1: writer, 2: writer}, None)
+        except BaseException:
+            os.close(reader)
+            raise
+        finally:
+            os.close(writer)
         return result, [reader]
 
     def _do_open_image(self, name: str) -> Reply:

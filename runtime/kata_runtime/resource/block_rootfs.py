@@ -83,7 +83,7 @@ class BlockRootfs:
         await self._shares.share(container, mounts)
         try:
             root = os.path.join(container.home, "rootfs")
-            words, status = await self._run(root)
+            words, status = await run_maker(self._broker, root)
         finally:
             await self._shares.unshare(container)
         last = words.strip().rpartition("\n")[2]
@@ -92,19 +92,20 @@ class BlockRootfs:
             raise SandboxError("rootfs", last or f"cannot make an image of {root}: {status}")
         return Path(path), int(mode, 8)
 
-    async def _run(self, root: str) -> tuple[str, ExitStatus]:
-        """Run the maker of images; return the last of what it wrote, and how it ended."""
-        child, descriptor = await self._broker.make_image(root)
-        written = b""
-        try:
-            while piece := await _read(descriptor):
-                written = (written + piece)[-MOST_WORDS:]
-            return written.decode("utf-8", "replace"), await child.wait()
-        finally:
-            os.close(descriptor)
-            with anyio.CancelScope(shield=True):
-                await child.kill()
-                await child.wait()
+
+async def run_maker(broker: Broker, root: str) -> tuple[str, ExitStatus]:
+    """Let the broker make an image of what is mounted; return the last of what was said, and how it ended."""
+    child, descriptor = await broker.make_image(root)
+    written = b""
+    try:
+        while piece := await _read(descriptor):
+            written = (written + piece)[-MOST_WORDS:]
+        return written.decode("utf-8", "replace"), await child.wait()
+    finally:
+        os.close(descriptor)
+        with anyio.CancelScope(shield=True):
+            await child.kill()
+            await child.wait()
 
 
 async def _read(descriptor: int) -> bytes:

@@ -128,6 +128,7 @@ class Registers:
     def read_memory(self, offset: int, size: int) -> bytes:
         """See MemoryDevice. Registers are read in words; another access reads zeros."""
         if offset >= Register.CONFIGURATION:
+            self._noticed = self._generation
             start = offset - Register.CONFIGURATION
             return self._device.configuration[start : start + size].ljust(size, b"\0")
         if size != 4 or offset % 4:
@@ -179,8 +180,7 @@ class Registers:
             case Register.STATUS:
                 return self.status
             case Register.GENERATION:
-                self._noticed = self._generation
-                return self._noticed
+                return self._generation
             case _ if Register.SHARED_MEMORY_LENGTH <= offset < Register.SHARED_MEMORY_END:
                 return WORD  # there is no shared memory: its length and base are -1
             case _:
