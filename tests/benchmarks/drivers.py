@@ -436,9 +436,10 @@ def _table(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
         added = row["driven_ms"] - row["by_hand_ms"]
         allowed = row["by_hand_ms"] * (FACTOR - 1) + CONSTANT_MS
         verdict = "kept" if row["within"] else "MISSED"
+        least = "least {} and {} ms".format(*row["least_ms"])
         lines.append(
-            f"{row['driver']:40} {row['driven_ms']:8.1f}ms {row['by_hand_ms']:8.1f}ms {added:8.1f}ms  "
-            f"{allowed:.1f}ms: {verdict}"
+            f"{row['driver']:34} {row['driven_ms']:8.1f}ms {row['by_hand_ms']:8.1f}ms {added:8.1f}ms  "
+            f"{allowed:.1f}ms: {verdict}; {least}"
         )
     return "\n".join([*lines, *notes])
 
