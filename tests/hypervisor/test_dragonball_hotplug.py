@@ -270,9 +270,7 @@ async def test_a_tap_that_the_kernel_refuses(guest: Guest, kernel: Kernel) -> No
     await plugs.add_tap(tap("02:00:00:00:00:01"))
     await plugs.remove_tap("net0")
     kernel.refuses = True
-    with pytest.raises(
-        HypervisorError, match="net0: the kernel refuses the tap: File desc"
-    ):
+    with pytest.raises(HypervisorError, match="net0: the kernel refuses the tap: File desc"):
         await plugs.add_tap(tap("02:00:00:00:00:01"))
     kernel.refuses = False
     await plugs.add_tap(tap("02:00:00:00:00:01"))
