@@ -88,7 +88,7 @@ def run(
 
 def in_checkout(words: Sequence[str], environment: Mapping[str, str]) -> str:
     """Return the script that runs a command, such as pytest, in this checkout and its Python environment."""
-    # The packages that the environment has installed may be those of another checkout: this may be a worktree.
+    # What the environment has installed may be the packages of another checkout: this may be a worktree.
     variables = {
         "PATH": f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}",
         "PYTHONPATH": ":".join(str(CHECKOUT / room) for room in IMPORTED),
