@@ -21,7 +21,7 @@ from kata_runtime import guest_spec, streams
 from kata_runtime.bundle import ContainerType, JsonObject
 from kata_runtime.errors import InvalidRequestError, StateError, UnsupportedError
 from kata_runtime.process import Container, Process
-from kata_runtime.resource.block_rootfs import BlockRootfs
+from kata_runtime.resource.block_rootfs import BlockRootfs, locate
 from kata_runtime.resource.shares import RootfsMount, Shares
 from kata_runtime.sandbox import Ready, Sandbox, in_the_guest
 from kata_runtime.stdio import StdioFiles, StdioPaths
@@ -108,6 +108,7 @@ class Creation:
         disk = await self._block_rootfs.make_later(container, rootfs)
         await machine.add_disk(disk)
         container.disk = disk.id
+        locate(container, machine.disk_node(disk.id))
         return {}
 
     async def _undo_create(self, container: Container, *, stop_sandbox: bool) -> None:

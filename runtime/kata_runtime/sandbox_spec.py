@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from kata_agent.constants import AGENT_PORT
 from kata_agent.protos import agent_pb2
 from kata_hypervisor.contract import Disk, SharedDirectory, VmSpec
+from kata_runtime.bundle import ContainerType, container_type
 from kata_runtime.guest_spec import GUEST_SHARED, GUEST_SHM
 from kata_runtime.resource import sizing
 
@@ -45,9 +46,15 @@ def machine_of(
         kernel_parameters=_kernel_parameters(configuration),
         shared=SharedDirectory(Path(identity.shared_directory)) if shares else None,
         disks=disks,
-        spare_disks=0 if shares else SPARE_DISKS,
+        spare_disks=0 if shares else spare_disks(spec, disks),
         agent_port=AGENT_PORT,
     )
+
+
+def spare_disks(spec: JsonObject, disks: tuple[Disk, ...]) -> int:
+    """How many disks may come later: none where the first container, with its disk, is the only one."""
+    alone = disks and container_type(spec) is ContainerType.SINGLE
+    return 0 if alone else SPARE_DISKS
 
 
 def _kernel_parameters(configuration: Configuration) -> tuple[str, ...]:

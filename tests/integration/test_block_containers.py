@@ -1,6 +1,6 @@
 """A pod of several containers on hypervisors that share no files: `make test-rig`.
 
-KATA_TEST_CLOUD_HYPERVISOR names that program.
+KATA_TEST_CLOUD_HYPERVISOR and KATA_TEST_FIRECRACKER name these programs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ from shim_pod import Pod
 
 pytestmark = [pytest.mark.rig, pytest.mark.timeout(900)]
 
-PROGRAMS = {"clh": "KATA_TEST_CLOUD_HYPERVISOR", "dragonball": ""}
+PROGRAMS = {
+    "clh": "KATA_TEST_CLOUD_HYPERVISOR",
+    "firecracker": "KATA_TEST_FIRECRACKER",
+    "dragonball": "",
+}
 UNKNOWN = ("accelerator", "virtio_fs_daemon")
 
 

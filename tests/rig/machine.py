@@ -26,6 +26,7 @@ from kata_runtime.image.kernel import Kernel
 from kata_runtime.image.tree import Tree
 
 CHECKOUT = Path(__file__).parents[2]
+IMPORTED = ("agent", "configuration", "hypervisor", "runtime", "tests/support")
 MODULES = (
     *("virtio_pci", "virtio_console", "virtio_rng", "fuse", "virtiofs"),
     *("kvm_amd", "vhost_vsock", "vhost_net", "tun", "overlay", "erofs", "vsock_loopback"),
@@ -87,8 +88,13 @@ def run(
 
 def in_checkout(words: Sequence[str], environment: Mapping[str, str]) -> str:
     """Return the script that runs a command, such as pytest, in this checkout and its Python environment."""
-    path = f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}"
-    exports = [f"export {key}={shlex.quote(value)}" for key, value in {"PATH": path, **environment}.items()]
+    # What the environment has installed may be the packages of another checkout: this may be a worktree.
+    variables = {
+        "PATH": f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}",
+        "PYTHONPATH": ":".join(str(CHECKOUT / room) for room in IMPORTED),
+        **environment,
+    }
+    exports = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
     return "\n".join([*exports, f"cd {shlex.quote(str(CHECKOUT))}", f"exec {shlex.join(words)}\n"])
 
 

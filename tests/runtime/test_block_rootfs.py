@@ -71,12 +71,13 @@ async def test_an_image_is_made_where_the_files_are_mounted_for_a_moment() -> No
     assert one.storages == overlay_storages("c", "/dev/vdb", 0o750)
 
 
-async def test_later_images_are_known_by_their_serial_numbers() -> None:
+async def test_later_images_are_located_once_they_are_plugged_in() -> None:
     block, _, shares = rootfs("echo '/cache/1.erofs 755'")
     for name in ("rootfs_1", "rootfs_2"):
         one = container()
         assert await block.make_later(one, ()) == Disk(name, Path("/cache/1.erofs"), read_only=True)
-        assert one.storages == overlay_storages("c", f"/dev/disk/by-id/virtio-{name}", 0o755)
+        block_rootfs.locate(one, "/dev/vdc")
+        assert one.storages == overlay_storages("c", "/dev/vdc", 0o755)
     assert shares.shared == []
 
 

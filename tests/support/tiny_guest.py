@@ -18,7 +18,9 @@ def kernel(code: bytes, *, pvh: bool = False) -> bytes:
     count = 2 if pvh else 1
     start = sizeof(ElfHeader) + count * sizeof(ElfProgramHeader)
     load = ElfProgramHeader(p_type=1, p_offset=start, p_paddr=CODE, p_filesz=len(code), p_memsz=len(code))
-    notes = ElfProgramHeader(p_type=4, p_offset=start + len(code), p_filesz=len(note), p_memsz=len(note))
+    notes = ElfProgramHeader(
+        p_type=4, p_offset=start + len(code), p_filesz=len(note), p_memsz=len(note), p_align=4
+    )
     header = ElfHeader(e_machine=62, e_entry=CODE, e_phoff=sizeof(ElfHeader), e_phnum=count)
     header.e_ident[:6] = b"\x7fELF\x02\x01"
     header.e_phentsize = sizeof(ElfProgramHeader)

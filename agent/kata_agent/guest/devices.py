@@ -52,10 +52,18 @@ def _await(source: str, timeout: float, look: Any) -> str:
 
 
 def _is_block(path: str) -> bool:
+    """Whether a node is that of a disk that has content: a disk may be there before what is put into it."""
     try:
-        return stat.S_ISBLK(os.stat(path).st_mode)
+        facts = os.stat(path)
     except FileNotFoundError:
         return False
+    return stat.S_ISBLK(facts.st_mode) and _sectors_of(facts.st_rdev) > 0
+
+
+def _sectors_of(number: int) -> int:
+    """Size of a block device, as the kernel knows it now."""
+    with open(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/size") as file:
+        return int(file.read())
 
 
 def _with_serial(root: str, serial: str) -> str | None:

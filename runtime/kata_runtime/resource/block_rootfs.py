@@ -2,7 +2,7 @@
 
 Where the snapshotter gives a block device, that is the disk. Else the disk is a read-only image of the files,
 and the guest puts a writable overlay on it, in its own memory. The first container's is there from the start,
-those of later ones are plugged in, and known to the guest by their serial numbers.
+those of later ones are plugged in, and found by what the driver calls them.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class BlockRootfs:
         return await self._make(container, mounts, DISK_ID, device)
 
     async def make_later(self, container: Container, mounts: tuple[RootfsMount, ...]) -> Disk:
-        """Make a disk to be plugged in. Raises as `make` does.
+        """Make a disk to be plugged in, whose node the guest is told then. Raises as `make` does.
 
         UnsupportedError too for a block device of the host: this process cannot look at it any more, and who
         owns this process would name another one.
@@ -69,8 +69,7 @@ class BlockRootfs:
                 "which cannot be plugged into a running sandbox: use the overlayfs snapshotter, or virtio-fs"
             )
         self._plugged += 1
-        name = f"{DISK_ID}_{self._plugged}"
-        return await self._make(container, mounts, name, f"/dev/disk/by-id/virtio-{name}")
+        return await self._make(container, mounts, f"{DISK_ID}_{self._plugged}", "")
 
     async def _make(
         self, container: Container, mounts: tuple[RootfsMount, ...], name: str, device: str
@@ -142,6 +141,11 @@ def _block_storage(container_id: str, device: str, mount: RootfsMount) -> agent_
         options=list(mount.options),
         mount_point=guest_spec.rootfs_of(container_id),
     )
+
+
+def locate(container: Container, node: str) -> None:
+    """Say where in the guest the disk is that a container's files are on, once it is plugged in."""
+    container.storages[0].source = node
 
 
 def overlay_storages(container_id: str, device: str, mode: int) -> list[agent_pb2.Storage]:
