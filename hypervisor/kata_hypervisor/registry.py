@@ -20,6 +20,8 @@ DRIVERS = {
 
 UNIKERNEL_MONITORS = {
     "dragonball": "kata_hypervisor.dragonball.unikernel:InProcessUnikernel",
+    "firecracker": "kata_hypervisor.firecracker.unikernel:FirecrackerUnikernel",
+    "qemu": "kata_hypervisor.qemu.unikernel:QemuUnikernel",
     "solo5-hvt": "kata_hypervisor.solo5.tender:Hvt",
     "solo5-spt": "kata_hypervisor.solo5.tender:Spt",
 }

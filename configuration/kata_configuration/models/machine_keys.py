@@ -216,6 +216,12 @@ DisableSeccomp = Annotated[
     bool,
     About("Run the virtual machine without a seccomp filter on its process.", "Kata 3.0.0"),
 ]
+HonorUnconfined = Annotated[
+    bool,
+    About(
+        "Let a unikernel whose container's specification has no seccomp profile run without the filter.", OURS
+    ),
+]
 SelinuxLabel = Annotated[
     Text,
     About('The SELinux label of the process that runs the machine; "" is the host\'s own.', "Kata 3.21.0"),

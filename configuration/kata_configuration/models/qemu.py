@@ -63,6 +63,7 @@ class QemuHypervisor(HypervisorTable):
             "Kata 3.20.0",
         ),
     ] = DENY_ALL
+    honor_unconfined: machine.HonorUnconfined = False
     shared_fs: device.SharedFs = "virtio-fs"
     virtio_fs_daemon: device.VirtioFsDaemon = Path("/usr/lib/qemu/virtiofsd")
     valid_virtio_fs_daemon_paths: device.ValidVirtioFsDaemonPaths = ()

@@ -87,7 +87,7 @@ class FirecrackerDriver(RestMachine):
             )
         return warnings
 
-    async def _spawn(self, spec: VmSpec) -> HybridVsockTransport:
+    async def _spawn(self, spec: VmSpec) -> HybridVsockTransport | None:
         if self._table.jailer_path is not None:
             return await self._spawn_jailed(spec)
         api = sockets.check_path(spec.directory / API_SOCKET, "firecracker's API socket")
