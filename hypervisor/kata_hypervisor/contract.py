@@ -146,8 +146,8 @@ class BlockFile:
 class NetTap:
     """A tap as a unikernel's network device.
 
-    descriptor: open, not blocking; -1 where the monitor opens the tap by its name. mac: the guest's six bytes.
-    name: the tap's, in the network namespace in which the monitor runs.
+    descriptor: open, not blocking; -1 where the monitor opens the tap by its name. mac: the guest's six
+    bytes. name: the tap's, in the network namespace in which the monitor runs.
     """
 
     descriptor: int

@@ -125,9 +125,12 @@ class UnikernelGuest:
         self._make_streams()
         with ExitStack() as files:
             binary = await self._open(broker, "binary", self._unikernel.binary, files)
-            block = None
+            block = initrd = None
             if self._unikernel.block:
                 block = BlockFile(await self._open(broker, "block", self._unikernel.block, files, write=True))
+            if self._unikernel.initrd:
+                initrd = await self._open(broker, "initrd", self._unikernel.initrd, files)
+            process = self._container.spec["process"]
             await monitor.prepare(
                 UnikernelSpec(
                     sandbox_id=identity.id[:64],
@@ -136,8 +139,9 @@ class UnikernelGuest:
                     name=self._unikernel.binary,
                     file=binary,
                     output=self._theirs["stdout"].fileno(),
-                    command_line=self._unikernel.command_line(self._container.spec["process"]["args"]),
+                    command_line=self._unikernel.command_line(process["args"], process.get("env") or ()),
                     block=block,
+                    initrd=initrd,
                     unconfined=not (self._container.spec.get("linux") or {}).get("seccomp"),
                 )
             )

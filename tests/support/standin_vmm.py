@@ -69,6 +69,7 @@ class StandIn:
         self.socket = -1
         self.vsock = ""
         self.vcpus = 1
+        self.unikernel: str | None = None
         self.sealed = False
         self.wanted: queue.Queue[Callable[[], None]] = queue.Queue()
 
@@ -138,8 +139,18 @@ class StandIn:
             self.vcpu(name % number, {"leaky": 0, "thin": 1}.get(self.mode, usual))
         if self.kind == "firecracker":
             self.wanted.put(self.filter)  # and the answer does not wait for it
+        if self.unikernel is not None:
+            self.run_unikernel(self.unikernel)
+            return
         self.console(GREETING)
         self.event("vm", "booted")
+
+    def run_unikernel(self, line: str) -> None:
+        """Do as tests/guests/bare.c for "echo WORDS", "exit STATUS" and "spin"."""
+        verb, _, _ = line.partition(" ")
+        self.console(b"spinning\n" if verb == "spin" else line.encode() if verb == "echo" else b"")
+        if verb != "spin":
+            os._exit(0)
 
     def serve_guest(self) -> None:
         """Answer on the hybrid vsock socket, and echo."""
@@ -177,6 +188,8 @@ class StandIn:
             case ("PUT", "/api/v1/vm.create"):
                 self.vsock, self.vcpus = body["vsock"]["socket"], body["cpus"]["boot_vcpus"]
                 self.files = body.get("fs", [])
+            case ("PUT", "/boot-source") if body["kernel_image_path"].startswith("/proc/self/fd/"):
+                self.unikernel = body["boot_args"]
             case ("PUT", "/vsock"):
                 self.vsock = body["uds_path"]
             case ("PUT", "/machine-config"):
@@ -189,7 +202,8 @@ class StandIn:
                 self.serve_guest()
                 self.boot()
             case ("PUT", "/actions"):
-                self.serve_guest()
+                if self.unikernel is None:
+                    self.serve_guest()
                 self.boot()
             case ("PUT", "/api/v1/vm.add-disk"):
                 return 200, {"id": body["id"], "bdf": "0000:00:06.0"}

@@ -22,10 +22,11 @@ from kata_hypervisor.contract import (
     VmSpec,
     check_unikernel,
 )
-from kata_hypervisor.errors import NotSupportedError
+from kata_hypervisor.errors import LaunchError, NotSupportedError
 from kata_hypervisor.firecracker import machine
 from kata_hypervisor.firecracker.driver import API_SOCKET, FirecrackerDriver
-from kata_hypervisor.host import Host
+from kata_hypervisor.host import ExitStatus, Host
+from kata_hypervisor.rest import RestClient
 from kata_hypervisor.rest_machine import Step
 
 __all__ = ["FirecrackerUnikernel"]
@@ -146,6 +147,18 @@ class Machine(FirecrackerDriver):
         self._api, self._left = api, (api,)
         argv = [*machine.command_line(self._table, spec, api), "--log-path", str(own_path(STDERR))]
         await self._children.spawn(self.vmm, argv, descriptors(self.unikernel))
+
+    async def _boot(self, client: RestClient) -> None:
+        self._running = True  # it may end by itself before Firecracker has answered
+        await super()._boot(client)
+
+    async def run(self) -> None:
+        """See the contract; one that has ended by then has no threads to prove."""
+        try:
+            await super().run()
+        except LaunchError:
+            if not self._running or (await self.wait()).status != ExitStatus(code=0):
+                raise
 
     def _steps(self, spec: VmSpec) -> Iterator[Step]:
         for purpose, path, body in requests(self._table, spec, self.unikernel):

@@ -66,5 +66,4 @@ def _block(block: BlockFile) -> Iterator[str]:
 
 def _net(net: NetTap) -> Iterator[str]:
     yield from ("-netdev", option("tap", id="net", fd=NET))
-    mac = net.mac.hex(":")
-    yield from ("-device", option("virtio-net-pci", netdev="net", mac=mac, host_mtu=net.mtu))
+    yield from ("-device", f"virtio-net-pci,netdev=net,mac={net.mac.hex(':')},host_mtu={net.mtu}")
