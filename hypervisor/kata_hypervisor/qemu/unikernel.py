@@ -14,7 +14,6 @@ import asyncio
 import contextlib
 import logging
 import socket
-from typing import Any
 
 import anyio
 
@@ -31,7 +30,7 @@ from kata_hypervisor.contract import (
     check_unikernel,
 )
 from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError, UnikernelError
-from kata_hypervisor.host import Host
+from kata_hypervisor.host import ExitStatus, Host
 from kata_hypervisor.lifetime import Launched
 from kata_hypervisor.qemu import unikernel_command as command
 from kata_hypervisor.qemu.command import COMMAND_LINE_LIMIT, MONITOR
@@ -140,13 +139,18 @@ class QemuUnikernel(Launched, UnikernelMonitor):
         self._prepared = True
 
     async def run(self) -> None:
-        """See the contract."""
+        """See the contract; one that has ended by then has told its end."""
         if self._monitor is None or not self._prepared or self._running or self._requested:
             raise LaunchError("cannot run the unikernel: it is not prepared, or runs already")
+        self._running = True  # it may end by itself before QEMU has answered
         try:
             deadline = anyio.current_time() + self._start_budget
             await self._attempt("starting the virtual CPUs", deadline, self._monitor.execute("cont"))
-            self._running = True
+        except LaunchError:
+            await self.stop()
+            end = await self.wait()
+            if end.requested or end.status.code is None:
+                raise
         except BaseException:
             await self.stop()
             raise
@@ -184,12 +188,12 @@ class QemuUnikernel(Launched, UnikernelMonitor):
         """See the contract."""
         await self._command("resume", "cont")
 
-    async def _command(self, purpose: str, name: str) -> Any:
+    async def _command(self, purpose: str, name: str) -> None:
         if self._monitor is None or self._end is None or not self._running:
             raise HypervisorError(f"cannot {purpose} the unikernel: it is not running")
         try:
             with anyio.fail_after(COMMAND_BUDGET):
-                return await self._monitor.execute(name)
+                await self._monitor.execute(name)
         except TimeoutError:
             raise HypervisorError(
                 f"cannot {purpose} the unikernel: qemu gave no answer within {COMMAND_BUDGET:g} s"
@@ -216,7 +220,7 @@ class QemuUnikernel(Launched, UnikernelMonitor):
         finally:
             await self._children.ours.aclose()
 
-    def _conclude(self, status: Any, requested: bool) -> VmExit:
+    def _conclude(self, status: ExitStatus, requested: bool) -> VmExit:
         ending = Ending(
             process=QEMU,
             status=status,
