@@ -13,6 +13,7 @@ out. What a driver cannot do, its `capabilities` say, and it refuses.
 from __future__ import annotations
 
 import abc
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from kata_hypervisor.errors import NotSupportedError
 from kata_hypervisor.host import Child, ExitStatus
 
 __all__ = [
+    "CRASHED",
     "BlockFile",
     "Capabilities",
     "Disk",
@@ -41,6 +43,9 @@ __all__ = [
 ]
 
 SHARED_DIRECTORY_TAG = "kataShared"
+
+CRASHED = signal.SIGABRT
+"""What ends a unikernel that does what it must not, as seen from outside."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,7 @@ static int find_block(const char *line)
         if (*device(0x8) != 2)
             return 0;
         *device(0x70) = 0;
+        *device(0x70) = 1; /* one step at a time */
         *device(0x70) = 3;
         *device(0x24) = 1; /* VIRTIO_F_VERSION_1 is bit 32 */
         *device(0x20) = 1;

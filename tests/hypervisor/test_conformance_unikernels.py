@@ -84,7 +84,7 @@ async def test_what_it_prints_is_its_output(bench: Bench) -> None:
     await monitor.prepare(bench.spec_for("echo some words"))
     await monitor.run()
     end = await monitor.wait()
-    assert (end.status, bench.printed()) == (ExitStatus(code=0), b"echo some words")
+    assert (end.status, bench.printed()) == (ExitStatus(code=0), b"echo some words" + bench.added)
     await monitor.stop()
 
 

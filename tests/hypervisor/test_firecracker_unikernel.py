@@ -23,6 +23,7 @@ from kata_hypervisor.errors import (
     LaunchError,
     NotSupportedError,
 )
+from kata_hypervisor.firecracker import unikernel
 from kata_hypervisor.firecracker.unikernel import FirecrackerUnikernel
 from kata_hypervisor.host import ExitStatus
 from local_host import LocalHost
@@ -187,16 +188,20 @@ async def test_one_that_is_not_prepared(
     ("mode", "error", "message"),
     [
         ("leaky", ConfinementError, 'not confined as .*"fc_vcpu 0"'),
+        ("late:/actions", LaunchError, "starting the virtual CPUs: no answer within 0.3 s"),
         ("crash:/actions", LaunchError, "killed by SIGSEGV"),
         ("/actions=400", LaunchError, "it does not want to"),
     ],
 )
 async def test_one_that_does_not_run(
-    make: Make, mode: str, error: type[HypervisorError], message: str
+    make: Make, mode: str, error: type[HypervisorError], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(unikernel, "PROOF_BUDGET", 0.1)
     rig = make(mode)
     monitor = rig.monitor()
     await monitor.prepare(rig.spec)
+    if mode.startswith("late"):
+        monitor._machine._start_budget = 0.3
     with pytest.raises(error, match=message):
         await monitor.run()
 

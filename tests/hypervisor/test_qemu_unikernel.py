@@ -246,6 +246,31 @@ async def test_one_that_crashes_when_it_shall_run(rig: Rig, spec: UnikernelSpec)
         await monitor.run()
 
 
+STOPPED = b'{"event": "STOP", "timestamp": {}}\n'
+
+
+async def test_one_that_cannot_go_on_is_ended(rig: Rig, spec: UnikernelSpec) -> None:
+    rig.behave(FakeQemu(events={"cont": STOPPED}, answers={"query-status": {"status": "internal-error"}}))
+    monitor = rig.monitor()
+    await monitor.prepare(spec)
+    await monitor.run()
+    end = await monitor.wait()
+    assert (end.status, end.requested) == (ExitStatus(signal=6), False)
+    assert end.reason == "the unikernel crashed: internal-error of qemu's"
+
+
+async def test_one_that_is_paused_is_not_ended(rig: Rig, spec: UnikernelSpec) -> None:
+    rig.behave(FakeQemu(events={"stop": STOPPED}, answers={"query-status": {"status": "paused"}}))
+    monitor = rig.monitor()
+    await monitor.prepare(spec)
+    await monitor.run()
+    await monitor.pause()
+    await rig.host.until(lambda host: "query-status" in host.children["qemu"].commands)
+    await monitor.resume()
+    await monitor.stop()
+    assert (await monitor.wait()).requested
+
+
 async def test_one_that_does_not_answer_is_killed(rig: Rig, spec: UnikernelSpec) -> None:
     rig.behave(FakeQemu(silent_at="quit"))
     monitor = rig.monitor()

@@ -146,9 +146,11 @@ class StandIn:
         self.event("vm", "booted")
 
     def run_unikernel(self, line: str) -> None:
-        """Do as tests/guests/bare.c for "echo WORDS", "exit STATUS" and "spin"."""
+        """Do as tests/guests/bare.c for "echo WORDS", "exit STATUS", "crash" and "spin"."""
         verb, _, _ = line.partition(" ")
         self.console(b"spinning\n" if verb == "spin" else line.encode() if verb == "echo" else b"")
+        if verb == "crash":
+            os.write(2, b"[pod:fc_vcpu 0] Unexpected exit reason on vcpu run: Shutdown\n")
         if verb != "spin":
             os._exit(0)
 

@@ -18,6 +18,7 @@ from dataclasses import replace
 
 from kata_configuration.models.dragonball import Dragonball as DragonballTable
 from kata_hypervisor.contract import (
+    CRASHED,
     UnikernelCapabilities,
     UnikernelMonitor,
     UnikernelSpec,
@@ -39,8 +40,6 @@ from kata_hypervisor.solo5.supply import Supply, read_file, supply_of
 from kata_hypervisor.tail import Tail
 
 MIB = 1 << 20
-CRASHED = signal.SIGABRT
-"""What ends a unikernel that does what it must not, as seen from outside."""
 
 
 class InProcessUnikernel(Mortal, UnikernelMonitor):

@@ -6,13 +6,18 @@ output is the unikernel's, so what it logs itself goes to its standard error.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+
+import anyio
 
 from kata_configuration.models.firecracker import Firecracker as Table
 from kata_hypervisor import fitness, sockets
 from kata_hypervisor.bootable import Protocol, check_bootable
 from kata_hypervisor.contract import (
+    CRASHED,
     Disk,
     UnikernelCapabilities,
     UnikernelMonitor,
@@ -22,7 +27,7 @@ from kata_hypervisor.contract import (
     VmSpec,
     check_unikernel,
 )
-from kata_hypervisor.errors import LaunchError, NotSupportedError
+from kata_hypervisor.errors import ConfinementError, LaunchError, NotSupportedError
 from kata_hypervisor.firecracker import machine
 from kata_hypervisor.firecracker.driver import API_SOCKET, FirecrackerDriver
 from kata_hypervisor.host import ExitStatus, Host
@@ -33,6 +38,10 @@ __all__ = ["FirecrackerUnikernel"]
 
 FIRECRACKER = "firecracker"
 STARTS = (Protocol.LINUX, Protocol.PVH, Protocol.ELF_64)
+PROOF_BUDGET = 5.0
+CRASH = re.compile(
+    r":fc_vcpu \d+\] ((?:Unexpected exit reason on vcpu run: |Failure during vcpu run: |Received KVM_EXIT_).*)"
+)
 STDOUT, STDERR, FILE, INITRD, BLOCK = 1, 2, 4, 5, 6
 
 
@@ -149,16 +158,44 @@ class Machine(FirecrackerDriver):
         await self._children.spawn(self.vmm, argv, descriptors(self.unikernel))
 
     async def _boot(self, client: RestClient) -> None:
+        """Ask for nothing more than the start: who asks a Firecracker that ends may have it hang for ever."""
         self._running = True  # it may end by itself before Firecracker has answered
-        await super()._boot(client)
+        await client.request("PUT", "/actions", {"action_type": "InstanceStart"})
 
     async def run(self) -> None:
-        """See the contract; one that has ended by then has no threads to prove."""
+        """See the contract; one that has ended by then has told its end."""
         try:
             await super().run()
         except LaunchError:
-            if not self._running or (await self.wait()).status != ExitStatus(code=0):
+            if not self._running:
                 raise
+            end = await self.wait()
+            if end.requested or (end.status.code is None and self._own_reason() is None):
+                raise
+
+    async def _prove(self) -> None:
+        """When it runs, wait for its main thread, which filters itself after it has answered."""
+        deadline = anyio.current_time() + (PROOF_BUDGET if self._running else 0)
+        while True:
+            try:
+                await super()._prove()
+            except ConfinementError:
+                if anyio.current_time() >= deadline:
+                    raise
+                await anyio.sleep(0.005)
+            else:
+                return
+
+    def _own_reason(self) -> str | None:
+        """What it crashed with; Firecracker ends with status 1 then, or 0 where that came too fast for it."""
+        found = CRASH.search(self._children.tail(f"{self.vmm} stderr").text)
+        return f"the unikernel crashed: {found[1]}" if found else None
+
+    async def _supervise(self) -> VmExit:
+        end = await super()._supervise()
+        if end.requested or self._own_reason() is None:
+            return end
+        return replace(end, status=ExitStatus(signal=CRASHED))
 
     def _steps(self, spec: VmSpec) -> Iterator[Step]:
         for purpose, path, body in requests(self._table, spec, self.unikernel):

@@ -22,6 +22,7 @@ from kata_configuration.sandbox_option import DENY_ALL
 from kata_hypervisor.bootable import Protocol, check_bootable
 from kata_hypervisor.children import MOMENT, Children
 from kata_hypervisor.contract import (
+    CRASHED,
     UnikernelCapabilities,
     UnikernelMonitor,
     UnikernelSpec,
@@ -72,6 +73,7 @@ class QemuUnikernel(Launched, UnikernelMonitor):
         self._spawning: asyncio.Task[Monitor] | None = None
         self._warnings: list[str] = []
         self._prepared = self._running = False
+        self._fault: str | None = None
 
     # -- start ---------------------------------------------------------------------------------------------
 
@@ -135,6 +137,8 @@ class QemuUnikernel(Launched, UnikernelMonitor):
             raise LaunchError("the unikernel was stopped while it started")
         deadline = anyio.current_time() + self._start_budget
         await self._attempt("waiting for qemu's monitor", deadline, monitor.connect())
+        watch = asyncio.create_task(self._watch(monitor), name="unikernel's faults")
+        self._children.ours.callback(watch.cancel)
         await self._attempt("reading qemu's confinement", deadline, self._prove())
         self._prepared = True
 
@@ -220,6 +224,12 @@ class QemuUnikernel(Launched, UnikernelMonitor):
         finally:
             await self._children.ours.aclose()
 
+    async def _watch(self, monitor: Monitor) -> None:
+        """End a QEMU that has stopped its machine for good, and would wait for somebody to look at it."""
+        with contextlib.suppress(MonitorError):
+            self._fault = await monitor.wait_fault()
+            await self._children.kill()
+
     def _conclude(self, status: ExitStatus, requested: bool) -> VmExit:
         ending = Ending(
             process=QEMU,
@@ -229,7 +239,10 @@ class QemuUnikernel(Launched, UnikernelMonitor):
             shutdown=self._monitor.shutdown_reason if self._monitor else None,
             running=self._running,
         )
-        return VmExit(ending.describe(self._table), QEMU, status, requested, self._children.last_words)
+        reason = ending.describe(self._table)
+        if self._fault is not None:
+            reason, status = f"the unikernel crashed: {self._fault} of qemu's", ExitStatus(signal=CRASHED)
+        return VmExit(reason, QEMU, status, requested, self._children.last_words)
 
     async def _stop(self) -> None:
         if self._spawning is not None:
