@@ -189,8 +189,8 @@ async def test_its_life(broker: Broker, monitor: Monitor) -> None:
     os.write(monitor.output, b"printed")
     monitor.end(ExitStatus(code=3), "the unikernel ended with status 3")
     assert (await agent.wait_process(WAIT)).status == 3
-    assert [stream.recv(100) for stream in streams] == [b"", b"printed", b""]
-    assert streams[1].recv(100) == b""
+    assert [os.read(stream.fileno(), 100) for stream in streams] == [b"", b"printed", b""]
+    assert os.read(streams[1].fileno(), 100) == b""
     await agent.remove_container(agent_pb2.RemoveContainerRequest())
     assert monitor.orders == ["run", "pause", "resume", "stop"]
     for stream in streams:
@@ -206,7 +206,7 @@ async def test_a_crash_is_told_on_the_output(
     streams = [(await guest.connect(1))[0] for path in (paths.stdin, paths.stdout, paths.stderr) if path]
     monitor.end(ExitStatus(signal=6), "the unikernel crashed")
     assert (await AgentClient(guest).wait_process(WAIT)).status == 134
-    assert streams[index].recv(100) == b"kata: the unikernel crashed\n"
+    assert os.read(streams[index].fileno(), 100) == b"kata: the unikernel crashed\n"
     for stream in streams:
         stream.close()
     await guest.aclose()
@@ -268,6 +268,6 @@ async def test_a_monitor_that_complained_is_quoted(broker: Broker, monitor: Moni
     status = ExitStatus(code=1)
     monitor.end(status, "solo5-hvt ended: exit status 1: no KVM", diagnostics)
     assert (await AgentClient(guest).wait_process(WAIT)).status == 1
-    assert stream.recv(100) == b"kata: solo5-hvt ended: exit status 1: no KVM\n"
+    assert os.read(stream.fileno(), 100) == b"kata: solo5-hvt ended: exit status 1: no KVM\n"
     stream.close()
     await guest.aclose()

@@ -39,9 +39,7 @@ __all__ = ["FirecrackerUnikernel"]
 FIRECRACKER = "firecracker"
 STARTS = (Protocol.LINUX, Protocol.PVH, Protocol.ELF_64)
 PROOF_BUDGET = 5.0
-CRASH = re.compile(
-    r":fc_vcpu \d+\] ((?:Unexpected exit reason on vcpu run: |Failure during vcpu run: |Received KVM_EXIT_).*)"
-)
+CRASH = re.compile(r":fc_vcpu \d+\] ((?:Unexpected exit reason on|Failure during|Received KVM_EXIT_).*)")
 STDOUT, STDERR, FILE, INITRD, BLOCK = 1, 2, 4, 5, 6
 
 
