@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
+import busybox_image
 from kata_hypervisor.seccomp.proof import read_threads
 from unikernel import build_bare, build_unikernel
 from unikernel_description import described
-from unikernel_node import RUNTIME, UnikernelNode
+from unikernel_node import RUNTIME, TABLE, UnikernelNode
 
 pytestmark = [
     pytest.mark.integration,
@@ -33,7 +34,6 @@ FILES = {
     "text": b"text",
 }
 QEMU = shutil.which("qemu-system-x86_64")
-GUEST = 'kernel = "/bin/true"\ninitrd = "/bin/true"\n'  # not looked into
 
 
 @dataclass
@@ -58,13 +58,13 @@ def table_of(name: str) -> str:
     if name == "qemu":
         if QEMU is None:
             pytest.skip("qemu-system-x86_64 is missing: run make packages")
-        return f'{GUEST}path = "{QEMU}"\naccelerator = "tcg"\n'
+        return f'{TABLE}path = "{QEMU}"\naccelerator = "tcg"\nshared_fs = "none"\n'
     program = os.environ.get("KATA_TEST_FIRECRACKER", "")
     if not Path(program).is_file():
         pytest.skip("KATA_TEST_FIRECRACKER names no program")
     if not os.path.exists("/dev/kvm"):
         pytest.skip("needs /dev/kvm")
-    return f'{GUEST}path = "{program}"\n'
+    return f'{TABLE}path = "{program}"\n'
 
 
 @pytest.fixture(
@@ -223,6 +223,15 @@ def test_what_cannot_run_is_explained_and_leaves_nothing(
 ) -> None:
     result = subject.node.run(subject.image, "spin", annotations=subject.described(**changes))
     assert (result.returncode, message in result.stderr) == (1, True), result.stderr
+
+
+def test_a_linux_container_is_refused(subject: Subject, tmp_path: Path) -> None:
+    archive = tmp_path / "busybox.tar"
+    busybox_image.write_image(archive)
+    assert subject.node.ctr("image", "import", str(archive)).returncode == 0
+    result = subject.node.run(busybox_image.NAME, "true")
+    sentence = f'[hypervisor.{subject.name}] runs unikernels only, because its kernel is ""'
+    assert (result.returncode, sentence in result.stderr) == (1, True), result.stderr
 
 
 def test_a_shim_that_is_killed_takes_it_along(subject: Subject, running: str) -> None:

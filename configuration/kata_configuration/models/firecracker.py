@@ -21,7 +21,7 @@ class Firecracker(HypervisorTable):
     valid_hypervisor_paths: machine.ValidHypervisorPaths = ()
     jailer_path: machine.JailerPath = None
     valid_jailer_paths: machine.ValidJailerPaths = ()
-    kernel: machine.Kernel
+    kernel: machine.KernelOrNone
     valid_kernel_paths: machine.ValidKernelPaths = ()
     initrd: machine.Initrd = None
     valid_initrd_paths: machine.ValidInitrdPaths = ()

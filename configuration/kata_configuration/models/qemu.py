@@ -22,7 +22,7 @@ class QemuHypervisor(HypervisorTable):
 
     path: machine.ProgramPath = Path("/usr/bin/qemu-system-x86_64")
     valid_hypervisor_paths: machine.ValidHypervisorPaths = ()
-    kernel: machine.Kernel
+    kernel: machine.KernelOrNone
     valid_kernel_paths: machine.ValidKernelPaths = ()
     initrd: machine.Initrd = None
     valid_initrd_paths: machine.ValidInitrdPaths = ()
