@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from enum import Enum
 
+from kata_hypervisor.contract import UnikernelSpec
 from kata_hypervisor.errors import UnikernelError
 from kata_hypervisor.solo5.elf import ABI, ABI_NOTE, MACHINES, OWNER, TARGETS
 
@@ -70,6 +71,17 @@ def check_bootable(descriptor: int, name: str, monitor: str, able: Collection[Pr
     return found
 
 
+def check_room(spec: UnikernelSpec) -> None:
+    """Refuse what is larger than the guest's memory, before a VMM tries. Raises UnikernelError."""
+    files = {"file": spec.file, **({"initrd": spec.initrd} if spec.initrd is not None else {})}
+    size = sum(os.fstat(descriptor).st_size for descriptor in files.values())
+    if size >= spec.memory_mib << 20:
+        raise UnikernelError(
+            f"cannot run the unikernel {spec.name}: its {' and '.join(files)} have {-(-size >> 20)} MiB, its "
+            f"memory {spec.memory_mib} MiB: raise its memory limit"
+        )
+
+
 def _protocol_of(descriptor: int) -> Protocol:
     head = os.pread(descriptor, HEAD, 0)
     if head[BOOT_FLAG] == b"\x55\xaa" and head[SETUP_MAGIC] == b"HdrS":
@@ -100,13 +112,13 @@ def _elf_protocol(descriptor: int, head: bytes) -> Protocol:
         )
     if size != layout.program.size or not 1 <= count <= MAX_PROGRAM_HEADERS:
         raise UnikernelError(f"it is an ELF file with {count} program headers of {size} bytes")
-    table = os.pread(descriptor, size * count, offset)
+    table = _read(descriptor, size * count, offset)
     if len(table) < size * count:
         raise UnikernelError("it is an ELF file that ends within its program headers")
     for kind, where, length in layout.program.iter_unpack(table):
         if kind != NOTE:
             continue
-        for owner, number, content in _notes(os.pread(descriptor, min(length, MAX_NOTES), where)):
+        for owner, number, content in _notes(_read(descriptor, min(length, MAX_NOTES), where)):
             if (owner, number) == (PVH_OWNER, PVH_ENTRY):
                 return Protocol.PVH
             if (owner, number, len(content)) == (OWNER, ABI_NOTE, ABI.size):
@@ -117,6 +129,11 @@ def _elf_protocol(descriptor: int, head: bytes) -> Protocol:
     if head[4] == 1:
         raise UnikernelError("it is an ELF file of 32 bits without the PVH note (Xen, type 18)")
     return Protocol.ELF_64
+
+
+def _read(descriptor: int, size: int, offset: int) -> bytes:
+    """What is there of it; a file of 64 bits may name an offset that no file has."""
+    return os.pread(descriptor, size, offset) if offset < 1 << 63 else b""
 
 
 def _notes(raw: bytes) -> Iterator[tuple[bytes, int, bytes]]:

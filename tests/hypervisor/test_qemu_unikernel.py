@@ -169,7 +169,7 @@ async def test_one_that_ignores_its_option_never_runs(
     rig.host.threads = UNCONFINED
     monitor = rig.monitor(**settings)
     with pytest.raises(
-        ConfinementError, match=r'qemu is not confined as -sandbox "on,obsolete=deny.*: thread'
+        ConfinementError, match=r'qemu is not confined as seccompsandbox = "on,obsolete=deny.*: thread'
     ):
         await monitor.prepare(spec)
     assert "cont" not in rig.host.children["qemu"].commands
@@ -280,7 +280,7 @@ async def test_one_that_does_not_answer_is_killed(rig: Rig, spec: UnikernelSpec)
     await monitor.stop()
     end = await monitor.wait()
     assert (end.status, end.requested) == (ExitStatus(signal=9), True)
-    with pytest.raises(HypervisorError, match="cannot pause the unikernel: "):
+    with pytest.raises(HypervisorError, match="cannot pause the virtual machine: "):
         await monitor.pause()
 
 
@@ -305,6 +305,17 @@ async def test_what_linux_does_not_read_is_refused(rig: Rig, spec: UnikernelSpec
     with pytest.raises(UnikernelError, match="its command line has 2048 bytes, and Linux reads 2047"):
         await rig.monitor().prepare(whole)
     os.close(linux)
+    assert rig.host.children == {}
+
+
+async def test_what_is_larger_than_its_memory_is_refused(rig: Rig, spec: UnikernelSpec) -> None:
+    initrd = os.memfd_create("initrd")
+    os.truncate(initrd, 64 << 20)
+    with pytest.raises(
+        UnikernelError, match="/app: its file and initrd have 65 MiB, its memory 64 MiB: raise"
+    ):
+        await rig.monitor().prepare(replace(spec, initrd=initrd))
+    os.close(initrd)
     assert rig.host.children == {}
 
 

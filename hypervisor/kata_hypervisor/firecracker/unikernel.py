@@ -15,7 +15,7 @@ import anyio
 
 from kata_configuration.models.firecracker import Firecracker as Table
 from kata_hypervisor import fitness, sockets
-from kata_hypervisor.bootable import Protocol, check_bootable
+from kata_hypervisor.bootable import Protocol, check_bootable, check_room
 from kata_hypervisor.contract import (
     CRASHED,
     Disk,
@@ -73,6 +73,7 @@ class FirecrackerUnikernel(UnikernelMonitor):
                 "unset jailer_path in [hypervisor.firecracker]"
             )
         check_bootable(spec.file, spec.name, FIRECRACKER, STARTS)
+        check_room(spec)
         if self._table.honor_unconfined and spec.unconfined:
             self._machine.leave_unconfined()
         self._machine.unikernel = spec

@@ -19,7 +19,7 @@ import anyio
 
 from kata_configuration.models.qemu import QemuHypervisor as QemuTable
 from kata_configuration.sandbox_option import DENY_ALL
-from kata_hypervisor.bootable import Protocol, check_bootable
+from kata_hypervisor.bootable import Protocol, check_bootable, check_room
 from kata_hypervisor.children import MOMENT, Children
 from kata_hypervisor.contract import (
     CRASHED,
@@ -30,24 +30,23 @@ from kata_hypervisor.contract import (
     VmmProcess,
     check_unikernel,
 )
-from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError, UnikernelError
-from kata_hypervisor.host import ExitStatus, Host
-from kata_hypervisor.lifetime import Launched
+from kata_hypervisor.errors import LaunchError, UnikernelError
+from kata_hypervisor.host import Child, ExitStatus, Host
 from kata_hypervisor.qemu import unikernel_command as command
 from kata_hypervisor.qemu.command import COMMAND_LINE_LIMIT, MONITOR
 from kata_hypervisor.qemu.diagnosis import Ending
 from kata_hypervisor.qemu.monitor import Monitor, MonitorError
+from kata_hypervisor.qemu.monitored import Monitored
 from kata_hypervisor.qemu.preflight import check_program
-from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
+from kata_hypervisor.seccomp.proof import inherited_filters
 
 __all__ = ["QemuUnikernel"]
 
 QEMU = "qemu"
 STARTS = (Protocol.LINUX, Protocol.MULTIBOOT, Protocol.PVH)
-COMMAND_BUDGET = 10.0
 
 
-class QemuUnikernel(Launched, UnikernelMonitor):
+class QemuUnikernel(Monitored, UnikernelMonitor):
     """One unikernel in QEMU.
 
     table: [hypervisor.qemu] of the configuration. host: starts the process. start_budget, stop_budget:
@@ -57,7 +56,6 @@ class QemuUnikernel(Launched, UnikernelMonitor):
     """
 
     capabilities = UnikernelCapabilities(initrd=True, tap_descriptors=True)
-    _hang_ups = (MonitorError, ProcessLookupError)
 
     def __init__(
         self, table: QemuTable, host: Host, *, start_budget: float = 30.0, stop_budget: float = 1.0
@@ -69,10 +67,9 @@ class QemuUnikernel(Launched, UnikernelMonitor):
         self._inherited = inherited_filters()
         log = logging.getLogger(f"{__name__}.{QEMU}") if table.enable_debug else None
         self._children = Children(host, log)
-        self._monitor: Monitor | None = None
         self._spawning: asyncio.Task[Monitor] | None = None
         self._warnings: list[str] = []
-        self._prepared = self._running = False
+        self._prepared = False
         self._fault: str | None = None
 
     # -- start ---------------------------------------------------------------------------------------------
@@ -94,6 +91,7 @@ class QemuUnikernel(Launched, UnikernelMonitor):
             raise
 
     def _check_file(self, spec: UnikernelSpec) -> None:
+        check_room(spec)
         protocol = check_bootable(spec.file, spec.name, QEMU, STARTS)
         size = len(spec.command_line.encode())
         if protocol is Protocol.LINUX and size > COMMAND_LINE_LIMIT:
@@ -162,50 +160,6 @@ class QemuUnikernel(Launched, UnikernelMonitor):
     def _failure(self, message: str) -> LaunchError:
         return LaunchError(f"qemu failed to start: {message}", self._children.last_words)
 
-    # -- proof ---------------------------------------------------------------------------------------------
-
-    async def prove(self) -> None:
-        """See the contract."""
-        if not self._running:
-            raise HypervisorError("there is no confinement to prove: the unikernel is not running")
-        try:
-            await self._prove()
-        except ProcessLookupError as error:
-            raise HypervisorError("there is no confinement to prove: qemu has ended") from error
-
-    async def _prove(self) -> None:
-        threads = await self._host.confinement(self._children[QEMU])
-        breach = find_breach(threads, self._table.confined, self._inherited)
-        if breach is not None:
-            raise ConfinementError(
-                f'qemu is not confined as -sandbox "{self._table.seccompsandbox}" asks: {breach} '
-                f"(check that {self._table.path} is a qemu with seccomp support)"
-            )
-
-    # -- commands ------------------------------------------------------------------------------------------
-
-    async def pause(self) -> None:
-        """See the contract."""
-        await self._command("pause", "stop")
-
-    async def resume(self) -> None:
-        """See the contract."""
-        await self._command("resume", "cont")
-
-    async def _command(self, purpose: str, name: str) -> None:
-        if self._monitor is None or self._end is None or not self._running:
-            raise HypervisorError(f"cannot {purpose} the unikernel: it is not running")
-        try:
-            with anyio.fail_after(COMMAND_BUDGET):
-                await self._monitor.execute(name)
-        except TimeoutError:
-            raise HypervisorError(
-                f"cannot {purpose} the unikernel: qemu gave no answer within {COMMAND_BUDGET:g} s"
-            ) from None
-        except MonitorError as error:
-            why = self._end.result().reason if self._end.done() else str(error)
-            raise HypervisorError(f"cannot {purpose} the unikernel: {why}") from error
-
     # -- end -----------------------------------------------------------------------------------------------
 
     async def _supervise(self) -> VmExit:
@@ -265,6 +219,10 @@ class QemuUnikernel(Launched, UnikernelMonitor):
     def seal_features(self) -> frozenset[str]:
         """See the contract: what every shim may do is enough."""
         return frozenset()
+
+    @property
+    def _qemu(self) -> Child:
+        return self._children[QEMU]
 
     @property
     def processes(self) -> tuple[VmmProcess, ...]:
