@@ -63,6 +63,7 @@ bench: setup image ## benchmarks: ratios measured side by side in one run
 	KATA_TEST_IMAGE=$(IMAGE) $(BIN)/python tests/benchmarks/sandbox.py $(ARGS)
 	$(BIN)/python tests/benchmarks/configuration.py
 	$(BIN)/python tests/benchmarks/seccomp.py
+	$(BIN)/python tests/benchmarks/drivers.py
 
 protos: setup ## generate the protobuf modules from their .proto files
 	@for folder in $(PROTOS); do \

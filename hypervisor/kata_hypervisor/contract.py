@@ -93,7 +93,8 @@ class Capabilities:
 
     agent: its guests run an agent that is reached over `transport`. file_sharing: directories of the host.
     disks: block devices at the start. block_hotplug: and later. taps: network devices. tap_descriptors: taps
-    as open descriptors, and not by name. pause, resize, snapshot: the methods of these names.
+    as open descriptors, and not by name. tap_hotplug: network devices later. pause, resize, snapshot: the
+    methods of these names. restore: start from what `snapshot` wrote (`VmSpec.template`).
     """
 
     agent: bool = True
@@ -102,9 +103,11 @@ class Capabilities:
     block_hotplug: bool = False
     taps: bool = False
     tap_descriptors: bool = False
+    tap_hotplug: bool = False
     pause: bool = False
     resize: bool = False
     snapshot: bool = False
+    restore: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +122,15 @@ class VmSpec:
         driver puts its own (console, root device) before them, so that these win.
     shared: the directory shared with the guest, or None.
     disks, taps: further devices; disks come after the image, in order.
+    spare_disks, spare_taps: how many more may be plugged in at a time while it runs.
     network_namespace: path of the network namespace in which the VMM runs, or None for the host's.
     agent_port: vsock port on which the agent listens.
+    template: a directory that `snapshot` of the same driver wrote. A machine of the same size, command line
+        and devices goes on from there when it runs; another one is booted, and `warnings` says what differs.
+        A template that is damaged, or of another kernel, image, host or version, is refused. Nothing is
+        written to it, and it must stay as it is while the machine lives.
+    saved_to: the empty directory that `snapshot` will be given, or None: a sealed process must know it before.
+        Behind such a machine's shared directory and disks is nothing yet: they are each copy's own.
     """
 
     sandbox_id: str
@@ -135,8 +145,12 @@ class VmSpec:
     shared: SharedDirectory | None = None
     disks: tuple[Disk, ...] = ()
     taps: tuple[Tap, ...] = ()
+    spare_disks: int = 0
+    spare_taps: int = 0
     network_namespace: Path | None = None
     agent_port: int = 1024
+    template: Path | None = None
+    saved_to: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,18 +311,53 @@ class Hypervisor(Monitor):
             ConfinementError: the kernel's word differs from the configuration's; nothing is left running.
             HostUnfitError: the host lacks what the configuration names.
             NotSupportedError: the driver cannot make such a machine.
+            SnapshotError: `spec.template` is damaged, or of another kernel, image, host or version.
         """
 
     async def add_disk(self, disk: Disk) -> None:
-        """Plug a block device into the running machine."""
+        """Plug a block device into the running machine; afterwards the guest has it.
+
+        Raises:
+            HypervisorError: there is no room for another, it cannot be opened, or the guest does not take it.
+        """
         raise self._unsupported("plug a disk into a running machine")
+
+    async def remove_disk(self, name: str) -> None:
+        """Take a disk away that was plugged in, by its id. The guest has unmounted it.
+
+        Raises:
+            HypervisorError: there is no such disk, or the guest does not let it go.
+        """
+        raise self._unsupported("take a disk out of a running machine")
+
+    def disk_node(self, name: str) -> str:
+        """Tell by what the guest's agent finds a disk that was plugged in: its node, or as udev calls it."""
+        return f"/dev/disk/by-id/virtio-{name}"
+
+    async def add_tap(self, tap: Tap) -> None:
+        """Plug a network device into the running machine.
+
+        tap.fds: the machine's from here on, also on failure; with a header (TUNSETVNETHDRSZ) of 12 bytes.
+
+        Raises:
+            HypervisorError: as `add_disk`.
+        """
+        raise self._unsupported("plug a network device into a running machine")
+
+    async def remove_tap(self, name: str) -> None:
+        """Take a network device away that was plugged in, by its id. Raises as `remove_disk`."""
+        raise self._unsupported("take a network device out of a running machine")
 
     async def resize(self, *, vcpus: int) -> None:
         """Change the number of virtual CPUs of the running machine."""
         raise self._unsupported("change the number of virtual CPUs")
 
     async def snapshot(self, directory: Path) -> None:
-        """Write the state of the paused machine into an empty directory of the host."""
+        """Write the state of the paused machine into `VmSpec.saved_to`, for later machines' `VmSpec.template`.
+
+        The machine stays paused; the caller resumes or stops it. Raises SnapshotError where it cannot be
+        written, and then what is in the directory is of no use.
+        """
         raise self._unsupported("snapshot a machine")
 
     def _unsupported(self, action: str) -> NotSupportedError:
@@ -347,6 +396,7 @@ def check_supported(driver: str, capabilities: Capabilities, spec: VmSpec) -> No
             any(tap.fds for tap in spec.taps),
             capabilities.tap_descriptors,
         ),
+        ("start a machine from a template", spec.template is not None, capabilities.restore),
     )
     for action, needed, able in wanted:
         if needed and not able:

@@ -95,6 +95,15 @@ class Host(Protocol):
             OSError: it failed at once.
         """
 
+    async def open_disk(self, path: Path, *, write: bool) -> tuple[int, int]:
+        """Open a file or block device for a disk that is plugged in: a sealed process cannot.
+
+        Returns a descriptor, the caller's to close, and the size in bytes.
+
+        Raises:
+            HypervisorError: it cannot be opened, or this machine may not have it.
+        """
+
     async def confinement(self, child: Child) -> list[ThreadConfinement]:
         """The kernel's word about each thread of the child, from /proc, main thread first.
 

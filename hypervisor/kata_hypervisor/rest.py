@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -17,7 +18,7 @@ import h11
 
 from kata_hypervisor.errors import HypervisorError
 
-__all__ = ["RefusedError", "RestClient", "RestError"]
+__all__ = ["RefusedError", "RestClient", "RestError", "Step"]
 
 MESSAGE_LIMIT = 1024 * 1024
 """Bytes of the longest body that is read; the VMM may have been taken over by its guest."""
@@ -26,6 +27,17 @@ FAULT_LIMIT = 1000
 """Characters that are kept of a VMM's own words about a failure."""
 
 _CHUNK = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One request that describes the machine. purpose: what it is for, in messages."""
+
+    purpose: str
+    method: str
+    path: str
+    body: object = None
+    fds: Sequence[int] = ()
 
 
 class RestError(HypervisorError):

@@ -1,6 +1,7 @@
 """What the drivers of VMMs with a REST interface have in common: one machine's start, watch and end.
 
 Prepare:  host fit? -> processes -> its API answers -> version -> proof -> the machine, described to it.
+          Or it restores a saved one, whose virtual CPUs then exist and wait, and are proven too.
 Run:      it starts the virtual CPUs -> proof of what runs then.
 End:      one task watches all processes from the start. When one ends, it ends the others, closes all that is
           ours and keeps the `VmExit`. Every stage looks at that task, never at a silent socket.
@@ -12,8 +13,7 @@ import abc
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -21,13 +21,20 @@ import anyio
 
 from kata_agent.transport import GuestTransport
 from kata_agent.transports import HybridVsockTransport
-from kata_hypervisor import ending
+from kata_hypervisor import ending, saved_machine
 from kata_hypervisor.children import Children
 from kata_hypervisor.contract import Hypervisor, VmExit, VmmProcess, VmSpec, check_supported
-from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError, SealError
+from kata_hypervisor.errors import (
+    ConfinementError,
+    HypervisorError,
+    LaunchError,
+    NotSupportedError,
+    SealError,
+    SnapshotError,
+)
 from kata_hypervisor.host import ExitStatus, Host
 from kata_hypervisor.lifetime import Launched
-from kata_hypervisor.rest import RefusedError, RestClient, RestError
+from kata_hypervisor.rest import RefusedError, RestClient, RestError, Step
 from kata_hypervisor.seccomp.proof import ThreadConfinement, inherited_filters
 from kata_hypervisor.versions import Supported
 
@@ -39,6 +46,9 @@ DYING = 2.0
 
 COMMAND_BUDGET = 10.0
 """Seconds that the VMM gets to answer a command while the machine runs."""
+
+SAVING_BUDGET = 120.0
+"""Seconds that the VMM gets to write the guest's memory to a disk."""
 
 T = TypeVar("T")
 
@@ -52,17 +62,6 @@ class Table(Protocol):
     def confined(self) -> bool: ...
     @property
     def enable_debug(self) -> bool: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One request that describes the machine. purpose: what it is for, in messages."""
-
-    purpose: str
-    method: str
-    path: str
-    body: object = None
-    fds: Sequence[int] = ()
 
 
 class RestMachine(Launched, Hypervisor):
@@ -98,7 +97,9 @@ class RestMachine(Launched, Hypervisor):
         self._spawning: asyncio.Task[None] | None = None
         self._warnings: list[str] = []
         self._prepared = False
+        self._restored = False
         self._running = False
+        self._saved_to: Path | None = None
 
     # -- what each driver does its own way -----------------------------------------------------------------
 
@@ -121,6 +122,16 @@ class RestMachine(Launched, Hypervisor):
     @abc.abstractmethod
     def _steps(self, spec: VmSpec) -> Iterator[Step]:
         """The requests that describe the machine, in order."""
+
+    @abc.abstractmethod
+    def _restoring(
+        self, spec: VmSpec, template: Path, version: str, lent: contextlib.ExitStack
+    ) -> Iterator[Step]:
+        """The requests that restore a saved machine and leave it paused. lent: undone when they are answered.
+
+        Raises:
+            NotSupportedError: this version of the VMM cannot.
+        """
 
     @abc.abstractmethod
     async def _boot(self, client: RestClient) -> None:
@@ -185,11 +196,38 @@ class RestMachine(Launched, Hypervisor):
         self._warnings += [doubt] if doubt else []
         await self._attempt(f"reading {self.vmm}'s confinement", deadline, self._prove())
         await self._attempt(f"reading {self.vmm}'s filters", deadline, self._prove_filters())
-        for step in self._steps(spec):
-            budget = max(0.0, deadline - anyio.current_time())
-            request = client.request(step.method, step.path, step.body, fds=step.fds, budget=budget)
-            await self._attempt(step.purpose, deadline, request)
+        await self._describe(client, spec, version, deadline)
         self._prepared = True
+
+    async def _describe(self, client: RestClient, spec: VmSpec, version: str, deadline: float) -> None:
+        """Have the VMM make the machine that is wanted, or restore it where it is saved."""
+        steps, restored = self._steps(spec), False
+        with contextlib.ExitStack() as lent:
+            if spec.template is not None:
+                misfit = self._identity(spec, version).misfit(spec.template)
+                self._warnings += [misfit] if misfit else []
+                if restored := misfit is None:
+                    steps = self._restoring(spec, spec.template, version, lent)
+            for step in steps:
+                budget = max(0.0, deadline - anyio.current_time())
+                request = client.request(step.method, step.path, step.body, fds=step.fds, budget=budget)
+                await self._attempt(step.purpose, deadline, request)
+        if restored:
+            self._restored = True
+            await self._attempt(f"reading {self.vmm}'s confinement", deadline, self._prove())
+        if spec.saved_to is not None:
+            self._identity(spec, version).write(spec.saved_to)
+            self._saved_to = spec.saved_to
+
+    def _identity(self, spec: VmSpec, version: str) -> saved_machine.Identity:
+        described = [[step.path, step.body] for step in self._steps(spec)]
+        return saved_machine.identity(self.vmm, version, spec, described)
+
+    @classmethod
+    def describe_template(cls, spec: VmSpec) -> Mapping[str, str]:
+        """See the contract."""
+        assert spec.template is not None
+        return saved_machine.describe(spec.template)
 
     async def run(self) -> None:
         """See the contract."""
@@ -225,7 +263,8 @@ class RestMachine(Launched, Hypervisor):
 
     async def _prove(self) -> None:
         threads = await self._host.confinement(self._children[self.vmm])
-        breach = self._find_breach(threads, running=self._running)
+        # The virtual CPUs of a restored machine are there, and wait, before it runs.
+        breach = self._find_breach(threads, running=self._running or self._restored)
         if breach is not None:
             asked = str(not self._confined).lower()
             raise ConfinementError(
@@ -252,11 +291,27 @@ class RestMachine(Launched, Hypervisor):
 
     # -- commands ------------------------------------------------------------------------------------------
 
-    async def _command(self, purpose: str, method: str, path: str, body: object = None) -> Any:
+    async def _save(self, directory: Path, method: str, path: str, body: object) -> None:
+        """Have the VMM write the paused machine where its identity is already. Raises SnapshotError."""
+        if not self.capabilities.snapshot:
+            raise NotSupportedError(f"a jailed {self.vmm} cannot write a snapshot outside of its jail")
+        if directory != self._saved_to:
+            raise SnapshotError(
+                f"cannot save the machine in {directory}: it was not made to be saved there, but "
+                f"{self._saved_to or 'nowhere'}"
+            )
+        try:
+            await self._command("save the virtual machine", method, path, body, budget=SAVING_BUDGET)
+        except HypervisorError as error:
+            raise SnapshotError(str(error)) from error
+
+    async def _command(
+        self, purpose: str, method: str, path: str, body: object = None, *, budget: float = COMMAND_BUDGET
+    ) -> Any:
         """Ask something of the running machine. A caller that is cancelled leaves the answer unheard."""
         if self._client is None or self._end is None or not self._running:
             raise HypervisorError(f"cannot {purpose}: the virtual machine is not running")
-        asking = asyncio.ensure_future(self._client.request(method, path, body, budget=COMMAND_BUDGET))
+        asking = asyncio.ensure_future(self._client.request(method, path, body, budget=budget))
         asking.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
             return await asyncio.shield(asking)

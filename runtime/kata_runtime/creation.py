@@ -6,6 +6,7 @@ container needs of the host is known before the guest runs.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import anyio
@@ -13,16 +14,20 @@ import anyio.abc
 
 from kata_agent import oci
 from kata_agent.protos import agent_pb2, oci_pb2
+from kata_hypervisor.contract import Hypervisor
+from kata_hypervisor.errors import HypervisorError
 from kata_runtime import bundle as oci_bundle
 from kata_runtime import guest_spec, streams
 from kata_runtime.bundle import ContainerType, JsonObject
 from kata_runtime.errors import InvalidRequestError, StateError, UnsupportedError
 from kata_runtime.process import Container, Process
-from kata_runtime.resource.block_rootfs import BlockRootfs
+from kata_runtime.resource.block_rootfs import BlockRootfs, locate
 from kata_runtime.resource.shares import RootfsMount, Shares
 from kata_runtime.sandbox import Ready, Sandbox, in_the_guest
 from kata_runtime.stdio import StdioFiles, StdioPaths
 from kata_runtime.unikernel_guest import UnikernelGuest, find_unikernel, refuse_unikernel
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +73,10 @@ class Creation:
         async def make_ready(device: str | None) -> Ready:
             """Share the container's files, or make the disk that the guest knows as `device` of them."""
             if device is None:
-                sources.update(await self._share(container, request.rootfs))
+                sources.update(await self._shares.share(container, request.rootfs))
             else:
                 await self._shares.share_rootfs(container, request.rootfs)
-            found = await find_unikernel(container, self._sandbox.broker) if booted_here else None
+            found = await find_unikernel(container, self._sandbox.broker)
             if found is not None:
                 return Ready(unikernel=UnikernelGuest(found, container))
             if device is None:
@@ -83,7 +88,7 @@ class Creation:
             if booted_here:
                 await self._sandbox.boot(spec, request.config_path, make_ready)
             else:
-                await make_ready(None)
+                sources.update(await self._add_files(container, request.rootfs))
             await self._create_in_guest(container, sources, files)
         except BaseException:
             files.close()
@@ -92,14 +97,24 @@ class Creation:
             raise
         return container
 
-    async def _share(self, container: Container, rootfs: tuple[RootfsMount, ...]) -> dict[int, str]:
-        """Share a container's files with the guest; returns the guest's path of each volume."""
-        if not self._sandbox.shares_files:
+    async def _add_files(self, container: Container, rootfs: tuple[RootfsMount, ...]) -> dict[int, str]:
+        """Share a container's files with the running guest, or plug in a disk of them.
+
+        Returns the guest's path of each volume.
+        """
+        if self._sandbox.shares_files:
+            return await self._shares.share(container, rootfs)
+        machine = self._sandbox.hypervisor
+        if not isinstance(machine, Hypervisor) or not machine.capabilities.block_hotplug:
             raise UnsupportedError(
                 f"container {container.id}: this hypervisor shares no files and takes no disk later, so its "
                 "sandbox has one container: use a hypervisor with virtio-fs"
             )
-        return await self._shares.share(container, rootfs)
+        disk = await self._block_rootfs.make_later(container, rootfs)
+        await machine.add_disk(disk)
+        container.disk = disk.id
+        locate(container, machine.disk_node(disk.id))
+        return {}
 
     async def _undo_create(self, container: Container, *, stop_sandbox: bool) -> None:
         if container.init.stdio is not None:
@@ -136,7 +151,15 @@ class Creation:
         container.init.stdio.start(self._tasks)
 
     async def take_away(self, container: Container) -> None:
-        """Unmount what a container had on the host; idempotent."""
+        """Unmount what a container had on the host, and take its disk out of the machine; idempotent."""
+        disk, container.disk = container.disk, ""
+        if disk and self._sandbox.running:
+            machine = self._sandbox.hypervisor
+            assert isinstance(machine, Hypervisor)
+            try:
+                await machine.remove_disk(disk)
+            except HypervisorError as error:
+                _log.warning("container %s: %s", container.id, error)
         await self._shares.unshare(container)
 
 

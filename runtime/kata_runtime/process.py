@@ -93,6 +93,8 @@ class Container:
     mounts: list[str] = field(default_factory=list)
     # What the guest mounts for it, where its files are not shared.
     storages: list[Storage] = field(default_factory=list)
+    # The name of the disk that was plugged in for it, if one was.
+    disk: str = ""
 
     @property
     def root(self) -> str:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+SPARE_DISKS = 8
+"""Containers that a sandbox may have at a time beside its first, where no files are shared."""
+
 
 def machine_of(
     configuration: Configuration, identity: SandboxIdentity, spec: JsonObject, disks: tuple[Disk, ...]
@@ -43,6 +46,7 @@ def machine_of(
         kernel_parameters=_kernel_parameters(configuration),
         shared=SharedDirectory(Path(identity.shared_directory)) if shares else None,
         disks=disks,
+        spare_disks=0 if shares else SPARE_DISKS,
         agent_port=AGENT_PORT,
     )
 

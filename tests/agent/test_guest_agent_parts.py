@@ -90,9 +90,37 @@ def test_block_device_by_pci_path(tmp_path: Path) -> None:
     inner = tmp_path / "0000:00:02.0" / "0000:01:03.0" / "virtio4" / "block" / "absent"
     inner.mkdir(parents=True)
     assert devices._block_at(str(tmp_path), "02/03") is None  # no such node in /dev
-    for source in ("../x", "/dev/../x", "/etc/passwd", "2", "02/", ""):
+    for source in (
+        "../x",
+        "/dev/../x",
+        "/etc/passwd",
+        "2",
+        "02/",
+        "",
+        "/dev/disk/by-id/x",
+        "/dev/disk/by-id/virtio-",
+    ):
         with pytest.raises(InvalidRequestError):
             devices.block_device(source, timeout=0)
+
+
+def test_block_device_by_serial_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_is_block", lambda path: True)
+    for name, serial, size in (
+        ("vda", "image", 9),
+        ("vdb", "rootfs_1", 0),
+        ("loop0", "", 9),
+        ("vdd", "rootfs_2", 8),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "size").write_text(f"{size}\n")
+        if serial:
+            (tmp_path / name / "serial").write_text(f"{serial}\n")
+    found = devices.block_device("/dev/disk/by-id/virtio-rootfs_2", timeout=0, block=str(tmp_path))
+    assert found == "/dev/vdd"
+    for absent in ("rootfs_1", "rootfs_3"):  # one without a size, as before its disk is there; and none
+        with pytest.raises(NotFoundError, match=f"virtio-{absent} appeared"):
+            devices.block_device(f"/dev/disk/by-id/virtio-{absent}", timeout=0, block=str(tmp_path))
 
 
 def test_devices_that_cannot_be_applied() -> None:

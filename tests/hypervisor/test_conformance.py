@@ -41,12 +41,12 @@ async def bench(
 class Running:
     """A machine that runs, for the time of a `with`."""
 
-    def __init__(self, bench: Bench, **settings: Any) -> None:
+    def __init__(self, bench: Bench, *, saved_to: Path | None = None, **settings: Any) -> None:
         self.machine = bench.make(**settings)
-        self._bench = bench
+        self._spec = replace(bench.spec, saved_to=saved_to)
 
     async def __aenter__(self) -> Hypervisor:
-        await self.machine.prepare(self._bench.spec)
+        await self.machine.prepare(self._spec)
         await self.machine.run()
         return self.machine
 
@@ -104,11 +104,9 @@ async def test_the_guests_console_is_kept(bench: Bench) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_the_agent_is_reached(bench: Bench) -> None:
-    if (why := bench.runs_guests or bench.agentless) is not None:
-        pytest.skip(why)
-    async with Running(bench) as machine, asyncio.timeout(BUDGET):
-        assert machine.capabilities.agent
+async def reach_agent(bench: Bench, machine: Hypervisor) -> None:
+    """Wait until the guest's agent takes a connection."""
+    async with asyncio.timeout(BUDGET):
         while True:
             try:
                 stream, _ = await machine.transport.connect(bench.spec.agent_port)
@@ -117,6 +115,14 @@ async def test_the_agent_is_reached(bench: Bench) -> None:
             else:
                 stream.close()
                 return
+
+
+async def test_the_agent_is_reached(bench: Bench) -> None:
+    if (why := bench.runs_guests or bench.agentless) is not None:
+        pytest.skip(why)
+    async with Running(bench) as machine:
+        assert machine.capabilities.agent
+        await reach_agent(bench, machine)
 
 
 async def test_a_shared_directory(bench: Bench, not_supported: Mark) -> None:
@@ -150,10 +156,29 @@ async def test_further_disks(bench: Bench, not_supported: Mark, tmp_path: Path) 
 
 async def test_a_disk_that_is_plugged_in(bench: Bench, not_supported: Mark, tmp_path: Path) -> None:
     disk = Disk("data", _blank(tmp_path), read_only=True)
+    bench.spec = replace(bench.spec, spare_disks=1)
     async with Running(bench) as machine:
         able = machine.capabilities.block_hotplug
+        if able and bench.plugs is not None:
+            pytest.skip(bench.plugs)
+        if able and bench.plugs_when_booted:
+            await reach_agent(bench, machine)
         await try_or_refuse(able, "block_hotplug", not_supported, machine.add_disk(disk))
+        await try_or_refuse(able, "block_hotplug", not_supported, machine.remove_disk("data"))
     disk.path.unlink()
+
+
+async def test_a_network_device_that_is_plugged_in(bench: Bench, not_supported: Mark) -> None:
+    machine = bench.make()
+    if machine.capabilities.tap_hotplug:
+        await machine.stop()
+        pytest.skip("the test of the driver makes the tap: test_dragonball_plugging.py")
+    tap = Tap("net0", "no-such-tap", "02:00:00:00:00:01")
+    not_supported("tap_hotplug")
+    for action in (machine.add_tap(tap), machine.remove_tap("net0")):
+        with pytest.raises(NotSupportedError):
+            await action
+    await machine.stop()
 
 
 async def test_network_devices_that_cannot_be_are_refused(bench: Bench, not_supported: Mark) -> None:
@@ -183,13 +208,38 @@ async def test_snapshot(bench: Bench, not_supported: Mark, tmp_path_factory: pyt
     if bench.snapshots is not None:
         pytest.skip(bench.snapshots)
     directory = tmp_path_factory.mktemp("snapshot")
-    async with Running(bench) as machine:
+    async with Running(bench, saved_to=directory) as machine:
 
         async def use() -> None:
             await machine.pause()
             await machine.snapshot(directory)
 
         await try_or_refuse(machine.capabilities.snapshot, "snapshot", not_supported, use())
+
+
+async def test_a_machine_that_goes_on_from_a_snapshot(
+    bench: Bench, not_supported: Mark, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    if bench.snapshots is not None:
+        pytest.skip(bench.snapshots)
+    directory = tmp_path_factory.mktemp("snapshot")
+    another = bench.make()
+    if not another.capabilities.restore:
+        not_supported("restore")
+        with pytest.raises(NotSupportedError):
+            await another.prepare(replace(bench.spec, template=directory))
+        return
+    async with Running(bench, saved_to=directory) as machine:
+        await machine.pause()
+        await machine.snapshot(directory)
+    try:
+        await another.prepare(replace(bench.spec, template=directory))
+        await another.run()
+        assert not any("is booted" in warning for warning in another.warnings)
+        await another.pause()
+        await another.resume()
+    finally:
+        await another.stop()
 
 
 async def test_resize(bench: Bench, not_supported: Mark) -> None:

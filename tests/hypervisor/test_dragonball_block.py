@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata_hypervisor.dragonball.virtio.block import Block, parse_request
+from kata_hypervisor.dragonball.virtio.block import Block, Medium, parse_request
 from kata_hypervisor.dragonball.virtio.device import DeviceError
 from kata_hypervisor.dragonball.virtio.queue import Chain, SplitQueue, gather
 from virtqueue_driver import VirtqueueDriver
@@ -32,7 +34,7 @@ def make(tmp_path: Path) -> Iterator[Make]:
 
     def disk(read_only: bool = False, size: int = len(CONTENT) + 4) -> Block:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        disks.append(Block(descriptor, size, read_only=read_only, identity=b"serial"))
+        disks.append(Block(Medium(descriptor, size, read_only=read_only, identity=b"serial")))
         return disks[-1]
 
     yield disk
@@ -134,3 +136,61 @@ def test_whatever_a_chain_looks_like(readable: list[bytes], writable: list[bytes
     assert gather(request.data) == expected
     assert request.size == len(expected)
     assert len(request.status) >= 1
+
+
+def test_a_drive_without_a_disk_takes_one_and_gives_it_back(make: Make, tmp_path: Path) -> None:
+    drive = Block()
+    capacity = struct.Struct("<Q").unpack_from
+    assert capacity(drive.configuration) == (0,)
+    assert ask(drive, [header(IN)], [512, 1]) == (IO_ERROR, bytes(512), 1)
+    path = tmp_path / "later"
+    path.write_bytes(CONTENT)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    drive.insert(Medium(descriptor, len(CONTENT), read_only=True, identity=b"later"))
+    assert capacity(drive.configuration) == (4,)
+    assert drive.features & 1 << 5
+    assert ask(drive, [header(IN)], [512, 1]) == (OK, CONTENT[:512], 513)
+    assert ask(drive, [header(GET_ID)], [20, 1])[1] == b"later".ljust(20, b"\0")
+    drive.eject()
+    drive.eject()
+    assert capacity(drive.configuration) == (0,)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+    for kind in (IN, GET_ID):
+        assert ask(drive, [header(kind)], [512, 1])[0] == IO_ERROR
+    drive.close()
+
+
+def test_a_disk_is_not_closed_under_a_request(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    drive = make()
+    begun, go_on = threading.Event(), threading.Event()
+    order: list[str] = []
+    read, close = os.preadv, os.close
+
+    def slow(descriptor: int, views: list[memoryview], offset: int) -> int:
+        begun.set()
+        go_on.wait()
+        order.append("read")
+        return read(descriptor, views, offset)
+
+    def closed(descriptor: int) -> None:
+        order.append("closed")
+        close(descriptor)
+
+    answers: list[tuple[int, bytes, int]] = []
+    reader = threading.Thread(target=lambda: answers.append(ask(drive, [header(IN)], [512, 1])))
+    ejector = threading.Thread(target=drive.eject)
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "preadv", slow)
+        patched.setattr(os, "close", closed)
+        reader.start()
+        begun.wait()
+        ejector.start()
+        while drive._medium is not None:  # what comes from now on finds no disk, and does not wait for it
+            time.sleep(0)
+        assert ask(drive, [header(IN)], [512, 1])[0] == IO_ERROR
+        go_on.set()
+        reader.join()
+        ejector.join()
+    assert order == ["read", "closed"]
+    assert answers == [(OK, CONTENT[:512], 513)]

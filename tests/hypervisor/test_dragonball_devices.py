@@ -18,7 +18,7 @@ from kata_hypervisor.dragonball.virtio.balloon import Balloon
 from kata_hypervisor.dragonball.virtio.device import VERSION_1, DeviceError, QueueSetup, Wires
 from kata_hypervisor.dragonball.virtio.entropy import Entropy
 from kata_hypervisor.dragonball.virtio.local import LocalDevice
-from kata_hypervisor.dragonball.virtio.network import Network
+from kata_hypervisor.dragonball.virtio.network import NO_TAP, Network
 from kata_hypervisor.dragonball.virtio.vsock import Socket
 from kata_hypervisor.errors import HostUnfitError
 from virtqueue_driver import VirtqueueDriver
@@ -245,7 +245,7 @@ def test_a_queue_outside_of_the_memory_never_reaches_the_kernel(
 
 def test_the_network_is_the_kernels(requests: Requests, memory: GuestMemory) -> None:
     device = Network(os.memfd_create("tap"), os.memfd_create("vhost"), b"\2\0\0\0\0\1", 1400)
-    assert device.configuration == b"\2\0\0\0\0\1" + struct.pack("<HHH", 0, 1, 1400)
+    assert device.configuration == b"\2\0\0\0\0\1" + struct.pack("<HHH", 1, 1, 1400)
     device.connect(Wires(memory, [70, 71], 80, Heard()))
     requests.clear()
     device.activate(VERSION_1 | 1 << 5 | 1 << 15, SETUPS[:2])
@@ -261,6 +261,30 @@ def test_the_network_is_the_kernels(requests: Requests, memory: GuestMemory) -> 
     device.close()
 
 
+def test_a_network_interface_without_a_tap_gets_one_and_loses_it(
+    requests: Requests, memory: GuestMemory
+) -> None:
+    device = Network(NO_TAP, os.memfd_create("vhost"))
+    assert device.configuration == bytes(6) + struct.pack("<HHH", 0, 1, 1500)
+    device.connect(Wires(memory, [70, 71], 80, Heard()))
+    device.insert(os.memfd_create("tap"), b"\2\0\0\0\0\1")
+    assert device.configuration == b"\2\0\0\0\0\1" + struct.pack("<HHH", 1, 1, 1500)
+    assert vhost.VHOST_NET_SET_BACKEND not in [request for _, request, _ in requests]
+    device.eject()
+    device.activate(VERSION_1, SETUPS[:2])
+    requests.clear()
+    device.insert(tap := os.memfd_create("tap"), b"\2\0\0\0\0\1")
+    assert [content for _, _, content in requests] == [struct.pack("<Ii", index, tap) for index in (0, 1)]
+    requests.clear()
+    device.eject()
+    device.eject()
+    assert [content for _, _, content in requests] == [struct.pack("<Ii", index, -1) for index in (0, 1)]
+    assert device.configuration[6:8] == b"\0\0"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(tap)
+    device.close()
+
+
 def test_a_kernel_that_refuses_is_told(monkeypatch: pytest.MonkeyPatch, memory: GuestMemory) -> None:
     def refuse(descriptor: int, request: int, argument: object = 0) -> int:
         raise OSError(16, "Device or resource busy")
@@ -271,7 +295,7 @@ def test_a_kernel_that_refuses_is_told(monkeypatch: pytest.MonkeyPatch, memory: 
     with pytest.raises(HostUnfitError, match="vhost-vsock: Device or resource busy"):
         vsock.connect(wires)
     network = Network(os.memfd_create("tap"), os.memfd_create("vhost"), bytes(6))
-    with pytest.raises(HostUnfitError, match="a tap with /dev/vhost-net: Device or resource busy"):
+    with pytest.raises(HostUnfitError, match="use /dev/vhost-net: Device or resource busy"):
         network.connect(wires)
     vsock.close()
     network.close()

@@ -52,12 +52,27 @@ def test_each_device_is_in_the_namespace() -> None:
         assert struct.pack("<BHBBI", 0x89, 6, 3, 1, window.interrupt) in definition
 
 
+def test_devices_that_come_later_have_a_state_and_an_event() -> None:
+    definition = acpi.definition(WINDOWS[:1], WINDOWS[1:])
+    assert definition.count(b"LNRO0005\0") == 2
+    region = b"\x5b\x80PORT\x01\x0b" + struct.pack("<H", layout.SLOTS) + b"\x01"
+    field = b"\x5b\x81\x0bPORT\x01ST00\x08"
+    state = b"\x14\x0b_STA\x00\xa4ST00"
+    event = b"\x14\x0c_EVT\x01\x86SLTS\x00"
+    line = struct.pack("<BHBBI", 0x89, 6, 3, 1, layout.SLOTS_IRQ)
+    for part in (b"ACPI0004\0", region + field, state, b"ACPI0013\0", event, line):
+        assert definition.count(part) == 1
+    assert b"ACPI" not in acpi.definition(WINDOWS)
+    assert layout.SLOTS_IRQ not in layout.VIRTIO_INTERRUPTS
+
+
 def test_as_many_devices_as_there_are_pins_have_room() -> None:
     windows = [
         VirtioWindow(layout.VIRTIO + number * layout.VIRTIO_WINDOW, pin)
         for number, pin in enumerate(layout.VIRTIO_INTERRUPTS)
     ]
     assert BASE + len(acpi.tables(32, windows)) < layout.ACPI_TABLES_END
+    assert BASE + len(acpi.tables(32, windows[:1], windows[1:])) < layout.ACPI_TABLES_END
     with pytest.raises(ValueError, match="2000 devices take"):
         acpi.tables(1, WINDOWS * 1000)
 

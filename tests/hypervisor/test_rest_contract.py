@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 import openapi
-from kata_hypervisor import fitness
+from kata_hypervisor import fitness, versions
 from kata_hypervisor.contract import Disk, Tap, VmSpec
 from openapi import Description
 from rest_rig import RestRig
@@ -23,23 +23,32 @@ LIMITS = {
 }
 
 
-async def live(rig: RestRig, spec: VmSpec, settings: dict[str, Any]) -> None:
-    """Have a machine go through everything that its driver can do."""
+async def live(rig: RestRig, spec: VmSpec, template: Path, settings: dict[str, Any]) -> None:
+    """Have machines go through everything that their driver can do."""
     machine = rig.machine(**settings)
     try:
-        await machine.prepare(spec)
+        await machine.prepare(replace(spec, saved_to=template))
         await machine.run()
         if machine.capabilities.block_hotplug:
-            await machine.add_disk(Disk("later", rig.directory / "image"))
+            await machine.add_disk(Disk("later", rig.directory / "image", read_only=True))
+            await machine.remove_disk("later")
         if machine.capabilities.resize:
             await machine.resize(vcpus=1)
         await machine.pause()
-        if machine.capabilities.snapshot:
-            await machine.snapshot(rig.directory)
+        await machine.snapshot(template)
         await machine.resume()
     finally:
         await machine.stop()
-        await rig.host.aclose()
+
+
+async def live_again(rig: RestRig, spec: VmSpec, template: Path, settings: dict[str, Any]) -> None:
+    """Have a machine go on from a saved one."""
+    machine = rig.machine(**settings)
+    try:
+        await machine.prepare(replace(spec, template=template))
+        await machine.run()
+    finally:
+        await machine.stop()
 
 
 @pytest.mark.parametrize("settings", [{}, LIMITS], ids=["plain", "limited"])
@@ -50,13 +59,24 @@ async def test_what_is_asked_and_answered_keeps_to_the_description(
     monkeypatch.setattr(fitness, "KVM", Path(os.devnull))
     if name == "clh" and settings:
         settings = {**settings, "enable_mem_prealloc": True, "reclaim_guest_freed_memory": True}
-    rig = RestRig(tmp_path, name)
+    version = ".".join(map(str, versions.numbers_of(file.stem) or ()))
+    directory, template, bare = tmp_path / "m", tmp_path / "template", tmp_path / "bare"
+    for path in (directory, template, bare):
+        path.mkdir()
+    rig = RestRig(directory, name, f"version:{version}")
     reader, writer = os.pipe()
     tap = Tap("net0", "tap0", "02:00:00:00:00:01", fds=(reader, writer) if name == "clh" else ())
     try:
-        spec = replace(rig.spec, disks=(Disk("data", rig.directory / "image"),), taps=(tap,))
-        await live(rig, spec, settings)
+        spec = replace(rig.spec, disks=(Disk("data", rig.directory / "image"),), taps=(tap,), spare_disks=1)
+        await live(rig, spec, template, settings)
+        untapped = replace(spec, taps=())
+        if name == "clh":
+            await live(rig, untapped, bare, settings)
+            await live_again(rig, untapped, bare, settings)
+        elif version >= "1.16":
+            await live_again(rig, spec, template, settings)
     finally:
+        await rig.host.aclose()
         os.close(reader)
         os.close(writer)
     description = Description(file)

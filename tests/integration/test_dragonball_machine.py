@@ -14,8 +14,8 @@ import pytest
 from kata_hypervisor.dragonball import layout
 from kata_hypervisor.dragonball.machine import Board, Machine
 from kata_hypervisor.dragonball.processors import KICK
-from kata_hypervisor.dragonball.virtio.block import Block
-from tiny_guest import HALT_FOREVER, SPIN, kernel, load_and_say, out_byte, say, store
+from kata_hypervisor.dragonball.virtio.block import Block, Medium
+from tiny_guest import HALT_FOREVER, SPIN, kernel, load_and_say, out_byte, read_and_say, say, store
 
 pytestmark = pytest.mark.integration
 
@@ -88,7 +88,7 @@ def test_nobody_answers_where_nobody_is(guest: Guest) -> None:
 
 def test_a_virtio_device_shows_its_mark(guest: Guest) -> None:
     descriptor = os.memfd_create("disk", os.MFD_CLOEXEC)
-    guest.machine.add_device(Block(descriptor, 512, read_only=True))
+    guest.machine.add_device(Block(Medium(descriptor, 512, read_only=True)))
     code = load_and_say(layout.VIRTIO) + load_and_say(layout.VIRTIO + 8) + say(b"\n") + POWER_OFF
     assert guest.run(code, pvh=True) == "it powered off"
     assert guest.output == b"v\x02\n"
@@ -96,10 +96,29 @@ def test_a_virtio_device_shows_its_mark(guest: Guest) -> None:
 
 def test_a_storm_of_notifications_to_a_device_without_a_driver(guest: Guest) -> None:
     descriptor = os.memfd_create("disk", os.MFD_CLOEXEC)
-    guest.machine.add_device(Block(descriptor, 512, read_only=True))
+    guest.machine.add_device(Block(Medium(descriptor, 512, read_only=True)))
     storm = b"".join(store(layout.VIRTIO + 0x50, number % 3) for number in range(500))
     assert guest.run(storm + say(b"done\n") + POWER_OFF, pvh=True) == "it powered off"
     assert guest.output == b"done\n"
+
+
+def test_a_slots_state_is_read_at_any_width_and_never_written(guest: Guest) -> None:
+    empty, full = guest.machine.add_slot(Block()), guest.machine.add_slot(Block())
+    guest.machine.states.show(full.number)
+    ports = (layout.SLOTS + empty.number, layout.SLOTS + full.number, layout.SLOTS + 2)
+    writes = b"".join(out_byte(port, 0xFF) for port in ports)
+    reads = b"".join(read_and_say(port, size) for port in ports for size in (1, 2, 4))
+    assert guest.run(writes + reads + say(b"\n") + POWER_OFF, pvh=True) == "it powered off"
+    assert guest.output == b"\0\0\0\x0f\x0f\x0f\xff\xff\xff\n"
+
+
+def test_an_empty_slot_is_a_harmless_device(guest: Guest) -> None:
+    guest.machine.add_slot(Block())
+    storm = b"".join(store(layout.VIRTIO + 0x50, number % 3) for number in range(100))
+    status = b"".join(store(layout.VIRTIO + 0x70, value) for value in (1, 3, 11, 15, 0x80, 0))
+    capacity = load_and_say(layout.VIRTIO + 0x100)
+    assert guest.run(storm + status + capacity + say(b"\n") + POWER_OFF, pvh=True) == "it powered off"
+    assert guest.output == b"\0\n"
 
 
 def test_a_guest_that_halts_for_good_can_be_stopped(guest: Guest) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,24 +19,23 @@ from local_host import LocalHost
 
 
 class Maker(LocalHost):
-    """A broker's children, of which the maker of images is a shell script."""
+    """A broker, whose maker of images is a shell script."""
 
     def __init__(self, script: str) -> None:
         super().__init__()
         self.script = script
         self.asked: list[str] = []
 
-    async def spawn(
-        self,
-        name: str,
-        argv: Sequence[str],
-        *,
-        fds: Mapping[int, int],
-        environment: Mapping[str, str] | None = None,
-    ) -> Any:
-        """See Host."""
-        self.asked = list(argv)
-        return await super().spawn(name, ["/bin/sh", "-c", self.script], fds=fds)
+    async def make_image(self, root: str) -> tuple[Any, int]:
+        """See Broker."""
+        self.asked.append(root)
+        reader, writer = os.pipe()
+        os.set_blocking(reader, False)
+        try:
+            child = await self.spawn("maker", ["/bin/sh", "-c", self.script], fds={1: writer, 2: writer})
+        finally:
+            os.close(writer)
+        return child, reader
 
 
 class FakeShares:
@@ -67,9 +66,26 @@ async def test_an_image_is_made_where_the_files_are_mounted_for_a_moment() -> No
     block, maker, shares = rootfs("echo '/cache/1.erofs 750'")
     one = container()
     assert await block.make(one, (), "/dev/vdb") == Disk("rootfs", Path("/cache/1.erofs"), read_only=True)
-    assert maker.asked[-2:] == ["/shared/c/rootfs", block_rootfs.CACHE]
+    assert maker.asked == ["/shared/c/rootfs"]
     assert shares.shared == []
     assert one.storages == overlay_storages("c", "/dev/vdb", 0o750)
+
+
+async def test_later_images_are_located_once_they_are_plugged_in() -> None:
+    block, _, shares = rootfs("echo '/cache/1.erofs 755'")
+    for name in ("rootfs_1", "rootfs_2"):
+        one = container()
+        assert await block.make_later(one, ()) == Disk(name, Path("/cache/1.erofs"), read_only=True)
+        block_rootfs.locate(one, "/dev/vdc")
+        assert one.storages == overlay_storages("c", "/dev/vdc", 0o755)
+    assert shares.shared == []
+
+
+async def test_a_block_device_is_not_plugged_in() -> None:
+    block, maker, _ = rootfs("false")
+    with pytest.raises(UnsupportedError, match="is the block device /dev/dm-3, which cannot be plugged"):
+        await block.make_later(container(), (RootfsMount("ext4", "/dev/dm-3", ("rw",)),))
+    assert maker.asked == []
 
 
 def test_the_guest_knows_how_to_mount_it() -> None:
@@ -119,3 +135,5 @@ async def test_a_mount_of_the_hosts_is_refused() -> None:
     bind = {"type": "bind", "source": "/etc", "destination": "/host", "options": ["rbind"]}
     with pytest.raises(UnsupportedError, match="no mount on /host: remove it, or use a hypervisor with virt"):
         await block.make(container(bind), (), "/dev/vdb")
+    with pytest.raises(UnsupportedError, match="no mount on /host"):
+        await block.make_later(container(bind), ())

@@ -43,7 +43,8 @@ class Bench:
     """One machine to be made. vmm: the name of its process. runs_guests: None, or why no guest
     gets far here. kept: what of the directory is not the machine's. snapshots: None, or why
     none can be made here. agentless: None, or why no agent will answer. in_process: None, or why there
-    is no process to look at, or to start.
+    is no process to look at, or to start. plugs: None, or why nothing can be plugged into its guests.
+    plugs_when_booted: whether a guest has to have booted for that.
     killed: how the machine ends whose process is killed, and the beginning of the sentence."""
 
     host: LocalHost
@@ -56,6 +57,8 @@ class Bench:
     snapshots: str | None = None
     agentless: str | None = None
     in_process: str | None = None
+    plugs: str | None = None
+    plugs_when_booted: bool = False
     killed: tuple[ExitStatus, str] | None = None
 
     @property
@@ -157,7 +160,8 @@ def _tiny(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     spec = VmSpec("bench", directory, 1, 16, path)
     kept = ("kernel", "shared")
     bench = Bench(host, spec, "dragonball", make, {"disable_seccomp": True}, kept=kept)
-    return _in_process(replace(bench, agentless="a guest of a few instructions has no agent"))
+    few = "a guest of a few instructions has no agent, and no kernel that plugs anything"
+    return _in_process(replace(bench, agentless=few, plugs=few))
 
 
 def _dragonball_table(kernel: Path, **settings: Any) -> Dragonball:
@@ -169,7 +173,8 @@ def _dragonball(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     if not vhost_vsock.DEVICE.exists():
         pytest.skip(f"{vhost_vsock.DEVICE} is missing: {IN_THE_RIG}")
 
-    return _in_process(_on_kvm(_real("dragonball", "dragonball", _dragonball_table, directory)))
+    bench = _on_kvm(_real("dragonball", "dragonball", _dragonball_table, directory))
+    return _in_process(replace(bench, plugs=bench.runs_guests, plugs_when_booted=True))
 
 
 SUBJECTS: dict[str, Callable[[Path, pytest.MonkeyPatch], Bench]] = {

@@ -110,6 +110,11 @@ class LocalHost:
         """See Host."""
         return await self.dial(port)
 
+    async def open_disk(self, path: Path, *, write: bool) -> tuple[int, int]:
+        """See Host."""
+        descriptor = os.open(path, (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC)
+        return descriptor, os.lseek(descriptor, 0, os.SEEK_END)
+
     async def confinement(self, child: Child) -> list[ThreadConfinement]:
         """See Host."""
         return read_threads(child.pid)

@@ -13,6 +13,7 @@ description says, and misbehaves as it is told:
     garbage:PATH     answers something else               close:PATH    hangs up instead of answering
     crash:PATH       dies of SIGSEGV at PATH              text:PATH     answers no JSON
     toothless        its filters allow everything
+    PATH=once        refuses PATH, or METHOD PATH, the first time
     reboot           tells that the guest resets          version:9.9   is of this version
 """
 
@@ -41,7 +42,7 @@ FORBID_EXECVE = (
     + struct.pack("=HBBI", 0x06, 0, 0, 0x00050001)
     + ALLOW_ALL
 )
-VERSIONS = {"cloud-hypervisor": "54.0.0", "firecracker": "1.12.1"}
+VERSIONS = {"cloud-hypervisor": "54.0.0", "firecracker": "1.17.0"}
 GREETING = b"hello from the guest\n"
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -70,6 +71,9 @@ class StandIn:
         self.vsock = ""
         self.vcpus = 1
         self.unikernel: str | None = None
+        self.files: list[Any] = []
+        self.disks: list[Any] = []
+        self.restored = False
         self.sealed = False
         self.wanted: queue.Queue[Callable[[], None]] = queue.Queue()
 
@@ -133,17 +137,58 @@ class StandIn:
 
     def boot(self) -> None:
         """Start the virtual CPUs, the way to the guest, and its console."""
+        self.start_vcpus()
+        if self.unikernel is not None:
+            self.run_unikernel(self.unikernel)
+            return
+        self.serve_guest()
+        self.console(GREETING)
+        self.event("vm", "booted")
+
+    def start_vcpus(self) -> None:
+        """Start the virtual CPUs, as booted or as restored."""
+        for shared in self.files:
+            connection = socket.socket(socket.AF_UNIX)
+            connection.connect(shared["socket"])
+            self.files_connection = connection
         for number in range(self.vcpus):
             usual = 2 if self.kind == "cloud-hypervisor" else 1
             name = "vcpu%d" if self.kind == "cloud-hypervisor" else "fc_vcpu %d"
             self.vcpu(name % number, {"leaky": 0, "thin": 1}.get(self.mode, usual))
         if self.kind == "firecracker":
             self.wanted.put(self.filter)  # and the answer does not wait for it
-        if self.unikernel is not None:
-            self.run_unikernel(self.unikernel)
-            return
-        self.console(GREETING)
-        self.event("vm", "booted")
+
+    def save(self, path: str) -> None:
+        """Write what a saved machine needs, in the words of vm.create."""
+        saved = {
+            "vsock": {"socket": self.vsock},
+            "cpus": {"boot_vcpus": self.vcpus},
+            "fs": self.files or None,
+            "disks": self.disks or None,
+        }
+        with open(path, "x") as file:
+            json.dump(saved, file)
+
+    def restore(self, path: str) -> None:
+        """Take a saved machine up; it waits to be resumed."""
+        with open(path) as file:
+            saved = json.load(file)
+        self.write(restored=saved)
+        self.describe(saved)
+        self.start_vcpus()
+        self.restored = True
+
+    def describe(self, body: Any) -> None:
+        """Take in what a machine is."""
+        self.vsock, self.vcpus = body["vsock"]["socket"], body["cpus"]["boot_vcpus"]
+        self.files, self.disks = body.get("fs") or [], body.get("disks") or []
+
+    def resume(self) -> None:
+        """Let a restored machine go on."""
+        if self.restored:
+            self.restored = False
+            self.serve_guest()
+            self.console(GREETING)
 
     def run_unikernel(self, line: str) -> None:
         """Do as tests/guests/bare.c for "echo WORDS", "exit STATUS", "crash" and "spin"."""
@@ -188,25 +233,37 @@ class StandIn:
                 info = {"app_name": "Firecracker", "id": "pod-1", "state": "Running"}
                 return 200, {**info, "vmm_version": self.version}
             case ("PUT", "/api/v1/vm.create"):
-                self.vsock, self.vcpus = body["vsock"]["socket"], body["cpus"]["boot_vcpus"]
-                self.files = body.get("fs", [])
+                self.describe(body)
             case ("PUT", "/boot-source") if body["kernel_image_path"].startswith("/proc/self/fd/"):
                 self.unikernel = body["boot_args"]
             case ("PUT", "/vsock"):
                 self.vsock = body["uds_path"]
             case ("PUT", "/machine-config"):
                 self.vcpus = body["vcpu_count"]
-            case ("PUT", "/api/v1/vm.boot"):
-                for shared in self.files:
-                    connection = socket.socket(socket.AF_UNIX)
-                    connection.connect(shared["socket"])
-                    self.files_connection = connection
-                self.serve_guest()
+            case ("PUT", "/api/v1/vm.boot") | ("PUT", "/actions"):
                 self.boot()
-            case ("PUT", "/actions"):
-                if self.unikernel is None:
-                    self.serve_guest()
-                self.boot()
+            case ("PUT", "/api/v1/vm.snapshot"):
+                directory = body["destination_url"].removeprefix("file://")
+                self.save(f"{directory}/config.json")
+                for name in ("state.json", "memory-ranges"):
+                    with open(f"{directory}/{name}", "x"):
+                        pass
+            case ("PUT", "/api/v1/vm.restore"):
+                directory = body["source_url"].removeprefix("file://")
+                for name in ("state.json", "memory-ranges"):
+                    os.stat(f"{directory}/{name}")
+                self.restore(f"{directory}/config.json")
+            case ("PUT", "/snapshot/create"):
+                self.save(body["snapshot_path"])
+                self.save(body["mem_file_path"])
+            case ("PUT", "/snapshot/load"):
+                os.stat(body["mem_backend"]["backend_path"])
+                self.restore(body["snapshot_path"])
+                self.vsock = body["vsock_override"]["uds_path"]
+            case ("PUT", "/api/v1/vm.resume"):
+                self.resume()
+            case ("PATCH", "/vm") if body == {"state": "Resumed"}:
+                self.resume()
             case ("PUT", "/api/v1/vm.add-disk"):
                 return 200, {"id": body["id"], "bdf": "0000:00:06.0"}
             case ("PUT", "/api/v1/vm.pause") | ("PATCH", "/vm") if self.mode == "reboot":
@@ -258,8 +315,9 @@ class StandIn:
             connection.shutdown(socket.SHUT_RDWR)
             return
         told, found, refused = self.mode.partition("=")
-        if found and told == path:
-            status, answer = int(refused), self.fault("it does not want to")
+        if found and told in (path, f"{method} {path}"):
+            status, answer = 400 if refused == "once" else int(refused), self.fault("it does not want to")
+            self.mode = "" if refused == "once" else self.mode
         else:
             status, answer = self.perform(method, path, body)
         kinds = [os.readlink(f"/proc/self/fd/{fd}").split(":")[0] for fd in fds]

@@ -18,7 +18,9 @@ def kernel(code: bytes, *, pvh: bool = False) -> bytes:
     count = 2 if pvh else 1
     start = sizeof(ElfHeader) + count * sizeof(ElfProgramHeader)
     load = ElfProgramHeader(p_type=1, p_offset=start, p_paddr=CODE, p_filesz=len(code), p_memsz=len(code))
-    notes = ElfProgramHeader(p_type=4, p_offset=start + len(code), p_filesz=len(note), p_memsz=len(note))
+    notes = ElfProgramHeader(
+        p_type=4, p_offset=start + len(code), p_filesz=len(note), p_memsz=len(note), p_align=4
+    )
     header = ElfHeader(e_machine=62, e_entry=CODE, e_phoff=sizeof(ElfHeader), e_phnum=count)
     header.e_ident[:6] = b"\x7fELF\x02\x01"
     header.e_phentsize = sizeof(ElfProgramHeader)
@@ -44,3 +46,9 @@ def store(address: int, value: int) -> bytes:
 def load_and_say(address: int) -> bytes:
     """mov eax, address; mov eax, [rax]; then its lowest byte to the first serial port"""
     return b"\xb8" + struct.pack("<I", address) + b"\x8b\x00" + b"\x66\xba\xf8\x03\xee"
+
+
+def read_and_say(port: int, size: int = 1) -> bytes:
+    """mov dx, port; in al (ax, eax), dx; then the lowest byte to the first serial port"""
+    read = {1: b"\xec", 2: b"\x66\xed", 4: b"\xed"}[size]
+    return b"\x66\xba" + struct.pack("<H", port) + read + b"\x66\xba\xf8\x03\xee"

@@ -202,14 +202,14 @@ def _bare(name: str, directory: Path, table: Callable[..., Any]) -> Bench:
 def _files(name: str, directory: Path) -> Callable[[str], bytes]:
     """Real unikernels: compiled for hvt; for spt, which makes system calls, of a few instructions."""
     if TARGETS[name] == TARGETS["solo5-spt"]:
-        return lambda line: unikernel_file(abi=abi_note(TARGETS[name]), code=_spt_code(line))
+        return lambda line: unikernel_file(abi=abi_note(TARGETS[name]), code=spt_code(line))
     if name == "solo5-hvt" and not os.path.exists("/dev/kvm"):
         pytest.skip("needs /dev/kvm")
     content = build_unikernel(directory).read_bytes()
     return lambda line: content
 
 
-def _spt_code(line: str) -> bytes:
+def spt_code(line: str) -> bytes:
     """What a command line asks for, as machine code of x86_64."""
     verb, _, words = line.partition(" ")
     if verb == "exit":

@@ -1,4 +1,4 @@
-"""Block devices of the guest: found by path or PCI address, and waited for while they are plugged."""
+"""Block devices of the guest: found by path, serial number or PCI address, and waited for while plugged."""
 
 from __future__ import annotations
 
@@ -15,21 +15,29 @@ BLOCK_DRIVERS = ("blk", "mmioblk")
 _WAIT = 3.0  # seconds: the default of upstream's agent.hotplug_timeout
 _PAUSE = 0.02
 _PCI_ROOT = "/sys/devices/pci0000:00"
+_BLOCK = "/sys/block"
 
 
-def block_device(source: str, *, timeout: float = _WAIT, pci_root: str = _PCI_ROOT) -> str:
-    """The device node for what a runtime calls a disk: "/dev/vda", or a PCI path such as "02" or "02/03".
+def block_device(
+    source: str, *, timeout: float = _WAIT, pci_root: str = _PCI_ROOT, block: str = _BLOCK
+) -> str:
+    """The device node for what a runtime calls a disk.
+
+    source: "/dev/vda", "/dev/disk/by-id/virtio-SERIAL" as udev calls it, which need not be there, or a PCI
+    path such as "02" or "02/03".
 
     Waits for the device to be plugged.
 
     Raises:
-        InvalidRequestError: neither form. NotFoundError: it does not appear in `timeout` seconds.
+        InvalidRequestError: none of these. NotFoundError: it does not appear in `timeout` seconds.
     """
     if re.fullmatch(r"/dev/[a-z0-9]+", source):
         return _await(source, timeout, lambda: source if _is_block(source) else None)
+    if match := re.fullmatch(r"/dev/disk/by-id/virtio-([A-Za-z0-9_-]{1,20})", source):
+        return _await(source, timeout, lambda: _with_serial(block, match[1]))
     if re.fullmatch(r"[0-9a-f]{2}(\.[0-7])?(/[0-9a-f]{2}(\.[0-7])?)*", source):
         return _await(source, timeout, lambda: _block_at(pci_root, source))
-    raise InvalidRequestError(f"{source!r} is neither a device node nor a PCI path")
+    raise InvalidRequestError(f"{source!r} is no device node, virtio disk or PCI path")
 
 
 def _await(source: str, timeout: float, look: Any) -> str:
@@ -44,10 +52,34 @@ def _await(source: str, timeout: float, look: Any) -> str:
 
 
 def _is_block(path: str) -> bool:
+    """Whether a node is that of a disk that has content: a disk may be there before what is put into it."""
     try:
-        return stat.S_ISBLK(os.stat(path).st_mode)
+        facts = os.stat(path)
     except FileNotFoundError:
         return False
+    return stat.S_ISBLK(facts.st_mode) and _sectors_of(facts.st_rdev) > 0
+
+
+def _sectors_of(number: int) -> int:
+    """Size of a block device, as the kernel knows it now."""
+    with open(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}/size") as file:
+        return int(file.read())
+
+
+def _with_serial(root: str, serial: str) -> str | None:
+    """The node of the virtio disk with a serial number, once its size is known."""
+    for name in _names(root):
+        if _read(f"{root}/{name}/serial") == serial and _read(f"{root}/{name}/size") not in ("", "0"):
+            return f"/dev/{name}" if _is_block(f"/dev/{name}") else None
+    return None
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            return file.read().strip()
+    except OSError:  # no such attribute, or a disk that goes away while it is asked
+        return ""
 
 
 def _block_at(root: str, path: str) -> str | None:

@@ -21,10 +21,12 @@ from kata_configuration.models.cloud_hypervisor import CloudHypervisor as Table
 from kata_hypervisor import ending, fitness, sockets, versions, virtiofsd
 from kata_hypervisor.cloud_hypervisor import machine
 from kata_hypervisor.cloud_hypervisor.events import EventStream
+from kata_hypervisor.cloud_hypervisor.saved import template_view
 from kata_hypervisor.contract import Capabilities, Disk, SharedDirectory, VmSpec
+from kata_hypervisor.errors import NotSupportedError
 from kata_hypervisor.host import Host
-from kata_hypervisor.rest import RestClient, RestError
-from kata_hypervisor.rest_machine import CONSOLE, VIRTIOFSD, RestMachine, Step
+from kata_hypervisor.rest import RestClient, RestError, Step
+from kata_hypervisor.rest_machine import CONSOLE, VIRTIOFSD, RestMachine
 from kata_hypervisor.seccomp.proof import ThreadConfinement, find_breach
 
 __all__ = ["CloudHypervisorDriver"]
@@ -55,6 +57,7 @@ class CloudHypervisorDriver(RestMachine):
         pause=True,
         resize=True,
         snapshot=True,
+        restore=True,
     )
     hints: ClassVar[ending.Hints] = (
         (
@@ -154,8 +157,21 @@ class CloudHypervisorDriver(RestMachine):
             body = machine.net_config(self._table, tap)
             yield Step(f"adding the network device {tap.id}", "PUT", "/vm.add-net", body, tap.fds)
 
+    def _restoring(
+        self, spec: VmSpec, template: Path, version: str, lent: contextlib.ExitStack
+    ) -> Iterator[Step]:
+        if spec.taps:
+            raise NotSupportedError(
+                f"{self.vmm} cannot start a machine with network devices from {template}: their descriptors "
+                "cannot be handed over with it; save and start one without"
+            )
+        assert self._sockets is not None
+        config = machine.vm_config(self._table, spec, self._sockets)
+        lent.enter_context(template_view(template, spec.directory, config))
+        yield Step("restoring the machine", "PUT", "/vm.restore", {"source_url": f"file://{spec.directory}"})
+
     async def _boot(self, client: RestClient) -> None:
-        await client.request("PUT", "/vm.boot")
+        await client.request("PUT", "/vm.resume" if self._restored else "/vm.boot")
         assert self._sockets is not None
         await self._host.discard(self._sockets.filesystem)
 
@@ -189,14 +205,17 @@ class CloudHypervisorDriver(RestMachine):
             f"plug the disk {disk.id}", "PUT", "/vm.add-disk", machine.disk_config(self._table, disk)
         )
 
+    async def remove_disk(self, name: str) -> None:
+        """See the contract; the guest lets go of it when it comes to that."""
+        await self._command(f"take out the disk {name}", "PUT", "/vm.remove-device", {"id": name})
+
     async def resize(self, *, vcpus: int) -> None:
         """See the contract; Cloud Hypervisor takes no more than the machine was made for."""
         await self._command(f"resize to {vcpus} vCPUs", "PUT", "/vm.resize", {"desired_vcpus": vcpus})
 
     async def snapshot(self, directory: Path) -> None:
         """See the contract."""
-        body = {"destination_url": f"file://{directory}"}
-        await self._command("snapshot the virtual machine", "PUT", "/vm.snapshot", body)
+        await self._save(directory, "PUT", "/vm.snapshot", {"destination_url": f"file://{directory}"})
 
     # -- end -----------------------------------------------------------------------------------------------
 

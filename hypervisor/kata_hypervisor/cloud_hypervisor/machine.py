@@ -99,6 +99,7 @@ def disk_config(table: Table, disk: Disk) -> Json:
     """Describe a block device. The format is stated: a guest could write another's header into a raw disk."""
     config: Json = {
         "id": disk.id,
+        "serial": disk.id,
         "path": str(disk.path),
         "readonly": disk.read_only,
         "direct": table.block_device_cache_direct,

@@ -1,7 +1,9 @@
 """The ACPI tables of a machine without a chipset: the hardware-reduced model.
 
 Stock kernels find virtio-mmio devices (LNRO0005) and the serial port through the DSDT, processors through the
-MADT, and the registers for power-off and reset through the FADT. Source: ACPI specification 6.5, chapter 5.
+MADT, and the registers for power-off and reset through the FADT. Devices that may come later are in a module
+(ACPI0004), each with a state (_STA) that is read from its port; the generic event device (ACPI0013) lets the
+kernel look through the module again. Source: ACPI specification 6.5, chapter 5, and 5.6.9 for events.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ from dataclasses import dataclass
 from kata_hypervisor.dragonball import aml, layout
 
 OEM, OEM_TABLE, CREATOR = b"KATAPY", b"KATAPYVM", b"KATA"
-SYSTEM_IO = 1
 RESET_VALUE = 0xFE
 SLEEP_TYPE_OFF = 5
 
@@ -22,6 +23,8 @@ WBINVD, RESET_REGISTER, HARDWARE_REDUCED = 1 << 0, 1 << 10, 1 << 20
 POWER_BUTTON_AS_DEVICE, SLEEP_BUTTON_AS_DEVICE = 1 << 4, 1 << 5
 NO_VGA = 1 << 2
 LEGACY_DEVICES = 1 << 0
+
+BUS_CHECK = 0
 
 LOCAL_APIC_ENTRY, IO_APIC_ENTRY = 0, 1
 PROCESSOR_ENABLED = 1 << 0
@@ -128,8 +131,13 @@ class VirtioWindow:
     interrupt: int
 
 
-def tables(vcpus: int, windows: Sequence[VirtioWindow], base: int = layout.ACPI_TABLES) -> bytes:
-    """Return all tables, RSDP first, to be put at `base`.
+def tables(
+    vcpus: int,
+    windows: Sequence[VirtioWindow],
+    slots: Sequence[VirtioWindow] = (),
+    base: int = layout.ACPI_TABLES,
+) -> bytes:
+    """Return all tables, RSDP first, to be put at `base`. slots: windows of devices that may come later.
 
     Raises:
         ValueError: there are too many devices for the room that the tables have.
@@ -142,16 +150,16 @@ def tables(vcpus: int, windows: Sequence[VirtioWindow], base: int = layout.ACPI_
         content.extend(table)
         return address
 
-    dsdt = place(_table(b"DSDT", 2, definition(windows)))
+    dsdt = place(_table(b"DSDT", 2, definition(windows, slots)))
     pointed = [place(_table(b"FACP", 6, bytes(_fadt(dsdt)))), place(_table(b"APIC", 5, _madt(vcpus)))]
     xsdt = place(_table(b"XSDT", 1, struct.pack(f"<{len(pointed)}Q", *pointed)))
     content[: sizeof(Rsdp)] = _rsdp(xsdt)
     if base + len(content) > layout.ACPI_TABLES_END:
-        raise ValueError(f"the ACPI tables of {len(windows)} devices take {len(content)} bytes")
+        raise ValueError(f"the ACPI tables of {len(windows) + len(slots)} devices take {len(content)} bytes")
     return bytes(content)
 
 
-def definition(windows: Sequence[VirtioWindow]) -> bytes:
+def definition(windows: Sequence[VirtioWindow], slots: Sequence[VirtioWindow] = ()) -> bytes:
     """The AML of the DSDT."""
     serial = aml.device(
         "COM1",
@@ -159,27 +167,52 @@ def definition(windows: Sequence[VirtioWindow]) -> bytes:
         aml.named("_UID", aml.integer(0)),
         aml.named("_CRS", aml.resources(aml.ports(layout.COM1, 8), aml.interrupt(layout.COM1_IRQ))),
     )
-    virtio = [
-        aml.device(
-            f"V{number:03X}",
-            aml.named("_HID", aml.string("LNRO0005")),
-            aml.named("_UID", aml.integer(number)),
-            aml.named("_CCA", aml.integer(1)),
-            aml.named(
-                "_CRS",
-                aml.resources(
-                    aml.memory(window.address, layout.VIRTIO_WINDOW), aml.interrupt(window.interrupt)
-                ),
-            ),
-        )
-        for number, window in enumerate(windows)
-    ]
+    virtio = [_virtio(number, window) for number, window in enumerate(windows)]
     off = aml.package(*map(aml.integer, (SLEEP_TYPE_OFF, 0, 0, 0)))
-    return aml.scope("\\_SB", serial, *virtio) + aml.named("\\_S5", off)
+    later = _slots(slots, len(windows)) if slots else ()
+    return aml.scope("\\_SB", serial, *virtio, *later) + aml.named("\\_S5", off)
+
+
+def _virtio(number: int, window: VirtioWindow, *members: bytes) -> bytes:
+    return aml.device(
+        f"V{number:03X}",
+        aml.named("_HID", aml.string("LNRO0005")),
+        aml.named("_UID", aml.integer(number)),
+        aml.named("_CCA", aml.integer(1)),
+        aml.named(
+            "_CRS",
+            aml.resources(aml.memory(window.address, layout.VIRTIO_WINDOW), aml.interrupt(window.interrupt)),
+        ),
+        *members,
+    )
+
+
+def _slots(windows: Sequence[VirtioWindow], first: int) -> tuple[bytes, bytes]:
+    """The module with the devices that may come later, and the device of its event."""
+    states = [f"ST{number:02X}" for number in range(len(windows))]
+    devices = [
+        _virtio(first + number, window, aml.method("_STA", 0, aml.returned(state)))
+        for number, (window, state) in enumerate(zip(windows, states, strict=True))
+    ]
+    module = aml.device(
+        "SLTS",
+        aml.named("_HID", aml.string("ACPI0004")),
+        aml.named("_UID", aml.integer(0)),
+        aml.port_fields("PORT", layout.SLOTS, states),
+        *devices,
+    )
+    event = aml.device(
+        "EVTS",
+        aml.named("_HID", aml.string("ACPI0013")),
+        aml.named("_UID", aml.integer(0)),
+        aml.named("_CRS", aml.resources(aml.interrupt(layout.SLOTS_IRQ))),
+        aml.method("_EVT", 1, aml.notify("SLTS", BUS_CHECK)),
+    )
+    return module, event
 
 
 def _register(port: int) -> GenericAddress:
-    return GenericAddress(space_id=SYSTEM_IO, bit_width=8, access_width=1, address=port)
+    return GenericAddress(space_id=aml.SYSTEM_IO, bit_width=8, access_width=1, address=port)
 
 
 def _fadt(dsdt: int) -> Fadt:

@@ -6,10 +6,15 @@ Source: ACPI specification 6.5, chapter 20 (AML) and 6.4 (resource data types). 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 ZERO, ONE, BYTE, WORD, DWORD, QWORD = b"\x00", b"\x01", b"\x0a", b"\x0b", b"\x0c", b"\x0e"
 NAME, STRING, SCOPE, BUFFER, PACKAGE, DEVICE = b"\x08", b"\x0d", b"\x10", b"\x11", b"\x12", b"\x5b\x82"
+METHOD, RETURN, NOTIFY, REGION, FIELD = b"\x14", b"\xa4", b"\x86", b"\x5b\x80", b"\x5b\x81"
 END_TAG = b"\x79\x00"
+
+SYSTEM_IO = 1
+BYTE_ACCESS = 1
 
 
 def integer(value: int) -> bytes:
@@ -58,6 +63,28 @@ def device(name: str, *members: bytes) -> bytes:
 def scope(name: str, *members: bytes) -> bytes:
     """Scope (name) {members}"""
     return SCOPE + _sized(path(name) + b"".join(members))
+
+
+def method(name: str, arguments: int, *statements: bytes) -> bytes:
+    """Method (name, arguments) {statements}"""
+    return METHOD + _sized(path(name) + bytes([arguments]) + b"".join(statements))
+
+
+def returned(name: str) -> bytes:
+    """Return (name)"""
+    return RETURN + path(name)
+
+
+def notify(name: str, event: int) -> bytes:
+    """Notify (name, event)"""
+    return NOTIFY + path(name) + integer(event)
+
+
+def port_fields(name: str, start: int, fields: Sequence[str]) -> bytes:
+    """OperationRegion (name, SystemIO, start, one byte for each field), and the Field of their names."""
+    region = path(name) + bytes([SYSTEM_IO]) + integer(start) + integer(len(fields))
+    units = b"".join(path(field) + b"\x08" for field in fields)
+    return REGION + region + FIELD + _sized(path(name) + bytes([BYTE_ACCESS]) + units)
 
 
 def resources(*descriptors: bytes) -> bytes:

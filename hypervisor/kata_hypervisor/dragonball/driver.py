@@ -25,7 +25,6 @@ from kata_configuration.models.dragonball import Dragonball as DragonballTable
 from kata_hypervisor import vhost_vsock, virtiofsd
 from kata_hypervisor.contract import (
     Capabilities,
-    Hypervisor,
     SharedDirectory,
     VmExit,
     VmmProcess,
@@ -35,15 +34,24 @@ from kata_hypervisor.contract import (
 from kata_hypervisor.dragonball.command import kernel_command_line
 from kata_hypervisor.dragonball.console import Console
 from kata_hypervisor.dragonball.control import Control
-from kata_hypervisor.dragonball.host_files import daemon_command, open_disk, open_entropy, open_network
+from kata_hypervisor.dragonball.host_files import (
+    daemon_command,
+    open_disk,
+    open_entropy,
+    open_network,
+    open_spares,
+)
+from kata_hypervisor.dragonball.hotplug import Hotplug, TakesPlugs
 from kata_hypervisor.dragonball.layout import MIB
 from kata_hypervisor.dragonball.machine import MOST_VCPUS, Board, Machine
 from kata_hypervisor.dragonball.own_process import NAME, OwnProcess
 from kata_hypervisor.dragonball.processors import KICK
 from kata_hypervisor.dragonball.verdict import Verdict
 from kata_hypervisor.dragonball.virtio.balloon import Balloon
+from kata_hypervisor.dragonball.virtio.block import Block
 from kata_hypervisor.dragonball.virtio.device import Device
 from kata_hypervisor.dragonball.virtio.filesystem import FileSystem
+from kata_hypervisor.dragonball.virtio.network import Network
 from kata_hypervisor.dragonball.virtio.vsock import Socket
 from kata_hypervisor.errors import ConfinementError, HostUnfitError, HypervisorError, LaunchError
 from kata_hypervisor.host import Child, ExitStatus, Host
@@ -63,7 +71,7 @@ SWITCH_INTERVAL = 0.0005
 MOMENT = 0.1  # seconds in which last words arrive
 
 
-class Dragonball(Mortal, Hypervisor):
+class Dragonball(Mortal, TakesPlugs):
     """One virtual machine in this process.
 
     table: [hypervisor.dragonball] of the configuration. host: starts virtiofsd, and reads what the kernel
@@ -72,7 +80,15 @@ class Dragonball(Mortal, Hypervisor):
     Make it, and await `prepare`, in the main thread and before the caller seals itself.
     """
 
-    capabilities = Capabilities(file_sharing=True, disks=True, taps=True, tap_descriptors=True, pause=True)
+    capabilities = Capabilities(
+        file_sharing=True,
+        disks=True,
+        block_hotplug=True,
+        taps=True,
+        tap_descriptors=True,
+        tap_hotplug=True,
+        pause=True,
+    )
 
     def __init__(self, table: DragonballTable, host: Host) -> None:
         self._table = table
@@ -82,6 +98,7 @@ class Dragonball(Mortal, Hypervisor):
         self._ours = contextlib.AsyncExitStack()
         self._aside: Control | None = None
         self._machine: Machine | None = None
+        self._hotplug: Hotplug | None = None
         self._own: OwnProcess | None = None
         self._daemon: Child | None = None
         self._console: Console | None = None
@@ -129,8 +146,9 @@ class Dragonball(Mortal, Hypervisor):
         guest_ended = self._watch_guest()
         with contextlib.ExitStack() as unused:
             devices = await self._open_devices(spec, unused)
+            spares = open_spares(spec, unused)
             try:
-                await self._aside.run(lambda: self._build(spec, devices, guest_ended))
+                await self._aside.run(lambda: self._build(spec, devices, spares, guest_ended))
             except LaunchError:
                 await self._blame_virtiofsd()
                 raise
@@ -151,8 +169,8 @@ class Dragonball(Mortal, Hypervisor):
             add(open_disk(spec.image, "image", read_only=True))
         for disk in spec.disks:
             add(open_disk(disk.path, disk.id, read_only=disk.read_only))
+        self._networked = bool(spec.taps or spec.spare_taps)
         for tap in spec.taps:
-            self._networked = True
             add(open_network(tap))
         add(open_entropy())
         add(await self._open_vsock())
@@ -177,7 +195,13 @@ class Dragonball(Mortal, Hypervisor):
         self._transport = VsockTransport(self._host.connect_guest, f"guest {cid}")
         return Socket(descriptor, cid)
 
-    def _build(self, spec: VmSpec, devices: Sequence[Device], guest_ended: Callable[[str], None]) -> None:
+    def _build(
+        self,
+        spec: VmSpec,
+        devices: Sequence[Device],
+        spares: Sequence[Block | Network],
+        guest_ended: Callable[[str], None],
+    ) -> None:
         """Put the machine together; blocks, on a thread of its own."""
         assert self._console is not None
         huge = self._table.enable_hugepages and self._table.hugepage_type == "hugetlbfs"
@@ -185,6 +209,7 @@ class Dragonball(Mortal, Hypervisor):
         self._machine = machine = Machine(board, self._console.write, guest_ended)
         for device in devices:
             machine.add_device(device)
+        self._hotplug = Hotplug(machine, self._host, spares)
         machine.load(spec.kernel, spec.initrd, kernel_command_line(spec, self._table.enable_debug))
 
     async def _blame_virtiofsd(self) -> None:
@@ -260,6 +285,11 @@ class Dragonball(Mortal, Hypervisor):
         """See the contract."""
         machine, _ = self._lively("resume")
         machine.processors.release()
+
+    def _slots(self, purpose: str) -> Hotplug:
+        self._lively(purpose)
+        assert self._hotplug is not None
+        return self._hotplug
 
     def _lively(self, purpose: str) -> tuple[Machine, Control]:
         reason = self._machine.processors.reason if self._machine is not None else None

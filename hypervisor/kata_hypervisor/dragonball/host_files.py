@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
 from kata_configuration.models.dragonball import Dragonball
 from kata_hypervisor import virtiofsd
-from kata_hypervisor.contract import Tap
-from kata_hypervisor.dragonball.virtio.block import Block
+from kata_hypervisor.contract import Tap, VmSpec
+from kata_hypervisor.dragonball.virtio.block import Block, Medium
 from kata_hypervisor.dragonball.virtio.entropy import Entropy
-from kata_hypervisor.dragonball.virtio.network import Network
+from kata_hypervisor.dragonball.virtio.network import NO_TAP, Network, set_up_tap
 from kata_hypervisor.errors import HostUnfitError, LaunchError, NotSupportedError
 
 ENTROPY = "/dev/urandom"
@@ -28,7 +29,7 @@ def open_disk(path: Path, identity: str, *, read_only: bool) -> Block:
     except OSError as error:
         raise LaunchError(f"cannot open the guest's {identity} {path}: {error.strerror}") from error
     size = os.lseek(descriptor, 0, os.SEEK_END)
-    return Block(descriptor, size, read_only=read_only, identity=identity.encode())
+    return Block(Medium(descriptor, size, read_only=read_only, identity=identity.encode()))
 
 
 def open_network(tap: Tap) -> Network:
@@ -36,17 +37,40 @@ def open_network(tap: Tap) -> Network:
 
     Raises:
         NotSupportedError: the tap is not given as one descriptor.
-        HostUnfitError: this host has no vhost-net.
+        HostUnfitError: this host has no vhost-net, or the descriptor is of no tap.
     """
+    queue, mac = tap_queue(tap)
+    try:
+        set_up_tap(queue)
+    except OSError as error:
+        raise HostUnfitError(f"cannot use the tap {tap.name}: {error.strerror}") from error
+    return Network(os.dup(queue), open_vhost_net(), mac)
+
+
+def tap_queue(tap: Tap) -> tuple[int, bytes]:
+    """A tap's only queue, as a descriptor, and its address as six bytes. Raises NotSupportedError."""
     if len(tap.fds) != 1:
         raise NotSupportedError(
             f"cannot use the tap {tap.name} with {len(tap.fds)} queues that are open: only one"
         )
+    return tap.fds[0], bytes.fromhex(tap.mac.replace(":", ""))
+
+
+def open_vhost_net() -> int:
+    """The host's vhost-net. Raises HostUnfitError."""
     try:
-        vhost_net = os.open(VHOST_NET, os.O_RDWR | os.O_CLOEXEC)
+        return os.open(VHOST_NET, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise HostUnfitError(f"cannot open {VHOST_NET}: {error.strerror}; load vhost_net") from error
-    return Network(os.dup(tap.fds[0]), vhost_net, bytes.fromhex(tap.mac.replace(":", "")))
+
+
+def open_spares(spec: VmSpec, unused: contextlib.ExitStack) -> list[Block | Network]:
+    """The empty devices of what may be plugged in later. unused: closes them. Raises HostUnfitError."""
+    spares: list[Block | Network] = [Block() for _ in range(spec.spare_disks)]
+    for _ in range(spec.spare_taps):
+        spares.append(Network(NO_TAP, open_vhost_net()))
+        unused.callback(spares[-1].close)
+    return spares
 
 
 def open_entropy() -> Entropy:

@@ -44,6 +44,8 @@ COM1, COM1_IRQ = 0x3F8, 4
 RTC = 0x70
 KEYBOARD_DATA, KEYBOARD_COMMAND = 0x60, 0x64
 SLEEP_CONTROL, SLEEP_STATUS = 0x600, 0x601
+SLOTS, SLOTS_IRQ = 0x610, 9
+"""Ports of the slots' states, a byte each, and the pin that says that one has changed."""
 
-VIRTIO_INTERRUPTS = (*range(16, 24), *range(5, 8), *range(9, 16))
+VIRTIO_INTERRUPTS = (*range(16, 24), *range(5, 8), *range(10, 16))
 """Pins of the I/O APIC for virtio devices; the others have an owner on every PC."""

@@ -16,6 +16,7 @@ from kata_hypervisor.dragonball.control import Control
 from kata_hypervisor.dragonball.memory import GuestMemory
 from kata_hypervisor.dragonball.processors import Processors
 from kata_hypervisor.dragonball.serial import SerialPort
+from kata_hypervisor.dragonball.slots import D, Slot, States
 from kata_hypervisor.dragonball.virtio.device import Device, Wires
 from kata_hypervisor.dragonball.virtio.mmio import Register, Registers
 from kata_hypervisor.dragonball.vm import DEVICE, VirtualMachine
@@ -49,17 +50,19 @@ class Machine:
         self._board = board
         self._ours = ExitStack()
         self._windows: list[acpi.VirtioWindow] = []
+        self._slots: list[acpi.VirtioWindow] = []
         self._devices: list[Device] = []
         self.bus = Bus()
         self.processors = Processors(self.bus, ended)
         with ExitStack() as undo:
-            self._control = Control("devices")
-            undo.callback(self._control.close)
+            self.control = Control("devices")
+            undo.callback(self.control.close)
             self.memory = GuestMemory.allocate(board.memory, board.huge)
             undo.callback(self.memory.close)
             self.vm = VirtualMachine(self.memory, board.device)
             undo.callback(self.vm.close)
             self.serial = self._add_chipset(show)
+            self.states = self._add_states()
             self._ours = undo.pop_all()
 
     def _add_chipset(self, show: Callable[[bytes], None]) -> SerialPort:
@@ -73,6 +76,10 @@ class Machine:
         self.bus.add_ports(layout.SLEEP_CONTROL, 2, sleep)
         return serial
 
+    def _add_states(self) -> States:
+        event = self.vm.interrupt_line(layout.SLOTS_IRQ)
+        return States(lambda: os.eventfd_write(event, 1))
+
     def add_device(self, device: Device) -> None:
         """Give the guest a virtio device, which belongs to the machine from here on.
 
@@ -80,10 +87,20 @@ class Machine:
             LaunchError: there are as many devices as interrupt pins.
             HostUnfitError: the host refuses what the device needs.
         """
+        self._connect(device, self._windows)
+
+    def add_slot(self, device: D) -> Slot[D]:
+        """Prepare an empty device that the guest does not find before `states` shows it. As `add_device`."""
+        slot = Slot(self.states.add(), device, self._connect(device, self._slots))
+        self.bus.add_ports(layout.SLOTS + slot.number, 1, self.states)
+        return slot
+
+    def _connect(self, device: Device, windows: list[acpi.VirtioWindow]) -> Registers:
         self._devices.append(device)
         window = self._reserve_window()
+        windows.append(window)
         line = self.vm.interrupt_line(window.interrupt)
-        registers = Registers(device, lambda: os.eventfd_write(line, 1), self._control.call)
+        registers = Registers(device, lambda: os.eventfd_write(line, 1), self.control.call)
         groups = {group for group in device.kick_groups if group is not None}
         kicks = [self.vm.event() for _ in groups]
         for queue, group in enumerate(device.kick_groups):
@@ -91,15 +108,14 @@ class Machine:
                 self.vm.notify(window.address + Register.QUEUE_NOTIFY, queue, kicks[group])
         device.connect(Wires(self.memory, kicks, line, registers))
         self.bus.add_page(window.address, registers)
+        return registers
 
     def _reserve_window(self) -> acpi.VirtioWindow:
-        number = len(self._windows)
+        number = len(self._windows) + len(self._slots)
         if number == len(layout.VIRTIO_INTERRUPTS):
             raise LaunchError(f"cannot give the guest more than {number} devices")
         address = layout.VIRTIO + number * layout.VIRTIO_WINDOW
-        window = acpi.VirtioWindow(address, layout.VIRTIO_INTERRUPTS[number])
-        self._windows.append(window)
-        return window
+        return acpi.VirtioWindow(address, layout.VIRTIO_INTERRUPTS[number])
 
     def load(self, kernel: Path, initrd: Path | None, command_line: str) -> None:
         """Write the tables, load the kernel, and make the processors; their threads wait.
@@ -107,7 +123,8 @@ class Machine:
         Raises:
             LaunchError: a file is missing or damaged, or does not fit.
         """
-        self.memory.write(layout.ACPI_TABLES, acpi.tables(self._board.vcpus, self._windows))
+        tables = acpi.tables(self._board.vcpus, self._windows, self._slots)
+        self.memory.write(layout.ACPI_TABLES, tables)
         image = boot.load(self.memory, kernel, initrd, command_line)
         supported = self.vm.supported_cpuid()
         for number in range(self._board.vcpus):

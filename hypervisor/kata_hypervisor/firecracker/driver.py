@@ -13,6 +13,7 @@ sockets are then reached through /proc/PID/root: nobody else's view of the file 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,12 +22,12 @@ from typing import ClassVar
 from kata_agent.transports import HybridVsockTransport
 from kata_configuration.models.firecracker import Firecracker as Table
 from kata_hypervisor import ending, fitness, sockets, versions
-from kata_hypervisor.contract import Capabilities, VmSpec
-from kata_hypervisor.errors import HostUnfitError, NotSupportedError
+from kata_hypervisor.contract import Capabilities, Disk, VmSpec
+from kata_hypervisor.errors import HostUnfitError, HypervisorError, NotSupportedError
 from kata_hypervisor.firecracker import machine
 from kata_hypervisor.host import Host
-from kata_hypervisor.rest import RestClient, RestError
-from kata_hypervisor.rest_machine import CONSOLE, RestMachine, Step
+from kata_hypervisor.rest import RestClient, RestError, Step
+from kata_hypervisor.rest_machine import CONSOLE, RestMachine
 from kata_hypervisor.seccomp.proof import ThreadConfinement, find_breach
 
 __all__ = ["FirecrackerDriver"]
@@ -34,6 +35,8 @@ __all__ = ["FirecrackerDriver"]
 API_THREAD = "fc_api"
 API_SOCKET, VSOCK_SOCKET = "firecracker.sock", "firecracker.vsock"
 MOST_VCPUS = 32
+MOST_SPARES = 12  # of 19 interrupts, each device has one of its own
+RESTORES = (1, 16, 0)
 
 
 class FirecrackerDriver(RestMachine):
@@ -56,9 +59,20 @@ class FirecrackerDriver(RestMachine):
     ) -> None:
         super().__init__(table, host, start_budget=start_budget, stop_budget=stop_budget)
         self._table = table
-        # A jailed Firecracker reaches no directory of the host that a snapshot could be written into.
+        # A jailed Firecracker reaches no directory of the host that a snapshot could be written into, and no
+        # file that was not there when it was jailed.
         jailed = table.jailer_path is not None
-        self.capabilities = Capabilities(disks=True, taps=True, pause=True, snapshot=not jailed)
+        self.capabilities = Capabilities(
+            disks=True,
+            block_hotplug=not jailed,
+            taps=True,
+            pause=True,
+            snapshot=not jailed,
+            restore=not jailed,
+        )
+        # What fills each disk that was without content: the id of what was plugged in, or None.
+        self._spares: dict[str, str | None] = {}
+        self._spec: VmSpec | None = None
         # As Firecracker sees them, and as we do.
         self._places: machine.Places | None = None
         self._api: Path | None = None
@@ -78,6 +92,10 @@ class FirecrackerDriver(RestMachine):
             )
         for name, path in machine.files_of(spec).items():
             fitness.check_readable(f"the guest's {name}", path, f"check the paths {here}")
+        if spec.spare_disks > MOST_SPARES:
+            raise HostUnfitError(
+                f"firecracker has interrupts for {MOST_SPARES} later disks, {spec.spare_disks} were asked for"
+            )
         if spec.vcpus > MOST_VCPUS:
             raise HostUnfitError(f"firecracker runs at most {MOST_VCPUS} vCPUs, {spec.vcpus} were asked for")
         warnings = fitness.check_memory(spec.memory_mib, fitness.MEMINFO, self.section)
@@ -88,6 +106,8 @@ class FirecrackerDriver(RestMachine):
         return warnings
 
     async def _spawn(self, spec: VmSpec) -> HybridVsockTransport | None:
+        self._spec = spec
+        self._spares = {disk.id: None for disk in machine.spares_of(self._table, spec)}
         if self._table.jailer_path is not None:
             return await self._spawn_jailed(spec)
         api = sockets.check_path(spec.directory / API_SOCKET, "firecracker's API socket")
@@ -140,8 +160,30 @@ class FirecrackerDriver(RestMachine):
         for purpose, path, body in machine.requests(self._table, spec, self._places):
             yield Step(purpose, "PUT", path, body)
 
+    def _restoring(
+        self, spec: VmSpec, template: Path, version: str, lent: contextlib.ExitStack
+    ) -> Iterator[Step]:
+        assert self._places is not None
+        number = versions.numbers_of(version)
+        if number is not None and number < RESTORES:
+            raise NotSupportedError(
+                f"firecracker {version} cannot start from {template}: it would look for the guest's socket "
+                "where the saved machine had it; 1.16 and later can be told another path"
+            )
+        yield Step(
+            "restoring the machine", "PUT", "/snapshot/load", machine.restoring(template, spec, self._places)
+        )
+        for disk in spec.disks:
+            body = machine.filling(disk.id, disk.path)
+            yield Step(f"giving the disk {disk.id} its content", "PATCH", f"/drives/{disk.id}", body)
+        # Answered by the main thread, which is under its filter then.
+        yield Step("looking at the restored machine", "GET", "/")
+
     async def _boot(self, client: RestClient) -> None:
-        await client.request("PUT", "/actions", {"action_type": "InstanceStart"})
+        if self._restored:
+            await client.request("PATCH", "/vm", {"state": "Resumed"})
+        else:
+            await client.request("PUT", "/actions", {"action_type": "InstanceStart"})
         answer = await client.request("GET", "/")
         state = answer.get("state") if isinstance(answer, dict) else None
         if state != "Running":
@@ -167,16 +209,56 @@ class FirecrackerDriver(RestMachine):
         """See the contract."""
         await self._command("resume the virtual machine", "PATCH", "/vm", {"state": "Resumed"})
 
+    async def add_disk(self, disk: Disk) -> None:
+        """See the contract: the first of the machine's disks that has no content is filled."""
+        if not self.capabilities.block_hotplug:
+            raise NotSupportedError(
+                f"cannot plug the disk {disk.id}: nothing of the host appears in a jail later, so a jailed "
+                f"firecracker's sandbox has one container: take jailer_path out of {self.section}"
+            )
+        if not disk.read_only:
+            raise NotSupportedError(
+                f"cannot plug the disk {disk.id}: firecracker's later disks are read-only"
+            )
+        spare = next((name for name, held in self._spares.items() if held is None), None)
+        if spare is None:
+            raise HypervisorError(
+                f"cannot plug the disk {disk.id}: the {len(self._spares)} that the machine was made to take "
+                "are in use, one for each container after the first"
+            )
+        self._spares[spare] = disk.id
+        try:
+            await self._fill(f"plug the disk {disk.id}", spare, disk.path)
+        except HypervisorError:
+            self._spares[spare] = None
+            raise
+
+    async def remove_disk(self, name: str) -> None:
+        """See the contract: the disk is without content again."""
+        if not self.capabilities.block_hotplug:
+            raise self._unsupported("take a disk out of a jailed machine")
+        spare = self._spare_of(name)
+        await self._fill(f"take out the disk {name}", spare, machine.EMPTY)
+        self._spares[spare] = None
+
+    def disk_node(self, name: str) -> str:
+        """See the contract."""
+        assert self._spec is not None
+        return machine.node_of(self._spec, list(self._spares).index(self._spare_of(name)))
+
+    def _spare_of(self, name: str) -> str:
+        for spare, held in self._spares.items():
+            if held == name:
+                return spare
+        raise HypervisorError(f"cannot find the disk {name}: it was not plugged in")
+
+    async def _fill(self, purpose: str, spare: str, path: Path) -> None:
+        await self._command(purpose, "PATCH", f"/drives/{spare}", machine.filling(spare, path))
+
     async def snapshot(self, directory: Path) -> None:
         """See the contract."""
-        if not self.capabilities.snapshot:
-            raise NotSupportedError("a jailed firecracker cannot write a snapshot outside of its jail")
-        body = {
-            "snapshot_type": "Full",
-            "snapshot_path": str(directory / "state"),
-            "mem_file_path": str(directory / "memory"),
-        }
-        await self._command("snapshot the virtual machine", "PUT", "/snapshot/create", body)
+        body = {"snapshot_type": "Full", **machine.saved_files(directory)}
+        await self._save(directory, "PUT", "/snapshot/create", body)
 
     # -- end -----------------------------------------------------------------------------------------------
 

@@ -30,6 +30,9 @@ USERS = 2147483647 - FIRST_USER
 
 REFILL_MS = 1000
 
+EMPTY = Path("/dev/null")
+"""What a spare disk holds until it is filled: nothing, and its size is 0."""
+
 # Firecracker has no PCI and no IOMMU by default; i8042.* keeps the kernel from waiting for a keyboard.
 KERNEL_WORDS = (
     "pci=off",
@@ -118,6 +121,22 @@ def disks_of(spec: VmSpec) -> tuple[Disk, ...]:
     return (*image, *spec.disks)
 
 
+def spares_of(table: Table, spec: VmSpec) -> tuple[Disk, ...]:
+    """Name the disks without content that are there to be filled later: Firecracker plugs none.
+
+    Whether a drive may be written is settled before the machine starts, and what comes later is an image.
+    There are none in a jail, where nothing of the host appears later.
+    """
+    if table.jailer_path is not None:
+        return ()
+    return tuple(Disk(f"spare{number}", EMPTY, read_only=True) for number in range(spec.spare_disks))
+
+
+def node_of(spec: VmSpec, spare: int) -> str:
+    """Tell a spare disk's node in the guest, which names its disks in the order of their description."""
+    return f"/dev/vd{chr(ord('a') + len(disks_of(spec)) + spare)}"
+
+
 def requests(table: Table, spec: VmSpec, places: Places) -> Iterator[Request]:
     """Describe the machine, in the order that Firecracker's documentation uses.
 
@@ -138,6 +157,8 @@ def requests(table: Table, spec: VmSpec, places: Places) -> Iterator[Request]:
     )
     for disk in disks_of(spec):
         yield f"adding the disk {disk.id}", f"/drives/{disk.id}", drive(table, disk, places.files[disk.path])
+    for disk in spares_of(table, spec):
+        yield "adding a disk for later", f"/drives/{disk.id}", drive(table, disk, disk.path)
     vsock = {"guest_cid": GUEST_CID, "uds_path": str(places.vsock)}
     yield "adding the way to the agent", "/vsock", vsock
     for tap in spec.taps:
@@ -163,6 +184,33 @@ def drive(table: Table, disk: Disk, path: Path) -> Json:
     if limits := {name: bucket for name, bucket in limits.items() if bucket}:
         config["rate_limiter"] = limits
     return config
+
+
+def filling(drive_id: str, path: Path) -> Json:
+    """Describe what a disk holds from now on."""
+    return {"drive_id": drive_id, "path_on_host": str(path)}
+
+
+def saved_files(directory: Path) -> Json:
+    """Name the files of a saved machine."""
+    return {"snapshot_path": str(directory / "state"), "mem_file_path": str(directory / "memory")}
+
+
+def restoring(template: Path, spec: VmSpec, places: Places) -> Json:
+    """Describe how a saved machine is restored: with its own socket and taps, and paused.
+
+    Its memory is mapped, and read when it is used: the file must stay as it is.
+    """
+    files = saved_files(template)
+    body: Json = {
+        "snapshot_path": files["snapshot_path"],
+        "mem_backend": {"backend_type": "File", "backend_path": files["mem_file_path"]},
+        "resume_vm": False,
+        "vsock_override": {"uds_path": str(places.vsock)},
+    }
+    if spec.taps:
+        body["network_overrides"] = [{"iface_id": tap.id, "host_dev_name": tap.name} for tap in spec.taps]
+    return body
 
 
 def _bucket(rate: int, burst: int) -> Json | None:

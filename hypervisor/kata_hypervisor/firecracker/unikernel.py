@@ -31,8 +31,7 @@ from kata_hypervisor.errors import ConfinementError, LaunchError, NotSupportedEr
 from kata_hypervisor.firecracker import machine
 from kata_hypervisor.firecracker.driver import API_SOCKET, FirecrackerDriver
 from kata_hypervisor.host import ExitStatus, Host
-from kata_hypervisor.rest import RestClient
-from kata_hypervisor.rest_machine import Step
+from kata_hypervisor.rest import RestClient, Step
 
 __all__ = ["FirecrackerUnikernel"]
 

@@ -23,6 +23,7 @@ _DETACH, _SEIZE, _INTERRUPT, _GET_FILTER = 17, 0x4206, 0x4207, 0x420C
 _WALL = 0x40000000  # waitpid's __WALL: the threads of any process
 _INSTRUCTION_SIZE = 8
 _POLL_INTERVAL = 0.0005
+_MOMENT = 0.0002  # seconds in which nearly every thread stops, and which are not slept away
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
@@ -68,7 +69,7 @@ def _wait_for_stop(tid: int) -> int:
         ProcessLookupError: it ended instead.
         SealError: it does not stop (frozen, or in an uninterruptible wait).
     """
-    deadline = time.monotonic() + PATIENCE
+    begin = time.monotonic()
     while True:
         waited, status = os.waitpid(tid, _WALL | os.WNOHANG)
         if waited and not os.WIFSTOPPED(status):
@@ -76,12 +77,16 @@ def _wait_for_stop(tid: int) -> int:
         if waited:
             stopped_by_event = status >> 16
             return 0 if stopped_by_event else os.WSTOPSIG(status)
-        if time.monotonic() > deadline:
+        passed = time.monotonic() - begin
+        if passed > PATIENCE:
             raise SealError(
                 f"the filters of thread {tid} cannot be read: it does not stop; "
                 "it is frozen, or waits for a device"
             )
-        time.sleep(_POLL_INTERVAL)
+        if passed > _MOMENT:
+            time.sleep(_POLL_INTERVAL)
+        else:
+            os.sched_yield()
 
 
 def _let_go(tid: int, pending: int) -> None:

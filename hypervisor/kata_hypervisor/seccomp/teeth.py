@@ -5,9 +5,13 @@ The filters themselves are read back from the kernel, and run on calls that no V
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 from kata_hypervisor.seccomp import bpf, readback, syscalls
+
+# A VMM's threads share programs, some of a thousand instructions: each is checked once.
+_decode = functools.lru_cache(maxsize=16)(bpf.decode)
 
 TRIED = ("execve", "ptrace", "mount", "bpf", "kexec_load", "init_module")
 
@@ -16,9 +20,10 @@ def forbid_something(programs: Sequence[bytes], arch: str | None = None) -> bool
     """Whether filters that are stacked on one thread refuse at least one of the calls that are tried."""
     machine = arch or syscalls.native()
     numbers = [number for name in TRIED if (number := syscalls.number_of(name, machine)) is not None]
-    calls = [bpf.SeccompData(number, bpf.AUDIT_ARCH[machine]) for number in numbers]
+    calls = [bpf.SeccompData(number, bpf.AUDIT_ARCH[machine]).words() for number in numbers]
+    decoded = [_decode(program) for program in programs]
     return any(
-        not bpf.is_allowed(bpf.strictest(bpf.run(program, call) for program in programs)) for call in calls
+        not bpf.is_allowed(bpf.strictest(bpf.execute(program, call) for program in decoded)) for call in calls
     )
 
 

@@ -10,6 +10,8 @@ operator, and is learned here. Afterwards a request must fit what was learned:
     open_fifo        below containerd's state directory or such a container's bundle, or beside a FIFO that
                      was opened before the seal
     open_log         beside a log that was opened before the seal
+    make_image       of what is mounted for the sandbox, by a program that the broker names
+    open_image       an image whose name, the hash of its content, is known
 
 Whose config.json it is, is what containerd wrote into the bundle, which the shim cannot change: see
 `belongs_to`. What is left of danger is in docs/threat-model.md.

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from kata_hypervisor.errors import HostUnfitError, LaunchError, SealError
+from kata_hypervisor.errors import HostUnfitError, LaunchError, NotSupportedError, SealError
 from kata_hypervisor.host import Child, ExitStatus
 from kata_hypervisor.seccomp.proof import ThreadConfinement
-from kata_runtime.broker import messages
+from kata_runtime.broker import images, messages
 from kata_runtime.broker.admission import MAX_SPEC
+from kata_runtime.broker.child import BrokerChild
 from kata_runtime.broker.errors import BrokerError, BrokerLostError, RequestFailedError, RequestRefusedError
 
 if TYPE_CHECKING:
@@ -28,48 +29,6 @@ if TYPE_CHECKING:
 
 Mount = tuple[str, str, Sequence[str]]
 """A mount as containerd gives it: type, source, options."""
-
-
-class BrokerChild:
-    """A child that the broker started; see `kata_hypervisor.host.Child`."""
-
-    def __init__(self, broker: Broker, name: str, pid: int) -> None:
-        self._broker = broker
-        self._name = name
-        self._pid = pid
-        self._status: ExitStatus | None = None
-        self._ended = anyio.Event()
-
-    @property
-    def name(self) -> str:
-        """The role under which it was started."""
-        return self._name
-
-    @property
-    def pid(self) -> int:
-        """Process id on the host."""
-        return self._pid
-
-    @property
-    def exited(self) -> ExitStatus | None:
-        """How it ended, or None while it runs."""
-        return self._status
-
-    async def wait(self) -> ExitStatus:
-        """Return once it has ended; any number of tasks may wait."""
-        await self._ended.wait()
-        assert self._status is not None
-        return self._status
-
-    async def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal; does nothing when it has ended."""
-        if self._status is None:
-            await self._broker.kill(self, number)
-
-    def _end(self, status: ExitStatus) -> None:
-        if self._status is None:
-            self._status = status
-            self._ended.set()
 
 
 class _Pending:
@@ -145,13 +104,16 @@ class Broker:
             raise LaunchError(str(error)) from None
         except BrokerError as error:
             raise LaunchError(f"cannot start {name}: {error}") from None
-        child = BrokerChild(self, name, result["pid"])
+        return self._adopt(name, result["pid"])
+
+    def _adopt(self, name: str, pid: int) -> Child:
+        child = BrokerChild(name, pid, self.kill)
         if (status := self._early.pop(child.pid, None)) is not None:
-            child._end(status)
+            child.end(status)
         elif self._open:
             self._children[child.pid] = child
         else:
-            child._end(ExitStatus(signal=signal.SIGKILL))
+            child.end(ExitStatus(signal=signal.SIGKILL))
         return child
 
     async def kill(self, child: Child, number: int = signal.SIGKILL) -> None:
@@ -223,6 +185,25 @@ class Broker:
         sock = socket.socket(fileno=fd)
         sock.setblocking(False)  # it is; Python's own flag says so from here on
         return sock
+
+    async def make_image(self, root: str) -> tuple[Child, int]:
+        """Let a program make an image of what is mounted at `root`, below the shared directory.
+
+        Returns the program, and what it writes as a descriptor that does not block, the caller's to close;
+        see `kata_runtime.resource.rootfs_image`.
+        """
+        result, (fd,) = await self._request("make_image", root=root)
+        return self._adopt(images.ROLE, result["pid"]), fd
+
+    async def open_disk(self, path: Path, *, write: bool) -> tuple[int, int]:
+        """See `kata_hypervisor.host.Host`; there are images of root file systems, and nothing else."""
+        if write or path.parent != Path(images.CACHE) or path.suffix != images.SUFFIX:
+            raise NotSupportedError(f"cannot plug {path}: only an image of a root file system, read-only")
+        try:
+            result, (fd,) = await self._request("open_image", name=path.stem)
+        except BrokerError as error:
+            raise LaunchError(str(error)) from None
+        return fd, result["size"]
 
     async def make_jail(self, root: Path, files: Mapping[str, Path]) -> None:
         """Make a root directory for a child; see `kata_hypervisor.host.Host`. Once for each sandbox."""
@@ -389,7 +370,7 @@ class Broker:
         elif "exited" in message:
             pid, status = message["exited"], ExitStatus(message.get("code"), message.get("signal"))
             if (child := self._children.pop(pid, None)) is not None:
-                child._end(status)
+                child.end(status)
             else:
                 self._early[pid] = status
         elif "violation" in message:
@@ -406,7 +387,7 @@ class Broker:
         if not self._closing:
             self.lost.set()
         for child in self._children.values():
-            child._end(ExitStatus(signal=signal.SIGKILL))
+            child.end(ExitStatus(signal=signal.SIGKILL))
         self._children.clear()
         for pending in self._pending.values():
             pending.answered.set()

@@ -76,6 +76,25 @@ class Files:
                 self._log.drop(number)
                 raise
 
+    def cover(self, target: str) -> None:
+        """Put a view of what is mounted there on top: read-only, without devices, no link in it is followed.
+
+        A program of ours reads it next, with our rights, and a guest may write to the files at the same time.
+        """
+        if not self._log.find("unmount", target):
+            raise RequestRefusedError(f"{target} was not mounted by this broker")
+        attributes = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOSYMFOLLOW
+        with self._workspace.territory.reach(target) as place:
+            mounted = place.open()
+            try:
+                tree = syscalls.clone_tree(mounted, recursive=True)
+            finally:
+                os.close(mounted)
+            try:
+                self._attach(tree, f"a view of {target}", place, attributes, recursive=True)
+            finally:
+                os.close(tree)
+
     def bind(self, source: str, target: str, *, readonly: bool, recursive: bool) -> None:
         """Share a file or directory of the host; the target is made to match it."""
         self._admission.check_bind(source)
@@ -86,13 +105,13 @@ class Files:
         try:
             self._make(target, directory=stat.S_ISDIR(os.fstat(tree).st_mode))
             with self._workspace.territory.reach(target) as place:
-                self._bind_one(tree, source, place, readonly, recursive)
+                attributes = syscalls.MOUNT_ATTR_RDONLY if readonly else 0
+                self._attach(tree, source, place, attributes, recursive=recursive)
         finally:
             os.close(tree)
 
-    def _bind_one(self, tree: int, source: str, place: Place, readonly: bool, recursive: bool) -> None:
+    def _attach(self, tree: int, source: str, place: Place, attributes: int, *, recursive: bool) -> None:
         number = self._log.push("unmount", path=place.path)
-        attributes = syscalls.MOUNT_ATTR_RDONLY if readonly else 0
         try:
             mounts.bind(tree, place, attributes, recursive=recursive)
         except OSError as error:

@@ -11,6 +11,7 @@ import time
 
 from kata_hypervisor.seccomp import proof
 from kata_runtime.broker import (
+    images,
     janitor,
     messages,
     processes,
@@ -341,6 +342,24 @@ class Server:
             return {}, [streams.open_in_image(mount, name, write=write)]
         finally:
             os.close(mount)
+
+    def _do_make_image(self, root: str) -> Reply:
+        """Start the program that makes an image of a mounted root file system; its words come in a pipe."""
+        self._files.cover(root)
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        try:
+            os.set_blocking(reader, False)
+            result, _ = self._do_spawn(images.ROLE, images.command(root), {1: writer, 2: writer}, None)
+        except BaseException:
+            os.close(reader)
+            raise
+        finally:
+            os.close(writer)
+        return result, [reader]
+
+    def _do_open_image(self, name: str) -> Reply:
+        fd, size = images.open_image(name)
+        return {"size": size}, [fd]
 
     def _do_open_fifo(self, path: str, mode: str) -> Reply:
         self._admission.check_fifo(path)

@@ -26,7 +26,6 @@ CHILDREN = (
     "firecracker",
     "solo5-hvt",
     "solo5-spt",
-    "rootfs-image",
 )
 # File systems that a container's root may be made of; each one's kernel code is exposed to the image.
 FILESYSTEMS = ("bind", "overlay", "ext4", "xfs", "btrfs", "zfs", "erofs", "squashfs")
@@ -61,6 +60,11 @@ def _path(value: Any) -> bool:
 
 def _path_in_image(value: Any) -> bool:
     return _text(value) and 0 < len(value) < 4096
+
+
+def _hash(value: Any) -> bool:
+    """A SHA-256 in hexadecimal."""
+    return isinstance(value, str) and len(value) == 64 and not set(value) - set("0123456789abcdef")
 
 
 def _label(value: Any) -> bool:
@@ -166,6 +170,8 @@ OPERATIONS: dict[str, dict[str, Check]] = {
     "open_fifo": {"path": _path, "mode": _one_of(FIFO_MODES)},
     "open_log": {"path": _path},
     "open_in_image": {"root": _path, "name": _path_in_image, "write": _flag},
+    "make_image": {"root": _path},
+    "open_image": {"name": _hash},
     "close": {},
 }
 

@@ -30,6 +30,7 @@ MODULES = (
     "virtiofs",
     "overlay",
     "virtio_rng",
+    "virtio_balloon",
     "virtio_net",
     "af_packet",
 )

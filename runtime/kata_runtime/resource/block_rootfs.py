@@ -1,34 +1,35 @@
 """A container's root file system as a disk of the guest, for hypervisors that share no files.
 
 Where the snapshotter gives a block device, that is the disk. Else the disk is a read-only image of the files,
-and the guest puts a writable overlay on it, in its own memory.
+and the guest puts a writable overlay on it, in its own memory. The first container's is there from the start,
+those of later ones are plugged in, and found by what the driver calls them.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import anyio
+
 from kata_agent.protos import agent_pb2
-from kata_hypervisor.children import Children
 from kata_hypervisor.contract import Disk
+from kata_hypervisor.host import ExitStatus
 from kata_runtime import guest_spec
 from kata_runtime.errors import SandboxError, UnsupportedError
 from kata_runtime.process import Container
-from kata_runtime.resource import rootfs_image
 from kata_runtime.resource.shares import RootfsMount, Shares
 
 if TYPE_CHECKING:
     from kata_runtime.broker.client import Broker
 
-CACHE = "/var/lib/kata-containers/rootfs-images"
-CHILD = "rootfs-image"
 GUEST_DIRECTORY = "/run/kata-containers/rootfs"
 DISK_FILESYSTEMS = ("ext4", "xfs", "btrfs")
 DISK_ID = "rootfs"
+MOST_WORDS = 8192
+"""Bytes that are kept of what the maker of images says"""
 
 
 class BlockRootfs:
@@ -37,9 +38,10 @@ class BlockRootfs:
     def __init__(self, broker: Broker, shares: Shares) -> None:
         self._broker = broker
         self._shares = shares
+        self._plugged = 0
 
     async def make(self, container: Container, mounts: tuple[RootfsMount, ...], device: str) -> Disk:
-        """Make the disk, and tell the container's `storages` how the guest mounts it.
+        """Make a disk for the machine's start, and tell the container's `storages` how the guest mounts it.
 
         device: the disk's node in the guest, "/dev/vdb".
 
@@ -48,39 +50,80 @@ class BlockRootfs:
             SandboxError: the image cannot be made.
             BrokerError: the host could not do it.
         """
-        volumes = guest_spec.volumes_of(container.spec)
-        if volumes:
-            raise UnsupportedError(
-                f"container {container.id}: this hypervisor shares no files of the host, so there can be no "
-                f"mount on {volumes[0].destination}: remove it, or use a hypervisor with virtio-fs"
-            )
+        _refuse_volumes(container)
         if len(mounts) == 1 and _is_block_device(mounts[0]):
             container.storages = [_block_storage(container.id, device, mounts[0])]
             return Disk(DISK_ID, Path(mounts[0].source), read_only="ro" in mounts[0].options)
+        return await self._make(container, mounts, DISK_ID, device)
+
+    async def make_later(self, container: Container, mounts: tuple[RootfsMount, ...]) -> Disk:
+        """Make a disk to be plugged in, whose node the guest is told then. Raises as `make` does.
+
+        UnsupportedError too for a block device of the host: this process cannot look at it any more, and who
+        owns this process would name another one.
+        """
+        _refuse_volumes(container)
+        if len(mounts) == 1 and mounts[0].type in DISK_FILESYSTEMS:
+            raise UnsupportedError(
+                f"container {container.id}: its root file system is the block device {mounts[0].source}, "
+                "which cannot be plugged into a running sandbox: use the overlayfs snapshotter, or virtio-fs"
+            )
+        self._plugged += 1
+        return await self._make(container, mounts, f"{DISK_ID}_{self._plugged}", "")
+
+    async def _make(
+        self, container: Container, mounts: tuple[RootfsMount, ...], name: str, device: str
+    ) -> Disk:
         image, mode = await self._image(container, mounts)
         container.storages = overlay_storages(container.id, device, mode)
-        return Disk(DISK_ID, image, read_only=True)
+        return Disk(name, image, read_only=True)
 
     async def _image(self, container: Container, mounts: tuple[RootfsMount, ...]) -> tuple[Path, int]:
         """Mount the files, make the image where they are seen, and unmount them."""
-        children = Children(self._broker, None)
         await self._shares.share(container, mounts)
         try:
             root = os.path.join(container.home, "rootfs")
-            argv = [sys.executable, "-IS", rootfs_image.__file__, root, CACHE]
-            child = await children.spawn(CHILD, argv, {}, stdout="image")
-            status = await child.wait()
-            await children.hear_last_words()
+            words, status = await run_maker(self._broker, root)
         finally:
-            await children.kill()
-            await children.wait()
-            await children.ours.aclose()
             await self._shares.unshare(container)
-        path, _, mode = children.tail("image").last_line.rpartition(" ")
+        last = words.strip().rpartition("\n")[2]
+        path, _, mode = last.rpartition(" ")
         if status.code != 0 or not path:
-            words = children.tail(f"{CHILD} stderr").last_line
-            raise SandboxError("rootfs", words or f"cannot make an image of {root}: {status}")
+            raise SandboxError("rootfs", last or f"cannot make an image of {root}: {status}")
         return Path(path), int(mode, 8)
+
+
+async def run_maker(broker: Broker, root: str) -> tuple[str, ExitStatus]:
+    """Let the broker make an image of what is mounted; return the last of what was said, and how it ended."""
+    child, descriptor = await broker.make_image(root)
+    written = b""
+    try:
+        while piece := await _read(descriptor):
+            written = (written + piece)[-MOST_WORDS:]
+        return written.decode("utf-8", "replace"), await child.wait()
+    finally:
+        os.close(descriptor)
+        with anyio.CancelScope(shield=True):
+            await child.kill()
+            await child.wait()
+
+
+async def _read(descriptor: int) -> bytes:
+    """The next piece of what is written into a pipe; nothing at its end."""
+    while True:
+        try:
+            return os.read(descriptor, MOST_WORDS)
+        except BlockingIOError:
+            await anyio.wait_readable(descriptor)
+
+
+def _refuse_volumes(container: Container) -> None:
+    volumes = guest_spec.volumes_of(container.spec)
+    if volumes:
+        raise UnsupportedError(
+            f"container {container.id}: this hypervisor shares no files of the host, so there can be no "
+            f"mount on {volumes[0].destination}: remove it, or use a hypervisor with virtio-fs"
+        )
 
 
 def _is_block_device(mount: RootfsMount) -> bool:
@@ -98,6 +141,11 @@ def _block_storage(container_id: str, device: str, mount: RootfsMount) -> agent_
         options=list(mount.options),
         mount_point=guest_spec.rootfs_of(container_id),
     )
+
+
+def locate(container: Container, node: str) -> None:
+    """Say where in the guest the disk is that a container's files are on, once it is plugged in."""
+    container.storages[0].source = node
 
 
 def overlay_storages(container_id: str, device: str, mode: int) -> list[agent_pb2.Storage]:

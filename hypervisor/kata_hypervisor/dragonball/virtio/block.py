@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 from collections.abc import Callable
 from ctypes import LittleEndianStructure, c_uint8, c_uint16, c_uint32, c_uint64
 from dataclasses import dataclass
 
-from kata_hypervisor.dragonball.virtio.device import BLOCK, DeviceError
+from kata_hypervisor.dragonball.virtio.device import BLOCK, DeviceError, Pluggable
 from kata_hypervisor.dragonball.virtio.local import COMMON_FEATURES, LocalDevice
 from kata_hypervisor.dragonball.virtio.queue import Chain, gather, scatter, split
 
 SEGMENTS_MAX, READ_ONLY, BLOCK_SIZE, FLUSH = 1 << 2, 1 << 5, 1 << 6, 1 << 9
+OWN = COMMON_FEATURES | SEGMENTS_MAX | BLOCK_SIZE
 SECTOR = 512
 QUEUE_SIZE = 256
 ID_BYTES = 20
@@ -67,68 +69,56 @@ def parse_request(chain: Chain) -> Request:
     return Request(kind, sector, data, sum(map(len, data)), status[0])
 
 
-class Block(LocalDevice):
-    """A disk.
+class Medium:
+    """What is in a drive.
 
     descriptor: of the file or block device; owned from here on. size: in bytes. identity: at most 20 bytes,
     which the guest reads as the disk's serial number.
     """
 
-    kind = BLOCK
-    queue_sizes = (QUEUE_SIZE,)
-    kick_groups = (0,)
-
     def __init__(self, descriptor: int, size: int, *, read_only: bool, identity: bytes = b"") -> None:
-        super().__init__()
-        self.name = "virtio-blk"
+        self.size = size // SECTOR * SECTOR
+        self.read_only = read_only
+        self.identity = identity[:ID_BYTES]
         self._descriptor = descriptor
-        self._size = size // SECTOR * SECTOR
-        self._read_only = read_only
-        self._identity = identity[:ID_BYTES]
-        self.features = COMMON_FEATURES | SEGMENTS_MAX | BLOCK_SIZE | (READ_ONLY if read_only else FLUSH)
-        self._configuration = bytes(
-            BlockConfiguration(capacity=size // SECTOR, seg_max=QUEUE_SIZE - 2, blk_size=SECTOR)
-        )
+        self._lock = threading.Lock()  # held for a request, so that its file is not closed meanwhile
 
-    @property
-    def configuration(self) -> bytes:
-        """See Device."""
-        return self._configuration
+    @staticmethod
+    def features_of(*, read_only: bool) -> int:
+        """The features of a drive with such a disk in it."""
+        return OWN | (READ_ONLY if read_only else FLUSH)
 
     def close(self) -> None:
-        """See Device."""
-        super().close()
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        """Close the file once the request that is under way is done; idempotent."""
+        with self._lock:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
 
-    def handle(self, queue: int, chain: Chain) -> int:
-        """See LocalDevice."""
-        request = parse_request(chain)
-        try:
-            status, written = self._execute(request)
-        except OSError:
-            status, written = IO_ERROR, 0
-        request.status[0] = status
-        return written + 1
+    def execute(self, request: Request) -> tuple[int, int]:
+        """Return the status, and how many bytes of data were written into the guest's memory."""
+        with self._lock:
+            try:
+                return self._execute(request)
+            except OSError:
+                return IO_ERROR, 0
 
     def _execute(self, request: Request) -> tuple[int, int]:
-        """Return the status, and how many bytes of data were written into the guest's memory."""
         if request.kind == IN:
             status = self._transfer(request, os.preadv)
             return status, request.size if status == OK else 0
         if request.kind == OUT:
-            return IO_ERROR if self._read_only else self._transfer(request, os.pwritev), 0
-        if request.kind == SYNCHRONIZE and not self._read_only:
+            return IO_ERROR if self.read_only else self._transfer(request, os.pwritev), 0
+        if request.kind == SYNCHRONIZE and not self.read_only:
             os.fdatasync(self._descriptor)
             return OK, 0
         if request.kind == GET_ID:
-            return OK, scatter(request.data, self._identity.ljust(ID_BYTES, b"\0"))
+            return OK, scatter(request.data, self.identity.ljust(ID_BYTES, b"\0"))
         return UNSUPPORTED, 0
 
     def _transfer(self, request: Request, call: Callable[[int, list[memoryview], int], int]) -> int:
         offset, data, left = request.sector * SECTOR, request.data, request.size
-        if left % SECTOR or offset + left > self._size:
+        if left % SECTOR or offset + left > self.size:
             return IO_ERROR
         while left:
             done = call(self._descriptor, data, offset)
@@ -138,3 +128,49 @@ class Block(LocalDevice):
             if left:
                 _, data = split(data, done)
         return OK
+
+
+class Block(LocalDevice, Pluggable):
+    """A drive, with a disk in it or without one."""
+
+    kind = BLOCK
+    queue_sizes = (QUEUE_SIZE,)
+    kick_groups = (0,)
+    name = "virtio-blk"
+
+    def __init__(self, medium: Medium | None = None) -> None:
+        super().__init__()
+        self._medium: Medium | None = None
+        self.features = OWN
+        if medium is not None:
+            self.insert(medium)
+
+    @property
+    def configuration(self) -> bytes:
+        """See Device."""
+        medium = self._medium
+        sectors = medium.size // SECTOR if medium is not None else 0
+        return bytes(BlockConfiguration(capacity=sectors, seg_max=QUEUE_SIZE - 2, blk_size=SECTOR))
+
+    def insert(self, medium: Medium) -> None:
+        """Put a disk into the empty drive, which takes it over; the driver has to be told."""
+        self.features = medium.features_of(read_only=medium.read_only)
+        self._medium = medium
+
+    def eject(self) -> None:
+        """See Pluggable; what is asked for from now on is an error."""
+        medium, self._medium = self._medium, None
+        if medium is not None:
+            medium.close()
+
+    def close(self) -> None:
+        """See Device."""
+        super().close()
+        self.eject()
+
+    def handle(self, queue: int, chain: Chain) -> int:
+        """See LocalDevice."""
+        request, medium = parse_request(chain), self._medium
+        status, written = medium.execute(request) if medium is not None else (IO_ERROR, 0)
+        request.status[0] = status
+        return written + 1

@@ -98,3 +98,11 @@ class Device(abc.ABC):
     @abc.abstractmethod
     def close(self) -> None:
         """Release everything; idempotent. No vCPU runs any more."""
+
+
+class Pluggable(Device):
+    """A device that can be empty."""
+
+    @abc.abstractmethod
+    def eject(self) -> None:
+        """Close what is in it, when what is under way is done; idempotent. The driver has to be told."""

@@ -78,7 +78,7 @@ class Registers:
         self._call = call
         self._lock = threading.Lock()  # of the driver's accesses
         self._pending_lock = threading.Lock()  # of the interrupt status, also with the device's threads
-        self._generation = 0
+        self._generation = self._noticed = 0
         self._pending = 0
         self._clear()
 
@@ -95,6 +95,16 @@ class Registers:
     def status(self) -> int:
         """The device status, as the driver reads it."""
         return self._status | (NEEDS_RESET if self._broken else 0)
+
+    @property
+    def running(self) -> bool:
+        """Whether a driver has said that it is ready, and the device works."""
+        return self.status == RUNNING
+
+    @property
+    def settled(self) -> bool:
+        """Whether the driver has looked at the configuration since it last changed."""
+        return self._noticed == self._generation
 
     def used(self) -> None:
         """See Interrupts."""
@@ -118,6 +128,7 @@ class Registers:
     def read_memory(self, offset: int, size: int) -> bytes:
         """See MemoryDevice. Registers are read in words; another access reads zeros."""
         if offset >= Register.CONFIGURATION:
+            self._noticed = self._generation
             start = offset - Register.CONFIGURATION
             return self._device.configuration[start : start + size].ljust(size, b"\0")
         if size != 4 or offset % 4:

@@ -1,12 +1,14 @@
 """The network device: a tap of the host, carried by the host's kernel (vhost-net). Source: virtio 1.2, 5.1.
 
-The tap is made elsewhere, with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR: this process cannot make one.
+The tap is made elsewhere, with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR: this process cannot make one. One that is
+plugged in while the guest runs comes set up (`set_up_tap`) besides, which a sealed process cannot do.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import threading
 from collections.abc import Sequence
 from ctypes import LittleEndianStructure, c_int, c_uint8, c_uint16, c_ulong
 
@@ -16,17 +18,18 @@ from kata_hypervisor.dragonball.virtio.device import (
     INDIRECT_DESCRIPTORS,
     NETWORK,
     VERSION_1,
-    Device,
     DeviceError,
+    Pluggable,
     QueueSetup,
     Wires,
 )
 from kata_hypervisor.errors import HostUnfitError
 
 CHECKSUM, GUEST_CHECKSUM, MTU, MAC = 1 << 0, 1 << 1, 1 << 3, 1 << 5
+STATUS = 1 << 16
 GUEST_TSO4, GUEST_TSO6, HOST_TSO4, HOST_TSO6 = 1 << 7, 1 << 8, 1 << 11, 1 << 12
 MERGEABLE_BUFFERS = 1 << 15
-OWN = CHECKSUM | GUEST_CHECKSUM | MTU | MAC | GUEST_TSO4 | GUEST_TSO6 | HOST_TSO4 | HOST_TSO6
+OWN = CHECKSUM | GUEST_CHECKSUM | MTU | MAC | STATUS | GUEST_TSO4 | GUEST_TSO6 | HOST_TSO4 | HOST_TSO6
 """What the tap does, not vhost."""
 FROM_VHOST = VERSION_1 | EVENT_INDEX | INDIRECT_DESCRIPTORS | MERGEABLE_BUFFERS
 
@@ -35,7 +38,8 @@ TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 = 1, 2, 4
 HEADER_BYTES = 12
 """struct virtio_net_hdr_v1"""
 MAC_BYTES = 6
-NO_BACKEND = -1
+LINK_UP = 1
+NO_TAP = -1
 
 
 class NetworkConfiguration(LittleEndianStructure):
@@ -51,11 +55,17 @@ class NetworkConfiguration(LittleEndianStructure):
     )
 
 
-class Network(Device):
-    """A network interface with one pair of queues.
+def set_up_tap(tap: int) -> None:
+    """Let a tap put our header before each packet, and leave checksums and segments to us. Raises OSError."""
+    fcntl.ioctl(tap, TUNSETVNETHDRSZ, c_int(HEADER_BYTES))
+    fcntl.ioctl(tap, TUNSETOFFLOAD, c_ulong(TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6).value)
 
-    tap, vhost_net: descriptors of the tap and of /dev/vhost-net; owned from here on. mac: six bytes.
-    mtu: bytes.
+
+class Network(Pluggable):
+    """A network interface with one pair of queues; without a tap its link is down.
+
+    tap, vhost_net: descriptors of a tap that is set up, or NO_TAP, and of /dev/vhost-net; owned from here on.
+    mac: six bytes. mtu: bytes.
     """
 
     kind = NETWORK
@@ -64,28 +74,46 @@ class Network(Device):
     kick_groups = (0, 1)  # receive, transmit
     raises_interrupts = True
 
-    def __init__(self, tap: int, vhost_net: int, mac: bytes, mtu: int = 1500) -> None:
+    def __init__(self, tap: int, vhost_net: int, mac: bytes = bytes(MAC_BYTES), mtu: int = 1500) -> None:
         self._tap = tap
         self._vhost = vhost_net
         self._wires: Wires | None = None
         self._running = False
-        self._configuration = bytes(NetworkConfiguration((c_uint8 * MAC_BYTES)(*mac), 0, 1, mtu))
+        self._lock = threading.Lock()  # a tap may come while the driver starts or stops the device
+        self.mac = mac
+        self._mtu = mtu
 
     @property
     def configuration(self) -> bytes:
         """See Device."""
-        return self._configuration
+        link = LINK_UP if self._tap != NO_TAP else 0
+        return bytes(NetworkConfiguration((c_uint8 * MAC_BYTES)(*self.mac), link, 1, self._mtu))
 
     def connect(self, wires: Wires) -> None:
         """See Device."""
         self._wires = wires
         try:
-            fcntl.ioctl(self._tap, TUNSETVNETHDRSZ, c_int(HEADER_BYTES))
-            offload = c_ulong(TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6).value
-            fcntl.ioctl(self._tap, TUNSETOFFLOAD, offload)
             self.features = OWN | FROM_VHOST & vhost.take(self._vhost, wires.memory)
         except OSError as error:
-            raise HostUnfitError(f"cannot use a tap with /dev/vhost-net: {error.strerror}") from error
+            raise HostUnfitError(f"cannot use /dev/vhost-net: {error.strerror}") from error
+
+    def insert(self, tap: int, mac: bytes) -> None:
+        """Connect the interface with a tap that is set up, owned from here on. Raises OSError."""
+        with self._lock:
+            self._tap, self.mac = tap, mac
+            if self._running:
+                self._set_backend(tap)
+
+    def eject(self) -> None:
+        """See Pluggable."""
+        with self._lock:
+            tap, self._tap = self._tap, NO_TAP
+            if tap != NO_TAP:
+                try:
+                    if self._running:
+                        self._set_backend(NO_TAP)
+                finally:
+                    os.close(tap)
 
     def activate(self, features: int, queues: Sequence[QueueSetup]) -> None:
         """See Device."""
@@ -94,24 +122,26 @@ class Network(Device):
         try:
             vhost.set_features(self._vhost, features & FROM_VHOST)
             vhost.set_queues(self._vhost, wires.memory, queues, wires.kicks, wires.line)
-            self._running = True
-            self._set_backend(self._tap)
+            with self._lock:
+                self._running = True
+                self._set_backend(self._tap)
         except OSError as error:
             self.reset()
             raise DeviceError(f"the kernel refuses the guest's network: {error.strerror}") from error
 
     def reset(self) -> None:
         """See Device."""
-        if self._running:
-            self._running = False
-            self._set_backend(NO_BACKEND)
+        with self._lock:
+            if self._running:
+                self._running = False
+                self._set_backend(NO_TAP)
 
     def close(self) -> None:
         """See Device."""
         for name in ("_vhost", "_tap"):
             if (descriptor := getattr(self, name)) >= 0:
                 os.close(descriptor)
-                setattr(self, name, -1)
+                setattr(self, name, NO_TAP)
 
     def _set_backend(self, tap: int) -> None:
         for index in range(len(self.queue_sizes)):

@@ -1,0 +1,145 @@
+"""Later containers where no files are shared: their disks are plugged in, and taken out with them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import anyio
+import anyio.abc
+import pytest
+
+from kata_agent.protos import agent_pb2
+from kata_agent.ttrpc.status import Code, RpcError
+from kata_hypervisor.contract import Capabilities, Disk, Hypervisor
+from kata_hypervisor.errors import HypervisorError
+from kata_runtime.creation import CreateRequest, Creation
+from kata_runtime.errors import UnsupportedError
+from kata_runtime.resource.block_rootfs import BlockRootfs, overlay_storages
+from kata_runtime.stdio import StdioPaths
+
+
+class Machine(Hypervisor):
+    """A machine that only takes disks."""
+
+    def __init__(self) -> None:
+        self.capabilities = Capabilities(block_hotplug=True)
+        self.disks: list[str] = []
+        self.stuck = False
+
+    async def add_disk(self, disk: Disk) -> None:
+        if self.stuck:
+            raise HypervisorError(f"cannot plug the disk {disk.id}: the guest did not take notice")
+        self.disks.append(disk.id)
+
+    async def remove_disk(self, name: str) -> None:
+        self.disks.remove(name)
+        if self.stuck:
+            raise HypervisorError(f"cannot take out the disk {name}: the guest did not take notice")
+
+
+Machine.__abstractmethods__ = frozenset()  # type: ignore[attr-defined]
+
+
+class Agent:
+    """Creates containers, or does not."""
+
+    def __init__(self) -> None:
+        self.asked: list[agent_pb2.CreateContainerRequest] = []
+        self.failure: RpcError | None = None
+
+    async def create_container(self, request: agent_pb2.CreateContainerRequest) -> None:
+        self.asked.append(request)
+        if self.failure is not None:
+            raise self.failure
+
+
+class Pod:
+    """A running sandbox that shares no files."""
+
+    def __init__(self, directory: Path, group: anyio.abc.TaskGroup) -> None:
+        async def read_spec(bundle: str) -> bytes:
+            return Path(bundle, "config.json").read_bytes()
+
+        self.directory = directory
+        self.machine = Machine()
+        self.agent = Agent()
+        self.sandbox = SimpleNamespace(
+            identity=SimpleNamespace(id="sandbox", shared_directory=str(directory / "shared")),
+            broker=SimpleNamespace(read_spec=read_spec, open_fifo=None, open_log=None),
+            configuration=SimpleNamespace(runtime=SimpleNamespace(disable_guest_seccomp=False)),
+            running=True,
+            shares_files=False,
+            stream_io=True,
+            transport=None,
+            ended=None,
+            hypervisor=self.machine,
+            agent=self.agent,
+        )
+        self.creation = Creation(self.sandbox, group)  # type: ignore[arg-type]
+
+    def request(self, name: str) -> CreateRequest:
+        bundle = self.directory / name
+        bundle.mkdir()
+        spec = {"process": {"args": ["sh"], "cwd": "/"}, "root": {"path": "rootfs"}, "linux": {}}
+        (bundle / "config.json").write_text(json.dumps(spec))
+        return CreateRequest(name, str(bundle), (), StdioPaths(), None)
+
+
+@pytest.fixture
+async def pod(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Pod]:
+    """A pod; the images of its containers are made at once."""
+
+    async def image(rootfs: BlockRootfs, container: Any, mounts: Any) -> tuple[Path, int]:
+        return Path("/image"), 0o755
+
+    monkeypatch.setattr(BlockRootfs, "_image", image)
+    async with anyio.create_task_group() as group:
+        yield Pod(tmp_path, group)
+        group.cancel_scope.cancel()
+
+
+async def test_each_has_a_disk_of_its_own(pod: Pod) -> None:
+    first, second = [await pod.creation.create(pod.request(name)) for name in ("a", "b")]
+    assert pod.machine.disks == ["rootfs_1", "rootfs_2"]
+    device = "/dev/disk/by-id/virtio-rootfs_2"
+    assert list(pod.agent.asked[1].storages) == overlay_storages("b", device, 0o755)
+    await pod.creation.take_away(first)
+    await pod.creation.take_away(first)
+    assert pod.machine.disks == ["rootfs_2"]
+    pod.sandbox.running = False  # it goes with the machine
+    await pod.creation.take_away(second)
+    assert pod.machine.disks == ["rootfs_2"]
+
+
+async def test_a_container_that_fails_leaves_no_disk(pod: Pod) -> None:
+    pod.agent.failure = RpcError(Code.INTERNAL, "crun: no")
+    with pytest.raises(RpcError, match="crun: no"):
+        await pod.creation.create(pod.request("a"))
+    assert pod.machine.disks == []
+
+
+async def test_a_disk_that_does_not_go_in_is_told(pod: Pod) -> None:
+    pod.machine.stuck = True
+    with pytest.raises(HypervisorError, match="plug the disk rootfs_1: the guest did not take notice"):
+        await pod.creation.create(pod.request("a"))
+    assert pod.agent.asked == []
+
+
+async def test_a_disk_that_does_not_come_out_is_logged(pod: Pod, caplog: pytest.LogCaptureFixture) -> None:
+    container = await pod.creation.create(pod.request("a"))
+    pod.machine.stuck = True
+    with caplog.at_level(logging.WARNING):
+        await pod.creation.take_away(container)
+    assert "container a: cannot take out the disk rootfs_1: the guest did not take notice" in caplog.text
+
+
+async def test_a_hypervisor_without_hotplug_refuses(pod: Pod) -> None:
+    pod.machine.capabilities = Capabilities()
+    with pytest.raises(UnsupportedError, match="takes no disk later, so its sandbox has one container"):
+        await pod.creation.create(pod.request("a"))
+    assert pod.agent.asked == []
