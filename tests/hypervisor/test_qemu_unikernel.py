@@ -137,6 +137,7 @@ FREE = "qemu runs unconfined: honor_unconfined = true in [hypervisor.qemu] puts 
         ({}, True, DENY_ALL, ()),
         ({"honor_unconfined": True}, False, DENY_ALL, ()),
         ({"honor_unconfined": True}, True, None, (FREE,)),
+        ({"seccompsandbox": ",".join(["on", *DENY_ALL.split(",")[:0:-1]])}, False, DENY_ALL, ()),
         (
             {"seccompsandbox": "off"},
             True,

@@ -18,7 +18,7 @@ import socket
 import anyio
 
 from kata_configuration.models.qemu import QemuHypervisor as QemuTable
-from kata_configuration.sandbox_option import DENY_ALL
+from kata_configuration.sandbox_option import DENY_ALL, open_groups
 from kata_hypervisor.bootable import Protocol, check_bootable, check_room
 from kata_hypervisor.children import MOMENT, Children
 from kata_hypervisor.contract import (
@@ -102,7 +102,7 @@ class QemuUnikernel(Monitored, UnikernelMonitor):
 
     def _confine(self, spec: UnikernelSpec) -> None:
         """Decide what QEMU is confined to, and say where that is not what the configuration seems to say."""
-        asked = self._table.seccompsandbox
+        asked, loosened = self._table.seccompsandbox, not self._table.confined
         free = self._table.honor_unconfined and spec.unconfined
         self._table = self._table.model_copy(update={"seccompsandbox": "off" if free else DENY_ALL})
         if free:
@@ -110,7 +110,7 @@ class QemuUnikernel(Monitored, UnikernelMonitor):
                 "qemu runs unconfined: honor_unconfined = true in [hypervisor.qemu] "
                 "puts no filter on its system calls"
             )
-        elif asked != DENY_ALL:
+        elif loosened or open_groups(asked):
             self._warnings.append(
                 f'seccompsandbox = "{asked}" in [hypervisor.qemu] is not for unikernels: '
                 "their qemu is denied all four groups of system calls"
