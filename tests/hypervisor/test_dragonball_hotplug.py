@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import struct
 from collections.abc import AsyncIterator
@@ -19,9 +20,11 @@ from kata_hypervisor.dragonball import hotplug
 from kata_hypervisor.dragonball.control import Control
 from kata_hypervisor.dragonball.hotplug import Hotplug
 from kata_hypervisor.dragonball.slots import PRESENT, Slot, States
+from kata_hypervisor.dragonball.virtio import vhost
 from kata_hypervisor.dragonball.virtio.block import Block
-from kata_hypervisor.dragonball.virtio.device import Wires
+from kata_hypervisor.dragonball.virtio.device import VERSION_1, Wires
 from kata_hypervisor.dragonball.virtio.mmio import Register, Registers
+from kata_hypervisor.dragonball.virtio.network import NO_TAP, Network
 from kata_hypervisor.errors import HypervisorError, NotSupportedError
 from local_host import LocalHost
 from virtqueue_driver import VirtqueueDriver
@@ -44,8 +47,9 @@ class Guest:
     def add_slot(self, device: Any) -> Slot[Any]:
         """See Machine."""
         registers = Registers(device, self._interrupt, self.control.call)
-        self._kicks.append(os.eventfd(0))
-        device.connect(Wires(self._memory, self._kicks[-1:], -1, registers))
+        kicks = [os.eventfd(0) for _ in set(device.kick_groups)]
+        self._kicks += kicks
+        device.connect(Wires(self._memory, kicks, -1, registers))
         self.slots.append(Slot(self.states.add(), device, registers))
         return self.slots[-1]
 
@@ -214,3 +218,59 @@ async def test_a_tap_without_a_slot_is_closed(guest: Guest, plugs: Hotplug) -> N
         for descriptor in taps:
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(descriptor)
+
+
+def tap(mac: str) -> Tap:
+    return Tap("net0", "tap0", mac, fds=(os.memfd_create("tap"),))
+
+
+class Kernel:
+    """vhost, in place of the kernel's. asked: the requests. refuses: whether it takes no tap."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+        self.refuses = False
+
+    def ioctl(self, descriptor: int, request: int, argument: Any = 0) -> int:
+        """See fcntl.ioctl."""
+        self.asked.append(request)
+        if request == vhost.VHOST_GET_FEATURES:
+            argument.value = VERSION_1
+        if request == vhost.VHOST_NET_SET_BACKEND and argument.fd >= 0 and self.refuses:
+            raise OSError(77, "File descriptor in bad state")
+        return 0
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+    """Takes the requests to vhost."""
+    kernel = Kernel()
+    monkeypatch.setattr(fcntl, "ioctl", kernel.ioctl)
+    return kernel
+
+
+async def test_network_devices_come_and_go(guest: Guest, kernel: Kernel) -> None:
+    nic = Network(NO_TAP, os.memfd_create("vhost"))
+    plugs = Hotplug(guest, LocalHost(), [nic])  # type: ignore[arg-type]
+    await plugs.add_tap(tap("02:00:00:00:00:01"))
+    assert nic.configuration[:8] == b"\2\0\0\0\0\1\1\0"
+    kernel.asked.clear()
+    await plugs.remove_tap("net0")
+    assert nic.configuration[:8] == b"\2\0\0\0\0\1\0\0"
+    assert kernel.asked == [vhost.VHOST_NET_SET_BACKEND] * 2
+    with pytest.raises(HypervisorError, match="plug the network device net0: none of the 1 slots"):
+        await plugs.add_tap(tap("02:00:00:00:00:02"))  # the guest's driver knows the address
+    kernel.asked.clear()
+    await plugs.add_tap(tap("02:00:00:00:00:01"))
+    assert kernel.asked == [vhost.VHOST_NET_SET_BACKEND] * 2
+
+
+async def test_a_tap_that_the_kernel_refuses(guest: Guest, kernel: Kernel) -> None:
+    plugs = Hotplug(guest, LocalHost(), [Network(NO_TAP, os.memfd_create("vhost"))])  # type: ignore[arg-type]
+    await plugs.add_tap(tap("02:00:00:00:00:01"))
+    await plugs.remove_tap("net0")
+    kernel.refuses = True
+    with pytest.raises(HypervisorError, match="net0: the kernel refuses the tap: File desc"):
+        await plugs.add_tap(tap("02:00:00:00:00:01"))
+    kernel.refuses = False
+    await plugs.add_tap(tap("02:00:00:00:00:01"))

@@ -22,7 +22,9 @@ from kata_hypervisor.dragonball import hotplug
 from kata_hypervisor.dragonball.virtio.network import set_up_tap
 from kata_hypervisor.errors import HypervisorError
 from kata_hypervisor.kvm.probe import probe_kvm
+from kata_hypervisor.seccomp import seal
 from scripted_guest import ScriptedGuest
+from sealed_process import run_sealed
 
 pytestmark = [pytest.mark.rig, pytest.mark.timeout(300)]
 
@@ -203,3 +205,51 @@ async def test_a_guest_that_does_not_look_is_told_of(tmp_path: Path, monkeypatch
         await guest.machine.resume()
         monkeypatch.setattr(hotplug, "PATIENCE", 60.0)
         await guest.machine.add_disk(one)
+
+
+SEALED = """
+import fcntl, struct
+from kata_hypervisor.dragonball.control import Control
+from kata_hypervisor.dragonball.host_files import open_vhost_net
+from kata_hypervisor.dragonball.memory import GuestMemory
+from kata_hypervisor.dragonball.virtio.block import Block, Medium
+from kata_hypervisor.dragonball.virtio.device import VERSION_1, QueueSetup, Wires
+from kata_hypervisor.dragonball.virtio.mmio import Registers
+from kata_hypervisor.dragonball.virtio.network import NO_TAP, Network, set_up_tap
+
+memory, control = GuestMemory.allocate(2 << 20), Control("devices")
+events = [os.eventfd(0) for _ in range(4)]
+tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH", b"kata-sealed", FLAGS))
+set_up_tap(tap)
+disk = os.memfd_create("disk")
+os.write(disk, bytes(512))
+
+def connect(device):
+    registers = Registers(device, lambda: os.eventfd_write(events[3], 1), control.call)
+    device.connect(Wires(memory, events[:2], events[2], registers))
+    return registers
+
+nic, drive = Network(NO_TAP, open_vhost_net()), Block()
+of_nic, of_drive = connect(nic), connect(drive)
+seal_now()
+# What a sealed runtime does with descriptors that the broker has sent.
+nic.insert(tap, bytes(6))
+nic.activate(VERSION_1, [QueueSetup(i, 8, 0x1000 + 0x4000 * i, 0x2000, 0x3000) for i in (0, 1)])
+control.call(nic.eject)
+of_nic.configuration_changed()
+nic.reset()
+drive.insert(Medium(disk, 512, read_only=True))
+of_drive.configuration_changed()
+control.call(drive.eject)
+print("plugged", nic.configuration[6], drive.configuration[:8].hex())
+sys.stdout.flush()
+drive.close()
+control.close()
+"""
+
+
+def test_a_sealed_process_needs_no_call_more() -> None:
+    names = f"TUNSETIFF, FLAGS = {TUNSETIFF}, {IFF_TAP | IFF_NO_PI | IFF_VNET_HDR}\n"
+    result = run_sealed(names + SEALED, seal.SHIM_FEATURES | {"vcpu", "block", "vhost-net"})
+    assert (result.blocked, result.stdout) == ([], "plugged 0 0000000000000000\n"), result

@@ -1,7 +1,6 @@
 """The rig: an emulated host with AMD's virtualization, in which kvm-amd gives a KVM that runs any guest.
 
 Its files are this host's, over virtio-fs: whatever is installed here is there; what it writes is forgotten.
-Of the checkout it has a copy: whoever edits meanwhile gives no half of a change to what starts in it later.
 It has vhost-vsock, vhost-net, tun, and cgroups version 2. It runs one shell script, and ends.
 """
 
@@ -9,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +26,6 @@ from kata_runtime.image.kernel import Kernel
 from kata_runtime.image.tree import Tree
 
 CHECKOUT = Path(__file__).parents[2]
-ROOMS = ("agent", "configuration", "examples", "hypervisor", "runtime", "tests")
 IMPORTED = ("agent", "configuration", "hypervisor", "runtime", "tests/support")
 MODULES = (
     *("virtio_pci", "virtio_console", "virtio_rng", "fuse", "virtiofs"),
@@ -52,18 +49,10 @@ FILES_LOG = "virtiofsd"
 SERVE = """
 listener=$1 view=$2; shift 2
 eval "exec 3<&$listener"
-show() {
-    mount --bind "$1" "$view$2"
-    mount -o remount,bind,ro "$view$2"
-}
 while [ "$1" != -- ]; do
-    show "$1" "$1"
+    mount --bind "$1" "$view$1"
+    mount -o remount,bind,ro "$view$1"
     shift
-done
-shift
-while [ "$1" != -- ]; do
-    show "$1" "$2"
-    shift 2
 done
 shift
 exec "$@"
@@ -99,7 +88,7 @@ def run(
 
 def in_checkout(words: Sequence[str], environment: Mapping[str, str]) -> str:
     """Return the script that runs a command, such as pytest, in this checkout and its Python environment."""
-    # The environment's packages may be those of another checkout, as in a worktree.
+    # What the environment has installed may be the packages of another checkout: this may be a worktree.
     variables = {
         "PATH": f"{Path(sys.prefix) / 'bin'}:{os.environ['PATH']}",
         "PYTHONPATH": ":".join(str(CHECKOUT / room) for room in IMPORTED),
@@ -182,7 +171,7 @@ def _files(directory: Path, needed: Iterable[Path]) -> Iterator[int]:
     with connection, (directory / FILES_LOG).open("wb") as log:
         with listener:
             number = listener.fileno()
-            words = [str(number), view, *_mount_points(needed), "--", *_copies(directory), "--", *serve]
+            words = [str(number), view, *_mount_points(needed), "--", *serve]
             server = subprocess.Popen(
                 ["unshare", "--mount", "sh", "-ec", SERVE, "sh", *words],
                 pass_fds=[number],
@@ -194,14 +183,6 @@ def _files(directory: Path, needed: Iterable[Path]) -> Iterator[int]:
         finally:
             server.terminate()
             server.wait()
-
-
-def _copies(directory: Path) -> list[Path]:
-    """Copy the checkout's rooms; returns each copy, and behind it where the rig sees it."""
-    pairs = [(directory / "checkout" / room, CHECKOUT / room) for room in ROOMS]
-    for copy, room in pairs:
-        shutil.copytree(room, copy, symlinks=True)
-    return [path for pair in pairs for path in pair]
 
 
 def _mount_points(needed: Iterable[Path]) -> list[Path]:
