@@ -67,6 +67,7 @@ class Code(Enum):
     ARRAY_REPLACED = ("KATA402", Severity.NOTE, False, "a drop-in replaces an array, and drops elements")
     DEBUG = ("KATA403", Severity.NOTE, False, "a switch for debugging is on")
     UNUSED = ("KATA404", Severity.WARNING, False, "another key takes this one's effect away")
+    NO_KERNEL = ("KATA405", Severity.NOTE, False, "the table runs unikernels only")
 
     SANDBOX_VALUE = ("KATA501", Severity.ERROR, True, "the sandbox value is not what QEMU understands")
     UNCONFINED = ("KATA502", Severity.WARNING, True, "the VMM runs without a seccomp filter")

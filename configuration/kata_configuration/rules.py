@@ -69,7 +69,15 @@ def _other_unit(value: int, unit: str) -> str:
     return f"for {value} KiB write {value * 1024}"
 
 
+def _has_kernel(table: Any) -> Iterator[Finding]:
+    if table.kernel is None:
+        message = "is none: unikernels run, and no other containers"
+        yield Finding(Code.NO_KERNEL, ("kernel",), message, "name a kernel to run them")
+
+
 def _has_root(table: Any) -> Iterator[Finding]:
+    if getattr(table, "kernel", "") is None:
+        return
     if table.image is None and table.initrd is None:
         yield Finding(
             Code.MISSING_KEY, ("image",), "image or initrd is required", "add one of them", on_key=True
@@ -330,6 +338,7 @@ VIRTIOFSD_PLACES = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofs
 _WHOLE_GUEST = re.compile(r"kata-containers-initrd.*|kata-.*\.initrd")
 
 RULES: tuple[Rule, ...] = (
+    Rule("hypervisor", ("kernel",), _has_kernel),
     Rule("hypervisor", ("image", "initrd"), _has_root),
     Rule("hypervisor", ("image", "initrd"), _initrd_mounts_the_image),
     Rule("hypervisor", ("default_vcpus", "default_maxvcpus"), _vcpus_fit),

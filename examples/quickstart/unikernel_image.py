@@ -19,7 +19,7 @@ NAME = "localhost/kata-quickstart/unikernel:1"
 TOOLS = Path(__file__).resolve().parents[1] / "unikernel"
 BINARY = "/unikernel.hvt"
 
-_FLAGS = (
+FLAGS = (
     *("-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-ffreestanding", "-fno-pic", "-mno-red-zone"),
     *(
         "-fno-stack-protector",
@@ -34,7 +34,7 @@ _FLAGS = (
 
 def compile_unikernel(source: Path, target: Path, *defines: str) -> None:
     """Compile a unikernel of one file with gcc. Raises subprocess.CalledProcessError."""
-    words = ["gcc", *_FLAGS, *(f"-D{name}" for name in defines), f"-I{TOOLS}"]
+    words = ["gcc", *FLAGS, *(f"-D{name}" for name in defines), f"-I{TOOLS}"]
     script = TOOLS / "unikernel.lds"
     subprocess.run(
         [*words, f"-Wl,-T,{script}", "-o", target, source], check=True, capture_output=True, text=True

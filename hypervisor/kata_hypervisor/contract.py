@@ -13,6 +13,7 @@ out. What a driver cannot do, its `capabilities` say, and it refuses.
 from __future__ import annotations
 
 import abc
+import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from kata_hypervisor.errors import NotSupportedError
 from kata_hypervisor.host import Child, ExitStatus
 
 __all__ = [
+    "CRASHED",
     "BlockFile",
     "Capabilities",
     "Disk",
@@ -30,15 +32,20 @@ __all__ = [
     "NetTap",
     "SharedDirectory",
     "Tap",
+    "UnikernelCapabilities",
     "UnikernelMonitor",
     "UnikernelSpec",
     "VmExit",
     "VmSpec",
     "VmmProcess",
     "check_supported",
+    "check_unikernel",
 ]
 
 SHARED_DIRECTORY_TAG = "kataShared"
+
+CRASHED = signal.SIGABRT
+"""What ends a unikernel that does what it must not, as seen from outside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,18 +163,40 @@ class BlockFile:
 
 @dataclass(frozen=True, slots=True)
 class NetTap:
-    """A tap as a unikernel's network device. descriptor: open, not blocking. mac: the guest's six bytes."""
+    """A tap as a unikernel's network device.
+
+    descriptor: open, not blocking; -1 where the monitor opens the tap by its name. mac: the guest's six
+    bytes. name: the tap's, in the network namespace in which the monitor runs.
+    """
 
     descriptor: int
     mac: bytes
     mtu: int = 1500
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UnikernelCapabilities:
+    """What a monitor of unikernels can do. What it cannot, it refuses with NotSupportedError.
+
+    initrd: a file beside the unikernel's. block: a block device. tap_descriptors, tap_names: a network
+    device, as an open tap or by the tap's name. pause: `pause` and `resume`. exit_status: the unikernel can
+    end with a status of its own; else it is 0 whenever it ends by itself.
+    """
+
+    initrd: bool = False
+    block: bool = True
+    tap_descriptors: bool = False
+    tap_names: bool = False
+    pause: bool = True
+    exit_status: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class UnikernelSpec:
     """A unikernel to run, described without naming a monitor.
 
-    sandbox_id, directory: as in VmSpec. name: its file's, for sentences. file: descriptor of the file.
+    sandbox_id, directory: as in VmSpec. name: its file's, for sentences. file, initrd: descriptors of files.
     command_line: what it is started with. output: descriptor of a stream socket or pipe, for what it
     prints. block, net: its devices, which get the names that the unikernel declares. unconfined: whether its
     container came without a seccomp profile.
@@ -182,6 +211,7 @@ class UnikernelSpec:
     command_line: str = ""
     block: BlockFile | None = None
     net: NetTap | None = None
+    initrd: int | None = None
     unconfined: bool = False
 
 
@@ -350,6 +380,9 @@ class Hypervisor(Monitor):
 class UnikernelMonitor(Monitor):
     """One virtual machine that is a unikernel: what it prints is its output, its end has an exit status."""
 
+    # What this monitor can do, with its configuration.
+    capabilities: UnikernelCapabilities
+
     @abc.abstractmethod
     async def prepare(self, spec: UnikernelSpec) -> None:
         """As with a Hypervisor; the descriptors in the spec are the caller's, who closes them after
@@ -376,3 +409,17 @@ def check_supported(driver: str, capabilities: Capabilities, spec: VmSpec) -> No
     for action, needed, able in wanted:
         if needed and not able:
             raise NotSupportedError(f"the virtual machine of {spec.sandbox_id}: {driver} cannot {action}")
+
+
+def check_unikernel(monitor: str, capabilities: UnikernelCapabilities, spec: UnikernelSpec) -> None:
+    """Raise NotSupportedError when a unikernel needs what its monitor cannot do."""
+    net = spec.net
+    wanted = (
+        ("give it an initrd", spec.initrd is not None, capabilities.initrd),
+        ("give it a block device", spec.block is not None, capabilities.block),
+        ("take a tap as a descriptor", net is not None and net.descriptor >= 0, capabilities.tap_descriptors),
+        ("open a tap by its name", net is not None and net.descriptor < 0, capabilities.tap_names),
+    )
+    for action, needed, able in wanted:
+        if needed and not able:
+            raise NotSupportedError(f"the unikernel of {spec.sandbox_id}: {monitor} cannot {action}")

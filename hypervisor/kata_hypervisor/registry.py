@@ -20,6 +20,8 @@ DRIVERS = {
 
 UNIKERNEL_MONITORS = {
     "dragonball": "kata_hypervisor.dragonball.unikernel:InProcessUnikernel",
+    "firecracker": "kata_hypervisor.firecracker.unikernel:FirecrackerUnikernel",
+    "qemu": "kata_hypervisor.qemu.unikernel:QemuUnikernel",
     "solo5-hvt": "kata_hypervisor.solo5.tender:Hvt",
     "solo5-spt": "kata_hypervisor.solo5.tender:Spt",
 }
@@ -31,14 +33,18 @@ def create(name: str, table: object, host: Host) -> Hypervisor:
     name: the driver, as in [hypervisor.<name>]. table: that table of the configuration, as its model.
 
     Raises:
-        NotSupportedError: there is no driver of that name.
+        NotSupportedError: there is no driver of that name, or the table has no kernel.
     """
-    if name in UNIKERNEL_MONITORS and name not in DRIVERS:
+    if name in UNIKERNEL_MONITORS and (name not in DRIVERS or getattr(table, "kernel", "") is None):
         raise NotSupportedError(
-            f"[hypervisor.{name}] runs unikernels only, and neither the container's annotations "
+            f"[hypervisor.{name}] runs unikernels only{_why(name)}, and neither the container's annotations "
             "nor urunc.json in its image names one"
         )
     return cast(Hypervisor, _load(DRIVERS, name, "hypervisor driver")(table, host))
+
+
+def _why(name: str) -> str:
+    return ', because its kernel is ""' if name in DRIVERS else ""
 
 
 def create_for_unikernel(name: str, table: object, host: Host) -> UnikernelMonitor:

@@ -79,6 +79,8 @@ class RestMachine(Launched, Hypervisor):
     hints: ClassVar[ending.Hints] = ()
     _hang_ups = (RestError, ProcessLookupError, OSError)
     _refusals = (RefusedError,)
+    # What of the configuration takes the filters away, where something does.
+    _excuse = "disable_seccomp = true"
 
     def __init__(
         self, table: Table, host: Host, *, start_budget: float = 30.0, stop_budget: float = 2.0
@@ -106,8 +108,8 @@ class RestMachine(Launched, Hypervisor):
         """Check what can be checked without starting anything; return warnings. Raises HostUnfitError."""
 
     @abc.abstractmethod
-    async def _spawn(self, spec: VmSpec) -> GuestTransport:
-        """Start the processes; return the way to the guest."""
+    async def _spawn(self, spec: VmSpec) -> GuestTransport | None:
+        """Start the processes; return the way to the guest, where it has one."""
 
     @abc.abstractmethod
     async def _connect(self) -> RestClient:
@@ -173,12 +175,13 @@ class RestMachine(Launched, Hypervisor):
         self._warnings = self._check_host(spec)
         if not self._confined:
             self._warnings.append(
-                f"{self.vmm} runs unconfined: disable_seccomp = true in {self.section} "
+                f"{self.vmm} runs unconfined: {self._excuse} in {self.section} "
                 "puts no filter on its system calls"
             )
         self._children.ours.push_async_callback(self._discard)
         self._transport = await self._spawn(spec)
-        self._children.ours.push_async_callback(self._transport.aclose)
+        if self._transport is not None:
+            self._children.ours.push_async_callback(self._transport.aclose)
         self._end = asyncio.create_task(self._supervise(), name="virtual machine's end")
 
     async def _prepare(self, spec: VmSpec) -> None:

@@ -25,7 +25,7 @@ from kata_runtime.resource.block_rootfs import BlockRootfs, locate
 from kata_runtime.resource.shares import RootfsMount, Shares
 from kata_runtime.sandbox import Ready, Sandbox, in_the_guest
 from kata_runtime.stdio import StdioFiles, StdioPaths
-from kata_runtime.unikernel_guest import UnikernelGuest, find_unikernel, is_described, refuse_unikernel
+from kata_runtime.unikernel_guest import UnikernelGuest, find_unikernel, refuse_unikernel
 
 _log = logging.getLogger(__name__)
 
@@ -72,12 +72,17 @@ class Creation:
 
         async def make_ready(device: str | None) -> Ready:
             """Share the container's files, or make the disk that the guest knows as `device` of them."""
-            if device is not None and not is_described(container):
-                return Ready(disks=(await self._block_rootfs.make(container, request.rootfs, device),))
             if device is None:
                 sources.update(await self._shares.share(container, request.rootfs))
+            else:
+                await self._shares.share_rootfs(container, request.rootfs)
             found = await find_unikernel(container, self._sandbox.broker)
-            return Ready(unikernel=UnikernelGuest(found, container) if found is not None else None)
+            if found is not None:
+                return Ready(unikernel=UnikernelGuest(found, container))
+            if device is None:
+                return Ready()
+            await self._shares.unshare(container)
+            return Ready(disks=(await self._block_rootfs.make(container, request.rootfs, device),))
 
         try:
             if booted_here:

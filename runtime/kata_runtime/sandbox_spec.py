@@ -34,6 +34,7 @@ def machine_of(
     size = sizing.size_of(spec, table, static=runtime.static_sandbox_resource_mgmt, host_cpus=host_cpus)
     _log.info("machine: %d vCPUs, %d MiB (from %s)", size.vcpus, size.memory_mib, size.origin)
     shares = table.shared_fs == "virtio-fs"
+    assert table.kernel is not None  # the registry makes no driver of a table without one
     return VmSpec(
         sandbox_id=identity.id[:64],
         directory=Path(identity.directory),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,17 +23,26 @@ KEYS = (
     *("initrd", "block", "blkMntPoint", "useDMBlock"),
 )
 
-RUNNERS: Mapping[str, tuple[str, ...]] = {"hvt": ("dragonball", "solo5-hvt"), "spt": ("solo5-spt",)}
+RUNNERS: Mapping[str, tuple[str, ...]] = {
+    "hvt": ("dragonball", "solo5-hvt"),
+    "spt": ("solo5-spt",),
+    "qemu": ("qemu",),
+    "firecracker": ("firecracker",),
+}
 """Which hypervisor tables run what urunc calls a hypervisor."""
+SOLO5 = ("hvt", "spt")
+
+# Unikraft's first release that reads vfs.fstab. Source: urunc, pkg/unikontainers/unikernels/unikraft.go.
+FSTAB_SINCE = (0, 16, 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Unikernel:
     """A unikernel as its image describes it.
 
-    origin: what was read, "annotation" or "urunc.json". binary, block: paths in the image; block may be
-    empty. hypervisor: of RUNNERS. kind: such as "mirage", for the form of its command line. ignored: keys
-    without a meaning here.
+    origin: what was read, "annotation" or "urunc.json". binary, block, initrd: paths in the image; the latter
+    may be empty. hypervisor: of RUNNERS. kind, version: such as "unikraft", "0.17.0", for the form of its
+    command line. ignored: keys without a meaning here.
     """
 
     origin: str
@@ -40,11 +50,13 @@ class Unikernel:
     hypervisor: str
     kind: str = ""
     block: str = ""
+    initrd: str = ""
+    version: str = ""
     ignored: tuple[str, ...] = ()
 
-    def command_line(self, arguments: Sequence[str]) -> str:
-        """The text that it is started with."""
-        return COMMAND_LINES[self.kind](" ".join(arguments))
+    def command_line(self, arguments: Sequence[str], environment: Sequence[str] = ()) -> str:
+        """The text that it is started with. environment: of "NAME=value", for kinds that have one."""
+        return COMMAND_LINES[self.kind](self, arguments, environment)
 
     def check_runner(self, name: str) -> None:
         """See that the configured hypervisor runs it. Raises UnsupportedError."""
@@ -57,13 +69,60 @@ class Unikernel:
             )
 
 
-def _rumprun(line: str) -> str:
-    """Rumprun reads JSON. Source: urunc, pkg/unikontainers/unikernels/rumprun.go."""
+# Command lines by the kind of unikernel. Sources: urunc, pkg/unikontainers/unikernels/KIND.go.
+
+
+def _plain(unikernel: Unikernel, arguments: Sequence[str], environment: Sequence[str]) -> str:
+    return " ".join(arguments)
+
+
+def _rumprun(unikernel: Unikernel, arguments: Sequence[str], environment: Sequence[str]) -> str:
+    """Rumprun reads JSON."""
     block = {"source": "etfs", "path": "/dev/ld0a", "fstype": "blk", "mountpoint": "/data"}
-    return json.dumps({"cmdline": line, "blk": block}, separators=(",", ":"))
+    return json.dumps({"cmdline": " ".join(arguments), "blk": block}, separators=(",", ":"))
 
 
-COMMAND_LINES: Mapping[str, Callable[[str], str]] = {"": str, "mirage": str, "rumprun": _rumprun}
+def _unikraft(unikernel: Unikernel, arguments: Sequence[str], environment: Sequence[str]) -> str:
+    """Its own name, parameters of its libraries, and its arguments behind two hyphens."""
+    words = list(arguments[:1])
+    if environment:
+        words.append(f"env.vars=[ {' '.join(environment)} ]")
+    if unikernel.initrd:
+        current = not unikernel.version or _numbers(unikernel.version) >= FSTAB_SINCE
+        words.append('vfs.fstab=[ "initrd0:/:extract:::" ]' if current else "vfs.rootfs=initrd")
+    return " ".join([*words, "--", *arguments[1:]])
+
+
+def _linux(unikernel: Unikernel, arguments: Sequence[str], environment: Sequence[str]) -> str:
+    """A Linux kernel whose init is the first argument; one with spaces in it stands in single quotes."""
+    words = ["panic=-1", "console=ttyS0"]
+    if unikernel.block:
+        words += ["root=/dev/vda", "rw"]
+    elif unikernel.initrd:
+        words += ["root=/dev/ram0", "rw"]
+    words += [_in_double_quotes(variable) for variable in environment]
+    init = "init" if unikernel.block or not unikernel.initrd else "rdinit"
+    line = [f"'{word}'" if " " in word else word for word in arguments]
+    return " ".join([*words, f"{init}={line[0]}", "--", *line[1:]])
+
+
+def _in_double_quotes(variable: str) -> str:
+    """A value with spaces as Linux reads it."""
+    name, _, value = variable.partition("=")
+    return f'{name}="{value}"' if " " in value else variable
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+
+
+COMMAND_LINES: Mapping[str, Callable[[Unikernel, Sequence[str], Sequence[str]], str]] = {
+    "": _plain,
+    "mirage": _plain,
+    "rumprun": _rumprun,
+    "unikraft": _unikraft,
+    "linux": _linux,
+}
 
 
 def from_annotations(annotations: Mapping[str, str]) -> Unikernel | None:
@@ -102,11 +161,13 @@ def _read(encoded: Mapping[str, str], origin: str) -> Unikernel:
         known["hypervisor"],
         known.get("unikernelType", ""),
         known.get("block", ""),
+        known.get("initrd", ""),
+        known.get("unikernelVersion", ""),
         tuple(sorted(key for key in encoded if key.removeprefix(PREFIX) not in KEYS)),
     )
     _check_choice(unikernel.hypervisor, RUNNERS, origin, "hypervisor")
     _check_choice(unikernel.kind, COMMAND_LINES, origin, "unikernelType")
-    if known.get("initrd"):
+    if unikernel.initrd and unikernel.hypervisor in SOLO5:
         raise UnsupportedError(
             f"the {origin} {PREFIX}initrd asks for an initrd, which solo5's unikernels have not"
         )

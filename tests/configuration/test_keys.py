@@ -69,6 +69,7 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("spt with its filter", "[hypervisor.solo5-spt]\ndisable_seccomp = false\n", ["5:1: note[KATA210] solo5-spt.disable_seccomp: asks for what cannot be: solo5-spt installs its seccomp filter itself, always" + NOTHING]),
     ("no filter", "[hypervisor.clh]\ndisable_seccomp = true\n", ["5:19: warning[KATA502] clh.disable_seccomp: Cloud Hypervisor runs without its seccomp filter (set it to false) [security]"]),
     ("a filter that containers turn off", "[hypervisor.solo5-hvt]\nhonor_unconfined = true\n", ["5:20: warning[KATA502] solo5-hvt.honor_unconfined: a container without a seccomp profile runs solo5-hvt without its filter (set it to false) [security]"]),
+    ("a filter that unikernels turn off", "honor_unconfined = true\n", ["4:20: warning[KATA502] qemu.honor_unconfined: a container without a seccomp profile runs QEMU without its filter (set it to false) [security]"]),
     ("no filter in the runtime's process", "[hypervisor.dragonball]\ndisable_seccomp = true\n", ["5:19: warning[KATA502] dragonball.disable_seccomp: Dragonball runs without its seccomp filter (set it to false) [security]"]),
     ("the runtime's filter, on", '[runtime]\nshim_seccomp = "enforce"\n', []),
     ("the runtime's filter, off", '[runtime]\nshim_seccomp = "off"\n', ["5:16: warning[KATA505] runtime.shim_seccomp: the runtime's own process runs without a seccomp filter (set it to \"enforce\") [security]"]),
@@ -166,6 +167,24 @@ def test_a_hypervisor_without_a_driver_cannot_be_selected(
     assert found.code == "KATA212"
     assert found.message == "there is no driver for clh in this version"
     assert found.hint == 'use "qemu" or "firecracker"'
+
+
+@pytest.mark.parametrize("name", ["qemu", "firecracker", "dragonball"])
+def test_a_table_that_says_it_has_no_kernel_runs_unikernels(write: Write, name: str) -> None:
+    path = write(f'[hypervisor.{name}]\nkernel = ""\n[runtime]\nhypervisor_name = "{name}"\n')
+    [found] = lint(path, check_host=False)
+    assert (found.code, found.severity) == ("KATA405", Severity.NOTE)
+    assert load(path, check_host=False).hypervisor.kernel is None
+
+
+@pytest.mark.parametrize(("name", "kernel"), [("qemu", ""), ("clh", 'kernel = ""\n')])
+def test_one_that_does_not_say_so_lacks_one(write: Write, name: str, kernel: str) -> None:
+    path = write(
+        f'[hypervisor.{name}]\n{kernel}image = "/srv/image"\n[runtime]\nhypervisor_name = "{name}"\n'
+    )
+    [found] = lint(path, check_host=False)
+    assert found.severity is Severity.ERROR
+    assert "kernel" in str(found)
 
 
 def test_the_other_name_selects_the_table(write: Write) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import taps
 import unikernel_subjects as subjects
-from kata_hypervisor.contract import NetTap, UnikernelMonitor
+from kata_hypervisor.contract import BlockFile, UnikernelMonitor, UnikernelSpec
 from kata_hypervisor.errors import HypervisorError, LaunchError, NotSupportedError, UnikernelError
 from kata_hypervisor.host import ExitStatus
 from unikernel_subjects import Bench
@@ -22,10 +22,12 @@ BUDGET = 60
 
 
 @pytest.fixture(params=subjects.parameters())
-async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Bench]:
+async def bench(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Bench]:
     """A bench; afterwards no process and no descriptor of its unikernel is left."""
     before = len(os.listdir("/proc/self/fd"))
-    bench = subjects.SUBJECTS[request.param](tmp_path)
+    bench = subjects.SUBJECTS[request.param](tmp_path, monkeypatch)
     try:
         yield bench
         assert [child.name for child in bench.host.children.values() if child.exited is None] == []
@@ -82,39 +84,62 @@ async def test_what_it_prints_is_its_output(bench: Bench) -> None:
     await monitor.prepare(bench.spec_for("echo some words"))
     await monitor.run()
     end = await monitor.wait()
-    assert (end.status, bench.printed()) == (ExitStatus(code=0), b"echo some words")
+    assert (end.status, bench.printed()) == (ExitStatus(code=0), b"echo some words" + bench.added)
     await monitor.stop()
 
 
 @pytest.mark.parametrize("status", [0, 7])
-async def test_its_exit_status_is_told(bench: Bench, status: int) -> None:
-    monitor = bench.make()
-    await monitor.prepare(bench.spec_for(f"exit {status}"))
+async def test_its_exit_status_is_told(bench: Bench, status: int, not_supported: Mark) -> None:
+    monitor, asked = bench.make(), status
+    if status and not monitor.capabilities.exit_status:
+        not_supported("exit_status")
+        status = 0
+    await monitor.prepare(bench.spec_for(f"exit {asked}"))
     await monitor.run()
     end = await monitor.wait()
     assert (end.status, end.requested) == (ExitStatus(code=status), False)
     await monitor.stop()
 
 
-async def test_a_network_device(bench: Bench, not_supported: Mark) -> None:
+async def test_an_initrd(bench: Bench, not_supported: Mark) -> None:
     monitor = bench.make()
-    wire, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-    theirs.setblocking(False)
-    spec = replace(bench.spec, file=bench.open(bench.with_net()), net=NetTap(theirs.fileno(), bytes(6)))
-    with wire, theirs:
-        if bench.takes_taps:
+    spec = replace(bench.spec_for("echo words"), initrd=bench.open(b"content"))
+    await prepare_or_refuse(monitor, spec, monitor.capabilities.initrd, "initrd", not_supported)
+
+
+async def test_a_block_device(bench: Bench, not_supported: Mark) -> None:
+    monitor = bench.make()
+    file, disk = bench.open(bench.with_device(subjects.BLOCK)), BlockFile(bench.open(bytes(512)))
+    spec = replace(bench.spec, file=file, block=disk)
+    await prepare_or_refuse(monitor, spec, monitor.capabilities.block, "block", not_supported)
+
+
+@pytest.mark.parametrize("way", ["tap_descriptors", "tap_names"])
+async def test_a_network_device(bench: Bench, way: str, not_supported: Mark) -> None:
+    monitor = bench.make()
+    able = getattr(monitor.capabilities, way)
+    with taps.network_device(way, real=bench.real_taps and able) as net:
+        spec = replace(bench.spec, file=bench.open(bench.with_device(subjects.NET)), net=net)
+        await prepare_or_refuse(monitor, spec, able, way, not_supported)
+
+
+async def prepare_or_refuse(
+    monitor: UnikernelMonitor, spec: UnikernelSpec, able: bool, capability: str, mark: Mark
+) -> None:
+    """Prepare what the monitor says that it can run; of what it cannot, see that it refuses."""
+    if able:
+        await monitor.prepare(spec)
+    else:
+        mark(capability)
+        with pytest.raises(NotSupportedError):
             await monitor.prepare(spec)
-        else:
-            not_supported("takes_taps")
-            with pytest.raises(NotSupportedError):
-                await monitor.prepare(spec)
-        await monitor.stop()
+    await monitor.stop()
 
 
 @pytest.mark.parametrize("wrong", ["target", "devices"])
 async def test_what_is_not_for_it_is_refused_before_anything_starts(bench: Bench, wrong: str) -> None:
     monitor = bench.make()
-    content = bench.foreign() if wrong == "target" else bench.with_net()
+    content = bench.foreign() if wrong == "target" else bench.with_undeclared()
     with pytest.raises(UnikernelError):
         await monitor.prepare(replace(bench.spec, file=bench.open(content)))
     assert bench.host.children == {}

@@ -184,7 +184,7 @@ async def test_what_is_not_for_it_is_refused_before_anything_starts(rig: Rig) ->
     file.write_bytes(unikernel_file(abi=abi_note(), manifest=manifest_note(entry("service", 2))))
     descriptor = os.open(file, os.O_RDONLY)
     spec = replace(rig.spec, file=descriptor, net=NetTap(descriptor, bytes(6)))
-    with pytest.raises(NotSupportedError, match="solo5-hvt cannot be given a tap by its descriptor"):
+    with pytest.raises(NotSupportedError, match="solo5-hvt cannot take a tap as a descriptor"):
         await rig.monitor().prepare(spec)
     os.close(descriptor)
     assert rig.host.children == {}

@@ -36,7 +36,8 @@ def test_a_version_that_was_tested(name: str, says: str, tmp_path: Path) -> None
     assert check.check_vmm(setup_for(name, path)).status is Status.OK
     lines = describe(name, path)
     assert lines[0] == f"program:     {path} {says.rpartition('v')[2]}"
-    assert [line.partition(":")[0] for line in lines] == ["program", "supported", "confined by", "proven by"]
+    topics = ["program", "supported", "confined by", "proven by", "unikernels"]
+    assert [line.partition(":")[0] for line in lines] == topics
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -98,6 +99,25 @@ def test_every_hypervisor_can_be_asked_about(
     setup = check.read_setup()
     assert setup.configuration.status is Status.OK
     assert len([found(setup) for found in check.CHECKS]) == len(check.CHECKS)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("qemu", "those whose image says qemu"),
+        ("dragonball", "those whose image says hvt"),
+        ("clh", "none"),
+    ],
+)
+def test_which_unikernels_it_runs(name: str, said: str) -> None:
+    assert describe(name, None)[-1] == f"unikernels:  {said}"
+
+
+@pytest.mark.parametrize("name", ["qemu", "firecracker"])
+def test_whether_unikernels_may_turn_the_filter_off(tmp_path: Path, name: str) -> None:
+    file = configuration(tmp_path, name, "honor_unconfined = true\n", GUEST)
+    said = env.gather(str(file), {})["hypervisor"]["unconfined"]
+    assert said.startswith("honored: a unikernel whose container has no seccomp profile")
 
 
 @pytest.mark.parametrize(

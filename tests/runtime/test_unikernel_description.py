@@ -39,8 +39,12 @@ def test_keys_of_later_versions_are_told() -> None:
     [
         ({"binary": ""}, InvalidRequestError, "com.urunc.unikernel.binary is missing"),
         ({"hypervisor": ""}, InvalidRequestError, "com.urunc.unikernel.hypervisor is missing"),
-        ({"hypervisor": "qemu"}, UnsupportedError, "hypervisor says 'qemu'; supported: hvt, spt"),
-        ({"unikernelType": "unikraft"}, UnsupportedError, "Type says 'unikraft'; supported: mirage, rumprun"),
+        ({"hypervisor": "xen"}, UnsupportedError, "says 'xen'; supported: hvt, spt, qemu, firecracker"),
+        (
+            {"unikernelType": "mewz"},
+            UnsupportedError,
+            "Type says 'mewz'; supported: mirage, rumprun, unikraft, linux",
+        ),
         ({"initrd": "/initrd"}, UnsupportedError, "initrd asks for an initrd"),
         ({"binary": "a\0b"}, InvalidRequestError, "binary must not contain null characters"),
     ],
@@ -98,6 +102,60 @@ def test_command_lines_have_the_form_of_their_kind() -> None:
     line = Unikernel("annotation", "/a", "hvt", "rumprun").command_line(["redis", '"x"'])
     assert json.loads(line)["cmdline"] == 'redis "x"'
     assert json.loads(line)["blk"]["mountpoint"] == "/data"
+
+
+ENVIRONMENT = ("PATH=/bin", "A=b c")
+
+
+@pytest.mark.parametrize(
+    ("keys", "words", "line"),
+    [
+        ({}, ["nginx"], "nginx env.vars=[ PATH=/bin A=b c ] --"),
+        ({}, ["nginx", "-c", "/f"], "nginx env.vars=[ PATH=/bin A=b c ] -- -c /f"),
+        ({"initrd": "/i"}, ["a"], 'a env.vars=[ PATH=/bin A=b c ] vfs.fstab=[ "initrd0:/:extract:::" ] --'),
+        (
+            {"initrd": "/i", "version": "0.16.1"},
+            ["a"],
+            'a env.vars=[ PATH=/bin A=b c ] vfs.fstab=[ "initrd0:/:extract:::" ] --',
+        ),
+        (
+            {"initrd": "/i", "version": "0.16.0"},
+            ["a"],
+            "a env.vars=[ PATH=/bin A=b c ] vfs.rootfs=initrd --",
+        ),
+    ],
+)
+def test_unikrafts_command_line(keys: dict[str, str], words: list[str], line: str) -> None:
+    unikernel = Unikernel("annotation", "/a", "qemu", "unikraft", **keys)
+    assert unikernel.command_line(words, ENVIRONMENT) == line
+
+
+def test_unikrafts_command_line_without_an_environment() -> None:
+    assert Unikernel("annotation", "/a", "qemu", "unikraft").command_line(["a", "b"]) == "a -- b"
+
+
+@pytest.mark.parametrize(
+    ("keys", "root", "init"),
+    [
+        ({}, "", "init"),
+        ({"block": "/b"}, "root=/dev/vda rw ", "init"),
+        ({"initrd": "/i"}, "root=/dev/ram0 rw ", "rdinit"),
+        ({"block": "/b", "initrd": "/i"}, "root=/dev/vda rw ", "init"),
+    ],
+)
+def test_linuxs_command_line(keys: dict[str, str], root: str, init: str) -> None:
+    unikernel = Unikernel("annotation", "/a", "qemu", "linux", **keys)
+    assert unikernel.command_line(["/bin/sh", "-c", "two words"], ENVIRONMENT) == (
+        f"panic=-1 console=ttyS0 {root}PATH=/bin A=\"b c\" {init}=/bin/sh -- -c 'two words'"
+    )
+
+
+@pytest.mark.parametrize("hypervisor", ["qemu", "firecracker"])
+def test_an_initrd_beside_a_kernel(hypervisor: str) -> None:
+    read = from_annotations(GOOD | described(hypervisor=hypervisor, initrd="/i", unikernelVersion="0.17"))
+    assert read is not None
+    assert (read.initrd, read.version) == ("/i", "0.17")
+    read.check_runner(hypervisor)
 
 
 def test_a_configuration_that_does_not_run_it_is_named() -> None:

@@ -101,9 +101,10 @@ async def monitor(monkeypatch: pytest.MonkeyPatch) -> Monitor:
 
 
 async def prepared(
-    broker: Broker, one: Container | None = None, *, hypervisor: str = "dragonball", block: str = ""
+    broker: Broker, one: Container | None = None, *, hypervisor: str = "dragonball", **keys: str
 ) -> UnikernelGuest:
-    guest = UnikernelGuest(Unikernel("annotation", "/app.hvt", "hvt", block=block), one or container())
+    kind = "hvt" if hypervisor == "dragonball" else "qemu"
+    guest = UnikernelGuest(Unikernel("annotation", "/app.hvt", kind, **keys), one or container())
     configuration: Any = SimpleNamespace(
         hypervisor_name=hypervisor, hypervisor=SimpleNamespace(default_memory=99)
     )
@@ -145,6 +146,17 @@ async def test_what_the_monitor_is_given(broker: Broker, monitor: Monitor) -> No
     await guest.aclose()
 
 
+async def test_an_initrd_is_opened_and_the_environment_is_told(broker: Broker, monitor: Monitor) -> None:
+    (broker.root / "initrd").write_bytes(b"content")
+    one = container(process={"args": ["a", "b"], "env": ["A=b"]})
+    guest = await prepared(broker, one, hypervisor="qemu", kind="unikraft", initrd="/initrd")
+    assert monitor.spec is not None
+    assert monitor.spec.initrd is not None
+    assert monitor.spec.command_line == 'a env.vars=[ A=b ] vfs.fstab=[ "initrd0:/:extract:::" ] -- b'
+    assert [(name, write) for _, name, write in broker.opened] == [("/app.hvt", False), ("/initrd", False)]
+    await guest.aclose()
+
+
 @pytest.mark.parametrize(("limit", "mib"), [(64 << 20, 64), (1, 1), (-1, 99), (None, 99)])
 async def test_a_memory_limit_is_the_memory(
     broker: Broker, monitor: Monitor, limit: int | None, mib: int
@@ -165,7 +177,7 @@ async def test_a_file_that_is_not_there_is_named(broker: Broker, monitor: Monito
 
 async def test_a_hypervisor_that_does_not_run_it(broker: Broker, monitor: Monitor) -> None:
     with pytest.raises(UnsupportedError, match="the configuration in force has"):
-        await prepared(broker, hypervisor="qemu")
+        await prepared(broker, hypervisor="firecracker")
     assert broker.opened == []
 
 
@@ -189,8 +201,8 @@ async def test_its_life(broker: Broker, monitor: Monitor) -> None:
     os.write(monitor.output, b"printed")
     monitor.end(ExitStatus(code=3), "the unikernel ended with status 3")
     assert (await agent.wait_process(WAIT)).status == 3
-    assert [stream.recv(100) for stream in streams] == [b"", b"printed", b""]
-    assert streams[1].recv(100) == b""
+    assert [os.read(stream.fileno(), 100) for stream in streams] == [b"", b"printed", b""]
+    assert os.read(streams[1].fileno(), 100) == b""
     await agent.remove_container(agent_pb2.RemoveContainerRequest())
     assert monitor.orders == ["run", "pause", "resume", "stop"]
     for stream in streams:
@@ -206,7 +218,7 @@ async def test_a_crash_is_told_on_the_output(
     streams = [(await guest.connect(1))[0] for path in (paths.stdin, paths.stdout, paths.stderr) if path]
     monitor.end(ExitStatus(signal=6), "the unikernel crashed")
     assert (await AgentClient(guest).wait_process(WAIT)).status == 134
-    assert streams[index].recv(100) == b"kata: the unikernel crashed\n"
+    assert os.read(streams[index].fileno(), 100) == b"kata: the unikernel crashed\n"
     for stream in streams:
         stream.close()
     await guest.aclose()
@@ -268,6 +280,6 @@ async def test_a_monitor_that_complained_is_quoted(broker: Broker, monitor: Moni
     status = ExitStatus(code=1)
     monitor.end(status, "solo5-hvt ended: exit status 1: no KVM", diagnostics)
     assert (await AgentClient(guest).wait_process(WAIT)).status == 1
-    assert stream.recv(100) == b"kata: solo5-hvt ended: exit status 1: no KVM\n"
+    assert os.read(stream.fileno(), 100) == b"kata: solo5-hvt ended: exit status 1: no KVM\n"
     stream.close()
     await guest.aclose()

@@ -164,7 +164,8 @@ class FakeQemu:
     """Behaves as QEMU's monitor.
 
     greeting: what it says first. silent_at: the command that it never answers. end_at: what it does instead
-    of answering a command. events: written after the answer to a command.
+    of answering a command. events: written after the answer to a command. answers: other
+    than an empty object.
     """
 
     def __init__(
@@ -174,11 +175,13 @@ class FakeQemu:
         silent_at: str | None = None,
         end_at: Mapping[str, Callable[[FakeChild], None]] | None = None,
         events: Mapping[str, bytes] | None = None,
+        answers: Mapping[str, object] | None = None,
     ) -> None:
         self._greeting = greeting
         self._silent_at = silent_at
         self._end_at = end_at or {}
         self._events = events or {}
+        self._answers = answers or {}
 
     async def __call__(self, child: FakeChild) -> None:
         """Serve the monitor until the other end hangs up or the process ends."""
@@ -207,7 +210,9 @@ class FakeQemu:
                 return
             if name == self._silent_at:
                 continue
-            answer = {"return": {}} | ({"id": request["id"]} if "id" in request else {})
+            answer = {"return": self._answers.get(name, {})} | (
+                {"id": request["id"]} if "id" in request else {}
+            )
             writer.write(json.dumps(answer).encode() + b"\n" + self._events.get(name, b""))
             if name == "quit":
                 await writer.drain()

@@ -70,6 +70,7 @@ class StandIn:
         self.socket = -1
         self.vsock = ""
         self.vcpus = 1
+        self.unikernel: str | None = None
         self.files: list[Any] = []
         self.disks: list[Any] = []
         self.restored = False
@@ -137,6 +138,9 @@ class StandIn:
     def boot(self) -> None:
         """Start the virtual CPUs, the way to the guest, and its console."""
         self.start_vcpus()
+        if self.unikernel is not None:
+            self.run_unikernel(self.unikernel)
+            return
         self.serve_guest()
         self.console(GREETING)
         self.event("vm", "booted")
@@ -186,6 +190,15 @@ class StandIn:
             self.serve_guest()
             self.console(GREETING)
 
+    def run_unikernel(self, line: str) -> None:
+        """Do as tests/guests/bare.c for "echo WORDS", "exit STATUS", "crash" and "spin"."""
+        verb, _, _ = line.partition(" ")
+        self.console(b"spinning\n" if verb == "spin" else line.encode() if verb == "echo" else b"")
+        if verb == "crash":
+            os.write(2, b"[pod:fc_vcpu 0] Unexpected exit reason on vcpu run: Shutdown\n")
+        if verb != "spin":
+            os._exit(0)
+
     def serve_guest(self) -> None:
         """Answer on the hybrid vsock socket, and echo."""
         listener = socket.socket(socket.AF_UNIX)
@@ -221,6 +234,8 @@ class StandIn:
                 return 200, {**info, "vmm_version": self.version}
             case ("PUT", "/api/v1/vm.create"):
                 self.describe(body)
+            case ("PUT", "/boot-source") if body["kernel_image_path"].startswith("/proc/self/fd/"):
+                self.unikernel = body["boot_args"]
             case ("PUT", "/vsock"):
                 self.vsock = body["uds_path"]
             case ("PUT", "/machine-config"):

@@ -1,7 +1,8 @@
 """The monitors of unikernels that the conformance suite tries: a stand-in, the real tender, or this process.
 
-KATA_TEST_SOLO5_HVT and KATA_TEST_SOLO5_SPT name real tenders; without them those on PATH are tried. What
-is run does as tests/guests/commands.c for three command lines: "echo WORDS", "exit STATUS" and "spin".
+KATA_TEST_SOLO5_HVT, KATA_TEST_SOLO5_SPT and KATA_TEST_FIRECRACKER name real programs; without them those on
+PATH are tried. What is run does as tests/guests/commands.c, or bare.c, for three command lines: "echo WORDS",
+"exit STATUS" and "spin".
 """
 
 from __future__ import annotations
@@ -21,18 +22,24 @@ from typing import Any
 import pytest
 
 from kata_configuration.models.dragonball import Dragonball
+from kata_configuration.models.firecracker import Firecracker
+from kata_configuration.models.qemu import QemuHypervisor
 from kata_configuration.models.solo5 import Solo5Hvt, Solo5Spt
-from kata_hypervisor import registry
+from kata_hypervisor import fitness, registry
 from kata_hypervisor.contract import UnikernelMonitor, UnikernelSpec
 from kata_hypervisor.host import ExitStatus
 from local_host import LocalHost
 from solo5_file import abi_note, entry, manifest_note, unikernel_file
-from unikernel import build_unikernel
+from standin_program import StandInProgram
+from tiny_guest import kernel
+from unikernel import build_bare, build_unikernel
 
 SUPPORT = Path(__file__).parent
 MODELS: dict[str, Callable[..., Any]] = {"solo5-hvt": Solo5Hvt, "solo5-spt": Solo5Spt}
 TARGETS = {"solo5-hvt": 1, "solo5-spt": 2, "dragonball": 1}
-NET = 2
+BARE = ("qemu", "firecracker")  # whose guests declare no devices
+BLOCK, NET = 1, 2
+QEMU = Path("/usr/bin/qemu-system-x86_64")
 
 TENDER = """\
 #!{python} -IS
@@ -57,7 +64,8 @@ while verb == "spin":
 class Bench:
     """One unikernel to be run. spec: without a file. output: what it prints. file_for: a file that does what
     a command line says. killed: how it ends when its process is killed, and the beginning of that sentence.
-    in_process: None, or why there is no process to look at, or to start."""
+    in_process: None, or why there is no process to look at, or to start. real_taps: whether a network device
+    must be on a tap. added: what is put behind a command line."""
 
     name: str
     spec: UnikernelSpec
@@ -67,7 +75,8 @@ class Bench:
     host: LocalHost = field(default_factory=LocalHost)
     killed: tuple[ExitStatus, str] = (ExitStatus(signal=signal.SIGKILL), "solo5-")
     in_process: str | None = None
-    takes_taps: bool = False
+    real_taps: bool = False
+    added: bytes = b""
 
     def spec_for(self, line: str) -> UnikernelSpec:
         """The specification of a unikernel that is told this."""
@@ -89,10 +98,17 @@ class Bench:
         except BlockingIOError:
             return b""
 
-    def with_net(self) -> bytes:
-        """A unikernel that declares a network device."""
+    def with_device(self, kind: int) -> bytes:
+        """A unikernel with a device, BLOCK or NET, which it declares where it has a manifest."""
+        if self.name in BARE:
+            return self.file_for("echo words")
         abi = abi_note(TARGETS[self.name])
-        return unikernel_file(abi=abi, manifest=manifest_note(entry("service", NET)))
+        return unikernel_file(abi=abi, manifest=manifest_note(entry("device", kind)))
+
+    def with_undeclared(self) -> bytes:
+        """A unikernel of Solo5's, which declares a device that it is not given."""
+        abi = abi_note(TARGETS.get(self.name, 1))
+        return unikernel_file(abi=abi, manifest=manifest_note(entry("device", NET)))
 
     def foreign(self) -> bytes:
         """A unikernel of a target that is nobody's here."""
@@ -117,7 +133,7 @@ def _bench(name: str, directory: Path, table: Callable[..., Any], file_for: Call
     return Bench(name, spec, output, make, file_for, host)
 
 
-def _tender(name: str, directory: Path) -> Bench:
+def _tender(name: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     variable = f"KATA_TEST_{name.upper().replace('-', '_')}"
     path = os.environ.get(variable) or shutil.which(name)
     if not path or not Path(path).exists():
@@ -125,7 +141,7 @@ def _tender(name: str, directory: Path) -> Bench:
     return _bench(name, directory, _at(name, Path(path)), _files(name, directory))
 
 
-def _standin(name: str, directory: Path) -> Bench:
+def _standin(name: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     program = directory / name
     program.write_text(TENDER.format(python=sys.executable, name=name, support=str(SUPPORT)))
     program.chmod(0o755)
@@ -137,7 +153,7 @@ def _at(name: str, path: Path) -> Callable[..., Any]:
     return lambda **settings: MODELS[name](**{"path": path, **settings})
 
 
-def _in_process(directory: Path) -> Bench:
+def _in_process(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         pytest.skip("no access to /dev/kvm")
     table = partial(Dragonball, kernel=Path("/nonexistent"))
@@ -145,8 +161,42 @@ def _in_process(directory: Path) -> Bench:
         _bench("dragonball", directory, table, _files("dragonball", directory)),
         in_process="the unikernel is in the test's own process, which has no program and is not sealed",
         killed=(ExitStatus(signal=signal.SIGABRT), "the unikernel was killed"),
-        takes_taps=True,
     )
+
+
+def _qemu(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    if not QEMU.exists():
+        pytest.skip(f"{QEMU} is missing: run make packages")
+    table = partial(QemuHypervisor, kernel=Path("/nonexistent"), accelerator="tcg")
+    return _bare("qemu", directory, lambda **settings: table(**{"path": QEMU, **settings}))
+
+
+def _firecracker(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    path = os.environ.get("KATA_TEST_FIRECRACKER") or shutil.which("firecracker")
+    if not path or not Path(path).exists():
+        pytest.skip("firecracker is missing: put it on PATH, or name it in KATA_TEST_FIRECRACKER")
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        pytest.skip("no access to /dev/kvm")
+    return replace(_bare("firecracker", directory, _firecracker_at(Path(path))), added=b" pci=off")
+
+
+def _firecracker_standin(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(fitness, "KVM", Path(os.devnull))
+    (directory / "bin").mkdir()
+    program = StandInProgram(directory / "bin", "firecracker", "")
+    file = kernel(b"", pvh=True)
+    bench = _bench("firecracker", directory, _firecracker_at(program.path), lambda line: file)
+    return replace(bench, killed=(bench.killed[0], "firecracker ended"))
+
+
+def _firecracker_at(path: Path) -> Callable[..., Any]:
+    return lambda **settings: Firecracker(**{"kernel": Path("/nonexistent"), "path": path, **settings})
+
+
+def _bare(name: str, directory: Path, table: Callable[..., Any]) -> Bench:
+    content = build_bare(directory).read_bytes()
+    bench = _bench(name, directory, table, lambda line: content)
+    return replace(bench, killed=(bench.killed[0], f"{name} ended"), real_taps=True)
 
 
 def _files(name: str, directory: Path) -> Callable[[str], bytes]:
@@ -176,12 +226,15 @@ def _system_call(number: int, first: int) -> bytes:
     return b"\xb8" + struct.pack("<I", number) + b"\xbf" + struct.pack("<I", first) + b"\x0f\x05"
 
 
-SUBJECTS: dict[str, Callable[[Path], Bench]] = {
+SUBJECTS: dict[str, Callable[[Path, pytest.MonkeyPatch], Bench]] = {
     "solo5-hvt:standin": partial(_standin, "solo5-hvt"),
     "solo5-spt:standin": partial(_standin, "solo5-spt"),
     "solo5-hvt": partial(_tender, "solo5-hvt"),
     "solo5-spt": partial(_tender, "solo5-spt"),
     "dragonball": _in_process,
+    "qemu": _qemu,
+    "firecracker:standin": _firecracker_standin,
+    "firecracker": _firecracker,
 }
 
 

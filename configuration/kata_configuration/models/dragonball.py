@@ -17,7 +17,7 @@ class Dragonball(HypervisorTable):
 
     title: ClassVar[str] = "Dragonball"
 
-    kernel: machine.Kernel
+    kernel: machine.KernelOrNone
     valid_kernel_paths: machine.ValidKernelPaths = ()
     initrd: machine.Initrd = None
     valid_initrd_paths: machine.ValidInitrdPaths = ()

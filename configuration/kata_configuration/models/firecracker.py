@@ -21,7 +21,7 @@ class Firecracker(HypervisorTable):
     valid_hypervisor_paths: machine.ValidHypervisorPaths = ()
     jailer_path: machine.JailerPath = None
     valid_jailer_paths: machine.ValidJailerPaths = ()
-    kernel: machine.Kernel
+    kernel: machine.KernelOrNone
     valid_kernel_paths: machine.ValidKernelPaths = ()
     initrd: machine.Initrd = None
     valid_initrd_paths: machine.ValidInitrdPaths = ()
@@ -35,6 +35,7 @@ class Firecracker(HypervisorTable):
     overhead_vcpus: machine.OverheadVcpus = Field(0.0, ge=0, le=32)
     overhead_memory: machine.OverheadMemory = Field(0, ge=0, le=16 * 1024 * 1024)
     disable_seccomp: machine.DisableSeccomp = False
+    honor_unconfined: machine.HonorUnconfined = False
     shared_fs: device.NoSharedFs = "none"
     block_device_driver: Annotated[Literal["virtio-blk-mmio"], device.BLOCK_DEVICE_DRIVER] = "virtio-blk-mmio"
     disk_rate_limiter_bw_max_rate: device.DiskBandwidth = 0

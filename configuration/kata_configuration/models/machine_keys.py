@@ -76,6 +76,14 @@ Kernel = Annotated[
         example="/var/lib/kata-containers/image/vmlinuz",
     ),
 ]
+KernelOrNone = Annotated[
+    OptionalPath,
+    About(
+        'The guest\'s kernel, a bzImage or vmlinuz file; "" is none, and then unikernels only are run.',
+        "Kata 3.0.0",
+        example="/var/lib/kata-containers/image/vmlinuz",
+    ),
+]
 ValidKernelPaths = Annotated[
     Globs, About("Shell patterns of the files that an annotation may name as kernel.", OURS)
 ]
@@ -215,6 +223,12 @@ GuestSwapPath = Annotated[
 DisableSeccomp = Annotated[
     bool,
     About("Run the virtual machine without a seccomp filter on its process.", "Kata 3.0.0"),
+]
+HonorUnconfined = Annotated[
+    bool,
+    About(
+        "Let a unikernel whose container's specification has no seccomp profile run without the filter.", OURS
+    ),
 ]
 SelinuxLabel = Annotated[
     Text,

@@ -22,7 +22,7 @@ class QemuHypervisor(HypervisorTable):
 
     path: machine.ProgramPath = Path("/usr/bin/qemu-system-x86_64")
     valid_hypervisor_paths: machine.ValidHypervisorPaths = ()
-    kernel: machine.Kernel
+    kernel: machine.KernelOrNone
     valid_kernel_paths: machine.ValidKernelPaths = ()
     initrd: machine.Initrd = None
     valid_initrd_paths: machine.ValidInitrdPaths = ()
@@ -63,6 +63,7 @@ class QemuHypervisor(HypervisorTable):
             "Kata 3.20.0",
         ),
     ] = DENY_ALL
+    honor_unconfined: machine.HonorUnconfined = False
     shared_fs: device.SharedFs = "virtio-fs"
     virtio_fs_daemon: device.VirtioFsDaemon = Path("/usr/lib/qemu/virtiofsd")
     valid_virtio_fs_daemon_paths: device.ValidVirtioFsDaemonPaths = ()

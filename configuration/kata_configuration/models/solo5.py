@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 from pydantic import Field
 
 from kata_configuration.models import machine_keys as machine
-from kata_configuration.models.base import OURS, About, HypervisorTable
+from kata_configuration.models.base import HypervisorTable
 
 
 class Solo5Hvt(HypervisorTable):
@@ -20,10 +20,7 @@ class Solo5Hvt(HypervisorTable):
     valid_hypervisor_paths: machine.ValidHypervisorPaths = ()
     default_memory: machine.DefaultMemory = Field(512, ge=1, le=1024 * 1024)
     disable_seccomp: machine.DisableSeccomp = False
-    honor_unconfined: Annotated[
-        bool,
-        About("Let a container whose specification has no seccomp profile run without the filter.", OURS),
-    ] = False
+    honor_unconfined: machine.HonorUnconfined = False
     enable_annotations: machine.EnableAnnotations = ()
     enable_debug: machine.EnableDebug = False
 

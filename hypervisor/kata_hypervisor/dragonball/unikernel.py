@@ -17,7 +17,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from kata_configuration.models.dragonball import Dragonball as DragonballTable
-from kata_hypervisor.contract import UnikernelMonitor, UnikernelSpec, VmExit, VmmProcess
+from kata_hypervisor.contract import (
+    CRASHED,
+    UnikernelCapabilities,
+    UnikernelMonitor,
+    UnikernelSpec,
+    VmExit,
+    VmmProcess,
+    check_unikernel,
+)
 from kata_hypervisor.dragonball.control import Control
 from kata_hypervisor.dragonball.driver import SWITCH_INTERVAL
 from kata_hypervisor.dragonball.own_process import NAME, OwnProcess
@@ -32,8 +40,6 @@ from kata_hypervisor.solo5.supply import Supply, read_file, supply_of
 from kata_hypervisor.tail import Tail
 
 MIB = 1 << 20
-CRASHED = signal.SIGABRT
-"""What ends a unikernel that does what it must not, as seen from outside."""
 
 
 class InProcessUnikernel(Mortal, UnikernelMonitor):
@@ -44,6 +50,8 @@ class InProcessUnikernel(Mortal, UnikernelMonitor):
 
     Make it, and await `prepare`, in the main thread and before the caller seals itself.
     """
+
+    capabilities = UnikernelCapabilities(tap_descriptors=True)
 
     def __init__(self, table: DragonballTable, host: Host) -> None:
         self._table = table
@@ -72,6 +80,7 @@ class InProcessUnikernel(Mortal, UnikernelMonitor):
         if self._used or self._requested:
             raise LaunchError(f"cannot start the unikernel of {spec.sandbox_id}: its monitor was used before")
         self._used = True
+        check_unikernel(NAME, self.capabilities, spec)
         try:
             self._make(spec)
         except BaseException:

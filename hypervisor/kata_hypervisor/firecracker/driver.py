@@ -105,7 +105,7 @@ class FirecrackerDriver(RestMachine):
             )
         return warnings
 
-    async def _spawn(self, spec: VmSpec) -> HybridVsockTransport:
+    async def _spawn(self, spec: VmSpec) -> HybridVsockTransport | None:
         self._spec = spec
         self._spares = {disk.id: None for disk in machine.spares_of(self._table, spec)}
         if self._table.jailer_path is not None:

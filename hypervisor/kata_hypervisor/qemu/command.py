@@ -64,7 +64,7 @@ def command_line(table: QemuTable, spec: VmSpec, devices: Devices) -> list[str]:
         *("-name", f"sandbox-{spec.sandbox_id},debug-threads=on"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot", "-S"),
         *(("-sandbox", table.seccompsandbox) if table.confined else ()),
-        *_board(table, spec),
+        *board(table, spec.vcpus, spec.memory_mib),
         *_boot(table, spec, devices),
         *_channels(),
         *_agent(devices),
@@ -101,22 +101,23 @@ def has_partition_table(image: Path) -> bool:
         return file.read(512)[510:] == b"\x55\xaa"
 
 
-def _option(head: str, **properties: object) -> str:
+def option(head: str, **properties: object) -> str:
     """Write `head,key=value,...`; a comma in a value is doubled, an underscore in a key becomes a hyphen."""
     escaped = {key.replace("_", "-"): str(value).replace(",", ",,") for key, value in properties.items()}
     return ",".join([head, *(f"{key}={value}" for key, value in escaped.items())])
 
 
-def _board(table: QemuTable, spec: VmSpec) -> Iterator[str]:
-    memory = f"{spec.memory_mib}M"
-    yield from ("-object", _option("memory-backend-memfd", id="memory", size=memory, share="on"))
-    board = f"{table.machine_type},memory-backend=memory,{MACHINE_DEFAULTS}"
-    yield from ("-machine", ",".join(filter(None, [board, table.machine_accelerators])))
+def board(table: QemuTable, vcpus: int, memory_mib: int) -> Iterator[str]:
+    """Arguments for the machine itself: its memory, its board, its processors."""
+    memory = f"{memory_mib}M"
+    yield from ("-object", option("memory-backend-memfd", id="memory", size=memory, share="on"))
+    machine = f"{table.machine_type},memory-backend=memory,{MACHINE_DEFAULTS}"
+    yield from ("-machine", ",".join(filter(None, [machine, table.machine_accelerators])))
     yield from ("-accel", "kvm" if table.accelerator == "kvm" else "tcg,thread=multi")
     model = "host" if table.accelerator == "kvm" else "max"
     yield from ("-cpu", ",".join(filter(None, [model, table.cpu_features])))
     # No maxcpus: nothing plugs CPUs in later, and a guest pays for each that it might get.
-    yield from ("-smp", f"cpus={spec.vcpus}", "-m", memory)
+    yield from ("-smp", f"cpus={vcpus}", "-m", memory)
 
 
 def _boot(table: QemuTable, spec: VmSpec, devices: Devices) -> Iterator[str]:
@@ -128,33 +129,33 @@ def _boot(table: QemuTable, spec: VmSpec, devices: Devices) -> Iterator[str]:
 
 
 def _channels() -> Iterator[str]:
-    yield from ("-chardev", _option("socket", id="monitor", fd=MONITOR))
+    yield from ("-chardev", option("socket", id="monitor", fd=MONITOR))
     yield from ("-mon", "chardev=monitor,mode=control")
     # A 16550: the kernel writes to it long before it knows virtio, so an early panic is seen.
-    yield from ("-chardev", _option("socket", id="console", fd=CONSOLE), "-serial", "chardev:console")
+    yield from ("-chardev", option("socket", id="console", fd=CONSOLE), "-serial", "chardev:console")
 
 
 def _agent(devices: Devices) -> Iterator[str]:
     if devices.vsock_cid is not None:
-        yield from ("-device", _option("vhost-vsock-pci", vhostfd=AGENT, guest_cid=devices.vsock_cid))
+        yield from ("-device", option("vhost-vsock-pci", vhostfd=AGENT, guest_cid=devices.vsock_cid))
         return
     yield from ("-device", "virtio-serial-pci,id=serial,max_ports=2")
-    yield from ("-chardev", _option("socket", id="agent", fd=AGENT))
-    yield from ("-device", _option("virtserialport", bus="serial.0", chardev="agent", name=SERIAL_PORT_NAME))
+    yield from ("-chardev", option("socket", id="agent", fd=AGENT))
+    yield from ("-device", option("virtserialport", bus="serial.0", chardev="agent", name=SERIAL_PORT_NAME))
 
 
 def _entropy(source: Path) -> Iterator[str]:
-    yield from ("-object", _option("rng-random", id="entropy", filename=source))
-    yield from ("-device", _option("virtio-rng-pci", rng="entropy"))
+    yield from ("-object", option("rng-random", id="entropy", filename=source))
+    yield from ("-device", option("virtio-rng-pci", rng="entropy"))
 
 
 def _image(image: Path) -> Iterator[str]:
     file = {"file.driver": "file", "file.filename": image}
-    yield from ("-blockdev", _option("driver=raw", node_name="image", read_only="on", **file))
-    yield from ("-device", _option("virtio-blk-pci", drive="image"))
+    yield from ("-blockdev", option("driver=raw", node_name="image", read_only="on", **file))
+    yield from ("-device", option("virtio-blk-pci", drive="image"))
 
 
 def _filesystem(shared: SharedDirectory) -> Iterator[str]:
-    yield from ("-chardev", _option("socket", id="filesystem", fd=FILESYSTEM))
-    device = _option("vhost-user-fs-pci", chardev="filesystem", tag=shared.tag, queue_size=1024)
+    yield from ("-chardev", option("socket", id="filesystem", fd=FILESYSTEM))
+    device = option("vhost-user-fs-pci", chardev="filesystem", tag=shared.tag, queue_size=1024)
     yield from ("-device", device)

@@ -32,14 +32,14 @@ from kata_hypervisor.contract import (
     VmSpec,
     check_supported,
 )
-from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError
+from kata_hypervisor.errors import HypervisorError, LaunchError
 from kata_hypervisor.host import Child, ExitStatus, Host
-from kata_hypervisor.lifetime import Launched
 from kata_hypervisor.qemu import command
 from kata_hypervisor.qemu.diagnosis import Ending
 from kata_hypervisor.qemu.monitor import Monitor, MonitorError
+from kata_hypervisor.qemu.monitored import Monitored
 from kata_hypervisor.qemu.preflight import check_host
-from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
+from kata_hypervisor.seccomp.proof import inherited_filters
 from kata_hypervisor.tail import Follower, Tail, follow
 
 __all__ = ["Qemu"]
@@ -52,13 +52,10 @@ MOMENT = 0.1
 DYING = 10.0
 """Seconds that the kernel may take to end a QEMU whose descriptors it has closed."""
 
-COMMAND_BUDGET = 10.0
-"""Seconds that QEMU gets to answer a command while the machine runs."""
-
 T = TypeVar("T")
 
 
-class Qemu(Launched, Hypervisor):
+class Qemu(Monitored, Hypervisor):
     """One virtual machine in QEMU.
 
     table: [hypervisor.qemu] of the configuration. host: starts the processes. start_budget, stop_budget:
@@ -78,15 +75,11 @@ class Qemu(Launched, Hypervisor):
         self._children: dict[str, Child] = {}
         self._followers: dict[str, Follower] = {}
         self._ours = contextlib.AsyncExitStack()
-        self._monitor: Monitor | None = None
         self._transport: GuestTransport | None = None
         self._warnings: tuple[str, ...] = ()
         self._spawning: asyncio.Task[Monitor] | None = None
-        self._prepared = False
-        self._running = False
 
     capabilities = Capabilities(file_sharing=True, pause=True)
-    _hang_ups = (MonitorError, ProcessLookupError)
 
     async def prepare(self, spec: VmSpec) -> None:
         """See the contract."""
@@ -136,7 +129,7 @@ class Qemu(Launched, Hypervisor):
             raise LaunchError("the virtual machine was stopped while it started")
         deadline = anyio.current_time() + self._start_budget
         await self._attempt("waiting for qemu's monitor", deadline, monitor.connect())
-        await self._attempt("reading qemu's confinement", deadline, self._prove(self._children[QEMU]))
+        await self._attempt("reading qemu's confinement", deadline, self._prove())
 
     async def _start_virtiofsd(
         self, directory: Path, shared: SharedDirectory, theirs: contextlib.ExitStack
@@ -270,45 +263,9 @@ class Qemu(Launched, Hypervisor):
         for child in self._children.values():
             await child.kill()
 
-    async def pause(self) -> None:
-        """See the contract."""
-        await self._command("pause", "stop")
-
-    async def resume(self) -> None:
-        """See the contract."""
-        await self._command("resume", "cont")
-
-    async def _command(self, purpose: str, name: str) -> None:
-        if self._monitor is None or self._end is None or not self._running:
-            raise HypervisorError(f"cannot {purpose} the virtual machine: it is not running")
-        try:
-            with anyio.fail_after(COMMAND_BUDGET):
-                await self._monitor.execute(name)
-        except TimeoutError:
-            raise HypervisorError(
-                f"cannot {purpose} the virtual machine: qemu gave no answer within {COMMAND_BUDGET:g} s"
-            ) from None
-        except MonitorError as error:
-            why = self._end.result().reason if self._end.done() else str(error)
-            raise HypervisorError(f"cannot {purpose} the virtual machine: {why}") from error
-
-    async def prove(self) -> None:
-        """See the contract."""
-        if not self._running:
-            raise HypervisorError("there is no confinement to prove: the virtual machine is not running")
-        try:
-            await self._prove(self._children[QEMU])
-        except ProcessLookupError as error:
-            raise HypervisorError("there is no confinement to prove: qemu has ended") from error
-
-    async def _prove(self, child: Child) -> None:
-        threads = await self._host.confinement(child)
-        breach = find_breach(threads, self._table.confined, self._inherited)
-        if breach is not None:
-            raise ConfinementError(
-                f'qemu is not confined as seccompsandbox = "{self._table.seccompsandbox}" asks: {breach} '
-                f"(check that {self._table.path} is a qemu with seccomp support)"
-            )
+    @property
+    def _qemu(self) -> Child:
+        return self._children[QEMU]
 
     @property
     def transport(self) -> GuestTransport:

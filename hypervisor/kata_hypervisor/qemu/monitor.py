@@ -1,7 +1,7 @@
 """QEMU's monitor: QMP over a socket whose other end QEMU inherited.
 
-The protocol is qemu.qmp's; here are the errors of this package, bounds on what a VMM may send, and the one
-event that matters. Source: QEMU's qapi/run-state.json, event SHUTDOWN.
+The protocol is qemu.qmp's; here are the errors of this package, bounds on what a VMM may send, and the
+events that matter. Source: QEMU's qapi/run-state.json, events SHUTDOWN and STOP.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from kata_hypervisor.errors import HypervisorError
 
 MESSAGE_LIMIT = 1024 * 1024
 """Bytes of the longest message that is read; the VMM may have been taken over by its guest."""
+
+FAULTS = ("internal-error", "io-error")
+"""Run states of which nobody but the guest is the cause. Source: QEMU's qapi/run-state.json, RunState."""
 
 _FAILURES = (QMPError, OSError, EOFError, ValueError)
 
@@ -41,6 +44,8 @@ class Monitor:
         self._client.logger = _silent
         self._shutdown = EventListener("SHUTDOWN", self._is_first)
         self._client.register_listener(self._shutdown)
+        self._stops = EventListener("STOP")
+        self._client.register_listener(self._stops)
 
     def _is_first(self, event: Message) -> bool:
         return not self._shutdown.history
@@ -67,6 +72,19 @@ class Monitor:
             return await self._client.execute(command)
         except _FAILURES as error:
             raise MonitorError(f'qemu\'s monitor did not perform "{command}": {_describe(error)}') from error
+
+    async def wait_fault(self) -> str:
+        """Return when QEMU has stopped the machine because it cannot go on: "internal-error", "io-error".
+
+        Raises:
+            MonitorError: the connection ended.
+        """
+        while True:
+            await self._stops.get()
+            answer = await self.execute("query-status")
+            status = answer.get("status") if isinstance(answer, Mapping) else None
+            if status in FAULTS:
+                return str(status)
 
     @property
     def ended(self) -> bool:

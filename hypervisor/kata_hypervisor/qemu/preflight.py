@@ -19,19 +19,26 @@ def check_host(
     Raises:
         HostUnfitError: something that the configuration needs is missing; says what to do.
     """
-    if table.accelerator == "kvm":
-        check_kvm(kvm, f'set accelerator = "tcg" in {TABLE} to run without KVM (slow)')
-    check_executable("qemu", table.path, f"install the package qemu-system-x86, or correct path in {TABLE}")
+    warnings = check_program(table, spec.memory_mib, kvm=kvm, meminfo=meminfo)
     check_readable("the guest's kernel", spec.kernel, f"correct kernel in {TABLE}")
     if spec.initrd is not None:
         check_readable("the guest's initrd", spec.initrd, f"correct initrd in {TABLE}")
     if spec.image is not None:
         check_readable("the guest's image", spec.image, f"correct image in {TABLE}")
     check_readable("the source of random numbers", table.entropy_source, f"correct entropy_source in {TABLE}")
-    warnings = check_memory(spec.memory_mib, meminfo, TABLE)
     if not table.confined:
         warnings.append(
             f'qemu runs unconfined: seccompsandbox = "{table.seccompsandbox}" in {TABLE} '
             "puts no filter on its system calls"
         )
     return tuple(warnings)
+
+
+def check_program(
+    table: QemuTable, memory_mib: int, *, kvm: Path = KVM, meminfo: Path = MEMINFO
+) -> list[str]:
+    """Check what QEMU itself needs, whatever it runs. Returns and raises as `check_host` does."""
+    if table.accelerator == "kvm":
+        check_kvm(kvm, f'set accelerator = "tcg" in {TABLE} to run without KVM (slow)')
+    check_executable("qemu", table.path, f"install the package qemu-system-x86, or correct path in {TABLE}")
+    return check_memory(memory_mib, meminfo, TABLE)

@@ -23,7 +23,14 @@ from typing import ClassVar
 import anyio
 
 from kata_configuration.models.solo5 import Solo5Hvt, Solo5Spt
-from kata_hypervisor.contract import UnikernelMonitor, UnikernelSpec, VmExit, VmmProcess
+from kata_hypervisor.contract import (
+    UnikernelCapabilities,
+    UnikernelMonitor,
+    UnikernelSpec,
+    VmExit,
+    VmmProcess,
+    check_unikernel,
+)
 from kata_hypervisor.errors import (
     ConfinementError,
     HostUnfitError,
@@ -65,6 +72,7 @@ class Tender(Mortal, UnikernelMonitor):
 
     name: ClassVar[str]
     target: ClassVar[tuple[str, int]]
+    capabilities = UnikernelCapabilities()
 
     def __init__(self, table: Solo5Hvt | Solo5Spt, host: Host) -> None:
         self._path = str(table.path)
@@ -84,16 +92,13 @@ class Tender(Mortal, UnikernelMonitor):
         if self._used or self._requested:
             raise LaunchError(f"cannot start the unikernel of {spec.sandbox_id}: its monitor was used before")
         self._used = True
+        check_unikernel(self.name, self.capabilities, spec)
         unikernel = read_file(spec)
         try:
             check_target(unikernel, *self.target, self.name)
             devices = supply_of(unikernel.devices, spec)
         except UnikernelError as error:
             raise UnikernelError(f"cannot run the unikernel {spec.name}: {error}") from error
-        if spec.net is not None:
-            raise NotSupportedError(
-                f"{self.name} cannot be given a tap by its descriptor: use [hypervisor.dragonball]"
-            )
         try:
             self._warnings = self._check_version(await self._probe(), unconfined=spec.unconfined)
             await self._spawn(spec, devices)

@@ -8,6 +8,7 @@ from pathlib import Path
 from kata_configuration.models import AVAILABLE
 from kata_hypervisor import versions
 from kata_runtime.ctl import check
+from kata_runtime.unikernel import RUNNERS
 
 NONE_YET = "no driver in this version"
 
@@ -31,7 +32,7 @@ DRIVERS = {
         "qemu",
         Path("/usr/bin/qemu-system-x86_64"),
         None,
-        "its own filter on the whole process: seccompsandbox",
+        "its own filter on the whole process: seccompsandbox; with a unikernel in it, all four groups denied",
         "the kernel's word on every thread, before the guest runs and after",
     ),
     "clh": DriverFacts(
@@ -79,7 +80,11 @@ def describe(name: str, path: Path | None) -> list[str]:
     facts = DRIVERS[name]
     if name not in AVAILABLE:
         return [NONE_YET]
-    said = [f"confined by: {facts.confined}", f"proven by:   {facts.proven}"]
+    said = [
+        f"confined by: {facts.confined}",
+        f"proven by:   {facts.proven}",
+        f"unikernels:  {_unikernels(name)}",
+    ]
     program = path or facts.default
     absent = check.Finding("configuration", check.Status.OK, "")
     setup = check.Setup("kvm", program, None, 0, (), absent, hypervisor=name)
@@ -91,3 +96,9 @@ def describe(name: str, path: Path | None) -> list[str]:
         f"supported:   {tested}",
         *said,
     ]
+
+
+def _unikernels(name: str) -> str:
+    """Which unikernels a driver runs, by what their images say."""
+    kinds = [kind for kind, tables in RUNNERS.items() if name in tables]
+    return f"those whose image says {kinds[0]}" if kinds else "none"

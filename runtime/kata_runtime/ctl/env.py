@@ -110,7 +110,7 @@ def _host(configuration: Configuration | None) -> Facts:
             "guest seccomp": "off" if configuration.runtime.disable_guest_seccomp else "each container's own",
         }
         if (honored := getattr(table, "honor_unconfined", None)) is not None:
-            facts["hypervisor"]["unconfined"] = _unconfined(honored)
+            facts["hypervisor"]["unconfined"] = _unconfined(configuration.hypervisor_name, honored)
         if getattr(table, "shared_fs", "none") == "virtio-fs":
             facts["hypervisor"]["virtiofsd"] = _said(check.check_virtiofsd(setup))
     facts["drivers"] = _drivers(configuration)
@@ -162,10 +162,11 @@ def _confinement(configuration: Configuration) -> str:
     return f"seccomp: {getattr(table, 'seccompsandbox', 'the filter of the VMM itself')}"
 
 
-def _unconfined(honored: bool) -> str:
+def _unconfined(name: str, honored: bool) -> str:
     """What becomes of a container that comes without a seccomp profile."""
     if honored:
-        return "honored: before 0.11, a container without a seccomp profile runs without the filter"
+        when = "before 0.11, " if name == "solo5-hvt" else ""
+        return f"honored: {when}a unikernel whose container has no seccomp profile runs without the filter"
     return "not honored: the filter is on, also for a container without a seccomp profile"
 
 

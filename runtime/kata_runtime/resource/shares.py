@@ -48,15 +48,16 @@ class Shares:
             InvalidRequestError: the specification names a source that is not there.
             BrokerError: the host could not do it.
         """
-        container.home = os.path.join(self._directory, container.id)
-        await self._broker.make_directory(container.home)
-        await self._share_rootfs(container, rootfs)
+        await self.share_rootfs(container, rootfs)
         return {
             volume.index: await self._share_volume(container, volume)
             for volume in guest_spec.volumes_of(container.spec)
         }
 
-    async def _share_rootfs(self, container: Container, mounts: tuple[RootfsMount, ...]) -> None:
+    async def share_rootfs(self, container: Container, mounts: tuple[RootfsMount, ...]) -> None:
+        """Mount a container's root file system, and nothing else. As `share` otherwise."""
+        container.home = os.path.join(self._directory, container.id)
+        await self._broker.make_directory(container.home)
         target = os.path.join(container.home, "rootfs")
         if mounts:
             await self._broker.make_directory(target)
