@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from kata_hypervisor.errors import HostUnfitError, LaunchError, SealError
-from kata_hypervisor.host import Child, ExitStatus
+from kata_hypervisor.host import Child, ChildFilter, ExitStatus
 from kata_hypervisor.seccomp.proof import ThreadConfinement
 from kata_runtime.broker import messages
 from kata_runtime.broker.admission import MAX_SPEC
@@ -54,6 +54,11 @@ class BrokerChild:
     def exited(self) -> ExitStatus | None:
         """How it ended, or None while it runs."""
         return self._status
+
+    @property
+    def violation(self) -> str:
+        """The call that its filter refused, and for which the broker killed it, in a sentence."""
+        return self._broker.refused.get(self._pid, "")
 
     async def wait(self) -> ExitStatus:
         """Return once it has ended; any number of tasks may wait."""
@@ -111,6 +116,8 @@ class Broker:
         self._children: dict[int, BrokerChild] = {}
         # Ends that were told before the task that started the child could run again.
         self._early: dict[int, ExitStatus] = {}
+        # What the filters of children have refused, by process id.
+        self.refused: dict[int, str] = {}
         self._open = True
         self._closing = False
         self._gone = anyio.Event()
@@ -129,6 +136,8 @@ class Broker:
         *,
         fds: Mapping[int, int],
         environment: Mapping[str, str] | None = None,
+        gate: int | None = None,
+        seccomp: ChildFilter | None = None,
     ) -> Child:
         """Start a child; see `kata_hypervisor.host.Host.spawn`. Raises LaunchError."""
         numbers = sorted(fds)
@@ -140,6 +149,8 @@ class Broker:
                 argv=list(argv),
                 fds=numbers,
                 environment=None if environment is None else dict(environment),
+                gate=gate,
+                filter=None if seccomp is None else seccomp.told(),
             )
         except RequestFailedError as error:
             raise LaunchError(str(error)) from None
@@ -392,6 +403,8 @@ class Broker:
                 child._end(status)
             else:
                 self._early[pid] = status
+        elif "refused" in message:
+            self.refused[message["refused"]] = message["sentence"]
         elif "violation" in message:
             self.violation = message["violation"]
             self.violated.set()
