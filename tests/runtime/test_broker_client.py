@@ -23,6 +23,9 @@ from kata_runtime.broker.errors import BrokerLostError, RequestFailedError, Requ
 from kata_runtime.broker.process import fork_broker
 
 
+PLAIN = {"fds": [], "environment": None, "gate": None, "filter": None}
+
+
 @pytest.fixture
 def bed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bed]:
     with make_bed(monkeypatch) as made:
@@ -408,7 +411,7 @@ async def test_a_broker_that_cannot_begin_says_why(bed: Bed) -> None:
 
 def start_children(bed: Bed, channel: socket.socket) -> list[int]:
     pids = [
-        ask(channel, "spawn", name=name, argv=["/bin/sleep", "100"], fds=[], environment=None)["result"][
+        ask(channel, "spawn", name=name, argv=["/bin/sleep", "100"], **PLAIN)["result"][
             "pid"
         ]
         for name in ("virtiofsd", "qemu")

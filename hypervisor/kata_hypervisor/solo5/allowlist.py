@@ -14,7 +14,7 @@ from kata_hypervisor.solo5.libc import libc_of
 POLICY = "solo5-hvt"
 
 ADVICE = (
-    "kata-ctl seccomp show --driver solo5-hvt-unfiltered prints the policy; solo5-hvt 0.11 and newer filter "
+    "kata-ctl seccomp show --driver solo5-hvt-{libc} prints the policy; solo5-hvt 0.11 and newer filter "
     "themselves"
 )
 CACHES = ("/etc/ld.so.cache", "/etc/ld.so.preload", "/etc/ld-musl-x86_64.path")
@@ -44,7 +44,7 @@ def build(tender: str, file: str, blocks: Sequence[str]) -> ChildFilter:
     ioctl = syscalls.numbers(policy.architecture)["ioctl"]
     return ChildFilter(
         policy=f"{policy.source.removesuffix('.toml')} [{' '.join(sorted(running))}]",
-        advice=ADVICE,
+        advice=ADVICE.format(libc=libc),
         code=compile_rules(policy.select(running), actions.NOTIFY).code,
         loading=compile_rules(policy.select(loading), actions.NOTIFY).code,
         last=(ioctl, KVM_SET_REGS),

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from kata_runtime.broker.watch import Watch
 
-GO, AT_GATE, LISTENER, FAILED, UNSEALED = b"g", b"gate", b"listener", b"failed", b"unsealed"
-"""What parent and child tell each other."""
+GO, LISTENER, FAILED, UNSEALED = b"g", b"listener", b"failed", b"unsealed"
+"""What parent and child tell each other; the end of the child's word is that it runs, or is at its gate."""
 
 NOT_RUN = 127
 MAX_FD = 0xFFFFFFFF
@@ -109,7 +109,7 @@ def _follow(name: str, path: str, pid: int, go: int, report: int, watch: Watch |
         for fd, _ in waiter.poll():
             if fd == report:
                 word, _, rest = os.read(report, 4096).partition(b" ")
-                if word in (b"", AT_GATE):
+                if not word:
                     return
                 if word == FAILED:
                     number = int(rest)
@@ -154,9 +154,9 @@ def _become(
         if install is not None:
             _put_on(install, go, report)
         if gate is not None:
-            os.write(report, AT_GATE)
+            os.close(go)
             os.close(report)
-            report = 2  # who waits at the other end of the gate follows it
+            report = 2  # whoever has the other end of the gate follows it
             if not os.read(gate, 1):
                 os._exit(NOT_RUN)
             os.close(gate)
