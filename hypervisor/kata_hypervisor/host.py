@@ -51,7 +51,7 @@ class Child(Protocol):
 
     @property
     def violation(self) -> str:
-        """The call for which it was killed by the watch over its `ChildFilter`, in a sentence; empty without."""
+        """The call that its `ChildFilter` refused, and for which it was killed, in a sentence; or empty."""
 
     async def wait(self) -> ExitStatus:
         """Return once the process has ended and was reaped; any number of tasks may wait."""
@@ -110,9 +110,9 @@ class Host(Protocol):
         so that the child's death is seen as an end of file. The child gets PR_SET_PDEATHSIG, a clean
         environment and no other descriptor.
 
-        gate: the number of one of the descriptors. The child reads from it before it runs its program, without
-        it, and ends when there is nothing to read. seccomp: a filter that is put on it first, and watched; it
-        is in force when this returns.
+        gate: the number of one of the descriptors. The child reads from it before it runs its program, which
+        does not get it, and ends when there is nothing to read. seccomp: a filter that is put on it first,
+        and watched; it is in force when this returns.
 
         Raises:
             LaunchError: the executable cannot be started (missing, not executable, no memory ...).

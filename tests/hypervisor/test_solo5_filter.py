@@ -67,7 +67,9 @@ async def rig(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[R
     descriptor = os.open(file, os.O_RDONLY)
     output, theirs = socket.socketpair()
     host = LocalHost()
-    yield Rig(tender, UnikernelSpec("one", tmp_path, 64, "app.hvt", descriptor, theirs.fileno()), output, host)
+    yield Rig(
+        tender, UnikernelSpec("one", tmp_path, 64, "app.hvt", descriptor, theirs.fileno()), output, host
+    )
     await host.aclose()
     output.close()
     theirs.close()
@@ -146,7 +148,11 @@ async def test_nothing_of_loading_is_left_to_it(rig: Rig, line: str, call: str) 
     ("line", "call", "why"),
     [
         ("read /etc/passwd", "openat", "with the path '/etc/passwd', and"),
-        ("write /lib/x86_64-linux-gnu/libc.so.6", "openat", "with the path '/lib/x86_64-linux-gnu/libc.so.6'"),
+        (
+            "write /lib/x86_64-linux-gnu/libc.so.6",
+            "openat",
+            "with the path '/lib/x86_64-linux-gnu/libc.so.6'",
+        ),
         ("write /proc/self/fd/4", "openat", "with the path '/proc/self/fd/4'"),
         ("read libc.so.6", "openat", "with the path 'libc.so.6'"),
         ("create /tmp/one", "openat", "arguments:"),

@@ -1,4 +1,4 @@
-"""The filter for a solo5-hvt that has none of its own: what is in the policy, for its C library and devices."""
+"""The filter for a solo5-hvt that has none of its own: its policy, for its C library and its devices."""
 
 from __future__ import annotations
 

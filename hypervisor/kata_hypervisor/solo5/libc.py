@@ -47,7 +47,10 @@ def libc_of(path: str) -> str:
                 _PROGRAM_HEADER.unpack_from(table, at)
                 for at in range(0, len(table) - _PROGRAM_HEADER.size + 1, max(size, _PROGRAM_HEADER.size))
             ]
-            parts = [(kind, os.pread(fd, min(length, _MAX_SEGMENT), at)) for kind, _, at, _, _, length, _, _ in segments]
+            parts = [
+                (kind, os.pread(fd, min(length, _MAX_SEGMENT), at))
+                for kind, _, at, _, _, length, _, _ in segments
+            ]
     except (OSError, OverflowError) as error:
         raise HostUnfitError(f"cannot read {path}: {error}") from None
     for kind, content in parts:

@@ -181,7 +181,9 @@ class Tender(UnikernelMonitor):
             return  # its end says why
         else:
             if not bites:
-                raise ConfinementError(f"{self.name} is not confined as it must be: its filter forbids nothing")
+                raise ConfinementError(
+                    f"{self.name} is not confined as it must be: its filter forbids nothing"
+                )
 
     async def _prove_soon(self) -> None:
         """Wait until the tender has put on its filter; one that has ended by then has no threads to prove."""

@@ -117,7 +117,9 @@ class Server:
         self._waiter.register(self._channel, select.POLLIN)
         try:
             while self._serving:
-                for fd, event in self._waiter.poll(self._supervisor.remaining() if self._supervisor else None):
+                for fd, event in self._waiter.poll(
+                    self._supervisor.remaining() if self._supervisor else None
+                ):
                     if fd == wake_read:
                         os.read(wake_read, 512)
                         self._reap()

@@ -70,8 +70,8 @@ class Watch:
             return None
         words = ", ".join(f"{word:#x}" for word in call.arguments)
         return (
-            f"seccomp: {self._name} called {name} ({call.number}) {stage}, which policy {self._policy} does not "
-            f"allow{self._refused}, and was killed ({self._advice}); arguments: {words}"
+            f"seccomp: {self._name} called {name} ({call.number}) {stage}, which policy {self._policy} does "
+            f"not allow{self._refused}, and was killed ({self._advice}); arguments: {words}"
         )
 
     def _may(self, call: Call, name: str) -> bool:

@@ -34,9 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="POLICY",
         help="a profile of any format; default: the shipped policy",
     )
-    diff.add_argument(
-        "--driver", choices=NAMES, help="of the shipped policy, what this driver needs"
-    )
+    diff.add_argument("--driver", choices=NAMES, help="of the shipped policy, what this driver needs")
     diff.add_argument(
         "--kind", choices=THREADS, default=PROCESS, help=f"of which threads; default: {PROCESS}"
     )
