@@ -21,7 +21,7 @@ import anyio
 
 from kata_agent.transport import GuestTransport
 from kata_agent.transports import HybridVsockTransport
-from kata_hypervisor import ending
+from kata_hypervisor import ending, fitness
 from kata_hypervisor.children import Children
 from kata_hypervisor.contract import Hypervisor, VmExit, VmmProcess, VmSpec, check_supported
 from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError, SealError
@@ -163,6 +163,7 @@ class RestMachine(Hypervisor):
 
     async def _spawn_all(self, spec: VmSpec) -> None:
         self._warnings = self._check_host(spec)
+        fitness.check_room(spec.memory_mib, spec.kernel, spec.initrd, self.section)
         if not self._confined:
             self._warnings.append(
                 f"{self.vmm} runs unconfined: disable_seccomp = true in {self.section} "

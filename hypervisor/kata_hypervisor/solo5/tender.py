@@ -37,7 +37,7 @@ from kata_hypervisor.errors import (
 from kata_hypervisor.host import Child, ExitStatus, Host
 from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
 from kata_hypervisor.solo5.elf import HVT, HVT_VERSION, SPT, SPT_VERSION, check_target
-from kata_hypervisor.solo5.supply import Supply, read_file, supply_of
+from kata_hypervisor.solo5.supply import Supply, check_room, read_file, supply_of
 from kata_hypervisor.tail import Follower, follow
 
 STDOUT, STDERR, GATE, FILE, BLOCK = 1, 2, 3, 4, 5
@@ -90,6 +90,7 @@ class Tender(UnikernelMonitor):
         try:
             check_target(unikernel, *self.target, self.name)
             devices = supply_of(unikernel.devices, spec)
+            check_room(unikernel, spec.memory_mib << 20)
         except UnikernelError as error:
             raise UnikernelError(f"cannot run the unikernel {spec.name}: {error}") from error
         if spec.net is not None:
@@ -118,18 +119,20 @@ class Tender(UnikernelMonitor):
                 child = await self._host.spawn(self.name, [self._path, "--version"], fds={STDERR: writer})
             finally:
                 os.close(writer)
-            with anyio.move_on_after(PROBE_BUDGET):
+            with anyio.move_on_after(PROBE_BUDGET) as patience:
                 await child.wait()
                 await said.ended.wait()
             await child.kill()
-            await child.wait()
+            end = await child.wait()
             text = said.tail.text
         finally:
             await said.aclose()
         found = VERSION.search(text)
         if found is None:
+            how = f"in {PROBE_BUDGET:g} s" if patience.cancelled_caught else f"({end})"
             raise HostUnfitError(
-                f"{self._path} --version does not tell a version of {self.name}: {text[:200]!r}"
+                f"{self._path} --version does not tell a version of {self.name} {how}: {text[:200]!r}; "
+                f"correct path in [hypervisor.{self.name}]"
             )
         return int(found[1]), int(found[2])
 
