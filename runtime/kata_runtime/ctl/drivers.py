@@ -59,15 +59,16 @@ DRIVERS = {
     "solo5-hvt": DriverFacts(
         "solo5-hvt",
         Path("/usr/bin/solo5-hvt"),
-        versions.SOLO5,
-        "its own filter on the whole process, always; before 0.11 it has none, and is refused unless "
-        "disable_seccomp or honor_unconfined lets it run without",
-        "the kernel's word on every thread, right after the unikernel has started",
+        versions.SOLO5_HVT,
+        "its own filter on the whole process, always; before 0.11 ours, put on before it is executed: "
+        "disable_seccomp, honor_unconfined",
+        "the kernel's word on every thread, right after the unikernel has started; before 0.11, before the "
+        "program is executed",
     ),
     "solo5-spt": DriverFacts(
         "solo5-spt",
         Path("/usr/bin/solo5-spt"),
-        versions.SOLO5,
+        versions.SOLO5_SPT,
         "its own filter on the whole process, always",
         "the kernel's word on every thread, right after the unikernel has started",
     ),
