@@ -67,14 +67,15 @@ class ChildFilter:
     policy: its name, for sentences. advice: the way out of a refusal, in a few words. code: the program; for
     what it answers with `actions.NOTIFY` the child is killed, unless it is still loading. loading: a program
     that allows what it may do until then. last: number and second argument of the call with which loading
-    ends. readable, writable: what it may open in the meantime, besides reading shared libraries.
+    ends; without them it ends when the program begins. readable, writable: what it may open in the meantime,
+    besides reading shared libraries.
     """
 
     policy: str
     advice: str
     code: bytes
     loading: bytes
-    last: tuple[int, int]
+    last: tuple[int, int] | tuple[()] = ()
     readable: tuple[str, ...] = ()
     writable: tuple[str, ...] = ()
 
@@ -143,8 +144,10 @@ class Host(Protocol):
             ProcessLookupError: the child has ended.
         """
 
-    async def filters_bite(self, child: Child, tid: int) -> bool:
+    async def filters_bite(self, child: Child, tid: int, beyond: int = 0) -> bool:
         """Whether the filters on a thread of the child forbid anything, by reading them back.
+
+        beyond: how many of them, the oldest, are not asked: those that it was born with.
 
         Raises:
             ProcessLookupError: the child has ended.

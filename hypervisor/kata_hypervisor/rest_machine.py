@@ -97,6 +97,8 @@ class RestMachine(Hypervisor):
         self._stopping: asyncio.Task[None] | None = None
         self._end: asyncio.Task[VmExit] | None = None
         self._warnings: list[str] = []
+        # How many filters each of its threads has from the beginning.
+        self._born_with = self._inherited
         self._prepared = False
         self._running = False
         self._requested = False
@@ -264,10 +266,10 @@ class RestMachine(Hypervisor):
         """See that the filters forbid something: a VMM may be built with filters that allow every call."""
         child = self._children[self.vmm]
         for thread in await self._host.confinement(child):
-            if not self._confined or not thread.confined:
+            if not self._confined or thread.filters <= self._born_with:
                 continue
             try:
-                bite = await self._host.filters_bite(child, thread.tid)
+                bite = await self._host.filters_bite(child, thread.tid, self._born_with)
             except SealError as error:
                 self._warnings.append(f"{self.vmm}'s filters were counted, and not read: {error}")
                 return
@@ -317,6 +319,7 @@ class RestMachine(Hypervisor):
                 reason = ending.describe(
                     culprit, ended[culprit], stderr, console, running=self._running, hints=self.hints
                 )
+            reason = self._children[culprit].violation or reason
             return VmExit(reason, culprit, ended[culprit], requested, self._children.last_words)
         finally:
             await self._children.ours.aclose()

@@ -76,7 +76,7 @@ def test_a_refused_call_is_the_containers_last_word(standin: UnikernelNode, tmp_
     result = standin.run(commands(standin, tmp_path), "socket")
     assert (result.returncode, result.stdout) == (137, "")
     assert result.stderr.startswith(
-        "kata: seccomp: solo5-hvt called socket (41) while its guest could run, which policy solo5-hvt-x86_64"
+        "kata: seccomp: solo5-hvt called socket (41) when it had loaded, which policy solo5-hvt-x86_64"
     )
     assert "kata-ctl seccomp show --driver solo5-hvt-glibc" in result.stderr
 

@@ -83,7 +83,7 @@ async def test_a_refused_call_is_told_to_the_shim_and_in_the_log(bed: Bed, tende
     reader = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
     status, violation, printed = await run(bed, tender, "socket")
     assert (status, printed) == (ExitStatus(signal=signal.SIGKILL), b"")
-    assert violation.startswith("seccomp: solo5-hvt called socket (41) while its guest could run")
+    assert violation.startswith("seccomp: solo5-hvt called socket (41) when it had loaded")
     line = os.read(reader, 65536).decode()
     assert "level=error" in line
     assert "solo5-hvt called socket (41)" in line

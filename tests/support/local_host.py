@@ -86,7 +86,7 @@ class LocalHost:
         seccomp: ChildFilter | None = None,
     ) -> LocalChild:
         """See Host. With a gate or a filter, the broker's own code forks."""
-        if gate is not None:
+        if gate is not None or seccomp is not None:
             return self._fork(name, argv, fds, environment, gate, seccomp)
         copies = {
             target: fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, FIRST_COPY) for target, source in fds.items()
@@ -113,7 +113,7 @@ class LocalHost:
         argv: Sequence[str],
         fds: Mapping[int, int],
         environment: Mapping[str, str] | None,
-        gate: int,
+        gate: int | None,
         seccomp: ChildFilter | None,
     ) -> LocalChild:
         seen = Watch(name, seccomp.told()) if seccomp is not None else None
@@ -157,9 +157,9 @@ class LocalHost:
         """See Host."""
         return read_threads(child.pid)
 
-    async def filters_bite(self, child: Child, tid: int) -> bool:
+    async def filters_bite(self, child: Child, tid: int, beyond: int = 0) -> bool:
         """See Host."""
-        return teeth.bite(tid)
+        return teeth.bite(tid, beyond)
 
     async def aclose(self) -> None:
         """End what a failed test has left, and take the jail apart."""

@@ -177,7 +177,7 @@ class Tender(UnikernelMonitor):
         if (breach := await self._breach()) is not None:
             raise ConfinementError(f"{self.name} is not confined as it must be: {breach}")
         try:
-            bites = await self._host.filters_bite(self._child, self._child.pid)
+            bites = await self._host.filters_bite(self._child, self._child.pid, self._inherited)
         except SealError as error:
             self._warnings += (f"the filter of {self.name} is in force, and could not be read back: {error}",)
         except ProcessLookupError:

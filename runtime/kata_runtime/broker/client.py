@@ -184,10 +184,10 @@ class Broker:
             raise OSError(error.errno, str(error)) from None  # ESRCH makes it a ProcessLookupError
         return [ThreadConfinement(*thread) for thread in result["threads"]]
 
-    async def filters_bite(self, child: Child, tid: int) -> bool:
+    async def filters_bite(self, child: Child, tid: int, beyond: int = 0) -> bool:
         """See `kata_hypervisor.host.Host`. Raises ProcessLookupError, SealError."""
         try:
-            result, _ = await self._request("filters_bite", pid=child.pid, tid=tid)
+            result, _ = await self._request("filters_bite", pid=child.pid, tid=tid, beyond=beyond)
         except RequestFailedError as error:
             raise OSError(error.errno, str(error)) from None  # ESRCH makes it a ProcessLookupError
         if result["unknown"]:

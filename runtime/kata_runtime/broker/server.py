@@ -280,14 +280,14 @@ class Server:
             raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended")
         return {"threads": _threads(pid)}, []
 
-    def _do_filters_bite(self, pid: int, tid: int) -> Reply:
+    def _do_filters_bite(self, pid: int, tid: int, beyond: int) -> Reply:
         if pid not in self._children or not os.path.exists(f"/proc/{pid}/task/{tid}"):
             raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended, or has no thread {tid}")
         from kata_hypervisor.errors import SealError
         from kata_hypervisor.seccomp import teeth
 
         try:
-            return {"bite": teeth.bite(tid), "unknown": ""}, []
+            return {"bite": teeth.bite(tid, beyond), "unknown": ""}, []
         except SealError as error:
             return {"bite": False, "unknown": str(error)[:1000]}, []
 

@@ -153,7 +153,7 @@ _FILTER: dict[str, Check] = {
     "advice": _label,
     "code": _program,
     "loading": _program,
-    "last": lambda value: _list(_number(0, 2**32 - 1), 2, 2)(value),
+    "last": lambda value: _list(_number(0, 2**32 - 1), 0, 2)(value) and len(value) != 1,
     "readable": lambda value: _list(_path, 0, MAX_WORDS)(value),
     "writable": lambda value: _list(_path, 0, MAX_WORDS)(value),
 }
@@ -195,7 +195,7 @@ OPERATIONS: dict[str, dict[str, Check]] = {
     "bind": {"source": _path, "target": _path, "readonly": _flag, "recursive": _flag},
     "unmount": {"target": _path},
     "remove": {"path": _path},
-    "filters_bite": {"pid": _PID, "tid": _PID},
+    "filters_bite": {"pid": _PID, "tid": _PID, "beyond": _number(0, 1000)},
     "make_jail": {"root": _path, "files": _jail_files},
     "open_fifo": {"path": _path, "mode": _one_of(FIFO_MODES)},
     "open_log": {"path": _path},

@@ -1,9 +1,10 @@
 """The broker's watch over a child that was born under a filter of ours, and has none of its own.
 
 The filter lets through what the child needs for all its life, and asks here about everything else. Until the
-last step of its loading (a call that the filter's maker names) the child may also do what loading takes: a
-second program says what that is, of openings the broker looks at the path, and only its own execve is let
-through. From then on nothing is: the call is named, and the child is killed without having made it.
+last step of its loading (a call that the filter's maker names, or its execve) the child may also do what
+loading takes: a second program says what that is, of openings the broker looks at the path, and only its own
+execve is let through. From then on nothing is: the call is named, and the child is killed without having made
+it.
 
 A path is read from the child's memory while it waits. It cannot change meanwhile: the child has one thread
 (no policy allows it to make another), and shares memory with nobody but a guest that does not run yet.
@@ -64,7 +65,7 @@ class Watch:
         if call is None:
             return None
         name = syscalls.name_of(call.number, syscalls.native()) or f"call {call.number}"
-        stage = "while its guest could run" if self._loaded else "while it was loading"
+        stage = "when it had loaded" if self._loaded else "while it was loading"
         if self._may(call, name):
             notification.let_through(self.listener, call)
             return None
@@ -82,6 +83,7 @@ class Watch:
             return False
         if name in EXECUTIONS:
             first, self._executed = not self._executed, True
+            self._loaded = not self._last
             return first
         if name in OPENINGS:
             return self._may_open(call, *OPENINGS[name])

@@ -38,9 +38,9 @@ DRIVERS = {
         "cloud-hypervisor",
         Path("/usr/bin/cloud-hypervisor"),
         versions.CLOUD_HYPERVISOR,
-        "its own filters, a thread each, two on a virtual CPU: disable_seccomp; none on its main thread, "
-        "which only waits",
-        "the kernel's word on every thread but the main one, before the guest runs and after",
+        "its own filters, a thread each, two on a virtual CPU, and a fence of ours below them, also on its "
+        "main thread, which only waits: disable_seccomp",
+        "the kernel's word on every thread, before the guest runs and after",
     ),
     "firecracker": DriverFacts(
         "firecracker",
