@@ -32,7 +32,7 @@ class Supported:
 
 CLOUD_HYPERVISOR = Supported("51.1", "54.0")
 FIRECRACKER = Supported("1.12.1", "1.17")
-SOLO5_HVT = Supported("0.9", "0.12")
+SOLO5_HVT = Supported("0.8", "0.12")
 SOLO5_SPT = Supported("0.11", "0.12")
 
 

@@ -98,9 +98,8 @@ class Server:
         self._workspace = workspace
         self._log: UndoLog = workspace.log
         self._files = Files(workspace, self._admission)
-        # pid: number of its undo entry
+        # pid: number of its undo entry; listener: a child's pid, and the watch over it
         self._children: dict[int, int] = {}
-        # listener: the child under this filter, and our watch over it
         self._watches: dict[int, tuple[int, Watch]] = {}
         self._cgroup: cgroups.Cgroup | None = None
         self._serving = True

@@ -19,9 +19,10 @@ from kata_hypervisor.seccomp import notification, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
+    from kata_hypervisor.seccomp.bpf import Instruction
     from kata_hypervisor.seccomp.notification import Call
 
 EXECUTIONS = ("execve", "execveat")
@@ -37,14 +38,12 @@ class Watch:
     them. listener: the descriptor of its filter, this object's own, -1 until `begin`."""
 
     def __init__(self, name: str, told: Mapping[str, Any]) -> None:
-        from kata_hypervisor.seccomp import bpf
-
         self._name = name
         self._policy: str = told["policy"]
         self._advice: str = told["advice"]
         self.code = base64.b64decode(told["code"])
-        self._bpf = bpf
-        self._loading = bpf.decode(base64.b64decode(told["loading"]))
+        self._loading = base64.b64decode(told["loading"])
+        self._program: Sequence[Instruction] | None = None
         self._last: list[int] = told["last"]
         self._readable, self._writable = frozenset(told["readable"]), frozenset(told["writable"])
         self._executed = self._loaded = False
@@ -78,17 +77,25 @@ class Watch:
     def _may(self, call: Call, name: str) -> bool:
         if self._loaded:
             return False
-        data = self._bpf.SeccompData(call.number, call.arch, call.instruction_pointer, call.arguments)
-        if not self._bpf.is_allowed(self._bpf.execute(self._loading, data.words())):
-            return False
         if name in EXECUTIONS:
             first, self._executed = not self._executed, True
             self._loaded = not self._last
             return first
+        if not self._is_loading(call):
+            return False
         if name in OPENINGS:
             return self._may_open(call, *OPENINGS[name])
         self._loaded = [call.number, call.arguments[1] & 0xFFFFFFFF] == self._last
         return True
+
+    def _is_loading(self, call: Call) -> bool:
+        """Whether the second program allows it."""
+        from kata_hypervisor.seccomp import bpf  # most children load without being watched
+
+        if self._program is None:
+            self._program = bpf.decode(self._loading)
+        data = bpf.SeccompData(call.number, call.arch, call.instruction_pointer, call.arguments)
+        return bpf.is_allowed(bpf.execute(self._program, data.words()))
 
     def _may_open(self, call: Call, path_at: int, flags_at: int) -> bool:
         path = _read_text(call.tid, call.arguments[path_at])
