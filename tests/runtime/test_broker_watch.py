@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +19,7 @@ from kata_hypervisor.seccomp.compiler import compile_rules
 from kata_hypervisor.seccomp.proof import inherited_filters
 from kata_hypervisor.seccomp.rules import Rule
 from kata_hypervisor.solo5 import allowlist
-from kata_runtime.broker import janitor
+from kata_runtime.broker import janitor, syscalls
 from kata_runtime.broker.client import Broker
 from kata_runtime.broker.process import fork_broker
 from old_tender import build_old_tender
@@ -121,6 +122,20 @@ async def test_a_program_that_the_kernel_does_not_take_is_told(bed: Bed, tender:
     async with broker_of(bed) as broker:
         with pytest.raises(LaunchError, match="cannot start solo5-hvt: cannot install the seccomp filter"):
             await broker.spawn("solo5-hvt", [tender, "echo"], fds={}, seccomp=wrong)
+
+
+async def test_a_listener_that_cannot_be_had_is_told(
+    bed: Bed, tender: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(pid: int, fd: int) -> int:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(syscalls, "take_descriptor", refuse)
+    async with broker_of(bed) as broker:
+        with pytest.raises(
+            LaunchError, match=r"pidfd_getfd: Operation not permitted; .*ptrace_scope below 3"
+        ):
+            await broker.spawn("solo5-hvt", [tender, "echo"], fds={}, seccomp=filter_for(tender))
 
 
 async def test_once_sealed_nothing_is_started_filtered_or_not(bed: Bed, tender: str) -> None:

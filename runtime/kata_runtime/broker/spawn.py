@@ -90,13 +90,11 @@ def spawn(
     except BaseException:
         if watch is not None:
             watch.close()
-        os.close(go_write)  # a child that waits for it leaves
-        go_write = -1
+        os.kill(pid, signal.SIGKILL)  # it may wait for an answer that nobody gives
         os.waitpid(pid, 0)
         raise
     finally:
-        if go_write >= 0:
-            os.close(go_write)
+        os.close(go_write)
         os.close(report_read)
     return pid
 
@@ -117,12 +115,22 @@ def _follow(name: str, path: str, pid: int, go: int, report: int, watch: Watch |
                 if word == UNSEALED:
                     raise RequestFailedError(f"cannot start {name}: {rest.decode()}")
                 assert watch is not None
-                watch.begin(syscalls.take_descriptor(pid, int(rest)))
+                watch.begin(_take(name, pid, int(rest)))
                 waiter.register(watch.listener, select.POLLIN)
                 os.write(go, GO)
             elif watch is not None and (sentence := watch.answer()) is not None:
-                os.kill(pid, signal.SIGKILL)
                 raise RequestFailedError(f"cannot start {name}: {sentence}")
+
+
+def _take(name: str, pid: int, listener: int) -> int:
+    try:
+        return syscalls.take_descriptor(pid, listener)
+    except OSError as error:
+        raise RequestFailedError(
+            f"cannot start {name}: cannot take over the listener of its filter: pidfd_getfd: "
+            f"{error.strerror}; Linux 5.6 or later is needed, and kernel.yama.ptrace_scope below 3",
+            error.errno or 0,
+        ) from None
 
 
 def _failure(name: str, path: str, error: OSError) -> RequestFailedError:
