@@ -46,8 +46,12 @@ FAULTS: dict[str, tuple[bytes | None, int, str]] = {
     "says nothing": (f"{DIALECT}exit 1\n".encode(), 0o755, "exit status 1"),
     "ends well": (f"{DIALECT}exit 0\n".encode(), 0o755, "exit status 0"),
     "crashes": (f"{DIALECT}kill -SEGV $$\n".encode(), 0o755, "killed by SIGSEGV"),
-    "hangs": (f"{DIALECT}exec sleep 600\n".encode(), 0o755, rf"in {SHORT:g} s|not confined"),
-    "chatters": (f"{DIALECT}exec yes {WORDS} >&2\n".encode(), 0o755, rf"in {SHORT:g} s|not confined"),
+    "hangs": (f"{DIALECT}kill -STOP $$\n".encode(), 0o755, rf"in {SHORT:g} s|not confined"),
+    "chatters": (
+        f"{DIALECT}while :; do echo {WORDS}; done >&2\n".encode(),
+        0o755,
+        rf"in {SHORT:g} s|not confined",
+    ),
 }
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from kata_agent.guest import storage
 from kata_hypervisor.contract import Disk
+from kata_hypervisor.host import ChildFilter
 from kata_runtime.errors import SandboxError, UnsupportedError
 from kata_runtime.resource import block_rootfs
 from kata_runtime.resource.block_rootfs import BlockRootfs, overlay_storages
@@ -33,6 +34,8 @@ class Maker(LocalHost):
         *,
         fds: Mapping[int, int],
         environment: Mapping[str, str] | None = None,
+        gate: int | None = None,
+        seccomp: ChildFilter | None = None,
     ) -> Any:
         """See Host."""
         self.asked = list(argv)

@@ -31,7 +31,10 @@ from kata_hypervisor.seccomp.proof import ThreadConfinement, find_breach
 __all__ = ["CloudHypervisorDriver"]
 
 API_BASE = "/api/v1"
-FENCE_ADVICE = "disable_seccomp = true in [hypervisor.clh] runs it without any filter"
+FENCE_ADVICE = (
+    "path in [hypervisor.clh] must name the program itself, not a script that starts it; "
+    "disable_seccomp = true runs it without any filter"
+)
 VCPU_THREAD = re.compile(r"vcpu\d+")
 VCPU_FILTERS = 2
 
