@@ -155,6 +155,7 @@ async def test_nothing_of_loading_is_left_to_it(rig: Rig, line: str, call: str) 
         ),
         ("write /proc/self/fd/4", "openat", "with the path '/proc/self/fd/4'"),
         ("read libc.so.6", "openat", "with the path 'libc.so.6'"),
+        ("read /etc/all.sorted", "openat", "with the path '/etc/all.sorted'"),
         ("create /tmp/one", "openat", "arguments:"),
         ("exec", "execve", "arguments:"),
         ("executable", "mmap", "arguments:"),

@@ -104,7 +104,7 @@ def _follow(name: str, path: str, pid: int, go: int, report: int, watch: Watch |
     waiter = select.poll()
     waiter.register(report, select.POLLIN)
     while True:
-        for fd, _ in waiter.poll():
+        for fd, event in waiter.poll():
             if fd == report:
                 word, _, rest = os.read(report, 4096).partition(b" ")
                 if not word:
@@ -118,6 +118,8 @@ def _follow(name: str, path: str, pid: int, go: int, report: int, watch: Watch |
                 watch.begin(_take(name, pid, int(rest)))
                 waiter.register(watch.listener, select.POLLIN)
                 os.write(go, GO)
+            elif not event & select.POLLIN:
+                waiter.unregister(fd)  # it has ended, which the report's end tells
             elif watch is not None and (sentence := watch.answer()) is not None:
                 raise RequestFailedError(f"cannot start {name}: {sentence}")
 

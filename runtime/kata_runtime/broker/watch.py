@@ -114,8 +114,9 @@ class Watch:
 
 
 def _is_library(path: str) -> bool:
-    """Whether a path is that of a shared library, by its name: libc.so.6, ld-musl-x86_64.so.1."""
-    return path.startswith("/") and ".so" in os.path.basename(path)
+    """Whether a path is that of a shared library, by its name: libc.so.6, ld-musl-x86_64.so.1, libm.so."""
+    name = os.path.basename(path)
+    return path.startswith("/") and (name.endswith(".so") or ".so." in name)
 
 
 def _read_text(tid: int, address: int) -> str:
