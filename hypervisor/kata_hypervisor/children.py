@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import anyio
 
-from kata_hypervisor.host import Child, ExitStatus, Host
+from kata_hypervisor.host import Child, ChildFilter, ExitStatus, Host
 from kata_hypervisor.tail import Follower, Tail, follow
 
 STDOUT, STDERR = 1, 2
@@ -59,17 +59,24 @@ class Children:
         return bool(self._children)
 
     async def spawn(
-        self, name: str, argv: Sequence[str], fds: Mapping[int, int], *, stdout: str | None = None
+        self,
+        name: str,
+        argv: Sequence[str],
+        fds: Mapping[int, int],
+        *,
+        stdout: str | None = None,
+        seccomp: ChildFilter | None = None,
     ) -> Child:
         """Start a process with these descriptors and a standard error that is kept.
 
-        stdout: the heading under which its standard output is kept too. Raises LaunchError.
+        stdout: the heading under which its standard output is kept too. seccomp: its filter, from before its
+        program runs. Raises LaunchError.
         """
         with contextlib.ExitStack() as theirs:
             ends = {STDERR: await self.pipe(f"{name} stderr", theirs)}
             if stdout is not None:
                 ends[STDOUT] = await self.pipe(stdout, theirs)
-            child = await self._host.spawn(name, argv, fds={**fds, **ends})
+            child = await self._host.spawn(name, argv, fds={**fds, **ends}, seccomp=seccomp)
         self._children[name] = child
         return child
 

@@ -33,6 +33,17 @@ def check_readable(what: str, path: Path, way_out: str) -> None:
         raise HostUnfitError(f"cannot open {what}: {path}: {error.strerror}; {way_out}") from error
 
 
+def check_room(memory_mib: int, kernel: Path, initrd: Path | None, table: str) -> None:
+    """Refuse a kernel and an initrd that are larger than the guest's memory, before a VMM tries."""
+    files = {"kernel": kernel, **({"initrd": initrd} if initrd is not None else {})}
+    size = sum(path.stat().st_size for path in files.values())
+    if size >= memory_mib << 20:
+        raise HostUnfitError(
+            f"cannot boot the guest: its {' and '.join(files)} ({', '.join(map(str, files.values()))}) have "
+            f"{-(-size >> 20)} MiB, its memory {memory_mib} MiB; raise default_memory in {table}"
+        )
+
+
 def check_memory(wanted_mib: int, meminfo: Path, table: str) -> list[str]:
     """Refuse what can never fit. What does not fit now is a warning: guest memory is taken page by page."""
     fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())

@@ -6,6 +6,7 @@ needs neither root nor a VMM.
 
 from __future__ import annotations
 
+import base64
 import signal
 import socket
 from collections.abc import Mapping, Sequence
@@ -48,11 +49,46 @@ class Child(Protocol):
     def exited(self) -> ExitStatus | None:
         """How it ended, or None while it runs."""
 
+    @property
+    def violation(self) -> str:
+        """The call that its `ChildFilter` refused, and for which it was killed, in a sentence; or empty."""
+
     async def wait(self) -> ExitStatus:
         """Return once the process has ended and was reaped; any number of tasks may wait."""
 
     async def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal; does nothing when the process has ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChildFilter:
+    """A seccomp filter for a child that has none of its own: on it from before its program runs, to its end.
+
+    policy: its name, for sentences. advice: the way out of a refusal, in a few words. code: the program; for
+    what it answers with `actions.NOTIFY` the child is killed, unless it is still loading. loading: a program
+    that allows what it may do until then. last: number and second argument of the call with which loading
+    ends; without them it ends when the program begins. readable, writable: what it may open in the meantime,
+    besides reading shared libraries.
+    """
+
+    policy: str
+    advice: str
+    code: bytes
+    loading: bytes
+    last: tuple[int, int] | tuple[()] = ()
+    readable: tuple[str, ...] = ()
+    writable: tuple[str, ...] = ()
+
+    def told(self) -> dict[str, object]:
+        """Its fields as JSON has them: what `kata_runtime.broker.watch` takes."""
+        texts = {"policy": self.policy, "advice": self.advice}
+        programs = {"code": self.code, "loading": self.loading}
+        lists = {"last": self.last, "readable": self.readable, "writable": self.writable}
+        return {
+            **texts,
+            **{key: base64.b64encode(program).decode() for key, program in programs.items()},
+            **{key: list(values) for key, values in lists.items()},
+        }
 
 
 class Host(Protocol):
@@ -65,6 +101,8 @@ class Host(Protocol):
         *,
         fds: Mapping[int, int],
         environment: Mapping[str, str] | None = None,
+        gate: int | None = None,
+        seccomp: ChildFilter | None = None,
     ) -> Child:
         """Start a child, its descriptors set from `fds`.
 
@@ -72,6 +110,10 @@ class Host(Protocol):
         named are /dev/null. The caller keeps its descriptors and closes them itself, right after the call,
         so that the child's death is seen as an end of file. The child gets PR_SET_PDEATHSIG, a clean
         environment and no other descriptor.
+
+        gate: the number of one of the descriptors. The child reads from it before it runs its program, which
+        does not get it, and ends when there is nothing to read. seccomp: a filter that is put on it first,
+        and watched; it is in force when this returns.
 
         Raises:
             LaunchError: the executable cannot be started (missing, not executable, no memory ...).
@@ -111,8 +153,10 @@ class Host(Protocol):
             ProcessLookupError: the child has ended.
         """
 
-    async def filters_bite(self, child: Child, tid: int) -> bool:
+    async def filters_bite(self, child: Child, tid: int, beyond: int = 0) -> bool:
         """Whether the filters on a thread of the child forbid anything, by reading them back.
+
+        beyond: how many of them, the oldest, are not asked: those that it was born with.
 
         Raises:
             ProcessLookupError: the child has ended.

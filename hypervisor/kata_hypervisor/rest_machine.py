@@ -21,7 +21,7 @@ import anyio
 
 from kata_agent.transport import GuestTransport
 from kata_agent.transports import HybridVsockTransport
-from kata_hypervisor import ending, saved_machine
+from kata_hypervisor import ending, fitness, saved_machine
 from kata_hypervisor.children import Children
 from kata_hypervisor.contract import Hypervisor, VmExit, VmmProcess, VmSpec, check_supported
 from kata_hypervisor.errors import (
@@ -96,6 +96,8 @@ class RestMachine(Launched, Hypervisor):
         self._transport: GuestTransport | None = None
         self._spawning: asyncio.Task[None] | None = None
         self._warnings: list[str] = []
+        # How many filters each of its threads has from the beginning.
+        self._born_with = self._inherited
         self._prepared = False
         self._restored = False
         self._running = False
@@ -173,6 +175,7 @@ class RestMachine(Launched, Hypervisor):
 
     async def _spawn_all(self, spec: VmSpec) -> None:
         self._warnings = self._check_host(spec)
+        fitness.check_room(spec.memory_mib, spec.kernel, spec.initrd, self.section)
         if not self._confined:
             self._warnings.append(
                 f"{self.vmm} runs unconfined: {self._excuse} in {self.section} "
@@ -275,10 +278,10 @@ class RestMachine(Launched, Hypervisor):
         """See that the filters forbid something: a VMM may be built with filters that allow every call."""
         child = self._children[self.vmm]
         for thread in await self._host.confinement(child):
-            if not self._confined or not thread.confined:
+            if not self._confined or thread.filters <= self._born_with:
                 continue
             try:
-                bite = await self._host.filters_bite(child, thread.tid)
+                bite = await self._host.filters_bite(child, thread.tid, self._born_with)
             except SealError as error:
                 self._warnings.append(f"{self.vmm}'s filters were counted, and not read: {error}")
                 return
@@ -344,6 +347,7 @@ class RestMachine(Launched, Hypervisor):
                 reason = ending.describe(
                     culprit, ended[culprit], stderr, console, running=self._running, hints=self.hints
                 )
+            reason = self._children[culprit].violation or reason
             return VmExit(reason, culprit, ended[culprit], requested, self._children.last_words)
         finally:
             await self._children.ours.aclose()

@@ -32,7 +32,8 @@ class Supported:
 
 CLOUD_HYPERVISOR = Supported("51.1", "54.0")
 FIRECRACKER = Supported("1.12.1", "1.17")
-SOLO5 = Supported("0.11", "0.12")
+SOLO5_HVT = Supported("0.8", "0.12")
+SOLO5_SPT = Supported("0.11", "0.12")
 
 
 def numbers_of(text: str) -> tuple[int, int, int] | None:

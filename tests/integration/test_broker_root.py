@@ -357,7 +357,8 @@ def busy_sandbox(bed: Bed) -> Callable[[socket.socket], list[int]]:
 
         def spawn(name: str, script: str) -> int:
             argv = ["/bin/sh", "-c", script]
-            return int(do("spawn", name=name, argv=argv, fds=[], environment=None)["pid"])
+            plain = {"fds": [], "environment": None, "gate": None, "filter": None}
+            return int(do("spawn", name=name, argv=argv, **plain)["pid"])
 
         do("prepare", cgroup="/broker-test/busy")
         pids = [spawn("virtiofsd", "sleep 100 & sleep 100")]

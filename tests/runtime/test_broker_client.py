@@ -22,6 +22,8 @@ from kata_runtime.broker.client import Broker
 from kata_runtime.broker.errors import BrokerLostError, RequestFailedError, RequestRefusedError
 from kata_runtime.broker.process import fork_broker
 
+PLAIN = {"fds": [], "environment": None, "gate": None, "filter": None}
+
 
 @pytest.fixture
 def bed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bed]:
@@ -408,9 +410,7 @@ async def test_a_broker_that_cannot_begin_says_why(bed: Bed) -> None:
 
 def start_children(bed: Bed, channel: socket.socket) -> list[int]:
     pids = [
-        ask(channel, "spawn", name=name, argv=["/bin/sleep", "100"], fds=[], environment=None)["result"][
-            "pid"
-        ]
+        ask(channel, "spawn", name=name, argv=["/bin/sleep", "100"], **PLAIN)["result"]["pid"]
         for name in ("virtiofsd", "qemu")
     ]
     assert "result" in ask(channel, "make_directory", path=f"{bed.shared}/c1/rootfs")

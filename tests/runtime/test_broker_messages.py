@@ -94,11 +94,30 @@ def test_a_closed_socket_is_the_end(pair: Pair) -> None:
         messages.receive(pair[1])
 
 
+FILTER = {
+    "policy": "solo5-hvt-x86_64 [glibc]",
+    "advice": "another program",
+    "code": "BgAAAAAA/38=",
+    "loading": "BgAAAAAA/38=",
+    "last": [16, 0x4090AE82],
+    "readable": ["/proc/self/fd/4"],
+    "writable": [],
+}
+
+
+def to_spawn(**changes: Any) -> dict[str, Any]:
+    """A request for a child, with what is given in the place of what is good."""
+    usual = {"name": "qemu", "argv": ["/q"], "fds": [], "environment": None, "gate": None, "filter": None}
+    return {"op": "spawn", **usual, **changes}
+
+
 GOOD: list[dict[str, Any]] = [
     {"op": "prepare", "cgroup": None},
     {"op": "prepare", "cgroup": "/default/x"},
-    {"op": "spawn", "name": "qemu", "argv": ["/bin/true", ""], "fds": [], "environment": None},
-    {"op": "spawn", "name": "virtiofsd", "argv": ["/bin/true"], "fds": [], "environment": {"A": "b=c"}},
+    to_spawn(argv=["/bin/true", ""]),
+    to_spawn(name="virtiofsd", argv=["/bin/true"], environment={"A": "b=c"}),
+    to_spawn(name="solo5-hvt", filter=FILTER),
+    to_spawn(name="solo5-hvt", gate=3),
     {"op": "kill", "pid": 100, "signal": 9},
     {
         "op": "mount",
@@ -120,16 +139,28 @@ BAD: list[dict[str, Any]] = [
     {"op": "prepare"},
     {"op": "prepare", "cgroup": 7},
     {"op": "prepare", "cgroup": "/a\0b"},
-    {"op": "spawn", "name": "bash", "argv": ["/bin/bash"], "fds": [], "environment": None},
-    {"op": "spawn", "name": "qemu", "argv": [], "fds": [], "environment": None},
-    {"op": "spawn", "name": "qemu", "argv": ["qemu"], "fds": [], "environment": None},
-    {"op": "spawn", "name": "qemu", "argv": ["/q", "a\0b"], "fds": [], "environment": None},
-    {"op": "spawn", "name": "qemu", "argv": ["/q", 1], "fds": [], "environment": None},
-    {"op": "spawn", "name": "qemu", "argv": ["/q"] * 1025, "fds": [], "environment": None},
-    {"op": "spawn", "name": "qemu", "argv": ["/q"], "fds": [3], "environment": None},
-    {"op": "spawn", "name": "qemu", "argv": ["/q"], "fds": [], "environment": {"A=B": "x"}},
-    {"op": "spawn", "name": "qemu", "argv": ["/q"], "fds": [], "environment": {"": "x"}},
-    {"op": "spawn", "name": "qemu", "argv": ["/q"], "fds": [], "environment": {"A": 1}},
+    to_spawn(name="bash", argv=["/bin/bash"]),
+    to_spawn(argv=[]),
+    to_spawn(argv=["qemu"]),
+    to_spawn(argv=["/q", "a\0b"]),
+    to_spawn(argv=["/q", 1]),
+    to_spawn(argv=["/q"] * 1025),
+    to_spawn(fds=[3]),
+    to_spawn(environment={"A=B": "x"}),
+    to_spawn(environment={"": "x"}),
+    to_spawn(environment={"A": 1}),
+    to_spawn(gate=2),
+    to_spawn(gate="3"),
+    to_spawn(filter={}),
+    to_spawn(filter={**FILTER, "more": 1}),
+    to_spawn(filter={**FILTER, "code": ""}),
+    to_spawn(filter={**FILTER, "code": "BgAAAAAA"}),
+    to_spawn(filter={**FILTER, "code": "not base64"}),
+    to_spawn(filter={**FILTER, "loading": None}),
+    to_spawn(filter={**FILTER, "last": [16]}),
+    to_spawn(filter={**FILTER, "last": [16, 2**32]}),
+    to_spawn(filter={**FILTER, "writable": ["dev/kvm"]}),
+    to_spawn(filter={**FILTER, "policy": "two\nlines"}),
     {"op": "kill", "pid": 1, "signal": 9},
     {"op": "kill", "pid": -1, "signal": 9},
     {"op": "kill", "pid": True, "signal": 9},
@@ -164,7 +195,7 @@ def test_the_vocabulary_refuses(message: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("numbers", [[0, 0], [256], [-1], ["1"], [1, 2, 3]])
 def test_descriptors_are_numbered_once_and_counted(numbers: list[Any]) -> None:
-    message = {"id": 1, "op": "spawn", "name": "qemu", "argv": ["/q"], "environment": None, "fds": numbers}
+    message = {"id": 1, **to_spawn(fds=numbers)}
     with pytest.raises(RequestRefusedError):
         vocabulary.check(message, 2)
 

@@ -99,6 +99,36 @@ def test_the_least_recently_used_goes(tree: Path, tmp_path: Path, monkeypatch: p
     assert [str(path) for path in cache.iterdir()] == [last]
 
 
+def test_a_tree_that_is_too_large_is_not_read(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maker = tmp_path / rootfs_image.MAKER
+    maker.write_text("#!/bin/sh\nexit 1\n")
+    maker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(rootfs_image, "identity", None)
+    with open(tree / "sparse", "wb") as file:
+        file.truncate(rootfs_image.IMAGE_LIMIT)
+    os.link(tree / "sparse", tree / "again")
+    with pytest.raises(RootfsImageError, match=r"its files have 16384 MiB, an image at most 16384; use"):
+        ensure(str(tree), str(tmp_path / "cache"))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_an_image_for_which_there_is_no_room_is_not_begun(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maker = tmp_path / rootfs_image.MAKER
+    maker.write_text("#!/bin/sh\nexit 1\n")
+    maker.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    usage = shutil.disk_usage(tmp_path)._replace(free=rootfs_image.size_of(str(tree)) - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(RootfsImageError, match=r"and there are 0 free in .*cache; make room there"):
+        ensure(str(tree), str(tmp_path / "cache"))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
 def test_a_maker_that_fails_leaves_nothing(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

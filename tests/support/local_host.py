@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import select
 import shutil
 import signal
 import socket
@@ -13,10 +14,12 @@ from pathlib import Path
 
 from kata_agent.transports import Dial, dial_unix, dial_vsock
 from kata_hypervisor.errors import LaunchError
-from kata_hypervisor.host import Child, ExitStatus
+from kata_hypervisor.host import Child, ChildFilter, ExitStatus
 from kata_hypervisor.seccomp import teeth
 from kata_hypervisor.seccomp.proof import ThreadConfinement, read_threads
-from kata_runtime.broker import syscalls
+from kata_runtime.broker import spawn, syscalls
+from kata_runtime.broker.errors import RequestFailedError
+from kata_runtime.broker.watch import Watch
 
 MS_BIND = 0x1000
 FIRST_COPY = 100
@@ -30,6 +33,7 @@ class LocalChild:
         self.name = name
         self.pid = pid
         self.exited: ExitStatus | None = None
+        self.violation = ""
         self._ended = asyncio.Event()
         self._pidfd = os.pidfd_open(pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
@@ -61,6 +65,7 @@ class LocalHost:
         self.children: dict[str, LocalChild] = {}
         self.dial: Dial
         self._views: list[Path] = []
+        self._watches: list[Watch] = []
 
     async def make_jail(self, root: Path, files: Mapping[str, Path]) -> None:
         """See Host; needs root. Its files are removed with `aclose`."""
@@ -77,8 +82,12 @@ class LocalHost:
         *,
         fds: Mapping[int, int],
         environment: Mapping[str, str] | None = None,
+        gate: int | None = None,
+        seccomp: ChildFilter | None = None,
     ) -> LocalChild:
-        """See Host."""
+        """See Host. With a gate or a filter, the broker's own code forks."""
+        if gate is not None or seccomp is not None:
+            return self._fork(name, argv, fds, environment, gate, seccomp)
         copies = {
             target: fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, FIRST_COPY) for target, source in fds.items()
         }
@@ -97,6 +106,40 @@ class LocalHost:
                 os.close(copy)
         self.children[name] = LocalChild(name, pid)
         return self.children[name]
+
+    def _fork(
+        self,
+        name: str,
+        argv: Sequence[str],
+        fds: Mapping[int, int],
+        environment: Mapping[str, str] | None,
+        gate: int | None,
+        seccomp: ChildFilter | None,
+    ) -> LocalChild:
+        seen = Watch(name, seccomp.told()) if seccomp is not None else None
+        try:
+            pid = spawn.spawn(name, argv, fds, environment, lambda pid, start: None, gate=gate, watch=seen)
+        except RequestFailedError as error:
+            raise LaunchError(str(error)) from None
+        child = self.children[name] = LocalChild(name, pid)
+        if seen is not None:
+            asyncio.get_running_loop().add_reader(seen.listener, self._judge, child, seen)
+            self._watches.append(seen)
+        return child
+
+    def _judge(self, child: LocalChild, seen: Watch) -> None:
+        hung_up = select.poll()
+        hung_up.register(seen.listener, select.POLLIN)
+        if any(not event & select.POLLIN for _, event in hung_up.poll(0)):
+            self._leave(seen)
+        elif (sentence := seen.answer()) is not None:
+            child.violation = sentence
+            os.kill(child.pid, signal.SIGKILL)
+
+    def _leave(self, seen: Watch) -> None:
+        if seen.listener >= 0:
+            asyncio.get_running_loop().remove_reader(seen.listener)
+            seen.close()
 
     async def discard(self, path: Path) -> None:
         """See Host."""
@@ -119,15 +162,17 @@ class LocalHost:
         """See Host."""
         return read_threads(child.pid)
 
-    async def filters_bite(self, child: Child, tid: int) -> bool:
+    async def filters_bite(self, child: Child, tid: int, beyond: int = 0) -> bool:
         """See Host."""
-        return teeth.bite(tid)
+        return teeth.bite(tid, beyond)
 
     async def aclose(self) -> None:
         """End what a failed test has left, and take the jail apart."""
         for child in self.children.values():
             await child.kill()
             await child.wait()
+        for seen in self._watches:
+            self._leave(seen)
         for view in self._views:
             syscalls.unmount(str(view))
         if self._views:

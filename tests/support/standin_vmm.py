@@ -14,6 +14,7 @@ description says, and misbehaves as it is told:
     crash:PATH       dies of SIGSEGV at PATH              text:PATH     answers no JSON
     toothless        its filters allow everything
     PATH=once        refuses PATH, or METHOD PATH, the first time
+    escape:execve    its main thread makes this call, or "ptrace", or forks
     reboot           tells that the guest resets          version:9.9   is of this version
 """
 
@@ -345,6 +346,16 @@ class StandIn:
             return ["Error from API", text]
         return {"fault_message": text}
 
+    @staticmethod
+    def escape(deed: str) -> None:
+        """Leave the process, in one of three ways."""
+        if deed == "execve":
+            os.execv("/bin/true", ["true"])
+        elif deed == "ptrace":
+            libc.ptrace(0, 0, 0, 0)
+        elif os.fork() == 0:
+            os._exit(0)
+
     # -- the program ---------------------------------------------------------------------------------------
 
     def main(self, arguments: list[str]) -> None:
@@ -354,6 +365,8 @@ class StandIn:
         if self.mode.startswith("exit:"):
             print("it is not my day", file=sys.stderr)
             sys.exit(int(self.mode[5:]))
+        if self.mode.startswith("escape:"):
+            self.escape(self.mode[7:])
         if self.mode == "silent":
             sys.exit(1)
         if self.mode == "hang":

@@ -1,8 +1,8 @@
 """The monitors of unikernels that the conformance suite tries: a stand-in, the real tender, or this process.
 
 KATA_TEST_SOLO5_HVT, KATA_TEST_SOLO5_SPT and KATA_TEST_FIRECRACKER name real programs; without them those on
-PATH are tried. What is run does as tests/guests/commands.c, or bare.c, for three command lines: "echo WORDS",
-"exit STATUS" and "spin".
+PATH are tried. KATA_TEST_SOLO5_HVT_OLD names a tender before 0.11, which has no filter of its own. What is
+run does as tests/guests/commands.c, or bare.c, for three command lines: "echo WORDS", "exit STATUS", "spin".
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from kata_hypervisor import fitness, registry
 from kata_hypervisor.contract import UnikernelMonitor, UnikernelSpec
 from kata_hypervisor.host import ExitStatus
 from local_host import LocalHost
+from old_tender import build_old_tender
 from solo5_file import abi_note, entry, manifest_note, unikernel_file
 from standin_program import StandInProgram
 from tiny_guest import kernel
@@ -141,6 +142,18 @@ def _tender(name: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Benc
     return _bench(name, directory, _at(name, Path(path)), _files(name, directory))
 
 
+def _old_tender(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    path = os.environ.get("KATA_TEST_SOLO5_HVT_OLD", "")
+    if not Path(path).is_file():
+        pytest.skip("an old tender is missing: name a solo5-hvt before 0.11 in KATA_TEST_SOLO5_HVT_OLD")
+    return _bench("solo5-hvt", directory, _at("solo5-hvt", Path(path)), _files("solo5-hvt", directory))
+
+
+def _old_standin(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    program, file = build_old_tender(directory), unikernel_file()
+    return _bench("solo5-hvt", directory, _at("solo5-hvt", program), lambda line: file)
+
+
 def _standin(name: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     program = directory / name
     program.write_text(TENDER.format(python=sys.executable, name=name, support=str(SUPPORT)))
@@ -229,7 +242,9 @@ def _system_call(number: int, first: int) -> bytes:
 SUBJECTS: dict[str, Callable[[Path, pytest.MonkeyPatch], Bench]] = {
     "solo5-hvt:standin": partial(_standin, "solo5-hvt"),
     "solo5-spt:standin": partial(_standin, "solo5-spt"),
+    "solo5-hvt-old:standin": _old_standin,
     "solo5-hvt": partial(_tender, "solo5-hvt"),
+    "solo5-hvt-old": _old_tender,
     "solo5-spt": partial(_tender, "solo5-spt"),
     "dragonball": _in_process,
     "qemu": _qemu,

@@ -27,11 +27,16 @@ from kata_hypervisor.errors import NotSupportedError
 from kata_hypervisor.host import Host
 from kata_hypervisor.rest import RestClient, RestError, Step
 from kata_hypervisor.rest_machine import CONSOLE, VIRTIOFSD, RestMachine
+from kata_hypervisor.seccomp import fence
 from kata_hypervisor.seccomp.proof import ThreadConfinement, find_breach
 
 __all__ = ["CloudHypervisorDriver"]
 
 API_BASE = "/api/v1"
+FENCE_ADVICE = (
+    "path in [hypervisor.clh] must name the program itself, not a script that starts it; "
+    "disable_seccomp = true runs it without any filter"
+)
 VCPU_THREAD = re.compile(r"vcpu\d+")
 VCPU_FILTERS = 2
 
@@ -114,7 +119,10 @@ class CloudHypervisorDriver(RestMachine):
                 machine.CONSOLE: await self._children.pipe(CONSOLE, theirs),
                 machine.EVENTS: await self._children.read(self._take_events, theirs),
             }
-            await self._children.spawn(self.vmm, machine.command_line(self._table), fds)
+            seccomp = None
+            if self._confined:
+                seccomp, self._born_with = fence.build(self.vmm, FENCE_ADVICE), self._inherited + 1
+            await self._children.spawn(self.vmm, machine.command_line(self._table), fds, seccomp=seccomp)
         return await self._hybrid_vsock(vsock)
 
     async def _start_virtiofsd(self, shared: SharedDirectory, path: Path) -> None:
@@ -181,12 +189,14 @@ class CloudHypervisorDriver(RestMachine):
         if not self._confined:
             return find_breach(threads, False, self._inherited)
         main = self._children[self.vmm].pid
-        breach = find_breach([thread for thread in threads if thread.tid != main], True, self._inherited)
+        breach = find_breach([thread for thread in threads if thread.tid == main], True, self._inherited)
+        others = [thread for thread in threads if thread.tid != main]
+        breach = breach or find_breach(others, True, self._born_with)
         vcpus = [thread for thread in threads if VCPU_THREAD.fullmatch(thread.name)]
         if breach is None and running:
             if not vcpus:
                 return "it has no thread of a virtual CPU"
-            return find_breach(vcpus, True, self._inherited + VCPU_FILTERS - 1)
+            return find_breach(vcpus, True, self._born_with + VCPU_FILTERS - 1)
         return breach
 
     # -- commands ------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ class OwnProcess:
         self.name = NAME
         self.pid = os.getpid()
         self.exited: ExitStatus | None = None
+        self.violation = ""
         self._kill = kill
         self._ended = asyncio.Event()
 

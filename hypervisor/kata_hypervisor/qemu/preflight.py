@@ -6,7 +6,15 @@ from pathlib import Path
 
 from kata_configuration.models.qemu import QemuHypervisor as QemuTable
 from kata_hypervisor.contract import VmSpec
-from kata_hypervisor.fitness import KVM, MEMINFO, check_executable, check_kvm, check_memory, check_readable
+from kata_hypervisor.fitness import (
+    KVM,
+    MEMINFO,
+    check_executable,
+    check_kvm,
+    check_memory,
+    check_readable,
+    check_room,
+)
 
 TABLE = "[hypervisor.qemu]"
 
@@ -23,6 +31,7 @@ def check_host(
     check_readable("the guest's kernel", spec.kernel, f"correct kernel in {TABLE}")
     if spec.initrd is not None:
         check_readable("the guest's initrd", spec.initrd, f"correct initrd in {TABLE}")
+    check_room(spec.memory_mib, spec.kernel, spec.initrd, TABLE)
     if spec.image is not None:
         check_readable("the guest's image", spec.image, f"correct image in {TABLE}")
     check_readable("the source of random numbers", table.entropy_source, f"correct entropy_source in {TABLE}")

@@ -2,12 +2,15 @@
 
 A running shim has what its driver's `seal_features` says, which is a part of this. [hypervisor.dragonball] is
 there twice: a shim holds a machine with a Linux in it, or a unikernel, and never both.
+
+CHILDREN are programs that this runtime filters because they do not do it themselves, and have policies of
+their own: solo5-hvt before 0.11, by its C library while its guest can run, and with all that it does before.
 """
 
 from __future__ import annotations
 
 from kata_hypervisor.errors import PolicyError
-from kata_hypervisor.seccomp.policy import PROCESS, VCPU, Policy
+from kata_hypervisor.seccomp.policy import PROCESS, VCPU, Policy, load_policy
 from kata_hypervisor.seccomp.rules import Rule
 from kata_hypervisor.seccomp.seal import SHIM_FEATURES
 
@@ -22,9 +25,28 @@ FEATURES: dict[str, frozenset[str]] = {
 }
 _MACHINE_IN_PROCESS = "vcpu"
 
+CHILDREN: dict[str, tuple[str, frozenset[str]]] = {
+    "solo5-hvt-glibc": ("solo5-hvt", frozenset({"glibc", "block"})),
+    "solo5-hvt-musl": ("solo5-hvt", frozenset({"musl", "block"})),
+    "solo5-hvt-loading": (
+        "solo5-hvt",
+        frozenset({"glibc", "musl", "block", "load", "load-glibc", "load-musl"}),
+    ),
+}
+"""By name: whose policy, and which features of it."""
+
+NAMES = tuple(sorted((*FEATURES, *CHILDREN)))
+
+
+def policy_of(driver: str | None, arch: str | None = None) -> Policy:
+    """The shipped policy in which a driver or child is. Raises PolicyError."""
+    return load_policy(arch, program=CHILDREN[driver][0] if driver in CHILDREN else "")
+
 
 def features_of(driver: str) -> frozenset[str]:
-    """Every feature that a shim with this driver may use. Raises PolicyError for an unknown driver."""
+    """Every feature that a shim with this driver, or this child, may use. Raises PolicyError for others."""
+    if driver in CHILDREN:
+        return CHILDREN[driver][1]
     if driver not in FEATURES:
         raise PolicyError(f"there is no driver {driver!r}: there are {', '.join(sorted(FEATURES))}")
     return SHIM_FEATURES | FEATURES[driver]

@@ -1,8 +1,8 @@
 """A policy: what the sealed process may call, with which arguments, why, and for which of its features.
 
-One TOML file for each architecture; the first lines of `policies/x86_64.toml` describe the format. A policy
-is checked whole when it is loaded: an unknown call, a misspelt field or two rules that contradict each other
-is a PolicyError with the file, the line of the rule and its number.
+One TOML file for each program and architecture; the first lines of `policies/x86_64.toml` describe the
+format. A policy is checked whole when it is loaded: an unknown call, a misspelt field or two rules that
+contradict each other is a PolicyError with the file, the line of the rule and its number.
 """
 
 from __future__ import annotations
@@ -61,19 +61,24 @@ class Policy:
         return replace(self, rules=tuple(rule.bind(values) for rule in self.rules))
 
 
-def load_policy(arch: str | None = None, path: Path | None = None) -> Policy:
+def load_policy(arch: str | None = None, path: Path | None = None, program: str = "") -> Policy:
     """Load the policy of an architecture (this machine's by default), or of a file.
+
+    program: whose; by default that of the runtime's own process.
 
     Raises:
         PolicyError: there is none for the architecture, it cannot be read, or it is wrong.
     """
     arch = arch or syscalls.native()
-    file = path or _POLICIES / f"{arch}.toml"
+    file = path or _POLICIES / (f"{program}-{arch}.toml" if program else f"{arch}.toml")
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         if path is None:
-            raise PolicyError(f"there is no seccomp policy for {arch}: {file} does not exist") from None
+            whose = f" of {program}" if program else ""
+            raise PolicyError(
+                f"there is no seccomp policy{whose} for {arch}: {file} does not exist"
+            ) from None
         raise PolicyError(f"cannot read the seccomp policy {file}: it does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise PolicyError(f"cannot read the seccomp policy {file}: {error}") from None

@@ -27,12 +27,12 @@ def forbid_something(programs: Sequence[bytes], arch: str | None = None) -> bool
     )
 
 
-def bite(tid: int) -> bool:
-    """Whether the filters on a thread forbid something.
+def bite(tid: int, beyond: int = 0) -> bool:
+    """Whether the filters on a thread forbid something. beyond: how many, the oldest, are not asked.
 
     Raises:
         ProcessLookupError: there is no such thread.
         SealError: the kernel does not hand them out to this process; the message says why.
     """
-    programs = readback.read_filters(tid)
+    programs = readback.read_filters(tid)[beyond:]
     return bool(programs) and forbid_something(programs)

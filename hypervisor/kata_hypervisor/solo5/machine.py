@@ -22,7 +22,7 @@ from kata_hypervisor.solo5.hypercalls import End, Guest
 from kata_hypervisor.solo5.manifest import BlockProperties, attached_manifest, check_devices
 from kata_hypervisor.solo5.memory import Memory
 from kata_hypervisor.solo5.processor import KICK, Processor
-from kata_hypervisor.solo5.supply import Supply
+from kata_hypervisor.solo5.supply import Supply, check_room
 
 RUNNER = "the in-process monitor"
 
@@ -155,12 +155,7 @@ def check(unikernel: Unikernel, board: Board) -> None:
             f"it would get {board.memory >> 20} MiB of memory, and target hvt supports "
             f"{abi.MOST_MEMORY >> 20} MiB: lower default_memory"
         )
-    needed = unikernel.end + abi.PAGE  # a page for its stack
-    if board.memory // abi.LARGE_PAGE * abi.LARGE_PAGE < needed:
-        raise UnikernelError(
-            f"it needs more than {unikernel.end >> 20} MiB of memory, and would get "
-            f"{board.memory >> 20} MiB: raise default_memory"
-        )
+    check_room(unikernel, board.memory)
 
 
 def _kicked(number: int, frame: object) -> None:

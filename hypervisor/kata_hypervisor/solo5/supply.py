@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from kata_hypervisor.contract import UnikernelSpec
 from kata_hypervisor.errors import UnikernelError
+from kata_hypervisor.solo5 import abi
 from kata_hypervisor.solo5.elf import Unikernel, read_unikernel
 from kata_hypervisor.solo5.manifest import (
     BlockProperties,
@@ -45,6 +46,16 @@ def read_file(spec: UnikernelSpec) -> Unikernel:
         return read_unikernel(lambda offset, length: os.pread(spec.file, length, offset))
     except (UnikernelError, OSError) as error:
         raise UnikernelError(f"cannot run the unikernel {spec.name}: {error}") from error
+
+
+def check_room(unikernel: Unikernel, memory: int) -> None:
+    """Refuse a unikernel that is larger than its memory, in bytes. Raises UnikernelError."""
+    needed = unikernel.end + abi.PAGE  # a page for its stack
+    if memory // abi.LARGE_PAGE * abi.LARGE_PAGE < needed:
+        raise UnikernelError(
+            f"it needs more than {unikernel.end >> 20} MiB of memory, and would get {memory >> 20} MiB: "
+            "raise default_memory, or the container's memory limit"
+        )
 
 
 def supply_of(devices: tuple[Device, ...], spec: UnikernelSpec) -> Mapping[str, Supply]:

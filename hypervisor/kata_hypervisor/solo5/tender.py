@@ -1,11 +1,12 @@
-"""Solo5's own tenders, solo5-hvt and solo5-spt: one process each, which filters itself.
+"""Solo5's own tenders, solo5-hvt and solo5-spt: one process each, which filters itself, or is filtered by us.
 
 prepare: file -> version of the tender -> a process that waits at a gate to become the tender.
 run:     the gate opens; the tender loads the unikernel, puts on its filter and runs it; then the proof.
 end:     the process's end.
 
 A tender cannot be started without running its guest, and puts its filter on right before that: so the
-kernel's word about it is read right after, not before. Source: Solo5's tenders/hvt/hvt_main.c and
+kernel's word about it is read right after, not before. A solo5-hvt before 0.11 has no filter of its own: what
+waits at the gate is under ours, and is proven there. Source: Solo5's tenders/hvt/hvt_main.c and
 tenders/spt/spt_main.c.
 """
 
@@ -36,21 +37,20 @@ from kata_hypervisor.errors import (
     HostUnfitError,
     HypervisorError,
     LaunchError,
-    NotSupportedError,
+    SealError,
     UnikernelError,
 )
 from kata_hypervisor.host import Child, ExitStatus, Host
 from kata_hypervisor.lifetime import Mortal
 from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
 from kata_hypervisor.solo5.elf import HVT, HVT_VERSION, SPT, SPT_VERSION, check_target
-from kata_hypervisor.solo5.supply import Supply, read_file, supply_of
+from kata_hypervisor.solo5.supply import Supply, check_room, read_file, supply_of
 from kata_hypervisor.tail import Follower, follow
 
 STDOUT, STDERR, GATE, FILE, BLOCK = 1, 2, 3, 4, 5
 
-SHELL = "/bin/sh"
-WAIT_AT_GATE = f'read -r word <&{GATE} && exec "$0" "$@" {GATE}<&-'
-"""A shell's script: becomes its arguments when it is told a line, ends when there will be none."""
+UNIKERNEL, BLOCK_DEVICE = f"/proc/self/fd/{FILE}", f"/proc/self/fd/{BLOCK}"
+"""What is open in the tender, by its descriptor."""
 
 OWN_FILTER_SINCE = (0, 11)
 VERSION = re.compile(r"tender, version v?(\d+)\.(\d+)")
@@ -61,10 +61,10 @@ MOMENT = 0.1
 
 
 def command_line(tender: str, spec: UnikernelSpec, devices: Mapping[str, Supply]) -> list[str]:
-    """The tender's words: what is open is named by its descriptor in the tender."""
+    """The tender's words."""
     words = [tender, f"--mem={spec.memory_mib}"]
-    words += [f"--block:{name}=/proc/self/fd/{BLOCK}" for name in devices]
-    return [*words, "--", f"/proc/self/fd/{FILE}", *([spec.command_line] if spec.command_line else [])]
+    words += [f"--block:{name}={BLOCK_DEVICE}" for name in devices]
+    return [*words, "--", UNIKERNEL, *([spec.command_line] if spec.command_line else [])]
 
 
 class Tender(Mortal, UnikernelMonitor):
@@ -86,6 +86,7 @@ class Tender(Mortal, UnikernelMonitor):
         self._warnings: tuple[str, ...] = ()
         self._used = self._running = False
         self._confined = True
+        self._ours_filters = False
 
     async def prepare(self, spec: UnikernelSpec) -> None:
         """See the contract."""
@@ -97,17 +98,20 @@ class Tender(Mortal, UnikernelMonitor):
         try:
             check_target(unikernel, *self.target, self.name)
             devices = supply_of(unikernel.devices, spec)
+            check_room(unikernel, spec.memory_mib << 20)
         except UnikernelError as error:
             raise UnikernelError(f"cannot run the unikernel {spec.name}: {error}") from error
         try:
             self._warnings = self._check_version(await self._probe(), unconfined=spec.unconfined)
             await self._spawn(spec, devices)
+            if self._ours_filters:
+                await self._prove_filter()
         except BaseException:
             await self.stop()
             raise
 
     def _check_version(self, version: tuple[int, int], *, unconfined: bool) -> tuple[str, ...]:
-        """Refuse a tender that cannot be confined as it must be; return what the operator should know."""
+        """Decide what confines a tender of this version; return what the operator should know."""
         return ()
 
     async def _probe(self) -> tuple[int, int]:
@@ -119,23 +123,30 @@ class Tender(Mortal, UnikernelMonitor):
                 child = await self._host.spawn(self.name, [self._path, "--version"], fds={STDERR: writer})
             finally:
                 os.close(writer)
-            with anyio.move_on_after(PROBE_BUDGET):
+            with anyio.move_on_after(PROBE_BUDGET) as patience:
                 await child.wait()
                 await said.ended.wait()
             await child.kill()
-            await child.wait()
+            end = await child.wait()
             text = said.tail.text
         finally:
             await said.aclose()
         found = VERSION.search(text)
         if found is None:
+            how = f"in {PROBE_BUDGET:g} s" if patience.cancelled_caught else f"({end})"
             raise HostUnfitError(
-                f"{self._path} --version does not tell a version of {self.name}: {text[:200]!r}"
+                f"{self._path} --version does not tell a version of {self.name} {how}: {text[:200]!r}; "
+                f"correct path in [hypervisor.{self.name}]"
             )
         return int(found[1]), int(found[2])
 
     async def _spawn(self, spec: UnikernelSpec, devices: Mapping[str, Supply]) -> None:
-        words = [SHELL, "-c", WAIT_AT_GATE, *command_line(self._path, spec, devices)]
+        words = command_line(self._path, spec, devices)
+        seccomp = None
+        if self._ours_filters:
+            from kata_hypervisor.solo5 import allowlist
+
+            seccomp = allowlist.build(self._path, UNIKERNEL, [BLOCK_DEVICE] if devices else [])
         gate, self._gate = os.pipe2(os.O_CLOEXEC)
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
@@ -144,7 +155,7 @@ class Tender(Mortal, UnikernelMonitor):
             os.set_blocking(spec.output, True)  # a tender takes "try again" for a fault
             fds = {STDOUT: spec.output, STDERR: writer, GATE: gate, FILE: spec.file}
             fds.update((BLOCK, supply.descriptor) for supply in devices.values())
-            self._child = await self._host.spawn(self.name, words, fds=fds)
+            self._child = await self._host.spawn(self.name, words, fds=fds, gate=GATE, seccomp=seccomp)
         finally:
             os.close(gate)
             os.close(writer)
@@ -156,13 +167,30 @@ class Tender(Mortal, UnikernelMonitor):
             raise LaunchError("cannot run the unikernel: it is not prepared, or runs already")
         try:
             with contextlib.suppress(BrokenPipeError):  # it has ended, which its end tells
-                os.write(self._gate, b"run\n")
+                os.write(self._gate, b"\n")
             self._close_gate()
             self._running = True
             await self._prove_soon()
         except BaseException:
             await self.stop()
             raise
+
+    async def _prove_filter(self) -> None:
+        """Have the kernel's word that our filter is on what waits at the gate, and forbids something."""
+        assert self._child is not None
+        if (breach := await self._breach()) is not None:
+            raise ConfinementError(f"{self.name} is not confined as it must be: {breach}")
+        try:
+            bites = await self._host.filters_bite(self._child, self._child.pid, self._inherited)
+        except SealError as error:
+            self._warnings += (f"the filter of {self.name} is in force, and could not be read back: {error}",)
+        except ProcessLookupError:
+            return  # its end says why
+        else:
+            if not bites:
+                raise ConfinementError(
+                    f"{self.name} is not confined as it must be: its filter forbids nothing"
+                )
 
     async def _prove_soon(self) -> None:
         """Wait until the tender has put on its filter; one that has ended by then has no threads to prove."""
@@ -209,7 +237,9 @@ class Tender(Mortal, UnikernelMonitor):
             await self._stderr.ended.wait()
         words = self._stderr.tail
         reason = f"{self.name} ended: {status}" + (f": {words.last_line}" if words.last_line else "")
-        if status == ExitStatus(signal=signal.SIGSYS):
+        if child.violation:
+            reason = child.violation
+        elif status == ExitStatus(signal=signal.SIGSYS):
             reason = (
                 f"{self.name} made a system call that its seccomp filter refuses, and was killed by SIGSYS"
             )
@@ -251,7 +281,8 @@ class Tender(Mortal, UnikernelMonitor):
 
 
 class Hvt(Tender):
-    """solo5-hvt, on KVM; since version 0.11 it filters itself, and nothing is stacked on that."""
+    """solo5-hvt, on KVM. Since version 0.11 it filters itself, and nothing is stacked on that; older ones get
+    our filter before they begin."""
 
     name = "solo5-hvt"
     target = (HVT, HVT_VERSION)
@@ -271,10 +302,8 @@ class Hvt(Tender):
             self._confined = False
             why = "disable_seccomp" if self._disabled else "honor_unconfined, and the container is unconfined"
             return (f"solo5-hvt {shown} runs without a seccomp filter: {why}",)
-        raise NotSupportedError(
-            f"{self._path} is version {shown}, which does not filter its own system calls: "
-            "install 0.11 or newer, or set disable_seccomp"
-        )
+        self._ours_filters = True
+        return ()
 
 
 class Spt(Tender):

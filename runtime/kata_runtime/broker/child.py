@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import anyio
 
@@ -13,10 +13,14 @@ Kill = Callable[[Child, int], Awaitable[None]]
 
 
 class BrokerChild:
-    """A child that the broker started; see `kata_hypervisor.host.Child`."""
+    """A child that the broker started; see `kata_hypervisor.host.Child`.
 
-    def __init__(self, name: str, pid: int, kill: Kill) -> None:
+    refused: what the filters of children have refused, by process id.
+    """
+
+    def __init__(self, name: str, pid: int, kill: Kill, refused: Mapping[int, str]) -> None:
         self._kill = kill
+        self._refused = refused
         self._name = name
         self._pid = pid
         self._status: ExitStatus | None = None
@@ -36,6 +40,11 @@ class BrokerChild:
     def exited(self) -> ExitStatus | None:
         """How it ended, or None while it runs."""
         return self._status
+
+    @property
+    def violation(self) -> str:
+        """The call that its filter refused, and for which the broker killed it, in a sentence."""
+        return self._refused.get(self._pid, "")
 
     async def wait(self) -> ExitStatus:
         """Return once it has ended; any number of tasks may wait."""

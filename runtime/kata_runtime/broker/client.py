@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from kata_hypervisor.errors import HostUnfitError, LaunchError, NotSupportedError, SealError
-from kata_hypervisor.host import Child, ExitStatus
+from kata_hypervisor.host import Child, ChildFilter, ExitStatus
 from kata_hypervisor.seccomp.proof import ThreadConfinement
 from kata_runtime.broker import images, messages
 from kata_runtime.broker.admission import MAX_SPEC
@@ -70,6 +70,8 @@ class Broker:
         self._children: dict[int, BrokerChild] = {}
         # Ends that were told before the task that started the child could run again.
         self._early: dict[int, ExitStatus] = {}
+        # What the filters of children have refused, by process id.
+        self.refused: dict[int, str] = {}
         self._open = True
         self._closing = False
         self._gone = anyio.Event()
@@ -88,6 +90,8 @@ class Broker:
         *,
         fds: Mapping[int, int],
         environment: Mapping[str, str] | None = None,
+        gate: int | None = None,
+        seccomp: ChildFilter | None = None,
     ) -> Child:
         """Start a child; see `kata_hypervisor.host.Host.spawn`. Raises LaunchError."""
         numbers = sorted(fds)
@@ -99,6 +103,8 @@ class Broker:
                 argv=list(argv),
                 fds=numbers,
                 environment=None if environment is None else dict(environment),
+                gate=gate,
+                filter=None if seccomp is None else seccomp.told(),
             )
         except RequestFailedError as error:
             raise LaunchError(str(error)) from None
@@ -107,7 +113,7 @@ class Broker:
         return self._adopt(name, result["pid"])
 
     def _adopt(self, name: str, pid: int) -> Child:
-        child = BrokerChild(name, pid, self.kill)
+        child = BrokerChild(name, pid, self.kill, self.refused)
         if (status := self._early.pop(child.pid, None)) is not None:
             child.end(status)
         elif self._open:
@@ -135,10 +141,10 @@ class Broker:
             raise OSError(error.errno, str(error)) from None  # ESRCH makes it a ProcessLookupError
         return [ThreadConfinement(*thread) for thread in result["threads"]]
 
-    async def filters_bite(self, child: Child, tid: int) -> bool:
+    async def filters_bite(self, child: Child, tid: int, beyond: int = 0) -> bool:
         """See `kata_hypervisor.host.Host`. Raises ProcessLookupError, SealError."""
         try:
-            result, _ = await self._request("filters_bite", pid=child.pid, tid=tid)
+            result, _ = await self._request("filters_bite", pid=child.pid, tid=tid, beyond=beyond)
         except RequestFailedError as error:
             raise OSError(error.errno, str(error)) from None  # ESRCH makes it a ProcessLookupError
         if result["unknown"]:
@@ -373,6 +379,8 @@ class Broker:
                 child.end(status)
             else:
                 self._early[pid] = status
+        elif "refused" in message:
+            self.refused[message["refused"]] = message["sentence"]
         elif "violation" in message:
             self.violation = message["violation"]
             self.violated.set()

@@ -2,8 +2,8 @@
 
 A request is {"id": n, "op": name, ...arguments}. Its reply is {"id": n, "result": {...}} or {"id": n,
 "error": {"kind": ..., "message": ..., "errno": ...}}. A notice has no id: {"exited": pid, "code" or "signal":
-n}, {"violation": sentence} when the shim's filter refused a call, or {"failed": message} when the broker
-could not begin.
+n}, {"violation": sentence} when the shim's filter refused a call, {"refused": pid, "sentence": sentence} when
+a child's did, or {"failed": message} when the broker could not begin.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from kata_runtime.broker.files import Files
 from kata_runtime.broker.journal import Journal, take_last_words
 from kata_runtime.broker.supervisor import Supervisor
 from kata_runtime.broker.undo import UndoLog
+from kata_runtime.broker.watch import Watch
 from kata_runtime.broker.workspace import Workspace
 from kata_runtime.resource import cgroups
 
@@ -98,8 +99,9 @@ class Server:
         self._workspace = workspace
         self._log: UndoLog = workspace.log
         self._files = Files(workspace, self._admission)
-        # pid: number of its undo entry
+        # pid: number of its undo entry; listener: a child's pid, and the watch over it
         self._children: dict[int, int] = {}
+        self._watches: dict[int, tuple[int, Watch]] = {}
         self._cgroup: cgroups.Cgroup | None = None
         self._serving = True
         self._left: list[str] | None = None
@@ -115,12 +117,16 @@ class Server:
         self._waiter.register(self._channel, select.POLLIN)
         try:
             while self._serving:
-                for fd, _ in self._waiter.poll(self._supervisor.remaining() if self._supervisor else None):
+                for fd, event in self._waiter.poll(
+                    self._supervisor.remaining() if self._supervisor else None
+                ):
                     if fd == wake_read:
                         os.read(wake_read, 512)
                         self._reap()
                     elif fd == self._channel.fileno():
                         self._answer()
+                    elif fd in self._watches:
+                        self._judge_child(fd, over=not event & select.POLLIN)
                     else:
                         self._judge()
                 if self._supervisor is not None:
@@ -222,21 +228,45 @@ class Server:
         self._log.push(undo, **fields)
 
     def _do_spawn(
-        self, name: str, argv: list[str], fds: dict[int, int], environment: dict[str, str] | None
+        self,
+        name: str,
+        argv: list[str],
+        fds: dict[int, int],
+        environment: dict[str, str] | None,
+        gate: int | None,
+        filter: dict[str, Any] | None,  # noqa: A002 - the vocabulary's word
     ) -> Reply:
+        if gate is not None and gate not in fds:
+            raise RequestRefusedError(f"spawn: descriptor {gate} cannot be a gate, it does not come along")
         number = 0
 
         def record(pid: int, start: int) -> None:
             nonlocal number
             number = self._log.push("process", pid=pid, start=start, name=name)
 
+        watch = Watch(name, filter) if filter is not None else None
         try:
-            pid = spawn.spawn(name, argv, fds, environment, record)
+            pid = spawn.spawn(name, argv, fds, environment, record, gate=gate, watch=watch)
         except BaseException:
             self._log.drop(number)
             raise
         self._children[pid] = number
+        if watch is not None:
+            self._watches[watch.listener] = pid, watch
+            self._waiter.register(watch.listener, select.POLLIN)
         return {"pid": pid}, []
+
+    def _judge_child(self, listener: int, *, over: bool) -> None:
+        """A child asks for what its filter does not simply let through, or is not there any more."""
+        pid, watch = self._watches[listener]
+        if over:
+            self._waiter.unregister(listener)
+            del self._watches[listener]
+            watch.close()
+        elif (sentence := watch.answer()) is not None and pid in self._children:
+            os.kill(pid, signal.SIGKILL)
+            Journal(self._bundle, self._identity.id).write("error", sentence)
+            messages.send(self._channel, messages.encode({"refused": pid, "sentence": sentence}))
 
     def _do_kill(self, pid: int, signal: int) -> Reply:
         # Not reaped, so the pid is still this child's; one that was reaped has ended, which is what was
@@ -250,14 +280,14 @@ class Server:
             raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended")
         return {"threads": _threads(pid)}, []
 
-    def _do_filters_bite(self, pid: int, tid: int) -> Reply:
+    def _do_filters_bite(self, pid: int, tid: int, beyond: int) -> Reply:
         if pid not in self._children or not os.path.exists(f"/proc/{pid}/task/{tid}"):
             raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended, or has no thread {tid}")
         from kata_hypervisor.errors import SealError
         from kata_hypervisor.seccomp import teeth
 
         try:
-            return {"bite": teeth.bite(tid), "unknown": ""}, []
+            return {"bite": teeth.bite(tid, beyond), "unknown": ""}, []
         except SealError as error:
             return {"bite": False, "unknown": str(error)[:1000]}, []
 
@@ -349,7 +379,9 @@ class Server:
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
             os.set_blocking(reader, False)
-            result, _ = self._do_spawn(images.ROLE, images.command(root), {1: writer, 2: writer}, None)
+            result, _ = self._do_spawn(
+                images.ROLE, images.command(root), {1: writer, 2: writer}, None, None, None
+            )
         except BaseException:
             os.close(reader)
             raise

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import signal
 import stat
+from functools import partial
 
 from kata_runtime.broker import processes, syscalls
 from kata_runtime.broker.errors import RequestFailedError
@@ -15,6 +17,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import NoReturn
+
+    from kata_runtime.broker.watch import Watch
+
+GO, LISTENER, FAILED, UNSEALED = b"g", b"listener", b"failed", b"unsealed"
+"""What parent and child tell each other; the end of the child's word is that it runs, or is at its gate."""
+
+NOT_RUN = 127
+MAX_FD = 0xFFFFFFFF
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -37,11 +47,16 @@ def spawn(
     fds: Mapping[int, int],
     environment: Mapping[str, str] | None,
     record: Callable[[int, int], None],
+    *,
+    gate: int | None = None,
+    watch: Watch | None = None,
 ) -> int:
-    """Start a child and return its pid once it runs its program.
+    """Start a child and return its pid once it runs its program, or waits at its gate.
 
     fds: its descriptors by number, of ours. record(pid, start time) is called when the process exists and
-    before it runs anything.
+    before it runs anything. gate: the number of a descriptor from which it reads first: it runs its program
+    when it is told a byte, without that descriptor, and ends when there will be none. watch: the filter under
+    which it does all of this.
 
     Raises:
         RequestFailedError: the program cannot be run; nothing is left of the child.
@@ -49,36 +64,75 @@ def spawn(
     """
     check_executable(name, argv[0])
     environment = {"PATH": PATH} if environment is None else environment
+    install = None
+    if watch is not None:
+        from kata_hypervisor.seccomp import filter as kernel
+
+        install = partial(kernel.install, watch.code, all_threads=False, listener=True)
     go_read, go_write = os.pipe2(os.O_CLOEXEC)
-    error_read, error_write = os.pipe2(os.O_CLOEXEC)
+    report_read, report_write = os.pipe2(os.O_CLOEXEC)
     parent = os.getpid()
     try:
         pid = os.fork()
     except OSError as error:
-        for fd in (go_read, go_write, error_read, error_write):
+        for fd in (go_read, go_write, report_read, report_write):
             os.close(fd)
         raise _failure(name, argv[0], error) from None
     if pid == 0:
         os.close(go_write)
-        _become(argv, fds, environment, parent, go_read, error_write)
+        _become(argv, fds, environment, parent, go_read, report_write, install, gate)
     os.close(go_read)
-    os.close(error_write)
+    os.close(report_write)
     try:
         record(pid, processes.start_time(pid))
-        os.write(go_write, b"g")
+        os.write(go_write, GO)
+        _follow(name, argv[0], pid, go_write, report_read, watch)
     except BaseException:
-        os.close(go_write)
-        os.close(error_read)
-        os.waitpid(pid, 0)  # it saw the end of the pipe and left
-        raise
-    os.close(go_write)
-    with open(error_read, "rb") as pipe:
-        failure = pipe.read(16)
-    if failure:
+        if watch is not None:
+            watch.close()
+        os.kill(pid, signal.SIGKILL)  # it may wait for an answer that nobody gives
         os.waitpid(pid, 0)
-        number = int(failure)
-        raise _failure(name, argv[0], OSError(number, os.strerror(number)))
+        raise
+    finally:
+        os.close(go_write)
+        os.close(report_read)
     return pid
+
+
+def _follow(name: str, path: str, pid: int, go: int, report: int, watch: Watch | None) -> None:
+    """Read what the child tells until it runs, or waits at its gate. Raises RequestFailedError."""
+    waiter = select.poll()
+    waiter.register(report, select.POLLIN)
+    while True:
+        for fd, event in waiter.poll():
+            if fd == report:
+                word, _, rest = os.read(report, 4096).partition(b" ")
+                if not word:
+                    return
+                if word == FAILED:
+                    number = int(rest)
+                    raise _failure(name, path, OSError(number, os.strerror(number)))
+                if word == UNSEALED:
+                    raise RequestFailedError(f"cannot start {name}: {rest.decode()}")
+                assert watch is not None
+                watch.begin(_take(name, pid, int(rest)))
+                waiter.register(watch.listener, select.POLLIN)
+                os.write(go, GO)
+            elif not event & select.POLLIN:
+                waiter.unregister(fd)  # it has ended, which the report's end tells
+            elif watch is not None and (sentence := watch.answer()) is not None:
+                raise RequestFailedError(f"cannot start {name}: {sentence}")
+
+
+def _take(name: str, pid: int, listener: int) -> int:
+    try:
+        return syscalls.take_descriptor(pid, listener)
+    except OSError as error:
+        raise RequestFailedError(
+            f"cannot start {name}: cannot take over the listener of its filter: pidfd_getfd: "
+            f"{error.strerror}; Linux 5.6 or later is needed, and kernel.yama.ptrace_scope below 3",
+            error.errno or 0,
+        ) from None
 
 
 def _failure(name: str, path: str, error: OSError) -> RequestFailedError:
@@ -92,38 +146,79 @@ def _become(
     parent: int,
     go: int,
     report: int,
+    install: Callable[[], int | None] | None,
+    gate: int | None,
 ) -> NoReturn:
     """The child's side: never returns, and never raises into the broker's own code."""
     try:
         syscalls.die_with_parent(signal.SIGKILL)
-        if os.getppid() != parent or os.read(go, 1) != b"g":
-            os._exit(127)
+        if os.getppid() != parent or os.read(go, 1) != GO:
+            os._exit(NOT_RUN)
         os.setsid()
         os.chdir("/")
-        report = _place(fds, report)
+        go, report = _place(fds, go, report)
         for number in signal.valid_signals():
             if signal.getsignal(number) not in (signal.SIG_DFL, None):
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        if install is not None:
+            _put_on(install, go, report)
+        if gate is not None:
+            os.close(go)
+            os.close(report)
+            report = 2  # whoever has the other end of the gate follows it
+            if not os.read(gate, 1):
+                os._exit(NOT_RUN)
+            os.close(gate)
         os.execve(argv[0], list(argv), dict(environment))
     except OSError as error:
-        os.write(report, str(error.errno or errno.EIO).encode())
+        if report == 2:
+            os.write(report, f"cannot start {argv[0]}: {error.strerror}\n".encode())
+        else:
+            os.write(report, b"%s %d" % (FAILED, error.errno or errno.EIO))
     finally:
-        os._exit(127)
+        os._exit(NOT_RUN)
 
 
-def _place(fds: Mapping[int, int], report: int) -> int:
-    """Move the descriptors to their numbers and leave no other to the program; return where `report` went."""
-    floor = max(fds, default=2) + 1
-    report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, max(floor, 3))
+def _put_on(install: Callable[[], int | None], go: int, report: int) -> None:
+    """Put on the filter, and wait until the parent has its listener: only then somebody answers."""
+    from kata_hypervisor.errors import SealError
+
+    try:
+        listener = install()
+    except SealError as error:
+        os.write(report, b"%s %s" % (UNSEALED, str(error).encode()[:2000]))
+        os._exit(NOT_RUN)
+    assert listener is not None
+    os.write(report, b"%s %d" % (LISTENER, listener))
+    if os.read(go, 1) != GO:
+        os._exit(NOT_RUN)
+    os.close(listener)
+
+
+def _place(fds: Mapping[int, int], *kept: int) -> list[int]:
+    """Move the descriptors to their numbers and leave no other open; return where the kept ones went.
+
+    They, and no others beyond the program's own, are there until it runs.
+    """
+    floor = max(max(fds, default=2) + 1, 3)
     # Copied above all targets first: one's target may be another's source.
-    sources = {
-        target: fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, max(floor, 3)) for target, source in fds.items()
-    }
+    moved = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, floor) for fd in kept]
+    sources = {target: fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, floor) for target, source in fds.items()}
     null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
     for target in (0, 1, 2):
         os.dup2(sources.get(target, null), target, inheritable=True)
-    syscalls.close_on_exec_from(3)
     for target, source in sources.items():
         os.dup2(source, target, inheritable=True)
-    return report
+    _close_all_but({0, 1, 2, *fds, *moved})
+    return moved
+
+
+def _close_all_but(kept: set[int]) -> None:
+    """A child that waits holds nothing of the broker's: not its channel, and no listener."""
+    first = 0
+    for fd in sorted(kept):
+        if first < fd:
+            syscalls.close_range(first, fd - 1)
+        first = fd + 1
+    syscalls.close_range(first, MAX_FD)

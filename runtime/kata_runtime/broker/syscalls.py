@@ -2,7 +2,7 @@
 
 Numbers from 424 on are the same on every architecture; libc wrappers are used where they are old enough.
 Sources: mount(2), umount(2), unshare(2), setns(2), prctl(2), open_tree(2), mount_setattr(2), move_mount(2),
-close_range(2), openat2(2).
+close_range(2), openat2(2), pidfd_getfd(2).
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ _libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
 _libc.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
 _libc.syscall.restype = ctypes.c_long
 
-_OPEN_TREE, _MOVE_MOUNT, _CLOSE_RANGE, _OPENAT2, _MOUNT_SETATTR = 428, 429, 436, 437, 442
+_OPEN_TREE, _MOVE_MOUNT, _CLOSE_RANGE, _OPENAT2, _PIDFD_GETFD, _MOUNT_SETATTR = 428, 429, 436, 437, 438, 442
 _CLONE_NEWNS = 0x20000
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 _AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
-_CLOSE_RANGE_CLOEXEC = 4
 _RESOLVE_NO_XDEV, _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS = 0x1, 0x2, 0x4
 _RESOLVE_BENEATH, _RESOLVE_IN_ROOT = 0x8, 0x10
 _UMOUNT_NOFOLLOW, _MNT_DETACH = 8, 2
@@ -150,6 +149,15 @@ def die_with_parent(number: int) -> None:
     _check(_libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0))
 
 
-def close_on_exec_from(first: int) -> None:
-    """Mark every descriptor from `first` on close-on-exec."""
-    _call(_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), ctypes.c_uint(_CLOSE_RANGE_CLOEXEC))
+def close_range(first: int, last: int) -> None:
+    """Close every descriptor from `first` to `last`, both included."""
+    _call(_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), ctypes.c_uint(0))
+
+
+def take_descriptor(pid: int, fd: int) -> int:
+    """Return a copy of a child's descriptor. Raises OSError."""
+    process = os.pidfd_open(pid)
+    try:
+        return _call(_PIDFD_GETFD, ctypes.c_int(process), ctypes.c_int(fd), ctypes.c_uint(0))
+    finally:
+        os.close(process)

@@ -6,6 +6,7 @@ resolved (`territory`), because only the file system can tell.
 
 from __future__ import annotations
 
+import base64
 import os
 
 from kata_runtime.broker.errors import RequestRefusedError
@@ -41,6 +42,8 @@ MAX_CHILD_FD = 255
 MAX_WORDS = 1024
 MAX_MOUNTS = 16
 MAX_JAIL_FILES = 64
+MAX_PROGRAM = 4096 * 8
+"""Bytes of a seccomp program: BPF_MAXINSNS of the kernel's bpf_common.h."""
 
 
 def _text(value: Any) -> bool:
@@ -140,6 +143,35 @@ def _jail_files(value: Any) -> bool:
     )
 
 
+def _program(value: Any) -> bool:
+    """A seccomp program, in base64."""
+    try:
+        raw = base64.b64decode(value, validate=True) if isinstance(value, str) else b""
+    except ValueError:
+        return False
+    return 0 < len(raw) <= MAX_PROGRAM and len(raw) % 8 == 0
+
+
+_FILTER: dict[str, Check] = {
+    "policy": _label,
+    "advice": _label,
+    "code": _program,
+    "loading": _program,
+    "last": lambda value: _list(_number(0, 2**32 - 1), 0, 2)(value) and len(value) != 1,
+    "readable": lambda value: _list(_path, 0, MAX_WORDS)(value),
+    "writable": lambda value: _list(_path, 0, MAX_WORDS)(value),
+}
+
+
+def _filter(value: Any) -> bool:
+    """The fields of a `kata_hypervisor.host.ChildFilter`."""
+    return (
+        isinstance(value, dict)
+        and value.keys() == _FILTER.keys()
+        and all(allowed(value[key]) for key, allowed in _FILTER.items())
+    )
+
+
 _PID = _number(2, 2**22)
 
 OPERATIONS: dict[str, dict[str, Check]] = {
@@ -149,6 +181,8 @@ OPERATIONS: dict[str, dict[str, Check]] = {
         "argv": _words,
         "fds": _child_fds,
         "environment": _optional(_environment),
+        "gate": _optional(_number(3, MAX_CHILD_FD)),
+        "filter": _optional(_filter),
     },
     "kill": {"pid": _PID, "signal": _number(1, 64)},
     "confinement": {"pid": _PID},
@@ -165,7 +199,7 @@ OPERATIONS: dict[str, dict[str, Check]] = {
     "bind": {"source": _path, "target": _path, "readonly": _flag, "recursive": _flag},
     "unmount": {"target": _path},
     "remove": {"path": _path},
-    "filters_bite": {"pid": _PID, "tid": _PID},
+    "filters_bite": {"pid": _PID, "tid": _PID, "beyond": _number(0, 1000)},
     "make_jail": {"root": _path, "files": _jail_files},
     "open_fifo": {"path": _path, "mode": _one_of(FIFO_MODES)},
     "open_log": {"path": _path},

@@ -39,9 +39,9 @@ DRIVERS = {
         "cloud-hypervisor",
         Path("/usr/bin/cloud-hypervisor"),
         versions.CLOUD_HYPERVISOR,
-        "its own filters, a thread each, two on a virtual CPU: disable_seccomp; none on its main thread, "
-        "which only waits",
-        "the kernel's word on every thread but the main one, before the guest runs and after",
+        "its own filters, a thread each, two on a virtual CPU, and a fence of ours below them, also on its "
+        "main thread, which only waits: disable_seccomp",
+        "the kernel's word on every thread, before the guest runs and after",
     ),
     "firecracker": DriverFacts(
         "firecracker",
@@ -60,15 +60,16 @@ DRIVERS = {
     "solo5-hvt": DriverFacts(
         "solo5-hvt",
         Path("/usr/bin/solo5-hvt"),
-        versions.SOLO5,
-        "its own filter on the whole process, always; before 0.11 it has none, and is refused unless "
-        "disable_seccomp or honor_unconfined lets it run without",
-        "the kernel's word on every thread, right after the unikernel has started",
+        versions.SOLO5_HVT,
+        "its own filter on the whole process, always; before 0.11 ours, put on before it is executed: "
+        "disable_seccomp, honor_unconfined",
+        "the kernel's word on every thread, right after the unikernel has started; before 0.11, before the "
+        "program is executed",
     ),
     "solo5-spt": DriverFacts(
         "solo5-spt",
         Path("/usr/bin/solo5-spt"),
-        versions.SOLO5,
+        versions.SOLO5_SPT,
         "its own filter on the whole process, always",
         "the kernel's word on every thread, right after the unikernel has started",
     ),

@@ -14,7 +14,7 @@ from typing import Any
 
 from kata_hypervisor.seccomp import actions
 from kata_hypervisor.seccomp.compiler import compile_rules
-from kata_hypervisor.seccomp.drivers import FEATURES, rules_of, threads_of
+from kata_hypervisor.seccomp.drivers import CHILDREN, FEATURES, NAMES, policy_of, rules_of, threads_of
 from kata_hypervisor.seccomp.policy import PROCESS, THREADS, VCPU, Policy, load_policy
 from kata_hypervisor.seccomp.rules import Rule
 from kata_hypervisor.seccomp.score import PUBLISHED, Surface, surface_of
@@ -47,7 +47,9 @@ def _add_show(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
         description="Print what the runtime's own process may call once it is sealed. Every other call is a "
         "violation.",
     )
-    show.add_argument("--driver", choices=sorted(FEATURES), help="only what this driver needs")
+    show.add_argument(
+        "--driver", choices=NAMES, help="only what this driver needs, or what a child may do that we filter"
+    )
     show.add_argument("--thread", choices=THREADS, default=PROCESS, help=f"default: {PROCESS}")
     show.add_argument("--policy", type=Path, metavar="FILE", help="default: the one that is shipped")
     show.add_argument("--json", action="store_true", help="print JSON")
@@ -55,7 +57,7 @@ def _add_show(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    policy = load_policy(path=arguments.policy)
+    policy = load_policy(path=arguments.policy) if arguments.policy else policy_of(arguments.driver)
     rules = rules_of(policy, arguments.driver, arguments.thread)
     if arguments.json:
         print(json.dumps([_described(rule) for rule in rules], indent=2))
@@ -102,6 +104,13 @@ def _field(name: str, text: str) -> Iterator[str]:
 # -- score ---------------------------------------------------------------------------------------------------
 
 
+CHILD_ROWS = {
+    child: f"this runtime's filter for solo5-hvt before 0.11, {child.rpartition('-')[2]}"
+    for child in CHILDREN
+    if child != "solo5-hvt-loading"
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Standing:
     """One row of the comparison; ours: this runtime's own. unfiltered, escape: None where not published."""
@@ -118,6 +127,8 @@ class Standing:
 def measure(policy: Policy) -> dict[tuple[str, str], Survey]:
     """What each driver's threads let through, by driver and kind of thread; computed, nothing is installed.
 
+    The children that we filter are there as well, once their guest can run.
+
     Raises:
         PolicyError, SealError: the policy cannot be compiled.
     """
@@ -131,6 +142,10 @@ def measure(policy: Policy) -> dict[tuple[str, str], Survey]:
                 compile_rules(rules_of(bound, driver, thread), default, arch=policy.architecture).code
             )
             found[driver, thread] = survey(programs, policy.architecture)
+    for child in CHILD_ROWS:
+        rules = rules_of(policy_of(child, policy.architecture), child, PROCESS)
+        program = compile_rules(rules, actions.NOTIFY, arch=policy.architecture)
+        found[child, PROCESS] = survey([program.code], policy.architecture)
     return found
 
 
@@ -145,7 +160,7 @@ def standings(measured: Mapping[tuple[str, str], Survey]) -> list[Standing]:
 
 
 def _ours(driver: str, thread: str, surface: Surface) -> Standing:
-    name = f"this runtime's shim, {driver}" + (", vCPU" if thread == VCPU else "")
+    name = CHILD_ROWS.get(driver) or f"this runtime's shim, {driver}" + (", vCPU" if thread == VCPU else "")
     unit = "thread" if thread == VCPU else "process"
     escape = len(surface.escape)
     return Standing(name, unit, surface.allowed, surface.unfiltered, escape, surface.score, ours=True)

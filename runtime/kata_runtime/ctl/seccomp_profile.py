@@ -9,8 +9,8 @@ from pathlib import Path
 from kata_hypervisor.seccomp import profile
 from kata_hypervisor.seccomp import trace as traces
 from kata_hypervisor.seccomp.comparison import compare
-from kata_hypervisor.seccomp.drivers import FEATURES, rules_of
-from kata_hypervisor.seccomp.policy import PROCESS, THREADS, load_policy
+from kata_hypervisor.seccomp.drivers import NAMES, policy_of, rules_of
+from kata_hypervisor.seccomp.policy import PROCESS, THREADS
 from kata_hypervisor.seccomp.rules import Rule
 from kata_hypervisor.seccomp.trace import Observation
 from kata_hypervisor.seccomp.trace_arguments import spell
@@ -34,9 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="POLICY",
         help="a profile of any format; default: the shipped policy",
     )
-    diff.add_argument(
-        "--driver", choices=sorted(FEATURES), help="of the shipped policy, what this driver needs"
-    )
+    diff.add_argument("--driver", choices=NAMES, help="of the shipped policy, what this driver needs")
     diff.add_argument(
         "--kind", choices=THREADS, default=PROCESS, help=f"of which threads; default: {PROCESS}"
     )
@@ -71,7 +69,7 @@ def _diff(arguments: argparse.Namespace) -> int:
     if arguments.policy:
         rules, source = profile.read(arguments.policy), str(arguments.policy)
     else:
-        policy = load_policy(trace.arch)
+        policy = policy_of(arguments.driver, trace.arch)
         rules, source = rules_of(policy, arguments.driver, arguments.kind), policy.source
     found = compare(trace, rules)
     print(f"missing in {source}: {len(found.missing) or 'nothing'}")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from kata_hypervisor.seccomp.drivers import FEATURES, features_of
+from kata_hypervisor.seccomp.drivers import NAMES, features_of, policy_of
 from kata_hypervisor.seccomp.policy import Policy, load_policy
 from kata_hypervisor.seccomp.verify import Case, HostCheck, Report, check_host, verify_policy
 from kata_runtime.ctl.seccomp import FAULTS, GOOD, reporting
@@ -25,7 +25,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         epilog="Exit status: 0 all is as it must be, 1 something is not, 2 the policy is wrong.",
     )
     parser.add_argument(
-        "--driver", choices=sorted(FEATURES), help="only what this driver needs; default: all"
+        "--driver",
+        choices=NAMES,
+        help="only what this driver needs, or what a child may do that we filter; default: all drivers",
     )
     parser.add_argument("--policy", type=Path, metavar="FILE", help="default: the one that is shipped")
     parser.add_argument("--json", action="store_true", help="print JSON, with every case")
@@ -34,7 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(arguments: argparse.Namespace) -> int:
     """Verify, print the report and return the exit status."""
-    policy = load_policy(path=arguments.policy)
+    policy = load_policy(path=arguments.policy) if arguments.policy else policy_of(arguments.driver)
     features = features_of(arguments.driver) if arguments.driver else None
     checks = check_host()
     unfit = [check for check in checks if check.needed and not check.ok]

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 CACHE_LIMIT = 16 << 30
 """Bytes of images that are kept; the least recently used go first."""
 
+IMAGE_LIMIT = 16 << 30
+"""Bytes of files that an image is made of; what is larger is not even read."""
+
 SUFFIX = ".erofs"
 MAKER = "mkfs.erofs"
 _CHUNK = 1 << 20
@@ -58,6 +61,16 @@ def identity(root: str) -> str:
         parts += _attributes(path)
         whole.update(repr(parts).encode("utf-8", "surrogateescape") + b"\0")
     return whole.hexdigest()
+
+
+def size_of(root: str) -> int:
+    """The bytes of the regular files in a tree, each once, with their holes: what an image has at least."""
+    found = {
+        (facts.st_dev, facts.st_ino): facts.st_size
+        for facts in map(os.lstat, _walk(root))
+        if stat.S_ISREG(facts.st_mode)
+    }
+    return sum(found.values())
 
 
 def _walk(root: str) -> Iterator[str]:
@@ -98,10 +111,22 @@ def ensure(root: str, cache: str) -> str:
             "that shares files"
         )
     os.makedirs(cache, mode=0o700, exist_ok=True)
+    size = size_of(root)
+    if size > IMAGE_LIMIT:
+        raise RootfsImageError(
+            f"cannot make an image of {root}: its files have {size >> 20} MiB, an image at most "
+            f"{IMAGE_LIMIT >> 20}; use a hypervisor that shares files, or a snapshotter of block devices"
+        )
     path = os.path.join(cache, identity(root) + SUFFIX)
     try:
         os.utime(path)
     except FileNotFoundError:
+        free = shutil.disk_usage(cache).free
+        if size > free:
+            raise RootfsImageError(
+                f"cannot make an image of {root}: its files have {size >> 20} MiB, and there are "
+                f"{free >> 20} free in {cache}; make room there, or remove images that no machine uses"
+            ) from None
         _make(maker, root, path)
         _prune(cache, path)
     return path
