@@ -120,8 +120,8 @@ class VmSpec:
         and devices goes on from there when it runs; another one is booted, and `warnings` says what differs.
         A template that is damaged, or of another kernel, image, host or version, is refused. Nothing is
         written to it, and it must stay as it is while the machine lives.
-    saved_to: the empty directory that `snapshot` will be given, or None: a sealed process must know it before.
-        Behind such a machine's shared directory and disks is nothing yet: they are each copy's own.
+    saved_to: the empty directory that `snapshot` will be given, or None: a sealed process must know it
+        before. Behind such a machine's shared directory and disks is nothing yet: they are each copy's own.
     """
 
     sandbox_id: str
@@ -289,7 +289,7 @@ class Hypervisor(Monitor):
         raise self._unsupported("change the number of virtual CPUs")
 
     async def snapshot(self, directory: Path) -> None:
-        """Write the state of the paused machine into `VmSpec.saved_to`, for later machines' `VmSpec.template`.
+        """Write the state of the paused machine into `VmSpec.saved_to`, for the `template` of later machines.
 
         The machine stays paused; the caller resumes or stops it. Raises SnapshotError where it cannot be
         written, and then what is in the directory is of no use.

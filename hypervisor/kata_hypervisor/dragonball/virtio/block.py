@@ -70,8 +70,8 @@ def parse_request(chain: Chain) -> Request:
 class Block(LocalDevice):
     """A disk.
 
-    descriptor: of the file or block device; owned from here on. size: in bytes. identity: at most 20 bytes,
-    which the guest reads as the disk's serial number.
+    descriptor: of the file or block device, owned from here on; -1 for a disk of size 0. size: in bytes.
+    identity: at most 20 bytes, which the guest reads as the disk's serial number.
     """
 
     kind = BLOCK
@@ -94,6 +94,11 @@ class Block(LocalDevice):
     def configuration(self) -> bytes:
         """See Device."""
         return self._configuration
+
+    def awaken(self) -> None:
+        """See Device: this disk has its own size."""
+        assert self._wires is not None
+        self._wires.interrupts.configuration_changed()
 
     def close(self) -> None:
         """See Device."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,13 +24,17 @@ class DeviceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class QueueSetup:
-    """A virtqueue as the driver has set it up: its index, number of descriptors, and three addresses."""
+    """A virtqueue as the driver has set it up: its index, number of descriptors, and three addresses.
+
+    position: the number of the request that comes next, modulo 2**16; not 0 in a machine that was saved.
+    """
 
     index: int
     size: int
     descriptors: int
     available: int
     used: int
+    position: int = 0
 
 
 class Interrupts(Protocol):
@@ -90,6 +94,23 @@ class Device(abc.ABC):
     @abc.abstractmethod
     def activate(self, features: int, queues: Sequence[QueueSetup]) -> None:
         """The driver is ready. Raises DeviceError."""
+
+    def awaken(self) -> None:  # noqa: B027 - most devices are the same in every copy
+        """Tell a driver that was saved with another device of this kind what is new about this one.
+
+        After `activate`, before the guest runs. Raises DeviceError.
+        """
+
+    @abc.abstractmethod
+    def freeze(self) -> Mapping[int, int]:
+        """Touch the queues no more until `thaw`; return the `position` of each that is served.
+
+        The processors stand still. Raises SnapshotError: what is behind the device cannot be saved.
+        """
+
+    @abc.abstractmethod
+    def thaw(self) -> None:
+        """Go on; after `freeze`."""
 
     @abc.abstractmethod
     def reset(self) -> None:
