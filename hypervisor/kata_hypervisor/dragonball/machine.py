@@ -59,6 +59,7 @@ class Machine:
         self._devices: list[Device] = []
         self._registers: list[Registers] = []
         self._clock = Clock()
+        self._cpuid: list[abi.KvmCpuid2] = []
         self.bus = Bus()
         self.processors = Processors(self.bus, ended)
         with ExitStack() as undo:
@@ -132,6 +133,7 @@ class Machine:
             descriptor, page = self.vm.create_vcpu(number)
             table = cpuid.normalize(supported, number, self._board.vcpus)
             fcntl.ioctl(descriptor, abi.KVM_SET_CPUID2, table)
+            self._cpuid.append(table)
             self.processors.add(descriptor, page)
 
     def save(self, memory: int) -> Document:
@@ -150,7 +152,10 @@ class Machine:
                 devices.append(registers.freeze())
                 frozen.callback(registers.thaw)
             self.memory.save(memory)
-            processors = [processor_state.save(one, self._indices) for one in self.processors.descriptors]
+            processors = [
+                {"cpuid": cpuid.words_of(table), **processor_state.save(descriptor, self._indices)}
+                for table, descriptor in zip(self._cpuid, self.processors.descriptors, strict=True)
+            ]
             return {
                 "board": board_state.save(self.vm.descriptor),
                 "processors": processors,
@@ -167,7 +172,8 @@ class Machine:
         """
         self._add_processors()
         saved = state.parts("processors", self._board.vcpus)
-        for descriptor, one in zip(self.processors.descriptors, saved, strict=True):
+        for table, descriptor, one in zip(self._cpuid, self.processors.descriptors, saved, strict=True):
+            cpuid.compare(one.integers("cpuid", (0, cpuid.MOST_WORDS), processor_state.WORD), table)
             processor_state.restore(descriptor, one)
         board_state.restore(self.vm.descriptor, state.part("board"))
         # From here on devices raise interrupts, which those before would have overwritten.
@@ -191,4 +197,4 @@ class Machine:
 def _memory_of(board: Board) -> GuestMemory:
     if board.content is None:
         return GuestMemory.allocate(board.memory, board.huge)
-    return GuestMemory.load(board.content, board.memory, private=board.private)
+    return GuestMemory.load(board.content, board.memory, private=board.private, huge=board.huge)

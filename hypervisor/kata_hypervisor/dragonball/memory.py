@@ -102,20 +102,21 @@ class GuestMemory:
         return cls(bytes_at(address, size), address, descriptor)
 
     @classmethod
-    def load(cls, file: int, size: int, *, private: bool) -> GuestMemory:
+    def load(cls, file: int, size: int, *, private: bool, huge: bool = False) -> GuestMemory:
         """Begin with what a saved machine's memory file holds, which is never written.
 
         file: its descriptor, the caller's. private: map the file itself, so that machines share what they do
-        not write to, but no other process can serve such a memory; else copy it into a memory as `allocate`
-        makes it.
+        not write to; but no other process can serve such a memory, and it has no huge pages. Else copy it
+        into a memory as `allocate` makes it.
 
         Raises:
             HostUnfitError: the host refuses.
         """
         if not private:
-            memory = cls.allocate(size)
+            memory = cls.allocate(size, huge)
             try:
-                _copy(file, memory.descriptor, size)
+                for start, end in data_of(file, size):
+                    memory._take(file, start, end, huge)
             except OSError as error:
                 memory.close()
                 raise HostUnfitError(f"cannot copy the memory of a template: {error.strerror}") from error
@@ -129,6 +130,19 @@ class GuestMemory:
         memory = cls(bytes_at(address, size), address, descriptor)
         memory.private = True
         return memory
+
+    def _take(self, file: int, start: int, end: int, huge: bool) -> None:
+        """Copy a part of a file to where it was. Huge pages take no writes but those to the mapping."""
+        if not huge:
+            os.lseek(self.descriptor, start, os.SEEK_SET)
+        while start < end:
+            if huge:
+                count = os.preadv(file, [self._content[start:end]], start)
+            else:
+                count = os.sendfile(self.descriptor, file, start, end - start)
+            if not count:
+                raise OSError(errno.EIO, "it became shorter")
+            start += count
 
     def save(self, file: int) -> None:
         """Write the memory into a file that has its size, and only zeros. Raises OSError."""
@@ -213,20 +227,18 @@ def bytes_at(address: int, size: int) -> memoryview:
     return memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
 
 
-def _copy(source: int, target: int, size: int) -> None:
-    """Copy what is data in a sparse file."""
-    with mmap.mmap(source, size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as content:
-        end = 0
-        while end < size:
-            try:
-                start = os.lseek(source, end, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # no more data
-                    return
-                raise
-            end = os.lseek(source, start, os.SEEK_HOLE)
-            while start < end:
-                start += os.pwrite(target, content[start:end], start)
+def data_of(file: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield where a sparse file has data: first byte, and the first one behind. Raises OSError."""
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(file, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no more of it
+                return
+            raise
+        end = min(size, os.lseek(file, start, os.SEEK_HOLE))
+        yield start, end
 
 
 def _map_aligned(descriptor: int, size: int, kind: int = mmap.MAP_SHARED) -> int:

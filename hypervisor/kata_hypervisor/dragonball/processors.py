@@ -84,6 +84,11 @@ class Processors:
         return tuple(one.descriptor for one in self._all)
 
     @property
+    def held(self) -> bool:
+        """Whether none of them runs, by `hold`."""
+        return self._order is Order.HOLD
+
+    @property
     def threads(self) -> tuple[int, ...]:
         """The kernel's ids of the threads."""
         return tuple(one.thread.native_id or 0 for one in self._all if one.thread is not None)

@@ -90,6 +90,9 @@ class Block(LocalDevice):
             BlockConfiguration(capacity=size // SECTOR, seg_max=QUEUE_SIZE - 2, blk_size=SECTOR)
         )
 
+    def __str__(self) -> str:
+        return "virtio-blk, read-only" if self._read_only else self.name
+
     @property
     def configuration(self) -> bytes:
         """See Device."""

@@ -68,7 +68,7 @@ class Device(abc.ABC):
     """One device. Its methods are called one at a time, and not on a vCPU's thread where they may block.
 
     kind: the device id. features: those offered, VERSION_1 included. queue_sizes: the largest size of each
-    queue. kick_groups: for each queue the number of its notification, None where nobody listens.
+    queue. kick_groups: for each queue the number of its notification, None for a call of `notified`.
     raises_interrupts: whether something else than the transport pulses the line, so that it cannot know
     whether buffers were used.
     """
@@ -78,6 +78,9 @@ class Device(abc.ABC):
     queue_sizes: tuple[int, ...]
     kick_groups: tuple[int | None, ...]
     raises_interrupts = False
+
+    def __str__(self) -> str:
+        return type(self).__name__
 
     @property
     @abc.abstractmethod
@@ -100,6 +103,9 @@ class Device(abc.ABC):
 
         After `activate`, before the guest runs. Raises DeviceError.
         """
+
+    def notified(self, queue: int) -> None:  # noqa: B027 - most devices listen themselves
+        """The driver has notified a queue that is in no group. Raises DeviceError."""
 
     @abc.abstractmethod
     def freeze(self) -> Mapping[int, int]:

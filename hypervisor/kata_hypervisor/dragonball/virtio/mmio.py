@@ -203,8 +203,23 @@ class Registers:
                 self._selected = value
             case Register.STATUS:
                 self._advance(value)
+            case Register.QUEUE_NOTIFY:
+                self._notify(value)
             case _:
                 self._write_queue(offset, value)
+
+    def _notify(self, queue: int) -> None:
+        """A notification that no eventfd has taken."""
+        if (
+            self._status != RUNNING
+            or queue >= len(self._queues)
+            or self._device.kick_groups[queue] is not None
+        ):
+            return
+        try:
+            self._call(lambda: self._device.notified(queue))
+        except DeviceError:
+            self.needs_reset()
 
     def _write_queue(self, offset: int, value: int) -> None:
         queue = self._queue()

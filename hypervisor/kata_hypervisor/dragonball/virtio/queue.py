@@ -100,6 +100,11 @@ class SplitQueue:
         self._order()
         return bool(self._available[HEAD] != self._next)
 
+    def ask_for_more(self) -> None:
+        """Ask for a notification when something is offered besides what is offered now."""
+        if self._event_index:
+            self._used[RING + USED_ELEMENT // 2 * self._size] = self._available[HEAD]
+
     def wants_interrupt(self) -> bool:
         """Whether the driver wants to hear of what was pushed since this was last asked."""
         self._order()

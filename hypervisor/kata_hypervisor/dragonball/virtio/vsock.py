@@ -40,7 +40,7 @@ class Socket(Device):
         self._descriptor = descriptor
         self._cid = cid
         self._wires: Wires | None = None
-        self._running = False
+        self._active = self._running = self._frozen = False
         self._events: SplitQueue | None = None
 
     @property
@@ -67,36 +67,49 @@ class Socket(Device):
         try:
             vhost.set_features(self._descriptor, features)
             vhost.set_queues(self._descriptor, memory, served, self._wires.kicks, self._wires.line)
-            self._set_running(1)
         except OSError as error:
-            raise DeviceError(f"the kernel refuses the guest's vsock: {error.strerror}") from error
-        self._running = True
+            raise _refusal(error) from error
+        self._active = True
         self._events = events[0] if events else None
+        self._set_running(1)
 
     def awaken(self) -> None:
-        """See Device: the guest's id is another one, and nobody is left whom it was connected to."""
+        """See Device: the guest's id is another one, and nobody is left whom it was connected to.
+
+        Until the driver has taken that in, what it sends has the old id, and would be lost: it is connected
+        when it has put the buffer back.
+        """
+        self._set_running(0)
         chain = self._events.pop() if self._events is not None else None
         if self._events is None or chain is None:
             raise DeviceError("the guest's vsock driver has no room for the news of its new id")
+        self._events.ask_for_more()
         self._events.push(chain, scatter(chain.writable, TRANSPORT_RESET))
+
+    def notified(self, queue: int) -> None:
+        """See Device."""
+        if self._events is not None and not self._running:
+            self._set_running(1)
 
     def freeze(self) -> Mapping[int, int]:
         """See Device."""
-        if not self._running:
+        if not self._active:
             return {}
+        self._frozen = self._running
         self._set_running(0)
         events = {EVENTS: self._events.position} if self._events is not None else {}
         return vhost.positions(self._descriptor, (RECEIVE, TRANSMIT)) | events
 
     def thaw(self) -> None:
         """See Device."""
-        if self._running:
+        if self._frozen:
+            self._frozen = False
             self._set_running(1)
 
     def reset(self) -> None:
         """See Device."""
-        if self._running:
-            self._running = False
+        if self._active:
+            self._active, self._events = False, None
             self._set_running(0)
 
     def close(self) -> None:
@@ -106,4 +119,16 @@ class Socket(Device):
             self._descriptor = -1
 
     def _set_running(self, running: int) -> None:
-        fcntl.ioctl(self._descriptor, vhost.VHOST_VSOCK_SET_RUNNING, c_int(running))
+        assert self._wires is not None
+        try:
+            fcntl.ioctl(self._descriptor, vhost.VHOST_VSOCK_SET_RUNNING, c_int(running))
+        except OSError as error:
+            raise _refusal(error) from error
+        self._running = bool(running)
+        if running:
+            for kick in self._wires.kicks:  # the kernel has ignored those that came before
+                os.eventfd_write(kick, 1)
+
+
+def _refusal(error: OSError) -> DeviceError:
+    return DeviceError(f"the kernel refuses the guest's vsock: {error.strerror}")
