@@ -86,3 +86,13 @@ def choose(
         warning = f"this machine is booted, not started from its template: {difference}"
         return Boot(spec, command_line, warning), saving
     return Restore(template, private=spec.shared is None), saving
+
+
+def describe(spec: VmSpec) -> dict[str, str]:
+    """What the machine's template is a template of. Raises SnapshotError."""
+    assert spec.template is not None
+    template = Template(spec.template)
+    try:
+        return template.describe(spec, identity_of(spec, "", ()))
+    finally:
+        template.close()

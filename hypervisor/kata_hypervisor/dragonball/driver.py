@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import anyio
@@ -33,7 +33,7 @@ from kata_hypervisor.contract import (
     VmSpec,
     check_supported,
 )
-from kata_hypervisor.dragonball.beginning import choose
+from kata_hypervisor.dragonball.beginning import choose, describe
 from kata_hypervisor.dragonball.command import kernel_command_line
 from kata_hypervisor.dragonball.console import Console
 from kata_hypervisor.dragonball.control import Control
@@ -304,6 +304,10 @@ class Dragonball(Mortal, Hypervisor):
                 f"cannot save the virtual machine in {directory}: it must be paused, and made with `saved_to`"
             )
         await aside.run(lambda: saving.write(machine))
+
+    def describe_template(self, spec: VmSpec) -> Mapping[str, str]:
+        """See the contract."""
+        return describe(spec)
 
     @property
     def warnings(self) -> tuple[str, ...]:

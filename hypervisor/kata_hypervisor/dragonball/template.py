@@ -134,20 +134,26 @@ class Template:
         Raises:
             SnapshotError: the template is stale.
         """
+        described = self.describe(spec, wanted)
+        for key, name in SIZE.items():
+            if described[name] != wanted[key]:
+                return f"its {name} is {wanted[key]!r}, the template's {described[name]!r}"
+        return None
+
+    def describe(self, spec: VmSpec, wanted: Document) -> dict[str, str]:
+        """Return what the saved machine was, by the names of `SIZE`. Raises SnapshotError as `check` does."""
         try:
             for key, name in HOST.items():
                 if (saved := self._identity.text(key)) != wanted[key]:
                     raise SnapshotError(f"the {name} was {saved!r}, is {wanted[key]!r}")
             for key in FILES:
                 _check_file(key, self._identity.part(key), getattr(spec, key))
-            for key, name in SIZE.items():
-                if (saved := self._identity.text(key)) != wanted[key]:
-                    return f"its {name} is {wanted[key]!r}, the template's {saved!r}"
-            if os.fstat(self.memory).st_size != spec.memory_mib * MIB:
+            described = {name: self._identity.text(key) for key, name in SIZE.items()}
+            if described[SIZE["memory_mib"]] != str(os.fstat(self.memory).st_size // MIB):
                 raise SnapshotError("it is damaged: its memory file has another size than the machine")
         except SnapshotError as error:
             raise self.refusal(error) from error
-        return None
+        return described
 
     def restore(self, machine: Machine) -> None:
         """Give a machine the saved state. Raises SnapshotError."""
