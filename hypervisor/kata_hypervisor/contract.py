@@ -296,12 +296,13 @@ class Hypervisor(Monitor):
         """
         raise self._unsupported("snapshot a machine")
 
-    def describe_template(self, spec: VmSpec) -> Mapping[str, str]:
+    @classmethod
+    def describe_template(cls, spec: VmSpec) -> Mapping[str, str]:
         """Say what `spec.template` is a template of, in the words of sentences: "number of vCPUs", "2".
 
         Reads files; needs no machine. Raises SnapshotError as `prepare` does.
         """
-        raise self._unsupported("start a machine from a template")
+        raise NotSupportedError(f"the driver {cls.__name__} has no templates")
 
     def _unsupported(self, action: str) -> NotSupportedError:
         return NotSupportedError(f"the driver {type(self).__name__} cannot {action}")

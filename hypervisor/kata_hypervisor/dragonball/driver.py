@@ -305,7 +305,8 @@ class Dragonball(Mortal, Hypervisor):
             )
         await aside.run(lambda: saving.write(machine))
 
-    def describe_template(self, spec: VmSpec) -> Mapping[str, str]:
+    @classmethod
+    def describe_template(cls, spec: VmSpec) -> Mapping[str, str]:
         """See the contract."""
         return describe(spec)
 
