@@ -87,7 +87,7 @@ class Capabilities:
     agent: its guests run an agent that is reached over `transport`. file_sharing: directories of the host.
     disks: block devices at the start. block_hotplug: and later. taps: network devices. tap_descriptors: taps
     as open descriptors, and not by name. tap_hotplug: network devices later. pause, resize, snapshot: the
-    methods of these names.
+    methods of these names. restore: start from what `snapshot` wrote (`VmSpec.template`).
     """
 
     agent: bool = True
@@ -100,6 +100,7 @@ class Capabilities:
     pause: bool = False
     resize: bool = False
     snapshot: bool = False
+    restore: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,12 @@ class VmSpec:
     spare_disks, spare_taps: how many more may be plugged in at a time while it runs.
     network_namespace: path of the network namespace in which the VMM runs, or None for the host's.
     agent_port: vsock port on which the agent listens.
+    template: a directory that `snapshot` of the same driver wrote. A machine of the same size, command line
+        and devices goes on from there when it runs; another one is booted, and `warnings` says what differs.
+        A template that is damaged, or of another kernel, image, host or version, is refused. Nothing is
+        written to it, and it must stay as it is while the machine lives.
+    saved_to: the empty directory that `snapshot` will be given, or None: a sealed process must know it
+        before. Behind such a machine's shared directory and disks is nothing yet: they are each copy's own.
     """
 
     sandbox_id: str
@@ -135,6 +142,8 @@ class VmSpec:
     spare_taps: int = 0
     network_namespace: Path | None = None
     agent_port: int = 1024
+    template: Path | None = None
+    saved_to: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +281,7 @@ class Hypervisor(Monitor):
             ConfinementError: the kernel's word differs from the configuration's; nothing is left running.
             HostUnfitError: the host lacks what the configuration names.
             NotSupportedError: the driver cannot make such a machine.
+            SnapshotError: `spec.template` is damaged, or of another kernel, image, host or version.
         """
 
     async def add_disk(self, disk: Disk) -> None:
@@ -309,8 +319,20 @@ class Hypervisor(Monitor):
         raise self._unsupported("change the number of virtual CPUs")
 
     async def snapshot(self, directory: Path) -> None:
-        """Write the state of the paused machine into an empty directory of the host."""
+        """Write the state of the paused machine into `VmSpec.saved_to`, for the `template` of later machines.
+
+        The machine stays paused; the caller resumes or stops it. Raises SnapshotError where it cannot be
+        written, and then what is in the directory is of no use.
+        """
         raise self._unsupported("snapshot a machine")
+
+    @classmethod
+    def describe_template(cls, spec: VmSpec) -> Mapping[str, str]:
+        """Say what `spec.template` is a template of, in the words of sentences: "number of vCPUs", "2".
+
+        Reads files; needs no machine. Raises SnapshotError as `prepare` does.
+        """
+        raise NotSupportedError(f"the driver {cls.__name__} has no templates")
 
     def _unsupported(self, action: str) -> NotSupportedError:
         return NotSupportedError(f"the driver {type(self).__name__} cannot {action}")
@@ -345,6 +367,7 @@ def check_supported(driver: str, capabilities: Capabilities, spec: VmSpec) -> No
             any(tap.fds for tap in spec.taps),
             capabilities.tap_descriptors,
         ),
+        ("start a machine from a template", spec.template is not None, capabilities.restore),
     )
     for action, needed, able in wanted:
         if needed and not able:

@@ -6,6 +6,7 @@
     ├── PolicyError            a seccomp policy, program or name is wrong: mend the policy
     ├── SealError              a filter could not be built, installed or read back: nothing may run
     ├── HostUnfitError         this host lacks what the configuration needs (no /dev/kvm, full /dev/shm ...)
+    ├── SnapshotError          a machine cannot be saved; or what was saved is damaged, or of another machine
     ├── UnikernelError         a unikernel's file is damaged, or needs what is not there
     └── NotSupportedError      this driver cannot do what was asked
 
@@ -47,6 +48,10 @@ class SealError(HypervisorError):
 
 class HostUnfitError(HypervisorError):
     """This host cannot run what the configuration describes."""
+
+
+class SnapshotError(HypervisorError):
+    """A machine cannot be saved; or what was saved is damaged, or of another machine than is wanted."""
 
 
 class UnikernelError(HypervisorError):

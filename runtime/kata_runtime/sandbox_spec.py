@@ -47,7 +47,14 @@ def machine_of(
         disks=disks,
         spare_disks=0 if shares else SPARE_DISKS,
         agent_port=AGENT_PORT,
+        template=template_of(configuration),
     )
+
+
+def template_of(configuration: Configuration) -> Path | None:
+    """The directory from which machines are to start, if they are to start from a template."""
+    factory = getattr(configuration.hypervisor, "factory", None)
+    return factory.template_path if factory is not None and factory.enable_template else None
 
 
 def _kernel_parameters(configuration: Configuration) -> tuple[str, ...]:

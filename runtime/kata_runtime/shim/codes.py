@@ -15,6 +15,7 @@ from kata_hypervisor.errors import (
     HostUnfitError,
     HypervisorError,
     NotSupportedError,
+    SnapshotError,
     UnikernelError,
 )
 from kata_runtime import errors
@@ -37,6 +38,7 @@ CODES: tuple[tuple[type[Exception], Code], ...] = (
     (NotSupportedError, Code.UNIMPLEMENTED),
     (HostUnfitError, Code.FAILED_PRECONDITION),
     (ConfinementError, Code.FAILED_PRECONDITION),
+    (SnapshotError, Code.FAILED_PRECONDITION),
     (UnikernelError, Code.INVALID_ARGUMENT),
     (HypervisorError, Code.UNKNOWN),
     (BrokerError, Code.UNKNOWN),
