@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import cast
 
-from kata_hypervisor.contract import Hypervisor, UnikernelMonitor
+from kata_hypervisor.contract import Hypervisor, UnikernelMonitor, VmSpec
 from kata_hypervisor.errors import NotSupportedError
 from kata_hypervisor.host import Host
 
@@ -45,6 +45,11 @@ def create(name: str, table: object, host: Host) -> Hypervisor:
 
 def _why(name: str) -> str:
     return ', because its kernel is ""' if name in DRIVERS else ""
+
+
+def describe_template(name: str, spec: VmSpec) -> Mapping[str, str]:
+    """Say what a machine's template is a template of; see Hypervisor.describe_template. Errors as there."""
+    return cast("type[Hypervisor]", _load(DRIVERS, name, "hypervisor driver")).describe_template(spec)
 
 
 def create_for_unikernel(name: str, table: object, host: Host) -> UnikernelMonitor:

@@ -26,6 +26,7 @@ from kata_runtime import sandbox_spec, sealing
 from kata_runtime.bundle import JsonObject, annotations_of
 from kata_runtime.concurrency import first, together
 from kata_runtime.errors import SandboxError
+from kata_runtime.freshness import Freshness
 from kata_runtime.identity import SandboxIdentity
 from kata_runtime.watch import Watch, describe
 
@@ -78,6 +79,7 @@ class Sandbox:
         self._hypervisor: Monitor | None = None
         self._transport: GuestTransport | None = None
         self._agent: AgentClient | None = None
+        self._freshness: Freshness | None = None
         self._watchers = anyio.CancelScope()
         self._inherited = inherited_filters()
 
@@ -235,7 +237,10 @@ class Sandbox:
         assert self.configuration is not None
         table, name = self.configuration.hypervisor, self.configuration.hypervisor_name
         self._hypervisor = hypervisor = registry.create(name, table, self.broker)
-        await hypervisor.prepare(sandbox_spec.machine_of(self.configuration, self.identity, spec, disks))
+        machine = sandbox_spec.machine_of(self.configuration, self.identity, spec, disks)
+        if machine.template is not None:
+            self._freshness = Freshness()
+        await hypervisor.prepare(machine)
         self._transport = hypervisor.transport
         self._tell_warnings()
 
@@ -286,6 +291,8 @@ class Sandbox:
         request = sandbox_spec.request_of(self.configuration, self.identity, spec)
 
         async def prepare() -> None:
+            if self._freshness is not None:
+                await self._freshness.give(self.agent)
             details = await self.agent.get_guest_details(agent_pb2.GuestDetailsRequest(mem_block_size=True))
             self.stream_io = FEATURE_STREAM_IO in details.agent_details.extra_features
             await self.agent.create_sandbox(request)

@@ -49,6 +49,7 @@ def machine_of(
         disks=disks,
         spare_disks=0 if shares else spare_disks(spec, disks),
         agent_port=AGENT_PORT,
+        template=template_of(configuration),
     )
 
 
@@ -56,6 +57,12 @@ def spare_disks(spec: JsonObject, disks: tuple[Disk, ...]) -> int:
     """How many disks may come later: none where the first container, with its disk, is the only one."""
     alone = disks and container_type(spec) is ContainerType.SINGLE
     return 0 if alone else SPARE_DISKS
+
+
+def template_of(configuration: Configuration) -> Path | None:
+    """The directory from which machines are to start, if they are to start from a template."""
+    factory = getattr(configuration.hypervisor, "factory", None)
+    return factory.template_path if factory is not None and factory.enable_template else None
 
 
 def _kernel_parameters(configuration: Configuration) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from kata_agent.guest.reaper import Reaper
 _MODPROBE = ("/sbin/modprobe", "/usr/sbin/modprobe")
 _BUSYBOX = ("/bin/busybox", "/usr/bin/busybox")
 _RNDADDENTROPY = 0x40085203
+_RNDRESEEDCRNG = 0x5207
 _RESOLV_CONF = "/run/resolv.conf"
 
 
@@ -105,10 +106,14 @@ def can_probe_memory() -> bool:
 
 
 def add_entropy(data: bytes, device: str = "/dev/random") -> None:
-    """Mix secret random data into the kernel's pool, and count it as such."""
+    """Mix secret random data into the kernel's pool, and let all that is random from now on depend on it.
+
+    Without the last step a copy of a machine would go on with its template's numbers for up to a minute.
+    """
     descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.ioctl(descriptor, _RNDADDENTROPY, struct.pack("ii", len(data) * 8, len(data)) + data)
+        fcntl.ioctl(descriptor, _RNDRESEEDCRNG)
     finally:
         os.close(descriptor)
 

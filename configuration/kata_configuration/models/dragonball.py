@@ -10,6 +10,7 @@ from pydantic import Field
 from kata_configuration.models import device_keys as device
 from kata_configuration.models import machine_keys as machine
 from kata_configuration.models.base import About, HypervisorTable
+from kata_configuration.models.subtables import Factory
 
 
 class Dragonball(HypervisorTable):
@@ -53,5 +54,8 @@ class Dragonball(HypervisorTable):
     virtio_fs_extra_args: device.VirtioFsExtraArgs = ()
     virtio_fs_cache: device.VirtioFsCache = "auto"
     virtio_fs_queue_size: device.VirtioFsQueueSize = 1024
+    factory: Annotated[Factory, About("Starting virtual machines from a template.", "Kata 3.23.0")] = (
+        Factory()
+    )
     enable_annotations: machine.EnableAnnotations = ()
     enable_debug: machine.EnableDebug = False

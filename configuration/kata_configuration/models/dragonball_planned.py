@@ -9,8 +9,7 @@ from pydantic import Field
 
 from kata_configuration.models import device_keys as device
 from kata_configuration.models import machine_keys as machine
-from kata_configuration.models.base import About, HypervisorTable
-from kata_configuration.models.subtables import Factory
+from kata_configuration.models.base import HypervisorTable
 
 
 class DragonballPlanned(HypervisorTable):
@@ -38,7 +37,4 @@ class DragonballPlanned(HypervisorTable):
     network_queues: device.NetworkQueues = 1
     disable_vhost_net: device.DisableVhostNet = False
     guest_hook_path: machine.GuestHookPath = ""
-    factory: Annotated[Factory, About("Starting virtual machines from a template.", "Kata 3.23.0")] = (
-        Factory()
-    )
     log_level: machine.HypervisorLogLevel = "info"

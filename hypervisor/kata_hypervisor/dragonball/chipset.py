@@ -52,10 +52,19 @@ class Clock:
         tens, ones = divmod(fields.get(self._index, 0), 10)
         return tens << 4 | ones
 
+    @property
+    def index(self) -> int:
+        """Which register the guest reads next."""
+        return self._index
+
+    @index.setter
+    def index(self, value: int) -> None:
+        self._index = value & INDEX_MASK
+
     def write_port(self, port: int, value: int, size: int) -> None:
         """See PortDevice; the guest cannot set the host's clock."""
         if port == RTC:
-            self._index = value & INDEX_MASK
+            self.index = value
 
 
 class KeyboardController:

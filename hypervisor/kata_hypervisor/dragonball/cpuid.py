@@ -6,10 +6,16 @@ E; which fields to change: Firecracker's cpuid-normalization.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from kata_hypervisor.kvm.abi import KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KvmCpuid2, KvmCpuidEntry2
+from kata_hypervisor.errors import SnapshotError
+from kata_hypervisor.kvm.abi import (
+    KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+    MAX_CPUID_ENTRIES,
+    KvmCpuid2,
+    KvmCpuidEntry2,
+)
 
 INTEL, AMD = b"GenuineIntel", b"AuthenticAMD"
 
@@ -70,6 +76,9 @@ THREADS_OF_CORE_MINUS_ONE = Field("ebx", 8, 15)
 NODE_ID = Field("ecx", 0, 7)
 NODES_MINUS_ONE = Field("ecx", 8, 10)
 
+WORDS = ("function", "index", "flags", "eax", "ebx", "ecx", "edx")
+MOST_WORDS = len(WORDS) * MAX_CPUID_ENTRIES
+
 CACHE_LINE = 64
 LEVEL_THREAD, LEVEL_CORE = 1, 2
 
@@ -102,6 +111,28 @@ def vendor_of(entries: Iterable[KvmCpuidEntry2]) -> bytes:
         if entry.function == 0:
             return b"".join(number.to_bytes(4, "little") for number in (entry.ebx, entry.edx, entry.ecx))
     return b""
+
+
+def words_of(table: KvmCpuid2) -> list[int]:
+    """A table as numbers, seven for each entry."""
+    return [getattr(entry, name) for entry in table.entries[: table.nent] for name in WORDS]
+
+
+def compare(saved: Sequence[int], here: KvmCpuid2) -> None:
+    """See that a saved machine finds the processor here that it knows.
+
+    Raises:
+        SnapshotError: it does not; the message names the first leaf that differs.
+    """
+    others = words_of(here)
+    for number in range(0, max(len(saved), len(others)), len(WORDS)):
+        one, other = (tuple(words[number : number + len(WORDS)]) for words in (saved, others))
+        if one != other:
+            leaf = (other or one)[0]
+            shown = (" ".join(f"{word:08x}" for word in words[3:]) or "missing" for words in (one, other))
+            raise SnapshotError(
+                "this host's processor is another one: CPUID leaf {:#x} was {}, is {}".format(leaf, *shown)
+            )
 
 
 def _topology(vcpus: int) -> list[KvmCpuidEntry2]:

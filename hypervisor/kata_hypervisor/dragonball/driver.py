@@ -1,6 +1,6 @@
 """The driver of the in-process machine: the VMM is this process, virtiofsd the only other one.
 
-prepare: virtiofsd -> memory, KVM, devices, kernel -> threads, which wait.
+prepare: virtiofsd -> memory, KVM, devices, kernel or template -> threads, which wait.
 The caller seals the process: nothing is opened, mapped or started from then on.
 run:     every vCPU's thread puts on its own filter -> proof -> the guest's first instruction.
 end:     one task watches the guest and virtiofsd. When either ends, it ends the other, releases everything
@@ -15,7 +15,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import anyio
 
@@ -31,10 +32,12 @@ from kata_hypervisor.contract import (
     VmSpec,
     check_supported,
 )
+from kata_hypervisor.dragonball.beginning import choose, describe
 from kata_hypervisor.dragonball.command import kernel_command_line
 from kata_hypervisor.dragonball.console import Console
 from kata_hypervisor.dragonball.control import Control
 from kata_hypervisor.dragonball.host_files import (
+    blank_disk,
     daemon_command,
     open_disk,
     open_entropy,
@@ -46,6 +49,7 @@ from kata_hypervisor.dragonball.layout import MIB
 from kata_hypervisor.dragonball.machine import MOST_VCPUS, Board, Machine
 from kata_hypervisor.dragonball.own_process import NAME, OwnProcess
 from kata_hypervisor.dragonball.processors import KICK
+from kata_hypervisor.dragonball.template import Saving
 from kata_hypervisor.dragonball.verdict import Verdict
 from kata_hypervisor.dragonball.virtio.balloon import Balloon
 from kata_hypervisor.dragonball.virtio.block import Block
@@ -53,7 +57,13 @@ from kata_hypervisor.dragonball.virtio.device import Device
 from kata_hypervisor.dragonball.virtio.filesystem import FileSystem
 from kata_hypervisor.dragonball.virtio.network import Network
 from kata_hypervisor.dragonball.virtio.vsock import Socket
-from kata_hypervisor.errors import ConfinementError, HostUnfitError, HypervisorError, LaunchError
+from kata_hypervisor.errors import (
+    ConfinementError,
+    HostUnfitError,
+    HypervisorError,
+    LaunchError,
+    SnapshotError,
+)
 from kata_hypervisor.host import Child, ExitStatus, Host
 from kata_hypervisor.lifetime import Mortal
 from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
@@ -88,6 +98,8 @@ class Dragonball(Mortal, TakesPlugs):
         tap_descriptors=True,
         tap_hotplug=True,
         pause=True,
+        snapshot=True,
+        restore=True,
     )
 
     def __init__(self, table: DragonballTable, host: Host) -> None:
@@ -106,6 +118,9 @@ class Dragonball(Mortal, TakesPlugs):
         self._guest_ended: asyncio.Future[str] | None = None
         self._transport: VsockTransport | None = None
         self._making: asyncio.Task[None] | None = None
+        self._files = contextlib.ExitStack()
+        self._saving: Saving | None = None
+        self._warnings: tuple[str, ...] = ()
         self._running = self._networked = False
 
     def seal_vcpus(self, install: Callable[[], object]) -> None:
@@ -117,7 +132,8 @@ class Dragonball(Mortal, TakesPlugs):
         """See the contract."""
         balloon = ("balloon",) if self._table.reclaim_guest_freed_memory else ()
         network = ("vhost-net",) if self._networked else ()
-        return frozenset({"vcpu", "block", "fs", "vhost-vsock", *balloon, *network})
+        snapshot = ("snapshot",) if self._saving is not None else ()
+        return frozenset({"vcpu", "block", "fs", "vhost-vsock", *balloon, *network, *snapshot})
 
     async def prepare(self, spec: VmSpec) -> None:
         """See the contract."""
@@ -148,7 +164,7 @@ class Dragonball(Mortal, TakesPlugs):
             devices = await self._open_devices(spec, unused)
             spares = open_spares(spec, unused)
             try:
-                await self._aside.run(lambda: self._build(spec, devices, spares, guest_ended))
+                await self._aside.run(lambda: self._build(devices, spares, guest_ended, spec))
             except LaunchError:
                 await self._blame_virtiofsd()
                 raise
@@ -168,13 +184,17 @@ class Dragonball(Mortal, TakesPlugs):
         if spec.image is not None:
             add(open_disk(spec.image, "image", read_only=True))
         for disk in spec.disks:
-            add(open_disk(disk.path, disk.id, read_only=disk.read_only))
+            add(
+                blank_disk(disk) if spec.saved_to else open_disk(disk.path, disk.id, read_only=disk.read_only)
+            )
         self._networked = bool(spec.taps or spec.spare_taps)
         for tap in spec.taps:
             add(open_network(tap))
         add(open_entropy())
         add(await self._open_vsock())
-        if spec.shared is not None:
+        if spec.shared is not None and spec.saved_to is not None:
+            add(FileSystem(None, spec.shared.tag, self._table.virtio_fs_queue_size))
+        elif spec.shared is not None:
             add(await self._start_virtiofsd(spec, spec.shared))
         if self._table.reclaim_guest_freed_memory:
             add(Balloon())
@@ -197,20 +217,23 @@ class Dragonball(Mortal, TakesPlugs):
 
     def _build(
         self,
-        spec: VmSpec,
         devices: Sequence[Device],
         spares: Sequence[Block | Network],
         guest_ended: Callable[[str], None],
+        spec: VmSpec,
     ) -> None:
         """Put the machine together; blocks, on a thread of its own."""
         assert self._console is not None
+        line = kernel_command_line(spec, self._table.enable_debug)
+        beginning, self._saving = choose(spec, line, [*devices, *spares], self._files)
+        self._warnings = beginning.warnings
         huge = self._table.enable_hugepages and self._table.hugepage_type == "hugetlbfs"
-        board = Board(spec.vcpus, spec.memory_mib * MIB, huge)
+        board = beginning.prepare(Board(spec.vcpus, spec.memory_mib * MIB, huge))
         self._machine = machine = Machine(board, self._console.write, guest_ended)
         for device in devices:
             machine.add_device(device)
         self._hotplug = Hotplug(machine, self._host, spares)
-        machine.load(spec.kernel, spec.initrd, kernel_command_line(spec, self._table.enable_debug))
+        beginning.fill(machine)
 
     async def _blame_virtiofsd(self) -> None:
         """Say that virtiofsd has ended, where it has: that is why it gave no answer.
@@ -290,6 +313,26 @@ class Dragonball(Mortal, TakesPlugs):
         self._lively(purpose)
         assert self._hotplug is not None
         return self._hotplug
+
+    async def snapshot(self, directory: Path) -> None:
+        """See the contract."""
+        machine, aside = self._lively("save")
+        saving = self._saving
+        if saving is None or saving.directory != directory or not machine.processors.held:
+            raise SnapshotError(
+                f"cannot save the virtual machine in {directory}: it must be paused, and made with `saved_to`"
+            )
+        await aside.run(lambda: saving.write(machine))
+
+    @classmethod
+    def describe_template(cls, spec: VmSpec) -> Mapping[str, str]:
+        """See the contract."""
+        return describe(spec)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """See the contract."""
+        return self._warnings
 
     def _lively(self, purpose: str) -> tuple[Machine, Control]:
         reason = self._machine.processors.reason if self._machine is not None else None
@@ -380,6 +423,7 @@ class Dragonball(Mortal, TakesPlugs):
         if self._daemon_stderr is not None:
             with anyio.move_on_after(MOMENT):
                 await self._daemon_stderr.ended.wait()
+        self._files.close()
         await self._ours.aclose()
         if self._aside is not None:
             self._aside.close()

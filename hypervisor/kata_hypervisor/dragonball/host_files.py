@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kata_configuration.models.dragonball import Dragonball
 from kata_hypervisor import virtiofsd
-from kata_hypervisor.contract import Tap, VmSpec
+from kata_hypervisor.contract import Disk, Tap, VmSpec
 from kata_hypervisor.dragonball.virtio.block import Block, Medium
 from kata_hypervisor.dragonball.virtio.entropy import Entropy
 from kata_hypervisor.dragonball.virtio.network import NO_TAP, Network, set_up_tap
@@ -30,6 +30,11 @@ def open_disk(path: Path, identity: str, *, read_only: bool) -> Block:
         raise LaunchError(f"cannot open the guest's {identity} {path}: {error.strerror}") from error
     size = os.lseek(descriptor, 0, os.SEEK_END)
     return Block(Medium(descriptor, size, read_only=read_only, identity=identity.encode()))
+
+
+def blank_disk(disk: Disk) -> Block:
+    """The place of a disk in a machine that is made to be saved: each copy has its own disk there."""
+    return Block(Medium(-1, 0, read_only=disk.read_only, identity=disk.id.encode()))
 
 
 def open_network(tap: Tap) -> Network:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 from collections.abc import Iterator
@@ -16,6 +17,8 @@ MADV_REMOVE = 9
 MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_HUGETLB = 1, 2, 4
 MAP_FIXED = 0x10
 PROT_NONE = 0
+PIECE = 1 << 16
+"""Bytes of a saved memory that are there or not."""
 FAILED = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -63,6 +66,7 @@ class GuestMemory:
         self.regions = regions_of(len(content))
         self.address = address
         self.descriptor = descriptor
+        self.private = False
         self._low = self.regions[0].size
 
     @classmethod
@@ -96,6 +100,59 @@ class GuestMemory:
         if not huge:  # advice: a kernel without transparent huge pages refuses it
             _libc.madvise(address, size, MADV_HUGEPAGE)
         return cls(bytes_at(address, size), address, descriptor)
+
+    @classmethod
+    def load(cls, file: int, size: int, *, private: bool, huge: bool = False) -> GuestMemory:
+        """Begin with what a saved machine's memory file holds, which is never written.
+
+        file: its descriptor, the caller's. private: map the file itself, so that machines share what they do
+        not write to; but no other process can serve such a memory, and it has no huge pages. Else copy it
+        into a memory as `allocate` makes it.
+
+        Raises:
+            HostUnfitError: the host refuses.
+        """
+        if not private:
+            memory = cls.allocate(size, huge)
+            try:
+                for start, end in data_of(file, size):
+                    memory._take(file, start, end, huge)
+            except OSError as error:
+                memory.close()
+                raise HostUnfitError(f"cannot copy the memory of a template: {error.strerror}") from error
+            return memory
+        descriptor = os.dup(file)
+        try:
+            address = _map_aligned(descriptor, size, mmap.MAP_PRIVATE)
+        except OSError as error:
+            os.close(descriptor)
+            raise HostUnfitError(f"cannot map the memory of a template: {error.strerror}") from error
+        memory = cls(bytes_at(address, size), address, descriptor)
+        memory.private = True
+        return memory
+
+    def _take(self, file: int, start: int, end: int, huge: bool) -> None:
+        """Copy a part of a file to where it was. Huge pages take no writes but those to the mapping."""
+        if not huge:
+            os.lseek(self.descriptor, start, os.SEEK_SET)
+        while start < end:
+            if huge:
+                count = os.preadv(file, [self._content[start:end]], start)
+            else:
+                count = os.sendfile(self.descriptor, file, start, end - start)
+            if not count:
+                raise OSError(errno.EIO, "it became shorter")
+            start += count
+
+    def save(self, file: int) -> None:
+        """Write the memory into a file that has its size, and only zeros. Raises OSError."""
+        piece = bytearray(PIECE)
+        zeros = bytes(PIECE)
+        for offset in range(0, len(self._content), PIECE):
+            # Read, and not looked at in the mapping: what the guest never touched stays without pages.
+            os.preadv(self.descriptor, [piece], offset)
+            if piece != zeros:
+                os.pwritev(file, [piece], offset)
 
     def close(self) -> None:
         """Unmap and close. The caller has ended every thread that could touch the memory."""
@@ -144,12 +201,12 @@ class GuestMemory:
     def discard(self, view: memoryview) -> None:
         """Give the whole pages of a part of the memory (a `view`) back to the host.
 
-        The guest reads zeros there. A host that cannot do it keeps the pages.
+        The guest reads zeros there, or what its template had. A host that cannot do it keeps the pages.
         """
         start = ctypes.addressof(ctypes.c_char.from_buffer(view))
         first, end = -(-start // PAGE) * PAGE, (start + len(view)) // PAGE * PAGE
         if self.descriptor >= 0 and end > first:
-            _libc.madvise(first, end - first, MADV_REMOVE)
+            _libc.madvise(first, end - first, mmap.MADV_DONTNEED if self.private else MADV_REMOVE)
 
     def __iter__(self) -> Iterator[Region]:
         return iter(self.regions)
@@ -170,12 +227,26 @@ def bytes_at(address: int, size: int) -> memoryview:
     return memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
 
 
-def _map_aligned(descriptor: int, size: int) -> int:
+def data_of(file: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield where a sparse file has data: first byte, and the first one behind. Raises OSError."""
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(file, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no more of it
+                return
+            raise
+        end = min(size, os.lseek(file, start, os.SEEK_HOLE))
+        yield start, end
+
+
+def _map_aligned(descriptor: int, size: int, kind: int = mmap.MAP_SHARED) -> int:
     """Map the file at a multiple of 2 MiB: reserve more than that, and map over a part of it."""
     reserved = _map(None, size + HUGE_PAGE, PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
     address = -(-reserved // HUGE_PAGE) * HUGE_PAGE
     try:
-        _map(address, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | MAP_FIXED, descriptor)
+        _map(address, size, mmap.PROT_READ | mmap.PROT_WRITE, kind | MAP_FIXED, descriptor)
     except OSError:
         unmap(reserved, size + HUGE_PAGE)
         raise

@@ -79,6 +79,16 @@ class Processors:
         processor.thread.start()
 
     @property
+    def descriptors(self) -> tuple[int, ...]:
+        """KVM's descriptors of the processors, by number; while they are held, their state may be read."""
+        return tuple(one.descriptor for one in self._all)
+
+    @property
+    def held(self) -> bool:
+        """Whether none of them runs, by `hold`."""
+        return self._order is Order.HOLD
+
+    @property
     def threads(self) -> tuple[int, ...]:
         """The kernel's ids of the threads."""
         return tuple(one.thread.native_id or 0 for one in self._all if one.thread is not None)
@@ -94,7 +104,7 @@ class Processors:
         """Let the guest run, for the first time or again."""
         with self._changed:
             if self._order is Order.HOLD:
-                self._tell_clocks()
+                self.tell_clocks()
             if self._order is not Order.END:
                 self._order = Order.RUN
                 self._changed.notify_all()
@@ -138,7 +148,7 @@ class Processors:
     def _all_at(self, order: Order) -> bool:
         return all(one.at_rest is order for one in self._all)
 
-    def _tell_clocks(self) -> None:
+    def tell_clocks(self) -> None:
         """Let the guest's clock know that it was stopped, so that its watchdogs do not bark."""
         for processor in self._all:
             with contextlib.suppress(OSError):  # a guest that does not use this clock
@@ -158,6 +168,8 @@ class Processors:
                     self._run(processor)
                 elif order is Order.CONFINE:
                     self._confine()
+                elif order is Order.HOLD:
+                    self._settle(processor)
                 self._rest(processor, order)
         except Exception as error:  # a bug of ours must end this guest, not leave it with a processor less
             self.end(f"its processor's thread failed: {type(error).__name__}: {error}")
@@ -181,6 +193,21 @@ class Processors:
             self._seal()
         except Exception as error:  # raised again by `confine`, on the caller's thread
             self._failure = error
+
+    def _settle(self, processor: Processor) -> None:
+        """Let KVM complete the access whose exit was handled last: it does so when it is entered again."""
+        while self._order is Order.HOLD:
+            processor.run.immediate_exit = 1
+            try:
+                fcntl.ioctl(processor.descriptor, abi.KVM_RUN)
+            except OSError as error:
+                processor.run.immediate_exit = 0
+                if error.errno not in RESTARTED:
+                    self.end(f"KVM_RUN failed: {error.strerror}")
+                return
+            reason = handle(processor.run, processor.page, self._bus)
+            if reason is not None:
+                self.end(reason)
 
     def _run(self, processor: Processor) -> None:
         run, page, descriptor, bus = processor.run, processor.page, processor.descriptor, self._bus

@@ -8,6 +8,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from kata_hypervisor.dragonball.saved_state import Document, Fields
+
 
 class Register:
     """Offsets of the registers; some mean something else when they are written."""
@@ -32,6 +34,9 @@ TRANSMITTER_IDLE = 0x60
 DIVISOR_9600 = 12
 
 LINE = 512
+
+SAVED = ("enabled", "line_control", "modem_control", "scratch")
+"""What is saved besides the two flags, the divisor and a looped byte; each is a register."""
 
 
 class SerialPort:
@@ -75,6 +80,29 @@ class SerialPort:
         """Hand on what has no line's end yet."""
         with self._lock:
             self._flush()
+
+    def save(self) -> Document:
+        """The state. Half a line is shown as it is, and not part of it."""
+        with self._lock:
+            self._flush()
+            return {
+                **{key: getattr(self, f"_{key}") for key in SAVED},
+                "divisor": list(self._divisor),
+                "fifo": int(self._fifo),
+                "empty_reported": int(self._empty_reported),
+                "looped": [] if self._looped is None else [self._looped],
+            }
+
+    def restore(self, state: Fields) -> None:
+        """Take a saved state. Raises SnapshotError."""
+        with self._lock:
+            for key in SAVED:
+                setattr(self, f"_{key}", state.integer(key, 0xFF))
+            self._divisor = state.integers("divisor", (2, 2), 0xFF)
+            self._fifo = bool(state.integer("fifo", 1))
+            self._empty_reported = bool(state.integer("empty_reported", 1))
+            self._looped = next(iter(state.integers("looped", (0, 1), 0xFF)), None)
+            self._report_empty()  # an interrupt may have been under way
 
     def _read(self, register: int) -> int:
         match register:

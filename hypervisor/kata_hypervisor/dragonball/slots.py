@@ -70,6 +70,11 @@ class States:
         """Let a guest that has not looked yet find nothing."""
         self._states[number] = 0
 
+    @property
+    def used(self) -> bool:
+        """Whether the guest was shown what is in a slot."""
+        return any(self._states)
+
     def read_port(self, port: int, size: int) -> int:
         """See PortDevice; whatever the width, one slot's state."""
         return self._states[port - SLOTS]

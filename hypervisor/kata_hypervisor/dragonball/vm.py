@@ -57,6 +57,12 @@ class VirtualMachine:
         fcntl.ioctl(self._kvm, abi.KVM_GET_SUPPORTED_CPUID, table)
         return table
 
+    def model_specific(self) -> list[int]:
+        """Indices of the model-specific registers that are part of a processor's state."""
+        table = abi.KvmMsrList(nmsrs=abi.MAX_MSR_INDICES)
+        fcntl.ioctl(self._kvm, abi.KVM_GET_MSR_INDEX_LIST, table)
+        return list(table.indices[: table.nmsrs])
+
     def create_vcpu(self, number: int) -> tuple[int, memoryview]:
         """Make a processor; return its descriptor and the pages that it shares with us, until `close`."""
         descriptor = self._own(fcntl.ioctl(self.descriptor, abi.KVM_CREATE_VCPU, number))

@@ -10,7 +10,8 @@ from ctypes import Structure, Union, c_int32, c_uint8, c_uint16, c_uint32, c_uin
 
 KVM_API_VERSION = 12
 MAX_CPUID_ENTRIES = 256
-MAX_MSR_ENTRIES = 32
+MAX_MSR_ENTRIES = 256
+MAX_MSR_INDICES = 1024
 
 KVM_EXIT_IO = 2
 KVM_EXIT_HLT = 5
@@ -208,9 +209,96 @@ class KvmMsrEntry(Structure):
 
 
 class KvmMsrs(Structure):
-    """struct kvm_msrs, with room for some entries"""
+    """struct kvm_msrs, with room for the most entries that the kernel takes"""
 
     _fields_ = (("nmsrs", c_uint32), ("pad", c_uint32), ("entries", KvmMsrEntry * MAX_MSR_ENTRIES))
+
+
+class KvmMsrList(Structure):
+    """struct kvm_msr_list, with room for some indices"""
+
+    _fields_ = (("nmsrs", c_uint32), ("indices", c_uint32 * MAX_MSR_INDICES))
+
+
+class KvmMpState(Structure):
+    """struct kvm_mp_state"""
+
+    _fields_ = (("mp_state", c_uint32),)
+
+
+class KvmXsave(Structure):
+    """struct kvm_xsave, without what KVM_GET_XSAVE2 may append"""
+
+    _fields_ = (("region", c_uint32 * 1024),)
+
+
+class KvmXcr(Structure):
+    """struct kvm_xcr"""
+
+    _fields_ = (("xcr", c_uint32), ("reserved", c_uint32), ("value", c_uint64))
+
+
+class KvmXcrs(Structure):
+    """struct kvm_xcrs"""
+
+    _fields_ = (
+        ("nr_xcrs", c_uint32),
+        ("flags", c_uint32),
+        ("xcrs", KvmXcr * 16),
+        ("padding", c_uint64 * 16),
+    )
+
+
+class KvmDebugregs(Structure):
+    """struct kvm_debugregs"""
+
+    _fields_ = (
+        ("db", c_uint64 * 4),
+        *((name, c_uint64) for name in ("dr6", "dr7", "flags")),
+        ("reserved", c_uint64 * 9),
+    )
+
+
+class KvmVcpuEvents(Structure):
+    """struct kvm_vcpu_events; its members, which only the kernel looks into, as bytes"""
+
+    _fields_ = (
+        ("exception", c_uint8 * 8),
+        ("interrupt", c_uint8 * 4),
+        ("nmi", c_uint8 * 4),
+        ("sipi_vector", c_uint32),
+        ("flags", c_uint32),
+        ("smi", c_uint8 * 4),
+        ("triple_fault", c_uint8 * 1),
+        ("reserved", c_uint8 * 26),
+        ("exception_has_payload", c_uint8),
+        ("exception_payload", c_uint64),
+    )
+
+
+class KvmIrqchip(Structure):
+    """struct kvm_irqchip; the chip's registers as bytes"""
+
+    _fields_ = (("chip_id", c_uint32), ("pad", c_uint32), ("chip", c_uint8 * 512))
+
+
+class KvmPitState2(Structure):
+    """struct kvm_pit_state2; its channels as bytes"""
+
+    _fields_ = (("channels", c_uint8 * 24 * 3), ("flags", c_uint32), ("reserved", c_uint32 * 9))
+
+
+class KvmClockData(Structure):
+    """struct kvm_clock_data"""
+
+    _fields_ = (
+        ("clock", c_uint64),
+        ("flags", c_uint32),
+        ("pad0", c_uint32),
+        ("realtime", c_uint64),
+        ("host_tsc", c_uint64),
+        ("pad", c_uint32 * 4),
+    )
 
 
 class KvmLapicState(Structure):
@@ -260,22 +348,42 @@ KVM_CREATE_VM = _request(0, 0x01)
 KVM_CHECK_EXTENSION = _request(0, 0x03)
 KVM_GET_VCPU_MMAP_SIZE = _request(0, 0x04)
 KVM_GET_SUPPORTED_CPUID = _request(3, 0x05, CPUID_HEADER)
+KVM_GET_MSR_INDEX_LIST = _request(3, 0x02, 4)
 KVM_CREATE_VCPU = _request(0, 0x41)
 KVM_SET_TSS_ADDR = _request(0, 0x47)
 KVM_SET_IDENTITY_MAP_ADDR = _request(1, 0x48, 8)
 KVM_CREATE_IRQCHIP = _request(0, 0x60)
+KVM_GET_IRQCHIP = _request(3, 0x62, sizeof(KvmIrqchip))
+KVM_SET_IRQCHIP = _request(2, 0x63, sizeof(KvmIrqchip))
 KVM_IRQFD = _request(1, 0x76, sizeof(KvmIrqfd))
 KVM_CREATE_PIT2 = _request(1, 0x77, sizeof(KvmPitConfig))
 KVM_IOEVENTFD = _request(1, 0x79, sizeof(KvmIoeventfd))
+KVM_SET_CLOCK = _request(1, 0x7B, sizeof(KvmClockData))
+KVM_GET_CLOCK = _request(2, 0x7C, sizeof(KvmClockData))
+KVM_GET_PIT2 = _request(2, 0x9F, sizeof(KvmPitState2))
+KVM_SET_PIT2 = _request(1, 0xA0, sizeof(KvmPitState2))
 KVM_SET_USER_MEMORY_REGION = _request(1, 0x46, sizeof(KvmUserspaceMemoryRegion))
 KVM_RUN = _request(0, 0x80)
+KVM_GET_REGS = _request(2, 0x81, sizeof(KvmRegs))
 KVM_SET_REGS = _request(1, 0x82, sizeof(KvmRegs))
 KVM_GET_SREGS = _request(2, 0x83, sizeof(KvmSregs))
 KVM_SET_SREGS = _request(1, 0x84, sizeof(KvmSregs))
 KVM_SET_CPUID2 = _request(1, 0x90, CPUID_HEADER)
+KVM_GET_MSRS = _request(3, 0x88, MSRS_HEADER)
 KVM_SET_MSRS = _request(1, 0x89, MSRS_HEADER)
 KVM_SET_FPU = _request(1, 0x8D, sizeof(KvmFpu))
 KVM_GET_LAPIC = _request(2, 0x8E, sizeof(KvmLapicState))
 KVM_SET_LAPIC = _request(1, 0x8F, sizeof(KvmLapicState))
+KVM_GET_MP_STATE = _request(2, 0x98, sizeof(KvmMpState))
+KVM_SET_MP_STATE = _request(1, 0x99, sizeof(KvmMpState))
+KVM_GET_VCPU_EVENTS = _request(2, 0x9F, sizeof(KvmVcpuEvents))
+KVM_SET_VCPU_EVENTS = _request(1, 0xA0, sizeof(KvmVcpuEvents))
+KVM_GET_DEBUGREGS = _request(2, 0xA1, sizeof(KvmDebugregs))
+KVM_SET_DEBUGREGS = _request(1, 0xA2, sizeof(KvmDebugregs))
+KVM_GET_XSAVE = _request(2, 0xA4, sizeof(KvmXsave))
+KVM_SET_XSAVE = _request(1, 0xA5, sizeof(KvmXsave))
+KVM_GET_XCRS = _request(2, 0xA6, sizeof(KvmXcrs))
+KVM_SET_XCRS = _request(1, 0xA7, sizeof(KvmXcrs))
+KVM_SET_TSC_KHZ = _request(0, 0xA2)
 KVM_GET_TSC_KHZ = _request(0, 0xA3)
 KVM_KVMCLOCK_CTRL = _request(0, 0xAD)

@@ -32,6 +32,7 @@ class Command:
 COMMANDS = {
     "config": Command("kata_runtime.ctl.config", "check configuration files"),
     "image": Command("kata_runtime.ctl.image", "build the guest's image"),
+    "factory": Command("kata_runtime.ctl.factory", "make the template that virtual machines start from"),
     "env": Command("kata_runtime.ctl.env", "show which configuration, programs and confinement are in force"),
     "check": Command("kata_runtime.ctl.check", "find out what this host can run"),
     "shim": Command("kata_runtime.ctl.shim", "install the shim where containerd finds it"),

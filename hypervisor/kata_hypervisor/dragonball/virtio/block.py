@@ -72,8 +72,8 @@ def parse_request(chain: Chain) -> Request:
 class Medium:
     """What is in a drive.
 
-    descriptor: of the file or block device; owned from here on. size: in bytes. identity: at most 20 bytes,
-    which the guest reads as the disk's serial number.
+    descriptor: of the file or block device, owned from here on; -1 for a disk of size 0. size: in bytes.
+    identity: at most 20 bytes, which the guest reads as the disk's serial number.
     """
 
     def __init__(self, descriptor: int, size: int, *, read_only: bool, identity: bytes = b"") -> None:
@@ -151,6 +151,16 @@ class Block(LocalDevice, Pluggable):
         medium = self._medium
         sectors = medium.size // SECTOR if medium is not None else 0
         return bytes(BlockConfiguration(capacity=sectors, seg_max=QUEUE_SIZE - 2, blk_size=SECTOR))
+
+    def __str__(self) -> str:
+        if self._medium is None:
+            return f"{self.name}, empty"
+        return f"{self.name}, read-only" if self._medium.read_only else self.name
+
+    def awaken(self) -> None:
+        """See Device: this disk has its own size."""
+        assert self._wires is not None
+        self._wires.interrupts.configuration_changed()
 
     def insert(self, medium: Medium) -> None:
         """Put a disk into the empty drive, which takes it over; the driver has to be told."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,13 +24,17 @@ class DeviceError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class QueueSetup:
-    """A virtqueue as the driver has set it up: its index, number of descriptors, and three addresses."""
+    """A virtqueue as the driver has set it up: its index, number of descriptors, and three addresses.
+
+    position: the number of the request that comes next, modulo 2**16; not 0 in a machine that was saved.
+    """
 
     index: int
     size: int
     descriptors: int
     available: int
     used: int
+    position: int = 0
 
 
 class Interrupts(Protocol):
@@ -64,7 +68,7 @@ class Device(abc.ABC):
     """One device. Its methods are called one at a time, and not on a vCPU's thread where they may block.
 
     kind: the device id. features: those offered, VERSION_1 included. queue_sizes: the largest size of each
-    queue. kick_groups: for each queue the number of its notification, None where nobody listens.
+    queue. kick_groups: for each queue the number of its notification, None for a call of `notified`.
     raises_interrupts: whether something else than the transport pulses the line, so that it cannot know
     whether buffers were used.
     """
@@ -74,6 +78,9 @@ class Device(abc.ABC):
     queue_sizes: tuple[int, ...]
     kick_groups: tuple[int | None, ...]
     raises_interrupts = False
+
+    def __str__(self) -> str:
+        return type(self).__name__
 
     @property
     @abc.abstractmethod
@@ -90,6 +97,26 @@ class Device(abc.ABC):
     @abc.abstractmethod
     def activate(self, features: int, queues: Sequence[QueueSetup]) -> None:
         """The driver is ready. Raises DeviceError."""
+
+    def awaken(self) -> None:  # noqa: B027 - most devices are the same in every copy
+        """Tell a driver that was saved with another device of this kind what is new about this one.
+
+        After `activate`, before the guest runs. Raises DeviceError.
+        """
+
+    def notified(self, queue: int) -> None:  # noqa: B027 - most devices listen themselves
+        """The driver has notified a queue that is in no group. Raises DeviceError."""
+
+    @abc.abstractmethod
+    def freeze(self) -> Mapping[int, int]:
+        """Touch the queues no more until `thaw`; return the `position` of each that is served.
+
+        The processors stand still. Raises SnapshotError: what is behind the device cannot be saved.
+        """
+
+    @abc.abstractmethod
+    def thaw(self) -> None:
+        """Go on; after `freeze`."""
 
     @abc.abstractmethod
     def reset(self) -> None:

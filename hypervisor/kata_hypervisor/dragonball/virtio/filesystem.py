@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kata_hypervisor.dragonball.virtio.device import (
     EVENT_INDEX,
@@ -27,7 +27,7 @@ from kata_hypervisor.dragonball.virtio.vhost_user import (
     ring_state,
     start_rings,
 )
-from kata_hypervisor.errors import LaunchError
+from kata_hypervisor.errors import LaunchError, SnapshotError
 
 OFFERED = VERSION_1 | EVENT_INDEX | INDIRECT_DESCRIPTORS
 TAG_BYTES = 36
@@ -37,8 +37,9 @@ REQUEST_QUEUES = 1
 class FileSystem(Device):
     """A virtio-fs device.
 
-    connection: a unix socket to virtiofsd; owned from here on. tag: the name under which the guest mounts it,
-    at most 36 bytes. queue_size: a power of two.
+    connection: a unix socket to virtiofsd; owned from here on. None where nobody serves the files, in a
+    machine that is made to be saved: nothing is asked of the device before the guest mounts it. tag: the
+    name under which the guest mounts it, at most 36 bytes. queue_size: a power of two.
     """
 
     kind = FILE_SYSTEM
@@ -46,9 +47,9 @@ class FileSystem(Device):
     kick_groups = (0, 1)  # urgent requests, requests
     raises_interrupts = True
 
-    def __init__(self, connection: socket.socket, tag: str, queue_size: int) -> None:
+    def __init__(self, connection: socket.socket | None, tag: str, queue_size: int) -> None:
         self.queue_sizes = (queue_size,) * len(self.kick_groups)
-        self._backend = Backend(connection)
+        self._backend = Backend(connection) if connection is not None else None
         self._tag = tag.encode()
         if len(self._tag) > TAG_BYTES:
             raise LaunchError(f"cannot share a directory as {tag}: the name has more than {TAG_BYTES} bytes")
@@ -64,6 +65,8 @@ class FileSystem(Device):
     def connect(self, wires: Wires) -> None:
         """See Device. Blocks until virtiofsd has answered. Raises LaunchError."""
         self._wires = wires
+        if self._backend is None:
+            return
         try:
             self._offered = self._backend.negotiate()
             self._backend.send(memory_table(wires.memory))
@@ -73,7 +76,9 @@ class FileSystem(Device):
 
     def activate(self, features: int, queues: Sequence[QueueSetup]) -> None:
         """See Device."""
-        wires = self._wires
+        wires, backend = self._wires, self._backend
+        if backend is None:
+            return
         assert wires is not None
         rings = [
             Ring(
@@ -82,22 +87,34 @@ class FileSystem(Device):
                 ring_addresses(wires.memory, setup),
                 wires.kicks[setup.index],
                 wires.line,
+                setup.position,
             )
             for setup in queues
         ]
         try:
-            self._backend.send(number(Request.SET_FEATURES, features | self._offered & PROTOCOL_FEATURES))
-            start_rings(self._backend, rings)
+            backend.send(number(Request.SET_FEATURES, features | self._offered & PROTOCOL_FEATURES))
+            start_rings(backend, rings)
             self._running = [ring.index for ring in rings]
             if self._offered & PROTOCOL_FEATURES:
                 for index in self._running:
-                    self._backend.send(ring_state(Request.SET_VRING_ENABLE, index, 1))
+                    backend.send(ring_state(Request.SET_VRING_ENABLE, index, 1))
         except VhostUserError as error:
             raise DeviceError(f"virtiofsd: {error}") from error
+
+    def freeze(self) -> Mapping[int, int]:
+        """See Device: what the guest has open is known to virtiofsd only."""
+        if self._running:
+            raise SnapshotError("files of the host are shared with its guest, and virtiofsd cannot be saved")
+        return {}
+
+    def thaw(self) -> None:
+        """See Device."""
 
     def reset(self) -> None:
         """See Device."""
         running, self._running = self._running, []
+        if self._backend is None:
+            return
         try:
             for index in running:
                 self._backend.stop_ring(index)
@@ -106,4 +123,5 @@ class FileSystem(Device):
 
     def close(self) -> None:
         """See Device."""
-        self._backend.close()
+        if self._backend is not None:
+            self._backend.close()

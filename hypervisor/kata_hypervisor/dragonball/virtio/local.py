@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from kata_hypervisor.dragonball.virtio.device import (
     EVENT_INDEX,
@@ -51,6 +51,15 @@ class LocalDevice(Device):
         with self._lock:
             self._queues = {setup.index: SplitQueue(memory, setup, event_index) for setup in queues}
         os.eventfd_write(self._wires.kicks[0], 1)  # what was offered before now has nobody told us
+
+    def freeze(self) -> Mapping[int, int]:
+        """See Device: the thread waits for the lock."""
+        self._lock.acquire()
+        return {index: queue.position for index, queue in self._queues.items()}
+
+    def thaw(self) -> None:
+        """See Device."""
+        self._lock.release()
 
     def reset(self) -> None:
         """See Device."""

@@ -10,7 +10,9 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kata_hypervisor.dragonball.saved_state import Document, Fields
 from kata_hypervisor.dragonball.virtio.device import VERSION_1, Device, DeviceError, QueueSetup
+from kata_hypervisor.errors import SnapshotError
 
 MAGIC_VALUE, VERSION_VALUE, VENDOR_VALUE = 0x74726976, 2, 0x4154414B
 
@@ -39,7 +41,8 @@ PATH = {
 BEFORE_FEATURES, BEFORE_RUNNING, RUNNING = ACKNOWLEDGE | DRIVER, 0xB, 0xF
 
 USED_BUFFERS, CONFIGURATION_CHANGED = 1, 2
-WORD = 0xFFFFFFFF
+WORD, LONG = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
+INDEX = 0xFFFF
 
 ADDRESSES = {
     Register.QUEUE_DESCRIPTORS: ("descriptors", 0),
@@ -61,6 +64,17 @@ class QueueRegisters:
     descriptors: int = 0
     available: int = 0
     used: int = 0
+    position: int = 0
+
+
+SELECTORS = ("device_page", "driver_page", "selected", "generation")
+QUEUE_LIMITS = {
+    "size": WORD,
+    "ready": 1,
+    "position": INDEX,
+    **dict.fromkeys(("descriptors", "available", "used"), LONG),
+}
+"""Of what is saved: the registers of one word, and by a queue's key the largest value."""
 
 
 class Registers:
@@ -200,8 +214,23 @@ class Registers:
                 self._selected = value
             case Register.STATUS:
                 self._advance(value)
+            case Register.QUEUE_NOTIFY:
+                self._notify(value)
             case _:
                 self._write_queue(offset, value)
+
+    def _notify(self, queue: int) -> None:
+        """A notification that no eventfd has taken."""
+        if (
+            self._status != RUNNING
+            or queue >= len(self._queues)
+            or self._device.kick_groups[queue] is not None
+        ):
+            return
+        try:
+            self._call(lambda: self._device.notified(queue))
+        except DeviceError:
+            self.needs_reset()
 
     def _write_queue(self, offset: int, value: int) -> None:
         queue = self._queue()
@@ -233,12 +262,79 @@ class Registers:
         return not self._features & ~self._device.features and bool(self._features & VERSION_1)
 
     def _activate(self) -> None:
-        setups = [
-            QueueSetup(index, queue.size, queue.descriptors, queue.available, queue.used)
+        try:
+            self._call(lambda: self._device.activate(self._features, self._setups()))
+        except DeviceError:
+            self.needs_reset()
+
+    def _setups(self) -> list[QueueSetup]:
+        return [
+            QueueSetup(index, queue.size, queue.descriptors, queue.available, queue.used, queue.position)
             for index, queue in enumerate(self._queues)
             if queue.ready
         ]
+
+    def freeze(self) -> Document:
+        """Stop the device until `thaw`, and return its state. The processors stand still.
+
+        Raises:
+            SnapshotError: what is behind the device cannot be saved.
+        """
+        for index, position in self._device.freeze().items():
+            self._queues[index].position = position
+        return {
+            "kind": self._device.kind,
+            "status": self._status,
+            "broken": int(self._broken),
+            **{key: getattr(self, f"_{key}") for key in SELECTORS},
+            "features": self._features,
+            "pending": self._pending,
+            "queues": [{key: int(getattr(one, key)) for key in QUEUE_LIMITS} for one in self._queues],
+        }
+
+    def thaw(self) -> None:
+        """Let the device go on."""
+        self._device.thaw()
+
+    def restore(self, state: Fields) -> None:
+        """Take a saved state, before the guest runs; the processors and interrupt controllers have theirs.
+
+        Raises:
+            SnapshotError: it is damaged, or another device's.
+        """
+        if state.integer("kind", WORD) != self._device.kind:
+            raise SnapshotError("it is damaged: the kinds of its devices are in another order")
+        self._status = state.integer("status", 0xFF)
+        self._broken = bool(state.integer("broken", 1))
+        for key in SELECTORS:
+            setattr(self, f"_{key}", state.integer(key, WORD))
+        self._features = state.integer("features", LONG)
+        self._pending = state.integer("pending", USED_BUFFERS | CONFIGURATION_CHANGED)
+        for queue, saved in zip(self._queues, state.parts("queues", len(self._queues)), strict=True):
+            _restore_queue(queue, saved)
+        if self._status & ~FAILED not in (*PATH, RUNNING):
+            raise SnapshotError(f"it is damaged: a device has status {self._status:#x}")
+        if self._status & RUNNING == RUNNING and not self._broken:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if not self._features_agree():
+            raise SnapshotError(
+                f"a driver uses features {self._features:#x}, its device has {self._device.features:#x} here"
+            )
         try:
-            self._call(lambda: self._device.activate(self._features, setups))
-        except DeviceError:
-            self.needs_reset()
+            self._device.activate(self._features, self._setups())
+            self._device.awaken()
+        except DeviceError as error:
+            raise SnapshotError(f"a device does not go on: {error}") from error
+        self.used()  # an interrupt may have been under way, and one too many does no harm
+
+
+def _restore_queue(queue: QueueRegisters, saved: Fields) -> None:
+    for key, most in QUEUE_LIMITS.items():
+        setattr(queue, key, saved.integer(key, most))
+    queue.ready = bool(queue.ready)
+    if not 0 < queue.size <= queue.largest or queue.size & (queue.size - 1):
+        raise SnapshotError(
+            f"it is damaged: a device has a queue of {queue.size}, its largest is {queue.largest}"
+        )

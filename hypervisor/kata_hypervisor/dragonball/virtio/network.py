@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import LittleEndianStructure, c_int, c_uint8, c_uint16, c_ulong
 
 from kata_hypervisor.dragonball.virtio import vhost
@@ -128,6 +128,18 @@ class Network(Pluggable):
         except OSError as error:
             self.reset()
             raise DeviceError(f"the kernel refuses the guest's network: {error.strerror}") from error
+
+    def freeze(self) -> Mapping[int, int]:
+        """See Device."""
+        if not self._running:
+            return {}
+        self._set_backend(NO_TAP)
+        return vhost.positions(self._vhost, range(len(self.queue_sizes)))
+
+    def thaw(self) -> None:
+        """See Device."""
+        if self._running:
+            self._set_backend(self._tap)
 
     def reset(self) -> None:
         """See Device."""

@@ -66,9 +66,13 @@ class SplitQueue:
             raise DeviceError(f"queue {setup.index}: {error}") from error
         self._used = used.cast("H")
         self._elements = used[4 : 4 + USED_ELEMENT * self._size].cast("I")
-        self._next = 0
-        self._used_index = self._signalled = 0
+        self._next = self._used_index = self._signalled = setup.position
         self._fence = threading.Lock()
+
+    @property
+    def position(self) -> int:
+        """The number of the next request, modulo 2**16. What was popped must have been pushed."""
+        return self._next
 
     def pop(self) -> Chain | None:
         """Take the next request, or None where there is none."""
@@ -95,6 +99,11 @@ class SplitQueue:
             self._used[RING + USED_ELEMENT // 2 * self._size] = self._next
         self._order()
         return bool(self._available[HEAD] != self._next)
+
+    def ask_for_more(self) -> None:
+        """Ask for a notification when something is offered besides what is offered now."""
+        if self._event_index:
+            self._used[RING + USED_ELEMENT // 2 * self._size] = self._available[HEAD]
 
     def wants_interrupt(self) -> bool:
         """Whether the driver wants to hear of what was pushed since this was last asked."""

@@ -66,6 +66,7 @@ VHOST_SET_MEM_TABLE = _request(1, 0x03, 8)
 VHOST_SET_VRING_NUM = _request(1, 0x10, 8)
 VHOST_SET_VRING_ADDR = _request(1, 0x11, 40)
 VHOST_SET_VRING_BASE = _request(1, 0x12, 8)
+VHOST_GET_VRING_BASE = _request(3, 0x12, 8)
 VHOST_SET_VRING_KICK = _request(1, 0x20, 8)
 VHOST_SET_VRING_CALL = _request(1, 0x21, 8)
 VHOST_NET_SET_BACKEND = _request(1, 0x30, 8)
@@ -119,7 +120,17 @@ def set_queues(
         table, available, used = ring_addresses(memory, setup)
         address = VhostVringAddr(setup.index, 0, table, used, available, 0)
         fcntl.ioctl(descriptor, VHOST_SET_VRING_NUM, VhostVringState(setup.index, setup.size))
-        fcntl.ioctl(descriptor, VHOST_SET_VRING_BASE, VhostVringState(setup.index, 0))
+        fcntl.ioctl(descriptor, VHOST_SET_VRING_BASE, VhostVringState(setup.index, setup.position))
         fcntl.ioctl(descriptor, VHOST_SET_VRING_ADDR, address)
         fcntl.ioctl(descriptor, VHOST_SET_VRING_CALL, VhostVringFile(setup.index, line))
         fcntl.ioctl(descriptor, VHOST_SET_VRING_KICK, VhostVringFile(setup.index, kicks[setup.index]))
+
+
+def positions(descriptor: int, queues: Sequence[int]) -> dict[int, int]:
+    """Ask the kernel for the number of the next request of each queue, once it serves none of them."""
+    found = {}
+    for index in queues:
+        state = VhostVringState(index)
+        fcntl.ioctl(descriptor, VHOST_GET_VRING_BASE, state)
+        found[index] = state.num
+    return found

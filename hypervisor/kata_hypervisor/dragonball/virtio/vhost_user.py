@@ -109,13 +109,17 @@ def memory_table(memory: GuestMemory) -> Message:
 
 @dataclass(frozen=True, slots=True)
 class Ring:
-    """A ring for the backend. addresses: of descriptors, available and used ring, in this process."""
+    """A ring for the backend.
+
+    addresses: of descriptors, available and used ring, in this process. position: as in QueueSetup.
+    """
 
     index: int
     size: int
     addresses: tuple[int, int, int]
     kick: int
     call: int
+    position: int = 0
 
 
 class Backend:
@@ -194,7 +198,7 @@ def start_rings(backend: Backend, rings: Sequence[Ring]) -> None:
     """Let the backend serve rings. Raises VhostUserError."""
     for ring in rings:
         backend.send(ring_state(Request.SET_VRING_NUM, ring.index, ring.size))
-        backend.send(ring_state(Request.SET_VRING_BASE, ring.index, 0))
+        backend.send(ring_state(Request.SET_VRING_BASE, ring.index, ring.position))
         backend.send(ring_addresses(ring.index, *ring.addresses))
         backend.send(ring_descriptor(Request.SET_VRING_CALL, ring.index, ring.call))
         backend.send(ring_descriptor(Request.SET_VRING_KICK, ring.index, ring.kick))

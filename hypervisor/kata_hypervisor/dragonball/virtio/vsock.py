@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import c_int
 
 from kata_hypervisor.dragonball.virtio import vhost
@@ -18,10 +18,13 @@ from kata_hypervisor.dragonball.virtio.device import (
     QueueSetup,
     Wires,
 )
+from kata_hypervisor.dragonball.virtio.queue import SplitQueue, scatter
 from kata_hypervisor.errors import HostUnfitError
 
 OFFERED = VERSION_1 | EVENT_INDEX | INDIRECT_DESCRIPTORS
 RECEIVE, TRANSMIT, EVENTS = range(3)
+TRANSPORT_RESET = (0).to_bytes(4, "little")
+"""struct virtio_vsock_event: all connections are gone, and the guest's id may be another one"""
 
 
 class Socket(Device):
@@ -30,14 +33,15 @@ class Socket(Device):
     kind = SOCKET
     features = OFFERED
     queue_sizes = (128, 128, 128)
-    kick_groups = (0, 1, None)  # the driver's buffers for events stay unused: only a migration has any
+    kick_groups = (0, 1, None)  # the driver's buffers for events wait for `awaken`
     raises_interrupts = True
 
     def __init__(self, descriptor: int, cid: int) -> None:
         self._descriptor = descriptor
         self._cid = cid
         self._wires: Wires | None = None
-        self._running = False
+        self._active = self._running = self._frozen = False
+        self._events: SplitQueue | None = None
 
     @property
     def configuration(self) -> bytes:
@@ -56,24 +60,75 @@ class Socket(Device):
         """See Device."""
         assert self._wires is not None
         served = [setup for setup in queues if setup.index != EVENTS]
+        memory = self._wires.memory
+        events = [
+            SplitQueue(memory, one, bool(features & EVENT_INDEX)) for one in queues if one.index == EVENTS
+        ]
         try:
             vhost.set_features(self._descriptor, features)
-            vhost.set_queues(
-                self._descriptor, self._wires.memory, served, self._wires.kicks, self._wires.line
-            )
-            fcntl.ioctl(self._descriptor, vhost.VHOST_VSOCK_SET_RUNNING, c_int(1))
+            vhost.set_queues(self._descriptor, memory, served, self._wires.kicks, self._wires.line)
         except OSError as error:
-            raise DeviceError(f"the kernel refuses the guest's vsock: {error.strerror}") from error
-        self._running = True
+            raise _refusal(error) from error
+        self._active = True
+        self._events = events[0] if events else None
+        self._set_running(1)
+
+    def awaken(self) -> None:
+        """See Device: the guest's id is another one, and nobody is left whom it was connected to.
+
+        Until the driver has taken that in, what it sends has the old id, and would be lost: it is connected
+        when it has put the buffer back.
+        """
+        self._set_running(0)
+        chain = self._events.pop() if self._events is not None else None
+        if self._events is None or chain is None:
+            raise DeviceError("the guest's vsock driver has no room for the news of its new id")
+        self._events.ask_for_more()
+        self._events.push(chain, scatter(chain.writable, TRANSPORT_RESET))
+
+    def notified(self, queue: int) -> None:
+        """See Device."""
+        if self._events is not None and not self._running:
+            self._set_running(1)
+
+    def freeze(self) -> Mapping[int, int]:
+        """See Device."""
+        if not self._active:
+            return {}
+        self._frozen = self._running
+        self._set_running(0)
+        events = {EVENTS: self._events.position} if self._events is not None else {}
+        return vhost.positions(self._descriptor, (RECEIVE, TRANSMIT)) | events
+
+    def thaw(self) -> None:
+        """See Device."""
+        if self._frozen:
+            self._frozen = False
+            self._set_running(1)
 
     def reset(self) -> None:
         """See Device."""
-        if self._running:
-            self._running = False
-            fcntl.ioctl(self._descriptor, vhost.VHOST_VSOCK_SET_RUNNING, c_int(0))
+        if self._active:
+            self._active, self._events = False, None
+            self._set_running(0)
 
     def close(self) -> None:
         """See Device."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def _set_running(self, running: int) -> None:
+        assert self._wires is not None
+        try:
+            fcntl.ioctl(self._descriptor, vhost.VHOST_VSOCK_SET_RUNNING, c_int(running))
+        except OSError as error:
+            raise _refusal(error) from error
+        self._running = bool(running)
+        if running:
+            for kick in self._wires.kicks:  # the kernel has ignored those that came before
+                os.eventfd_write(kick, 1)
+
+
+def _refusal(error: OSError) -> DeviceError:
+    return DeviceError(f"the kernel refuses the guest's vsock: {error.strerror}")
