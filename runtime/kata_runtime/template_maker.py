@@ -95,7 +95,8 @@ async def _make(
         await machine.pause()
         await machine.snapshot(directory)
     except Exception as error:
-        if broker.fault:  # what was seen first may only be a consequence of it
+        await machine.stop()  # and meanwhile the broker tells what it has refused
+        if broker.fault:
             raise SandboxError("host", broker.fault) from error
         raise
     finally:
