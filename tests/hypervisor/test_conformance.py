@@ -41,12 +41,12 @@ async def bench(
 class Running:
     """A machine that runs, for the time of a `with`."""
 
-    def __init__(self, bench: Bench, **settings: Any) -> None:
+    def __init__(self, bench: Bench, *, saved_to: Path | None = None, **settings: Any) -> None:
         self.machine = bench.make(**settings)
-        self._bench = bench
+        self._spec = replace(bench.spec, saved_to=saved_to)
 
     async def __aenter__(self) -> Hypervisor:
-        await self.machine.prepare(self._bench.spec)
+        await self.machine.prepare(self._spec)
         await self.machine.run()
         return self.machine
 
@@ -183,13 +183,38 @@ async def test_snapshot(bench: Bench, not_supported: Mark, tmp_path_factory: pyt
     if bench.snapshots is not None:
         pytest.skip(bench.snapshots)
     directory = tmp_path_factory.mktemp("snapshot")
-    async with Running(bench) as machine:
+    async with Running(bench, saved_to=directory) as machine:
 
         async def use() -> None:
             await machine.pause()
             await machine.snapshot(directory)
 
         await try_or_refuse(machine.capabilities.snapshot, "snapshot", not_supported, use())
+
+
+async def test_a_machine_that_goes_on_from_a_snapshot(
+    bench: Bench, not_supported: Mark, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    if bench.snapshots is not None:
+        pytest.skip(bench.snapshots)
+    directory = tmp_path_factory.mktemp("snapshot")
+    another = bench.make()
+    if not another.capabilities.restore:
+        not_supported("restore")
+        with pytest.raises(NotSupportedError):
+            await another.prepare(replace(bench.spec, template=directory))
+        return
+    async with Running(bench, saved_to=directory) as machine:
+        await machine.pause()
+        await machine.snapshot(directory)
+    try:
+        await another.prepare(replace(bench.spec, template=directory))
+        await another.run()
+        assert not any("is booted" in warning for warning in another.warnings)
+        await another.pause()
+        await another.resume()
+    finally:
+        await another.stop()
 
 
 async def test_resize(bench: Bench, not_supported: Mark) -> None:
