@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -34,9 +35,14 @@ def make(configuration: Configuration, directory: Path) -> str:
     if not pid:
         _live(configuration, directory, writer)
     os.close(writer)
-    with os.fdopen(reader, encoding="utf-8", errors="replace") as file:
-        words = file.read().strip()
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    try:
+        with os.fdopen(reader, encoding="utf-8", errors="replace") as file:
+            words = file.read().strip()
+    except KeyboardInterrupt:
+        os.kill(pid, signal.SIGKILL)  # its broker undoes what it did
+        raise
+    finally:
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     from kata_runtime.broker.journal import take_last_words
 
     words = take_last_words(os.fspath(directory)) or words
@@ -46,6 +52,7 @@ def make(configuration: Configuration, directory: Path) -> str:
 def _live(configuration: Configuration, directory: Path, words: int) -> None:
     """Be the process that makes it; never returns."""
     status = FAILED
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which asyncio could not restore, once it is sealed
     try:
         from kata_runtime.broker.process import fork_broker
 
@@ -87,6 +94,11 @@ async def _make(
         await _reach(configuration, machine)
         await machine.pause()
         await machine.snapshot(directory)
+    except Exception as error:
+        await machine.stop()  # and meanwhile the broker tells what it has refused
+        if broker.fault:
+            raise SandboxError("host", broker.fault) from error
+        raise
     finally:
         await machine.stop()
         await broker.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 from hypothesis import given
@@ -39,6 +39,19 @@ class FakeDevice(Device):
         self.calls.append((features, list(queues)))
         if self.fails:
             raise DeviceError("no")
+
+    def awaken(self) -> None:
+        self.calls.append("awaken")
+
+    def notified(self, queue: int) -> None:
+        self.calls.append(("notified", queue))
+
+    def freeze(self) -> Mapping[int, int]:
+        self.calls.append("freeze")
+        return {1: 7}
+
+    def thaw(self) -> None:
+        self.calls.append("thaw")
 
     def reset(self) -> None:
         self.calls.append("reset")

@@ -44,6 +44,12 @@ def dragonball_with_all() -> Monitor:
     return driver
 
 
+def dragonball_to_be_saved() -> Monitor:
+    driver = dragonball_with_all()
+    driver._saving = object()  # type: ignore[attr-defined]  # what `prepare` does with `saved_to`
+    return driver
+
+
 DRAGONBALL = DragonballTable(kernel="/k")
 CASES: list[tuple[str, Callable[[], Monitor]]] = [
     ("qemu", lambda: machine("qemu", QemuHypervisor(kernel="/k"))),
@@ -52,6 +58,7 @@ CASES: list[tuple[str, Callable[[], Monitor]]] = [
     ("firecracker", lambda: machine("firecracker", Firecracker(kernel="/k"))),
     ("dragonball", lambda: machine("dragonball", DRAGONBALL)),
     ("dragonball", dragonball_with_all),
+    ("dragonball-template", dragonball_to_be_saved),
     ("dragonball-unikernel", lambda: unikernel("dragonball", DRAGONBALL)),
     ("solo5-hvt", lambda: unikernel("solo5-hvt", Solo5Hvt())),
     ("solo5-spt", lambda: unikernel("solo5-spt", Solo5Spt())),
@@ -71,4 +78,4 @@ def test_no_driver_is_counted_for_what_it_never_needs(name: str) -> None:
 
 def test_every_driver_is_counted() -> None:
     assert {*registry.DRIVERS, *registry.UNIKERNEL_MONITORS} == set(AVAILABLE) == set(HYPERVISORS)
-    assert set(FEATURES) == {*AVAILABLE, "dragonball-unikernel"}
+    assert set(FEATURES) == {*AVAILABLE, "dragonball-unikernel", "dragonball-template"}

@@ -156,7 +156,7 @@ async def test_machines_with_disks_share_their_templates_memory(rig: Rig) -> Non
     disk = rig.directory / "disk"
     disk.write_bytes(bytes(1 << 20))
     spec = replace(spec, disks=(replace(DISK, path=disk),))
-    async with rig.running(spec), rig.running(spec) as (_, agent):
+    async with rig.running(spec), rig.running(spec) as _:
         shared, private = shared_and_private(str(rig.template))
         print("shared", shared, "private", private)
         assert shared > private
@@ -167,7 +167,7 @@ async def test_a_template_is_for_its_machines_only(rig: Rig) -> None:
     kernel = rig.directory / "vmlinuz"
     kernel.write_bytes(spec.kernel.read_bytes() + b"x")
     machine = rig.machine()
-    with pytest.raises(SnapshotError, match="the guest's kernel was .* is .*kata-ctl factory init"):
+    with pytest.raises(SnapshotError, match=r"the guest's kernel was .* is .*kata-ctl factory init"):
         await machine.prepare(replace(spec, kernel=kernel))
     async with rig.running(replace(spec, vcpus=2)) as (machine, _):
         assert "number of vCPUs is '2', the template's '1'" in machine.warnings[0]

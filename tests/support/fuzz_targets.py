@@ -64,6 +64,11 @@ class _Device(Device):
         for setup in queues:
             assert 0 < setup.size <= self.queue_sizes[setup.index]
 
+    def freeze(self) -> Mapping[int, int]:
+        return {}
+
+    def thaw(self) -> None: ...
+
     def reset(self) -> None: ...
 
     def close(self) -> None: ...

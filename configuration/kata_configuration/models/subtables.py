@@ -16,10 +16,19 @@ class Factory(Table):
     """Starting virtual machines from a template: one is booted, all others are copies of it."""
 
     enable_template: Annotated[
-        bool, About("Boot one virtual machine, and copy it for every pod.", "Kata 3.23.0")
+        bool,
+        About(
+            "Start every pod's virtual machine as a copy of one that was booted before, by kata-ctl factory "
+            "init. A pod of another size is booted.",
+            "Kata 3.23.0",
+        ),
     ] = False
     template_path: Annotated[
-        HostPath, About("The directory on the host that holds the template.", "Kata 3.23.0")
+        HostPath,
+        About(
+            "The directory that holds the template, best on a tmpfs: its files are the copies' memory.",
+            "Kata 3.23.0",
+        ),
     ] = Path("/run/vc/vm/template")
 
 

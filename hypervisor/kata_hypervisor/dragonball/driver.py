@@ -23,10 +23,9 @@ import anyio
 from kata_agent.transport import GuestTransport
 from kata_agent.transports import VsockTransport
 from kata_configuration.models.dragonball import Dragonball as DragonballTable
-from kata_hypervisor import vhost_vsock, virtiofsd
+from kata_hypervisor import vhost_vsock
 from kata_hypervisor.contract import (
     Capabilities,
-    SharedDirectory,
     VmExit,
     VmmProcess,
     VmSpec,
@@ -36,9 +35,10 @@ from kata_hypervisor.dragonball.beginning import choose, describe
 from kata_hypervisor.dragonball.command import kernel_command_line
 from kata_hypervisor.dragonball.console import Console
 from kata_hypervisor.dragonball.control import Control
+from kata_hypervisor.dragonball.file_server import NAME as FILE_SERVER
+from kata_hypervisor.dragonball.file_server import FileServer
 from kata_hypervisor.dragonball.host_files import (
     blank_disk,
-    daemon_command,
     open_disk,
     open_entropy,
     open_network,
@@ -64,16 +64,12 @@ from kata_hypervisor.errors import (
     LaunchError,
     SnapshotError,
 )
-from kata_hypervisor.host import Child, ExitStatus, Host
+from kata_hypervisor.host import ExitStatus, Host
 from kata_hypervisor.lifetime import Mortal
 from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
 from kata_hypervisor.seccomp.seal import settle_libc
-from kata_hypervisor.tail import Follower, follow
 
 __all__ = ["Dragonball"]
-
-VIRTIOFSD = "virtiofsd"
-STDERR = 2
 
 SWITCH_INTERVAL = 0.0005
 """Seconds for which one thread may keep the others of this process waiting, vCPUs with an exit among them."""
@@ -112,9 +108,8 @@ class Dragonball(Mortal, TakesPlugs):
         self._machine: Machine | None = None
         self._hotplug: Hotplug | None = None
         self._own: OwnProcess | None = None
-        self._daemon: Child | None = None
+        self._daemon = FileServer(table, host, self._ours)
         self._console: Console | None = None
-        self._daemon_stderr: Follower | None = None
         self._guest_ended: asyncio.Future[str] | None = None
         self._transport: VsockTransport | None = None
         self._making: asyncio.Task[None] | None = None
@@ -195,7 +190,7 @@ class Dragonball(Mortal, TakesPlugs):
         if spec.shared is not None and spec.saved_to is not None:
             add(FileSystem(None, spec.shared.tag, self._table.virtio_fs_queue_size))
         elif spec.shared is not None:
-            add(await self._start_virtiofsd(spec, spec.shared))
+            add(await self._daemon.start(spec, spec.shared))
         if self._table.reclaim_guest_freed_memory:
             add(Balloon())
         return devices
@@ -241,12 +236,13 @@ class Dragonball(Mortal, TakesPlugs):
         Raises:
             LaunchError: it has.
         """
-        if self._daemon is None:
+        if self._daemon.child is None:
             return
         with anyio.move_on_after(10 * MOMENT):
-            status = await self._daemon.wait()
+            status = await self._daemon.child.wait()
             raise LaunchError(
-                f"virtiofsd ended before the guest was ready: {self._daemon_end(status)}", self._diagnostics()
+                f"virtiofsd ended before the guest was ready: {self._daemon.describe(status)}",
+                self._diagnostics(),
             )
 
     async def run(self) -> None:
@@ -289,8 +285,8 @@ class Dragonball(Mortal, TakesPlugs):
 
     async def _stop(self) -> None:
         if self._making is not None and not self._making.done():
-            if self._daemon is not None:
-                await self._daemon.kill()
+            if self._daemon.child is not None:
+                await self._daemon.child.kill()
             await asyncio.wait({self._making})
         if self._machine is not None:
             self._machine.processors.end("it was stopped")
@@ -350,7 +346,7 @@ class Dragonball(Mortal, TakesPlugs):
     @property
     def processes(self) -> tuple[VmmProcess, ...]:
         """See the contract."""
-        roles = ((self._own, "vmm"), (self._daemon, VIRTIOFSD))
+        roles = ((self._own, "vmm"), (self._daemon.child, FILE_SERVER))
         return tuple(VmmProcess(role, child) for child, role in roles if child is not None)
 
     @property
@@ -364,25 +360,6 @@ class Dragonball(Mortal, TakesPlugs):
         self._ours.push_async_callback(console.aclose)
         return console
 
-    async def _start_virtiofsd(self, spec: VmSpec, shared: SharedDirectory) -> FileSystem:
-        """Start virtiofsd; return the device that it serves."""
-        argv = daemon_command(self._table, shared.path)
-        listener, connection = virtiofsd.rendezvous(spec.directory)
-        try:
-            with listener:
-                reader, writer = os.pipe2(os.O_CLOEXEC)
-                try:
-                    self._daemon_stderr = await follow(os.fdopen(reader, "rb", buffering=0))
-                    self._ours.push_async_callback(self._daemon_stderr.aclose)
-                    fds = {virtiofsd.LISTENER: listener.fileno(), STDERR: writer}
-                    self._daemon = await self._host.spawn(VIRTIOFSD, argv, fds=fds)
-                finally:
-                    os.close(writer)
-            return FileSystem(connection, shared.tag, self._table.virtio_fs_queue_size)
-        except BaseException:
-            connection.close()
-            raise
-
     def _watch_guest(self) -> Callable[[str], None]:
         """Return what the machine calls at the guest's end, on whichever thread."""
         verdict = Verdict[str]()
@@ -393,49 +370,40 @@ class Dragonball(Mortal, TakesPlugs):
     async def _supervise(self, machine: Machine) -> VmExit:
         """Wait for the first end, then end everything."""
         assert self._guest_ended is not None
-        daemon = asyncio.ensure_future(self._daemon.wait()) if self._daemon is not None else None
+        child = self._daemon.child
+        daemon = asyncio.ensure_future(child.wait()) if child is not None else None
         try:
             await asyncio.wait(
                 {self._guest_ended, *({daemon} if daemon else ())}, return_when=asyncio.FIRST_COMPLETED
             )
             requested = self._requested
-            first = VIRTIOFSD if not self._guest_ended.done() else NAME
-            status = daemon.result() if first == VIRTIOFSD and daemon is not None else ExitStatus(code=0)
+            first = FILE_SERVER if not self._guest_ended.done() else NAME
+            status = daemon.result() if first == FILE_SERVER and daemon is not None else ExitStatus(code=0)
             machine.processors.end("virtiofsd ended")
         finally:
             await self._release()
             if self._own is not None:
                 self._own.end()
         reason = f"the guest ended: {machine.processors.reason}"
-        if first == VIRTIOFSD:
-            reason = f"virtiofsd ended: {self._daemon_end(status)}"
+        if first == FILE_SERVER:
+            reason = f"virtiofsd ended: {self._daemon.describe(status)}"
         return VmExit(reason, first, status, requested, self._diagnostics())
 
     async def _release(self) -> None:
         """End virtiofsd and everything of ours; blocks the event loop for nothing."""
         if self._machine is not None and self._aside is not None:
             await self._aside.run(self._machine.close)
-        if self._daemon is not None:
-            await self._daemon.kill()
-            await self._daemon.wait()
+        await self._daemon.end(MOMENT)
         if self._console is not None:
             await self._console.finish(MOMENT)
-        if self._daemon_stderr is not None:
-            with anyio.move_on_after(MOMENT):
-                await self._daemon_stderr.ended.wait()
         self._files.close()
         await self._ours.aclose()
         if self._aside is not None:
             self._aside.close()
             self._aside = None
 
-    def _daemon_end(self, status: ExitStatus) -> str:
-        last = self._daemon_stderr.tail.last_line if self._daemon_stderr is not None else ""
-        return f"{status}: {last}" if last else f"{status}"
-
     def _diagnostics(self) -> dict[str, str]:
-        stderr = self._daemon_stderr.tail.text if self._daemon_stderr is not None else ""
-        texts = {"console": self.console_tail, f"{VIRTIOFSD} stderr": stderr}
+        texts = {"console": self.console_tail, f"{FILE_SERVER} stderr": self._daemon.words}
         return {heading: text for heading, text in texts.items() if text}
 
 

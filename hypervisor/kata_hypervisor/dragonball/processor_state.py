@@ -54,7 +54,7 @@ def save(vcpu: int, indices: Sequence[int]) -> Document:
     """
     state: Document = {part.name: text_of(bytes(_read(vcpu, part))) for part in BEFORE_REGISTERS}
     state["tsc_khz"] = fcntl.ioctl(vcpu, abi.KVM_GET_TSC_KHZ)
-    state["msrs"] = read_registers(vcpu, indices)
+    state["msrs"] = [list(pair) for pair in read_registers(vcpu, indices)]
     state[EVENTS.name] = text_of(bytes(_read(vcpu, EVENTS)))
     return state
 

@@ -54,6 +54,8 @@ def _run(arguments: argparse.Namespace, action: Action) -> int:
         return action(configuration, TemplateStore(path))
     except (ConfigurationError, HypervisorError, RuntimeRoomError) as error:
         return _fail(str(error))
+    except KeyboardInterrupt:
+        return _fail("interrupted: the template is as it was")
     except OSError as error:
         return _fail(f"{error.filename or arguments.config}: {error.strerror or error}")
 

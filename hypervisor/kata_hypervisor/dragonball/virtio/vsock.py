@@ -88,8 +88,8 @@ class Socket(Device):
 
     def notified(self, queue: int) -> None:
         """See Device."""
-        if self._events is not None and not self._running:
-            self._set_running(1)
+        if self._active and not self._running:
+            self._go_on()
 
     def freeze(self) -> Mapping[int, int]:
         """See Device."""
@@ -104,7 +104,7 @@ class Socket(Device):
         """See Device."""
         if self._frozen:
             self._frozen = False
-            self._set_running(1)
+            self._go_on()
 
     def reset(self) -> None:
         """See Device."""
@@ -119,15 +119,17 @@ class Socket(Device):
             self._descriptor = -1
 
     def _set_running(self, running: int) -> None:
-        assert self._wires is not None
         try:
             fcntl.ioctl(self._descriptor, vhost.VHOST_VSOCK_SET_RUNNING, c_int(running))
         except OSError as error:
             raise _refusal(error) from error
         self._running = bool(running)
-        if running:
-            for kick in self._wires.kicks:  # the kernel has ignored those that came before
-                os.eventfd_write(kick, 1)
+
+    def _go_on(self) -> None:
+        assert self._wires is not None
+        self._set_running(1)
+        for kick in self._wires.kicks:  # the kernel has ignored those that came meanwhile
+            os.eventfd_write(kick, 1)
 
 
 def _refusal(error: OSError) -> DeviceError:
