@@ -22,3 +22,7 @@ def test_every_kept_input_is_survived(name: str) -> None:
 @pytest.mark.parametrize("name", TARGETS)
 def test_nothing_at_all_is_survived(name: str) -> None:
     TARGETS[name](b"")
+
+
+def test_every_target_has_a_corpus_and_every_corpus_a_target() -> None:
+    assert sorted(TARGETS) == sorted(path.name for path in CORPUS.iterdir())
