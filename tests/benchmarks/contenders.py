@@ -219,8 +219,11 @@ def memory_of(pid: int) -> dict[str, float]:
 
 def exits_of(pid: int) -> int:
     """Exits of a process's virtual machine so far, those included that the kernel handles itself."""
-    places = Path("/sys/kernel/debug/kvm").glob(f"{pid}-*")
-    return sum(int((place / "exits").read_text()) for place in places)
+    threads = {path.name for path in Path(f"/proc/{pid}/task").iterdir()}  # it has its maker's number
+    places = Path("/sys/kernel/debug/kvm").glob("*-*")
+    return sum(
+        int((place / "exits").read_text()) for place in places if place.name.partition("-")[0] in threads
+    )
 
 
 @contextlib.contextmanager

@@ -214,8 +214,8 @@ def main() -> None:
                     counted.append(mine)
                 load(name, directory, arguments.milliseconds, results)
     rows = [BOOT, EXITS, *(work.row for work in WORKS), PRIVATE, PROPORTIONAL]
-    print(markdown(host(), rows, results, counted))
     print(json.dumps({"host": host(), "rounds": arguments.rounds, "results": results, "counted": counted}))
+    print(f"\n{markdown(host(), rows, results, counted)}")
 
 
 if __name__ == "__main__":

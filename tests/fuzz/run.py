@@ -1,8 +1,8 @@
 """Fuzz one target, guided by coverage: python tests/fuzz/run.py queue -max_total_time=60
 
 Needs atheris. Begins with tests/fuzz/corpus/TARGET, which is kept, and with what earlier runs have left in
-build/fuzz/TARGET, where new inputs go too. One that breaks a promise is written to build/fuzz; it belongs into
-the corpus once that is mended.
+build/fuzz/TARGET, where new inputs go too. One that breaks a promise is written to build/fuzz, and belongs
+into the corpus once that is mended.
 """
 
 from __future__ import annotations

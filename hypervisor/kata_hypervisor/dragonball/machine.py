@@ -17,7 +17,7 @@ from kata_hypervisor.dragonball.memory import GuestMemory
 from kata_hypervisor.dragonball.processors import Processors
 from kata_hypervisor.dragonball.serial import SerialPort
 from kata_hypervisor.dragonball.virtio.device import Device, Wires
-from kata_hypervisor.dragonball.virtio.mmio import Register, Registers
+from kata_hypervisor.dragonball.virtio.mmio import USED_BUFFERS, Register, Registers
 from kata_hypervisor.dragonball.vm import DEVICE, VirtualMachine
 from kata_hypervisor.errors import LaunchError
 from kata_hypervisor.kvm import abi
@@ -89,6 +89,8 @@ class Machine:
         for queue, group in enumerate(device.kick_groups):
             if group is not None:
                 self.vm.notify(window.address + Register.QUEUE_NOTIFY, queue, kicks[group])
+        unheard = self.vm.event()
+        self.vm.notify(window.address + Register.INTERRUPT_ACKNOWLEDGE, USED_BUFFERS, unheard)
         device.connect(Wires(self.memory, kicks, line, registers))
         self.bus.add_page(window.address, registers)
 

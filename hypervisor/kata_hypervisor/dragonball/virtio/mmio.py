@@ -66,6 +66,9 @@ class QueueRegisters:
 class Registers:
     """A MemoryDevice: the registers of one device.
 
+    Its interrupts always say that buffers may have been used: who pulses the line may be another process, and
+    the machine lets KVM swallow the acknowledgement of that, which is an exit less for each interrupt.
+
     pulse: pulses the device's interrupt line. call: calls those methods of the device that may need system
     calls, on another thread where the driver's own may not make them.
     """
@@ -98,22 +101,19 @@ class Registers:
 
     def used(self) -> None:
         """See Interrupts."""
-        self._interrupt(USED_BUFFERS)
+        self._pulse()
 
     def configuration_changed(self) -> None:
         """See Interrupts."""
         self._generation = self._generation + 1 & WORD
-        self._interrupt(CONFIGURATION_CHANGED)
+        with self._pending_lock:
+            self._pending |= CONFIGURATION_CHANGED
+        self._pulse()
 
     def needs_reset(self) -> None:
         """See Interrupts."""
         self._broken = True
         self.configuration_changed()
-
-    def _interrupt(self, cause: int) -> None:
-        with self._pending_lock:
-            self._pending |= cause
-        self._pulse()
 
     def read_memory(self, offset: int, size: int) -> bytes:
         """See MemoryDevice. Registers are read in words; another access reads zeros."""
@@ -123,7 +123,7 @@ class Registers:
         if size != 4 or offset % 4:
             return bytes(size)
         if offset == Register.INTERRUPT_STATUS:  # by far the most frequent
-            return self._interrupt_status().to_bytes(4, "little")
+            return (self._pending | USED_BUFFERS).to_bytes(4, "little")
         with self._lock:
             return (self._read(offset) & WORD).to_bytes(4, "little")
 
@@ -143,9 +143,6 @@ class Registers:
             return
         with self._lock:
             self._write(offset, value)
-
-    def _interrupt_status(self) -> int:
-        return self._pending | (USED_BUFFERS if self._device.raises_interrupts else 0)
 
     def _queue(self) -> QueueRegisters | None:
         return self._queues[self._selected] if self._selected < len(self._queues) else None

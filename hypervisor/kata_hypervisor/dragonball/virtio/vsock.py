@@ -31,7 +31,6 @@ class Socket(Device):
     features = OFFERED
     queue_sizes = (128, 128, 128)
     kick_groups = (0, 1, None)  # the driver's buffers for events stay unused: only a migration has any
-    raises_interrupts = True
 
     def __init__(self, descriptor: int, cid: int) -> None:
         self._descriptor = descriptor
