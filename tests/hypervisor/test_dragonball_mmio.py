@@ -53,13 +53,19 @@ class Driver:
     def __init__(self, fails: bool = False) -> None:
         self.device = FakeDevice(fails)
         self.pulses = 0
-        self.registers = Registers(self.device, self._pulse, directly)
+        self.page = bytearray(0x1000)
+        self.registers = Registers(self.device, self._pulse, directly, memoryview(self.page))
+        self.registers.show()
 
     def _pulse(self) -> None:
         self.pulses += 1
 
     def read(self, offset: int) -> int:
         return int.from_bytes(self.registers.read_memory(offset, 4), "little")
+
+    def read_all(self) -> bytes:
+        """Every word of the window."""
+        return b"".join(self.registers.read_memory(offset, 4) for offset in range(0, 0x1000, 4))
 
     def write(self, offset: int, value: int) -> None:
         self.registers.write_memory(offset, value.to_bytes(4, "little"))
@@ -176,6 +182,16 @@ def test_a_queue_keeps_its_size_when_another_is_not_possible(size: int) -> None:
     assert driver.device.calls == [(VERSION_1, [QueueSetup(0, 16, 0x1000, 0x2000, 0x3000)])]
 
 
+def test_what_changes_by_itself_is_shown_too() -> None:
+    driver = Driver()
+    driver.registers.used()
+    driver.device.configuration = b"changed"
+    driver.registers.configuration_changed()
+    driver.registers.needs_reset()
+    assert driver.page == driver.read_all()
+    assert driver.read(STATUS) == 0x40
+
+
 def test_a_queue_that_is_ready_stays_where_it_is() -> None:
     driver = Driver()
     driver.negotiate(VERSION_1)
@@ -228,6 +244,7 @@ def test_whatever_a_driver_does(on_path: bool, steps: list[tuple[bool, int, int,
         else:
             driver.registers.write_memory(offset, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
         assert driver.read(STATUS) & ~0xC0 in (0, *PATH)
+        assert driver.page == driver.read_all()
     for call in driver.device.calls:
         if isinstance(call, tuple) and isinstance(call[1], list):
             assert not call[0] & ~driver.device.features

@@ -122,7 +122,9 @@ class _Device(Device):
 
 def registers(data: bytes) -> None:
     """Six bytes are an access: read or write, size, offset, value (16 bits each); first the usual path."""
-    device = Registers(_Device(), lambda: None, lambda function: function())
+    page = memoryview(bytearray(layout.PAGE))
+    device = Registers(_Device(), lambda: None, lambda function: function(), page)
+    device.show()
 
     def write(offset: int, value: int, size: int = 4) -> None:
         device.write_memory(offset, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
@@ -136,6 +138,8 @@ def registers(data: bytes) -> None:
             write(offset, int.from_bytes(data[at + 4 : at + 6], "little"), size)
         else:
             assert len(device.read_memory(offset, size)) == size
+        if size == 4 and offset % 4 == 0:
+            assert page[offset : offset + 4] == device.read_memory(offset, 4)
         assert device.status & ~0xC0 in (0, 1, 3, 0xB, 0xF)
 
 

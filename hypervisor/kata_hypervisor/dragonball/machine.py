@@ -83,7 +83,8 @@ class Machine:
         self._devices.append(device)
         window = self._reserve_window()
         line = self.vm.interrupt_line(window.interrupt)
-        registers = Registers(device, lambda: os.eventfd_write(line, 1), self._control.call)
+        page = self.vm.notice(window.address)
+        registers = Registers(device, lambda: os.eventfd_write(line, 1), self._control.call, page)
         groups = {group for group in device.kick_groups if group is not None}
         kicks = [self.vm.event() for _ in groups]
         for queue, group in enumerate(device.kick_groups):
@@ -92,6 +93,7 @@ class Machine:
         unheard = self.vm.event()
         self.vm.notify(window.address + Register.INTERRUPT_ACKNOWLEDGE, USED_BUFFERS, unheard)
         device.connect(Wires(self.memory, kicks, line, registers))
+        registers.show()
         self.bus.add_page(window.address, registers)
 
     def _reserve_window(self) -> acpi.VirtioWindow:

@@ -7,7 +7,7 @@ it sees that in the status register, and nobody else is harmed.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kata_hypervisor.dragonball.virtio.device import VERSION_1, Device, DeviceError, QueueSetup
@@ -63,6 +63,17 @@ class QueueRegisters:
     used: int = 0
 
 
+CHANGING = (
+    *(Register.DEVICE_FEATURES, Register.QUEUE_SIZE_MAX, Register.QUEUE_READY),
+    *(Register.INTERRUPT_STATUS, Register.STATUS, Register.GENERATION),
+)
+FIXED = (
+    *(Register.MAGIC, Register.VERSION, Register.DEVICE_ID, Register.VENDOR_ID),
+    *range(Register.SHARED_MEMORY_LENGTH, Register.SHARED_MEMORY_END, 4),
+)
+"""The other registers that are not read as zero."""
+
+
 class Registers:
     """A MemoryDevice: the registers of one device.
 
@@ -70,15 +81,22 @@ class Registers:
     the machine lets KVM swallow the acknowledgement of that, which is an exit less for each interrupt.
 
     pulse: pulses the device's interrupt line. call: calls those methods of the device that may need system
-    calls, on another thread where the driver's own may not make them.
+    calls, on another thread where the driver's own may not make them. page: where the guest reads the
+    registers without an exit, if it does; it is kept up to date from the first `show` on.
     """
 
     def __init__(
-        self, device: Device, pulse: Callable[[], object], call: Callable[[Callable[[], None]], None]
+        self,
+        device: Device,
+        pulse: Callable[[], object],
+        call: Callable[[Callable[[], None]], None],
+        page: memoryview | None = None,
     ) -> None:
         self._device = device
         self._pulse = pulse
         self._call = call
+        self._page = page
+        self._words = page.cast("I") if page is not None else None
         self._lock = threading.Lock()  # of the driver's accesses
         self._pending_lock = threading.Lock()  # of the interrupt status, also with the device's threads
         self._generation = 0
@@ -108,7 +126,21 @@ class Registers:
         self._generation = self._generation + 1 & WORD
         with self._pending_lock:
             self._pending |= CONFIGURATION_CHANGED
+        self.show()
         self._pulse()
+
+    def show(self) -> None:
+        """Write into the page what reads would be answered with."""
+        if self._page is not None:
+            content = self._device.configuration
+            self._page[Register.CONFIGURATION : Register.CONFIGURATION + len(content)] = content
+            self._refresh((*FIXED, *CHANGING))
+
+    def _refresh(self, registers: Sequence[int] = CHANGING) -> None:
+        if self._words is not None:
+            with self._pending_lock:  # whoever shows last has seen all
+                for offset in registers:
+                    self._words[offset // 4] = self._read(offset) & WORD
 
     def needs_reset(self) -> None:
         """See Interrupts."""
@@ -122,8 +154,6 @@ class Registers:
             return self._device.configuration[start : start + size].ljust(size, b"\0")
         if size != 4 or offset % 4:
             return bytes(size)
-        if offset == Register.INTERRUPT_STATUS:  # by far the most frequent
-            return (self._pending | USED_BUFFERS).to_bytes(4, "little")
         with self._lock:
             return (self._read(offset) & WORD).to_bytes(4, "little")
 
@@ -133,6 +163,7 @@ class Registers:
             with self._lock:
                 if self._status in (BEFORE_FEATURES, BEFORE_RUNNING, RUNNING):
                     self._device.configure(offset - Register.CONFIGURATION, data)
+            self.show()
             return
         if len(data) != 4 or offset % 4:
             return
@@ -140,9 +171,10 @@ class Registers:
         if offset == Register.INTERRUPT_ACKNOWLEDGE:
             with self._pending_lock:
                 self._pending &= ~value
-            return
-        with self._lock:
-            self._write(offset, value)
+        else:
+            with self._lock:
+                self._write(offset, value)
+        self._refresh()
 
     def _queue(self) -> QueueRegisters | None:
         return self._queues[self._selected] if self._selected < len(self._queues) else None
@@ -163,6 +195,8 @@ class Registers:
                 return queue.largest if (queue := self._queue()) else 0
             case Register.QUEUE_READY:
                 return int(queue.ready) if (queue := self._queue()) else 0
+            case Register.INTERRUPT_STATUS:
+                return self._pending | USED_BUFFERS
             case Register.STATUS:
                 return self.status
             case Register.GENERATION:
