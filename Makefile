@@ -48,8 +48,8 @@ integration: setup image ## tests with root, containerd, QEMU, virtiofsd
 test-rig: setup image ## tests on a KVM that runs unmodified guests: this host's, or one in the rig, an emulated host
 	$(BIN)/python tests/rig/run.py --image $(IMAGE) --prefer-host -- pytest -m rig tests/integration $(ARGS)
 
-rig: setup image ## run a command in the rig: make rig ARGS='kata-ctl check'
-	$(BIN)/python tests/rig/run.py --image $(IMAGE) -- $(or $(ARGS),kata-ctl check)
+rig: setup image ## a shell in the rig, or one command: make rig ARGS='kata-ctl check'
+	$(BIN)/python tests/rig/run.py --image $(IMAGE) -- $(ARGS)
 
 fuzz: setup ## a minute of coverage-guided fuzzing for each parser of what a guest, a daemon or a file says
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || \

@@ -12,7 +12,7 @@ import abc
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -26,6 +26,7 @@ from kata_hypervisor.children import Children
 from kata_hypervisor.contract import Hypervisor, VmExit, VmmProcess, VmSpec, check_supported
 from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError, SealError
 from kata_hypervisor.host import ExitStatus, Host
+from kata_hypervisor.lifetime import Launched
 from kata_hypervisor.rest import RefusedError, RestClient, RestError
 from kata_hypervisor.seccomp.proof import ThreadConfinement, inherited_filters
 from kata_hypervisor.versions import Supported
@@ -35,9 +36,6 @@ CONSOLE = "console"
 
 DYING = 2.0
 """Seconds that the kernel may take to end a VMM whose helper has seen it go."""
-
-HANG_UP = 1.0
-"""Seconds within which a VMM that has hung up is expected to have ended."""
 
 COMMAND_BUDGET = 10.0
 """Seconds that the VMM gets to answer a command while the machine runs."""
@@ -67,7 +65,7 @@ class Step:
     fds: Sequence[int] = ()
 
 
-class RestMachine(Hypervisor):
+class RestMachine(Launched, Hypervisor):
     """One virtual machine in a VMM that is driven over REST.
 
     table: the VMM's table of the configuration. host: starts the processes. start_budget, stop_budget:
@@ -80,6 +78,8 @@ class RestMachine(Hypervisor):
     section: ClassVar[str]
     supported: ClassVar[Supported]
     hints: ClassVar[ending.Hints] = ()
+    _hang_ups = (RestError, ProcessLookupError, OSError)
+    _refusals = (RefusedError,)
 
     def __init__(
         self, table: Table, host: Host, *, start_budget: float = 30.0, stop_budget: float = 2.0
@@ -94,12 +94,9 @@ class RestMachine(Hypervisor):
         self._client: RestClient | None = None
         self._transport: GuestTransport | None = None
         self._spawning: asyncio.Task[None] | None = None
-        self._stopping: asyncio.Task[None] | None = None
-        self._end: asyncio.Task[VmExit] | None = None
         self._warnings: list[str] = []
         self._prepared = False
         self._running = False
-        self._requested = False
 
     # -- what each driver does its own way -----------------------------------------------------------------
 
@@ -209,33 +206,6 @@ class RestMachine(Hypervisor):
         for path in self._made:
             await self._host.discard(path)
 
-    async def _attempt(self, stage: str, deadline: float, action: Awaitable[T]) -> T:
-        """Run one stage of the start against the machine's end and the deadline.
-
-        Raises:
-            LaunchError: the machine ended, the VMM hung up or refused, or the time is over.
-        """
-        assert self._end is not None
-        work = asyncio.ensure_future(action)
-        try:
-            budget = max(0.0, deadline - anyio.current_time())
-            await asyncio.wait({work, self._end}, timeout=budget, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done() and not self._end.done():
-                raise self._failure(f"{stage}: no answer within {self._start_budget:g} s")
-            if work.done() and not isinstance(work.exception(), (RestError, ProcessLookupError, OSError)):
-                return work.result()
-            if not (work.done() and isinstance(work.exception(), RefusedError)):
-                # It hung up, so it is ending: the exit status says more than the broken connection.
-                await asyncio.wait({self._end}, timeout=HANG_UP)
-            if self._end.done():
-                end = self._end.result()
-                raise LaunchError(end.reason, end.diagnostics)
-            raise self._failure(f"{stage}: {work.exception()}")
-        finally:
-            work.cancel()
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait({work})
-
     def _failure(self, message: str) -> LaunchError:
         return LaunchError(f"{self.vmm} failed to start: {message}", self._children.last_words)
 
@@ -320,15 +290,6 @@ class RestMachine(Hypervisor):
         finally:
             await self._children.ours.aclose()
 
-    async def stop(self) -> None:
-        """See the contract."""
-        self._requested = True
-        if self._stopping is None:
-            self._stopping = asyncio.create_task(self._stop(), name="virtual machine's stop")
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait({self._stopping})
-        self._stopping.result()
-
     async def _stop(self) -> None:
         if self._spawning is not None:
             await asyncio.wait({self._spawning})
@@ -344,12 +305,6 @@ class RestMachine(Hypervisor):
                     await asyncio.wait({self._end})
             await self._children.kill()
         await asyncio.wait({self._end})
-
-    async def wait(self) -> VmExit:
-        """See the contract."""
-        if self._end is None:
-            raise HypervisorError("there is no virtual machine to wait for: it was not started")
-        return await asyncio.shield(self._end)
 
     async def _hybrid_vsock(self, path: Path) -> HybridVsockTransport:
         """The way to the guest through the VMM's socket."""

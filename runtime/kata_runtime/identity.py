@@ -69,6 +69,11 @@ class SandboxIdentity:
         return os.path.join(STATE_ROOT, self.key[:32])
 
     @property
+    def shared_directory(self) -> str:
+        """The directory of the host that the guest shares."""
+        return os.path.join(self.directory, "shared")
+
+    @property
     def socket(self) -> str:
         """Path of the unix socket on which the shim serves containerd."""
         return os.path.join(self.socket_root, self.key)

@@ -6,29 +6,28 @@ or has ended with a reason that every later call repeats.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import anyio
 import anyio.abc
 
-from kata_agent.constants import AGENT_PORT, FEATURE_STREAM_IO
-from kata_agent.protos import agent_pb2, health_pb2
+from kata_agent.constants import FEATURE_STREAM_IO
+from kata_agent.protos import agent_pb2
 from kata_agent.ttrpc.status import Code, RpcError
-from kata_hypervisor.contract import Disk, Monitor, SharedDirectory, VmExit, VmSpec
+from kata_hypervisor.contract import Disk, Monitor
 from kata_hypervisor.seccomp.proof import inherited_filters
-from kata_runtime import sealing
+from kata_runtime import sandbox_spec, sealing
 from kata_runtime.bundle import JsonObject, annotations_of
 from kata_runtime.concurrency import first, together
 from kata_runtime.errors import SandboxError
-from kata_runtime.guest_spec import GUEST_SHARED, GUEST_SHM
 from kata_runtime.identity import SandboxIdentity
-from kata_runtime.resource import sizing
+from kata_runtime.watch import Watch, describe
 
 if TYPE_CHECKING:
     from kata_agent.client import AgentClient
@@ -51,10 +50,6 @@ class Ready:
 
 
 MakeReady = Callable[[str | None], Awaitable[Ready]]
-
-HEALTH_INTERVAL = 30.0
-# The guest's kernel takes a moment to reset the machine after its init, the agent, has died.
-GUEST_DEATH_GRACE = 2.0
 
 
 class Sandbox:
@@ -116,11 +111,6 @@ class Sandbox:
         """Process id of the VMM on the host; 0 before it was started."""
         processes = self._hypervisor.processes if self._hypervisor else ()
         return processes[0].child.pid if processes else 0
-
-    @property
-    def shared_directory(self) -> str:
-        """The directory of the host that the guest sees as GUEST_SHARED."""
-        return os.path.join(self.identity.directory, "shared")
 
     @property
     def transport(self) -> GuestTransport:
@@ -243,43 +233,15 @@ class Sandbox:
         from kata_hypervisor import registry
 
         assert self.configuration is not None
-        table, runtime = self.configuration.hypervisor, self.configuration.runtime
-        hypervisor = registry.create(self.configuration.hypervisor_name, table, self.broker)
-        self._hypervisor = hypervisor
-        host_cpus = os.cpu_count() or 1
-        size = sizing.size_of(spec, table, static=runtime.static_sandbox_resource_mgmt, host_cpus=host_cpus)
-        shared = SharedDirectory(Path(self.shared_directory)) if table.shared_fs == "virtio-fs" else None
-        await hypervisor.prepare(
-            VmSpec(
-                sandbox_id=self.identity.id[:64],
-                directory=Path(self.identity.directory),
-                vcpus=size.vcpus,
-                memory_mib=size.memory_mib,
-                kernel=table.kernel,
-                initrd=table.initrd,
-                image=table.image,
-                rootfs_type=table.rootfs_type,
-                kernel_parameters=self._kernel_parameters(),
-                shared=shared,
-                disks=disks,
-                agent_port=AGENT_PORT,
-            )
-        )
+        table, name = self.configuration.hypervisor, self.configuration.hypervisor_name
+        self._hypervisor = hypervisor = registry.create(name, table, self.broker)
+        await hypervisor.prepare(sandbox_spec.machine_of(self.configuration, self.identity, spec, disks))
         self._transport = hypervisor.transport
         self._tell_warnings()
-        _log.info("machine: %d vCPUs, %d MiB (from %s)", size.vcpus, size.memory_mib, size.origin)
 
     def _tell_warnings(self) -> None:
         for line in self.hypervisor.warnings:
             _log.warning("%s", line)
-
-    def _kernel_parameters(self) -> tuple[str, ...]:
-        assert self.configuration is not None
-        agent, table = self.configuration.agent, self.configuration.hypervisor
-        words = ["agent.log=debug"] if agent.enable_debug else []
-        if agent.container_pipe_size:
-            words.append(f"agent.container_pipe_size={agent.container_pipe_size}")
-        return (*words, *table.kernel_parameters)
 
     async def _run_machine(self) -> None:
         await self.hypervisor.run()
@@ -315,53 +277,21 @@ class Sandbox:
         """Await something of the guest; the end of the machine ends the wait with its reason."""
 
         async def watch() -> T:
-            raise SandboxError("agent", _describe(await self.hypervisor.wait()))
+            raise SandboxError("agent", describe(await self.hypervisor.wait()))
 
         return await first(work, watch)
 
     async def _prepare_guest(self, spec: JsonObject) -> None:
         assert self.configuration is not None
+        request = sandbox_spec.request_of(self.configuration, self.identity, spec)
 
         async def prepare() -> None:
             details = await self.agent.get_guest_details(agent_pb2.GuestDetailsRequest(mem_block_size=True))
             self.stream_io = FEATURE_STREAM_IO in details.agent_details.extra_features
-            await self.agent.create_sandbox(self._sandbox_request(spec))
+            await self.agent.create_sandbox(request)
 
         await self._or_death(prepare)
         await self.hypervisor.prove()
-
-    def _sandbox_request(self, spec: JsonObject) -> agent_pb2.CreateSandboxRequest:
-        assert self.configuration is not None
-        modules = []
-        for line in self.configuration.agent.kernel_modules:
-            name, *parameters = line.split()
-            modules.append(agent_pb2.KernelModule(name=name, parameters=parameters))
-        storages = [
-            agent_pb2.Storage(
-                driver="ephemeral",
-                source="shm",
-                fstype="tmpfs",
-                options=["noexec", "nosuid", "nodev", "mode=1777", "size=67108864"],
-                mount_point=GUEST_SHM,
-            )
-        ]
-        if self.configuration.hypervisor.shared_fs == "virtio-fs":
-            storages.insert(
-                0,
-                agent_pb2.Storage(
-                    driver="virtio-fs",
-                    source="kataShared",
-                    fstype="virtiofs",
-                    options=["nodev"],
-                    mount_point=GUEST_SHARED,
-                ),
-            )
-        return agent_pb2.CreateSandboxRequest(
-            hostname=spec.get("hostname") or self.identity.id[:64],
-            sandbox_id=self.identity.id,
-            storages=storages,
-            kernel_modules=modules,
-        )
 
     async def stop(self) -> None:
         """End the machine, polite to nobody; what it had on the host is undone by the broker. Idempotent."""
@@ -377,11 +307,10 @@ class Sandbox:
     # -- the watch over a running sandbox ------------------------------------------------------------------
 
     async def _watch(self) -> None:
-        """Whatever ends the guest first is the reason; then everything of it is ended."""
+        assert self.configuration is not None
+        timeout = self.configuration.agent.health_check_request_timeout_ms / 1e3
         with self._watchers:
-            await self.fail(
-                await first(self._watch_machine, self._watch_agent, self._watch_health, self._watch_oom)
-            )
+            await self.fail(await Watch(self.hypervisor, self.agent, timeout, self._on_oom).end())
 
     async def fail(self, reason: str) -> None:
         """End the sandbox because it cannot go on; the first line of the reason is what users see."""
@@ -393,43 +322,13 @@ class Sandbox:
         with anyio.CancelScope(shield=True):
             await self.stop()
 
-    async def _watch_machine(self) -> str:
-        return _describe(await self.hypervisor.wait())
 
-    async def _watch_agent(self) -> str:
-        await self.agent.wait_closed()
-        with anyio.move_on_after(GUEST_DEATH_GRACE):
-            await self.hypervisor.wait()
-            await anyio.sleep_forever()  # the machine's own watcher knows the better reason
-        return (
-            f"the guest agent closed its connection\nguest console:\n{self.hypervisor.console_tail.strip()}"
-        )
-
-    async def _watch_health(self) -> str:
-        assert self.configuration is not None
-        timeout = self.configuration.agent.health_check_request_timeout_ms / 1e3
-        while True:
-            await anyio.sleep(HEALTH_INTERVAL)
-            try:
-                await self.agent.check(health_pb2.CheckRequest(), timeout=timeout)
-            except RpcError as error:
-                return f"the guest agent failed its health check: {error}"
-
-    async def _watch_oom(self) -> str:
-        """Report OOM events for ever; an agent that has none does not end the sandbox."""
-        while True:
-            try:
-                event = await self.agent.get_oom_event(agent_pb2.GetOOMEventRequest())
-            except RpcError as error:
-                if error.code not in (Code.UNAVAILABLE, Code.UNIMPLEMENTED):
-                    _log.warning("no more OOM events: %s", error)
-                await anyio.sleep_forever()
-            else:
-                self._on_oom(event.container_id)
-
-
-def _describe(end: VmExit) -> str:
-    """The reason first, then what the processes and the guest last said."""
-    parts = [end.reason]
-    parts += [f"{heading}:\n{text.strip()}" for heading, text in end.diagnostics.items() if text.strip()]
-    return "\n".join(parts)
+@contextlib.contextmanager
+def in_the_guest(sandbox: Sandbox, action: str) -> Iterator[None]:
+    """Say what was attempted when the guest refuses it, or why there is no guest any more."""
+    try:
+        yield
+    except RpcError as error:
+        if error.code is Code.UNAVAILABLE and sandbox.ended is not None:
+            raise SandboxError("running", f"cannot {action}: {sandbox.ended}") from error
+        raise RpcError(error.code, f"cannot {action}: {error.message}") from error

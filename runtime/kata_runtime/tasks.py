@@ -6,58 +6,40 @@ created and after the guest has died; only what needs the guest asks the guest, 
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import anyio
 import anyio.abc
 from google.protobuf.message import Message
 
 from kata_agent import oci
-from kata_agent.constants import STREAM_PORT
-from kata_agent.protos import agent_pb2, oci_pb2
+from kata_agent.protos import agent_pb2
 from kata_agent.ttrpc.status import Code, RpcError
 from kata_runtime import bundle as oci_bundle
-from kata_runtime import guest_spec
-from kata_runtime.bundle import ContainerType, JsonObject
+from kata_runtime import guest_spec, streams
+from kata_runtime.bundle import JsonObject
 from kata_runtime.containerd_api import events_pb2
+from kata_runtime.creation import CreateRequest, Creation
 from kata_runtime.errors import (
     AlreadyExistsError,
     InvalidRequestError,
     NotFoundError,
     SandboxError,
     StateError,
-    UnsupportedError,
 )
 from kata_runtime.identity import check_id
-from kata_runtime.polled_stdio import PolledStdio
 from kata_runtime.process import KILLED, Container, Process
-from kata_runtime.resource.block_rootfs import BlockRootfs
-from kata_runtime.resource.shares import RootfsMount, Shares
-from kata_runtime.sandbox import Ready, Sandbox
+from kata_runtime.sandbox import Sandbox, in_the_guest
 from kata_runtime.states import Event, State
-from kata_runtime.stdio import Stdio, StdioFiles, StdioPaths
+from kata_runtime.stdio import StdioPaths
 from kata_runtime.timestamps import timestamp
-from kata_runtime.unikernel_guest import UnikernelGuest, find_unikernel, is_described, refuse_unikernel
 
 _log = logging.getLogger(__name__)
 
 SIGKILL = 9
 # Seconds that the agent may take to pass a signal on.
 KILL_BUDGET = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class CreateRequest:
-    """A container to create. config_path: the configuration file that containerd's options name, if any."""
-
-    id: str
-    bundle: str
-    rootfs: tuple[RootfsMount, ...]
-    stdio: StdioPaths
-    config_path: str | None
 
 
 class Tasks:
@@ -69,8 +51,7 @@ class Tasks:
         self._sandbox = sandbox
         self._tasks = tasks
         self._publish = publish
-        self._shares = Shares(sandbox.broker, sandbox.shared_directory)
-        self._block_rootfs = BlockRootfs(sandbox.broker, self._shares)
+        self._creation = Creation(sandbox, tasks)
         self._containers: dict[str, Container] = {}
         self._creating: set[str] = set()
 
@@ -115,7 +96,7 @@ class Tasks:
             raise AlreadyExistsError(f"container {request.id} exists already")
         self._creating.add(request.id)
         try:
-            container = await self._create(request)
+            container = await self._creation.create(request)
         finally:
             self._creating.discard(request.id)
         self._containers[request.id] = container
@@ -135,119 +116,6 @@ class Tasks:
         self._tasks.start_soon(self._watch_process, container.init)
         return container
 
-    async def _create(self, request: CreateRequest) -> Container:
-        """Make ready what is the host's, boot the sandbox unless it runs, create the container in the guest.
-
-        The order matters: what cannot work is refused before a machine is started for it, and what the first
-        container needs of the host is known before the guest runs.
-        """
-        spec = await oci_bundle.load_spec(request.bundle, self._sandbox.broker.read_spec)
-        _refuse_host_hooks(spec)
-        kind = oci_bundle.container_type(spec)
-        init = Process(request.id, "", request.stdio, spec["process"])
-        container = Container(request.id, request.bundle, spec, init)
-        _encode(container.spec, container)
-        booted_here = not self._sandbox.running
-        if not booted_here:
-            refuse_unikernel(container)
-        if booted_here and kind is ContainerType.POD_CONTAINER and self._sandbox.configuration is None:
-            raise StateError(f"the sandbox of container {request.id} is not running")
-        files = await self._open_files(init)
-        sources: dict[int, str] = {}
-
-        async def make_ready(device: str | None) -> Ready:
-            """Share the container's files, or make the disk that the guest knows as `device` of them."""
-            if device is not None and not is_described(container):
-                return Ready(disks=(await self._block_rootfs.make(container, request.rootfs, device),))
-            if device is None:
-                sources.update(await self._share(container, request.rootfs))
-            found = await find_unikernel(container, self._sandbox.broker) if booted_here else None
-            return Ready(unikernel=UnikernelGuest(found, container) if found is not None else None)
-
-        try:
-            if booted_here:
-                await self._sandbox.boot(spec, request.config_path, make_ready)
-            else:
-                await make_ready(None)
-            await self._create_in_guest(container, sources, files)
-        except BaseException:
-            files.close()
-            with anyio.CancelScope(shield=True):
-                await self._undo_create(container, stop_sandbox=booted_here)
-            raise
-        return container
-
-    async def _share(self, container: Container, rootfs: tuple[RootfsMount, ...]) -> dict[int, str]:
-        """Share a container's files with the guest; returns the guest's path of each volume."""
-        if not self._sandbox.shares_files:
-            raise UnsupportedError(
-                f"container {container.id}: this hypervisor shares no files and takes no disk later, so its "
-                "sandbox has one container: use a hypervisor with virtio-fs"
-            )
-        return await self._shares.share(container, rootfs)
-
-    async def _undo_create(self, container: Container, *, stop_sandbox: bool) -> None:
-        if container.init.stdio is not None:
-            container.init.stdio.close()
-        if stop_sandbox:
-            await self._sandbox.stop()
-        await self._shares.unshare(container)
-
-    async def _create_in_guest(
-        self, container: Container, sources: dict[int, str], files: StdioFiles
-    ) -> None:
-        configuration = self._sandbox.configuration
-        assert configuration is not None
-        guest = guest_spec.amend(
-            container.spec,
-            container.id,
-            sources,
-            disable_guest_seccomp=configuration.runtime.disable_guest_seccomp,
-        )
-        encoded = _encode(guest, container)
-        ports = await self._connect_stdio(container.init, files)
-        request = agent_pb2.CreateContainerRequest(
-            container_id=container.id,
-            exec_id=container.id,
-            OCI=encoded,
-            storages=container.storages,
-            stdin_port=ports.get("stdin", 0),
-            stdout_port=ports.get("stdout", 0),
-            stderr_port=ports.get("stderr", 0),
-        )
-        with self._in_the_guest(f"create container {container.id}"):
-            await self._sandbox.agent.create_container(request)
-        assert container.init.stdio is not None
-        container.init.stdio.start(self._tasks)
-
-    async def _open_files(self, process: Process) -> StdioFiles:
-        broker = self._sandbox.broker
-        return await StdioFiles.open(process.paths, broker.open_fifo, broker.open_log)
-
-    async def _connect_stdio(self, process: Process, files: StdioFiles) -> dict[str, int]:
-        """Connect the process's streams to the guest; returns its numbers of them, none when polled."""
-        if not self._sandbox.stream_io:
-            process.stdio = PolledStdio(
-                files,
-                self._sandbox.agent,
-                process.container_id,
-                process.guest_id,
-                terminal=process.paths.terminal,
-            )
-            return {}
-        process.stdio = stdio = Stdio(files)
-        return await stdio.connect(lambda: self._sandbox.transport.connect(STREAM_PORT))
-
-    @contextlib.contextmanager
-    def _in_the_guest(self, action: str) -> Iterator[None]:
-        """Say what was attempted when the guest refuses it, or why there is no guest any more."""
-        try:
-            yield
-        except RpcError as error:
-            if error.code is Code.UNAVAILABLE and self._sandbox.ended is not None:
-                raise SandboxError("running", f"cannot {action}: {self._sandbox.ended}") from error
-            raise RpcError(error.code, f"cannot {action}: {error.message}") from error
-
     # -- running -------------------------------------------------------------------------------------------
 
     async def start(self, container_id: str, exec_id: str) -> None:
@@ -266,7 +134,7 @@ class Tasks:
                 await self._start_exec(process)
             else:
                 request = agent_pb2.StartContainerRequest(container_id=process.container_id)
-                with self._in_the_guest(f"start {process.what}"):
+                with in_the_guest(self._sandbox, f"start {process.what}"):
                     await self._sandbox.agent.start_container(request)
             process.apply(Event.START)
             if process.pending_size is not None:
@@ -278,7 +146,9 @@ class Tasks:
         if container.state is not State.RUNNING:
             raise StateError(f"cannot start {process.what}: the container is {container.state.value}")
         try:
-            ports = await self._connect_stdio(process, await self._open_files(process))
+            ports = await streams.connect(
+                self._sandbox, process, await streams.open_files(self._sandbox, process)
+            )
             request = agent_pb2.ExecProcessRequest(
                 container_id=process.container_id,
                 exec_id=process.exec_id,
@@ -287,7 +157,7 @@ class Tasks:
                 stdout_port=ports.get("stdout", 0),
                 stderr_port=ports.get("stderr", 0),
             )
-            with self._in_the_guest(f"start {process.what}"):
+            with in_the_guest(self._sandbox, f"start {process.what}"):
                 await self._sandbox.agent.exec_process(request)
             assert process.stdio is not None
             process.stdio.start(self._tasks)
@@ -438,7 +308,7 @@ class Tasks:
                 await self._sandbox.stop()
             elif len(self._containers) == 1 and not self._creating and not self._sandbox.lasting:
                 await self._sandbox.stop()
-            await self._shares.unshare(container)
+            await self._creation.take_away(container)
             self._containers.pop(container.id, None)
         status = container.init.exit.status if container.init.exit else KILLED
         at = container.init.exit.at if container.init.exit else 0
@@ -513,19 +383,3 @@ class Tasks:
         self.container(container_id)
         request = agent_pb2.StatsContainerRequest(container_id=container_id)
         return await self._sandbox.agent.stats_container(request)
-
-
-def _encode(spec: JsonObject, container: Container) -> oci_pb2.Spec:
-    try:
-        return oci.spec_to_proto(spec)
-    except oci.SpecError as error:
-        raise InvalidRequestError(f"{container.bundle}/config.json: {error}") from None
-
-
-def _refuse_host_hooks(spec: JsonObject) -> None:
-    hooks = spec.get("hooks") or {}
-    for stage in ("prestart", "createRuntime", "createContainer", "poststart", "poststop"):
-        if hooks.get(stage):
-            raise UnsupportedError(
-                f"the bundle asks for {stage} hooks, which this runtime does not run: remove hooks.{stage}"
-            )

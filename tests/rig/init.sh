@@ -19,7 +19,7 @@ place() { # TYPE DIRECTORY [OPTIONS]
 if [ "$1" = run ]; then
     set +f
     output=$(echo /dev/vport*p1) status=$(echo /dev/vport*p2)
-    env -i HOME=/root TMPDIR=/run/tmp LANG=C.UTF-8 /bin/sh /run/rig/command </dev/null >"$output" 2>&1
+    env -i HOME=/root TMPDIR=/run/tmp LANG=C.UTF-8 /bin/sh /run/rig/command </dev/null 1<>"$output" 2>&1
     echo $? >"$status"
     exec /run/rig/busybox poweroff -f
 fi

@@ -62,11 +62,18 @@ class RigError(Exception):
     """The rig could not run its script to the end."""
 
 
-def run(script: str, image: Path, deadline: float, echo: Callable[[bytes], object]) -> int:
+def run(
+    script: str,
+    image: Path,
+    deadline: float,
+    echo: Callable[[bytes], object],
+    *,
+    stdin: int = subprocess.PIPE,
+) -> int:
     """Run a shell script in the rig, as root; return its exit status.
 
     image: the guest image, whose kernel and packages the rig shares. deadline: seconds for all of it. echo:
-    told all output as it comes.
+    told all output as it comes. stdin: what the script finds on the port that is its standard output.
 
     Raises:
         RigError: the rig did not boot, or was not done within the deadline; ends with the console's tail.
@@ -75,7 +82,7 @@ def run(script: str, image: Path, deadline: float, echo: Callable[[bytes], objec
         directory = Path(name)
         (directory / "initramfs").write_bytes(_boot_archive(image, script))
         with _files(directory, [Path("/usr"), Path(sys.base_prefix), CHECKOUT, image]) as connection:
-            return _boot(directory, image, connection, deadline, echo)
+            return _boot(directory, image, connection, deadline, echo, stdin)
 
 
 def in_checkout(words: Sequence[str], environment: Mapping[str, str]) -> str:
@@ -85,7 +92,14 @@ def in_checkout(words: Sequence[str], environment: Mapping[str, str]) -> str:
     return "\n".join([*exports, f"cd {shlex.quote(str(CHECKOUT))}", f"exec {shlex.join(words)}\n"])
 
 
-def _boot(directory: Path, image: Path, files: int, deadline: float, echo: Callable[[bytes], object]) -> int:
+def _boot(
+    directory: Path,
+    image: Path,
+    files: int,
+    deadline: float,
+    echo: Callable[[bytes], object],
+    stdin: int,
+) -> int:
     console, status = directory / "console", directory / "status"
     command = [
         *("setpriv", "--pdeathsig", "KILL", "qemu-system-x86_64", *MACHINE),
@@ -95,7 +109,7 @@ def _boot(directory: Path, image: Path, files: int, deadline: float, echo: Calla
     ]
     with subprocess.Popen(
         command,
-        stdin=subprocess.PIPE,  # open, or QEMU would take the port for disconnected
+        stdin=stdin,  # open, or QEMU would take the port for disconnected
         stdout=subprocess.PIPE,
         pass_fds=[files],
     ) as qemu:

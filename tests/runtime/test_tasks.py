@@ -18,6 +18,7 @@ from kata_agent.protos import agent_pb2
 from kata_agent.ttrpc.status import Code, RpcError
 from kata_runtime.broker.errors import RequestFailedError
 from kata_runtime.containerd_api import events_pb2
+from kata_runtime.creation import CreateRequest
 from kata_runtime.errors import (
     AlreadyExistsError,
     InvalidRequestError,
@@ -27,7 +28,7 @@ from kata_runtime.errors import (
 )
 from kata_runtime.states import State
 from kata_runtime.stdio import StdioPaths
-from kata_runtime.tasks import CreateRequest, Tasks
+from kata_runtime.tasks import Tasks
 
 
 class FakeAgent:
@@ -103,7 +104,7 @@ class FakeSandbox:
     """A sandbox whose machine boots at once."""
 
     def __init__(self, directory: Path) -> None:
-        self.identity = SimpleNamespace(id="sandbox")
+        self.identity = SimpleNamespace(id="sandbox", shared_directory=str(directory))
         self.agent_double = FakeAgent()
         self.broker = FakeBroker()
         self.configuration: Any = None
@@ -111,7 +112,6 @@ class FakeSandbox:
         self.stream_io = True
         self.lasting = False
         self.vmm_pid = 4242
-        self.shared_directory = str(directory)
         self.boot_failure: Exception | None = None
         self.transport = None
         self.boots = self.stops = 0

@@ -47,6 +47,7 @@ from kata_hypervisor.dragonball.virtio.filesystem import FileSystem
 from kata_hypervisor.dragonball.virtio.vsock import Socket
 from kata_hypervisor.errors import ConfinementError, HostUnfitError, HypervisorError, LaunchError
 from kata_hypervisor.host import Child, ExitStatus, Host
+from kata_hypervisor.lifetime import Mortal
 from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
 from kata_hypervisor.seccomp.seal import settle_libc
 from kata_hypervisor.tail import Follower, follow
@@ -62,7 +63,7 @@ SWITCH_INTERVAL = 0.0005
 MOMENT = 0.1  # seconds in which last words arrive
 
 
-class Dragonball(Hypervisor):
+class Dragonball(Mortal, Hypervisor):
     """One virtual machine in this process.
 
     table: [hypervisor.dragonball] of the configuration. host: starts virtiofsd, and reads what the kernel
@@ -87,10 +88,8 @@ class Dragonball(Hypervisor):
         self._daemon_stderr: Follower | None = None
         self._guest_ended: asyncio.Future[str] | None = None
         self._transport: VsockTransport | None = None
-        self._end: asyncio.Task[VmExit] | None = None
         self._making: asyncio.Task[None] | None = None
-        self._stopping: asyncio.Task[None] | None = None
-        self._running = self._requested = self._networked = False
+        self._running = self._networked = False
 
     def seal_vcpus(self, install: Callable[[], object]) -> None:
         """See the contract."""
@@ -240,15 +239,6 @@ class Dragonball(Hypervisor):
         if breach is not None:
             raise ConfinementError(f"the runtime's process, which is the VMM, is not confined: {breach}")
 
-    async def stop(self) -> None:
-        """See the contract."""
-        self._requested = True
-        if self._stopping is None:
-            self._stopping = asyncio.create_task(self._stop(), name="virtual machine's stop")
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait({self._stopping})
-        self._stopping.result()
-
     async def _stop(self) -> None:
         if self._making is not None and not self._making.done():
             if self._daemon is not None:
@@ -260,12 +250,6 @@ class Dragonball(Hypervisor):
             await asyncio.wait({self._end})
         else:
             await self._release()
-
-    async def wait(self) -> VmExit:
-        """See the contract."""
-        if self._end is None:
-            raise HypervisorError("there is no virtual machine to wait for: it was not started")
-        return await asyncio.shield(self._end)
 
     async def pause(self) -> None:
         """See the contract."""

@@ -16,8 +16,6 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-import anyio
-
 from kata_configuration.models.dragonball import Dragonball as DragonballTable
 from kata_hypervisor.contract import UnikernelMonitor, UnikernelSpec, VmExit, VmmProcess
 from kata_hypervisor.dragonball.control import Control
@@ -26,6 +24,7 @@ from kata_hypervisor.dragonball.own_process import NAME, OwnProcess
 from kata_hypervisor.dragonball.verdict import Verdict
 from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError, UnikernelError
 from kata_hypervisor.host import ExitStatus, Host
+from kata_hypervisor.lifetime import Mortal
 from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
 from kata_hypervisor.solo5.hypercalls import End
 from kata_hypervisor.solo5.machine import Board, Machine
@@ -37,7 +36,7 @@ CRASHED = signal.SIGABRT
 """What ends a unikernel that does what it must not, as seen from outside."""
 
 
-class InProcessUnikernel(UnikernelMonitor):
+class InProcessUnikernel(Mortal, UnikernelMonitor):
     """One unikernel in this process.
 
     table: [hypervisor.dragonball] of the configuration. host: reads what the kernel says of this process's
@@ -57,8 +56,7 @@ class InProcessUnikernel(UnikernelMonitor):
         self._machine: Machine | None = None
         self._own: OwnProcess | None = None
         self._guest_ended: asyncio.Future[End] | None = None
-        self._end: asyncio.Task[VmExit] | None = None
-        self._used = self._running = self._requested = False
+        self._used = self._running = False
 
     def seal_vcpus(self, install: Callable[[], object]) -> None:
         """Before `run`: what the processor's thread calls first, to put its own filter on itself."""
@@ -150,22 +148,13 @@ class InProcessUnikernel(UnikernelMonitor):
     def _guest_has_ended(self) -> bool:
         return self._guest_ended is not None and self._guest_ended.done()
 
-    async def stop(self) -> None:
-        """See the contract."""
-        self._requested = True
-        with anyio.CancelScope(shield=True):
-            if self._machine is not None:
-                self._machine.processor.end(End("was stopped"))
-            if self._end is not None:
-                await asyncio.wait({self._end})
-            else:
-                self._ours.close()
-
-    async def wait(self) -> VmExit:
-        """See the contract."""
-        if self._end is None:
-            raise HypervisorError("there is no unikernel to wait for: it was not started")
-        return await asyncio.shield(self._end)
+    async def _stop(self) -> None:
+        if self._machine is not None:
+            self._machine.processor.end(End("was stopped"))
+        if self._end is not None:
+            await asyncio.wait({self._end})
+        else:
+            self._ours.close()
 
     async def pause(self) -> None:
         """See the contract."""

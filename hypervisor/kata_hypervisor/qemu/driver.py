@@ -13,9 +13,9 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import anyio
 
@@ -34,6 +34,7 @@ from kata_hypervisor.contract import (
 )
 from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError
 from kata_hypervisor.host import Child, ExitStatus, Host
+from kata_hypervisor.lifetime import Launched
 from kata_hypervisor.qemu import command
 from kata_hypervisor.qemu.diagnosis import Ending
 from kata_hypervisor.qemu.monitor import Monitor, MonitorError
@@ -57,7 +58,7 @@ COMMAND_BUDGET = 10.0
 T = TypeVar("T")
 
 
-class Qemu(Hypervisor):
+class Qemu(Launched, Hypervisor):
     """One virtual machine in QEMU.
 
     table: [hypervisor.qemu] of the configuration. host: starts the processes. start_budget, stop_budget:
@@ -79,15 +80,13 @@ class Qemu(Hypervisor):
         self._ours = contextlib.AsyncExitStack()
         self._monitor: Monitor | None = None
         self._transport: GuestTransport | None = None
-        self._end: asyncio.Task[VmExit] | None = None
         self._warnings: tuple[str, ...] = ()
         self._spawning: asyncio.Task[Monitor] | None = None
-        self._stopping: asyncio.Task[None] | None = None
         self._prepared = False
         self._running = False
-        self._requested = False
 
     capabilities = Capabilities(file_sharing=True, pause=True)
+    _hang_ups = (MonitorError, ProcessLookupError)
 
     async def prepare(self, spec: VmSpec) -> None:
         """See the contract."""
@@ -205,32 +204,6 @@ class Qemu(Hypervisor):
         await self._follow(f"{name} stderr", os.fdopen(reader, "rb", buffering=0))
         self._children[name] = await self._host.spawn(name, argv, fds={**fds, command.STDERR: writer})
 
-    async def _attempt(self, stage: str, deadline: float, action: Coroutine[Any, Any, T]) -> T:
-        """Run one stage of the start against the machine's end and the deadline.
-
-        Raises:
-            LaunchError: the machine ended, QEMU hung up or refused, or the time is over.
-        """
-        assert self._end is not None
-        work = asyncio.ensure_future(action)
-        try:
-            budget = max(0.0, deadline - anyio.current_time())
-            await asyncio.wait({work, self._end}, timeout=budget, return_when=asyncio.FIRST_COMPLETED)
-            if not work.done() and not self._end.done():
-                raise self._failure(f"{stage}: no answer within {self._start_budget:g} s")
-            if work.done() and not isinstance(work.exception(), (MonitorError, ProcessLookupError)):
-                return work.result()
-            # It hung up, so it is ending: the exit status says more than the broken connection.
-            await asyncio.wait({self._end}, timeout=10 * MOMENT)
-            if self._end.done():
-                end = self._end.result()
-                raise LaunchError(end.reason, end.diagnostics)
-            raise self._failure(f"{stage}: {work.exception()}")
-        finally:
-            work.cancel()
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait({work})
-
     def _failure(self, message: str) -> LaunchError:
         return LaunchError(f"qemu failed to start: {message}", self._diagnostics())
 
@@ -276,15 +249,6 @@ class Qemu(Hypervisor):
             if self._monitor is not None:
                 await self._monitor.wait_ended()
 
-    async def stop(self) -> None:
-        """See the contract."""
-        self._requested = True
-        if self._stopping is None:
-            self._stopping = asyncio.create_task(self._stop(), name="virtual machine's stop")
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait({self._stopping})
-        self._stopping.result()
-
     async def _stop(self) -> None:
         if self._spawning is not None:
             await asyncio.wait({self._spawning})
@@ -305,12 +269,6 @@ class Qemu(Hypervisor):
     async def _kill(self) -> None:
         for child in self._children.values():
             await child.kill()
-
-    async def wait(self) -> VmExit:
-        """See the contract."""
-        if self._end is None:
-            raise HypervisorError("there is no virtual machine to wait for: it was not started")
-        return await asyncio.shield(self._end)
 
     async def pause(self) -> None:
         """See the contract."""

@@ -33,6 +33,7 @@ from kata_hypervisor.errors import (
     UnikernelError,
 )
 from kata_hypervisor.host import Child, ExitStatus, Host
+from kata_hypervisor.lifetime import Mortal
 from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
 from kata_hypervisor.solo5.elf import HVT, HVT_VERSION, SPT, SPT_VERSION, check_target
 from kata_hypervisor.solo5.supply import Supply, read_file, supply_of
@@ -59,7 +60,7 @@ def command_line(tender: str, spec: UnikernelSpec, devices: Mapping[str, Supply]
     return [*words, "--", f"/proc/self/fd/{FILE}", *([spec.command_line] if spec.command_line else [])]
 
 
-class Tender(UnikernelMonitor):
+class Tender(Mortal, UnikernelMonitor):
     """One unikernel in a tender's process. table: the tender's, of the configuration. host: starts it."""
 
     name: ClassVar[str]
@@ -74,9 +75,8 @@ class Tender(UnikernelMonitor):
         self._gate = -1
         self._child: Child | None = None
         self._stderr: Follower | None = None
-        self._end: asyncio.Task[VmExit] | None = None
         self._warnings: tuple[str, ...] = ()
-        self._used = self._running = self._requested = False
+        self._used = self._running = False
         self._confined = True
 
     async def prepare(self, spec: UnikernelSpec) -> None:
@@ -184,16 +184,13 @@ class Tender(UnikernelMonitor):
         if (breach := await self._breach()) is not None:
             raise ConfinementError(f"{self.name} is not confined as it must be: {breach}")
 
-    async def stop(self) -> None:
-        """See the contract."""
-        self._requested = True
-        with anyio.CancelScope(shield=True):
-            self._close_gate()
-            if self._child is not None:
-                await self._child.kill()
-            if self._end is not None:
-                await asyncio.wait({self._end})
-            await self._ours.aclose()
+    async def _stop(self) -> None:
+        self._close_gate()
+        if self._child is not None:
+            await self._child.kill()
+        if self._end is not None:
+            await asyncio.wait({self._end})
+        await self._ours.aclose()
 
     def _close_gate(self) -> None:
         if self._gate >= 0:
@@ -213,12 +210,6 @@ class Tender(UnikernelMonitor):
             )
         diagnostics = {f"{self.name} stderr": words.text} if words.text else {}
         return VmExit(reason, self.name, status, self._requested, diagnostics)
-
-    async def wait(self) -> VmExit:
-        """See the contract."""
-        if self._end is None:
-            raise HypervisorError("there is no unikernel to wait for: it was not started")
-        return await asyncio.shield(self._end)
 
     async def pause(self) -> None:
         """See the contract."""
