@@ -45,7 +45,9 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What a machine is given. image: the root file system. disk: a block device that it may write."""
+    """What a machine is given. image: the root file system. disk: a block device that it may write. template:
+    where it begins; saved_to: where it is saved at its end; of the in-process machine only.
+    """
 
     kernel: Path
     initrd: Path
@@ -53,6 +55,8 @@ class Setting:
     image: Path | None = None
     disk: Path | None = None
     network: bool = False
+    template: Path | None = None
+    saved_to: Path | None = None
     memory_mib: int = 256
     vcpus: int = 1
 

@@ -1,7 +1,8 @@
 """The in-process machine as a program, for benchmarks: its process is what the shim's would be.
 
 Says "loaded" when its modules are; reads a line of JSON that describes a machine; says "runs CID" when its
-guest runs; and when its input ends, ends the machine and says "counted JSON".
+guest runs; and when its input ends, saves the machine if it was told where to, ends it, and says "counted
+JSON".
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class BenchHost(LocalHost):
 def specification(given: dict[str, Any]) -> VmSpec:
     """The machine that the line of JSON describes."""
     path = {name: Path(given[name]) if given[name] else None for name in ("image", "disk")}
+    places = {name: Path(given[name]) for name in ("template", "saved_to") if given[name]}
     return VmSpec(
         sandbox_id="bench",
         directory=Path(given["directory"]),
@@ -71,6 +73,7 @@ def specification(given: dict[str, Any]) -> VmSpec:
         shared=SharedDirectory(Path(given["shared"])),
         disks=(Disk("disk", path["disk"]),) if path["disk"] else (),
         taps=tuple(Tap("net", TAP, GUEST_MAC, (fd,)) for fd in given["taps"]),
+        **places,
     )
 
 
@@ -101,6 +104,9 @@ async def main() -> None:
         await machine.run()
         say(f"runs {host.cid}")
         await anyio.to_thread.run_sync(sys.stdin.readline)
+        if given["saved_to"]:
+            await machine.pause()
+            await machine.snapshot(spec.saved_to)
         counted = {**meter.exits, "python_seconds": meter.seconds}
     finally:
         await machine.stop()

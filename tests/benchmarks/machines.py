@@ -36,12 +36,13 @@ from contenders import (
     order,
     scratch,
 )
-from report import BOOT, Row, markdown
+from report import BOOT, RESTORE, Row, markdown
 
 from kata_agent.client import AgentClient
 from kata_agent.protos import health_pb2
 from kata_agent.transports import VsockTransport, dial_vsock
 from kata_hypervisor.contract import SHARED_DIRECTORY_TAG
+from kata_hypervisor.dragonball.driver import Dragonball
 from kata_runtime.image import cpio
 from kata_runtime.image.tree import Tree
 
@@ -135,8 +136,7 @@ async def first_answer(running: Running) -> float:
 
 def boot(name: str, directory: Path, results: Results) -> Mapping[str, float]:
     """Boot the guest image once; return what the machine has counted."""
-    shared = directory / "shared"
-    setting = Setting(IMAGE / "vmlinuz", IMAGE / "kata-initrd.img", shared, image=IMAGE / "kata-image.erofs")
+    setting = _setting(directory)
     with CONTENDERS[name](setting, directory) as running:
         results[BOOT.name][name].append(anyio.run(first_answer, running))
         results[EXITS.name][name].append(exits_of(running.pid))
@@ -144,6 +144,25 @@ def boot(name: str, directory: Path, results: Results) -> Mapping[str, float]:
         results[PRIVATE.name][name].append(memory["private_mib"])
         results[PROPORTIONAL.name][name].append(memory["proportional_mib"])
         return running.finish()
+
+
+def restore(directory: Path, results: Results) -> None:
+    """Let our machine begin where another was saved, which is made the first time."""
+    template = directory / "template"
+    if not template.exists():
+        template.mkdir()
+        with CONTENDERS[OURS](_setting(directory, saved_to=template), directory) as running:
+            anyio.run(first_answer, running)
+            running.finish()
+    with CONTENDERS[OURS](_setting(directory, template=template), directory) as running:
+        results[RESTORE][OURS].append(anyio.run(first_answer, running))
+        running.finish()
+
+
+def _setting(directory: Path, **more: Path) -> Setting:
+    """The guest image."""
+    image, shared = IMAGE / "kata-image.erofs", directory / "shared"
+    return Setting(IMAGE / "vmlinuz", IMAGE / "kata-initrd.img", shared, image=image, **more)
 
 
 def load(name: str, directory: Path, milliseconds: int, results: Results) -> None:
@@ -212,6 +231,8 @@ def main() -> None:
                 mine = boot(name, directory, results)
                 if name == OURS:
                     counted.append(mine)
+                    if Dragonball.capabilities.snapshot:
+                        restore(directory, results)
                 load(name, directory, arguments.milliseconds, results)
     rows = [BOOT, EXITS, *(work.row for work in WORKS), PRIVATE, PROPORTIONAL]
     print(json.dumps({"host": host(), "rounds": arguments.rounds, "results": results, "counted": counted}))

@@ -21,6 +21,9 @@ class Row:
 
 
 BOOT = Row("boot, to the agent's first answer", "s", smaller=True)
+RESTORE = "restore from a template, to the agent's first answer"
+RESTORE_BUDGET = 0.2
+"""Of the time of a boot."""
 BASELINE = "microvm"
 
 
@@ -52,8 +55,7 @@ def markdown(
         cells = [f"{_number(statistics.median(numbers[name]))} {row.unit}".strip() for name in CONTENDERS]
         cells += [_spread(ratios(row, numbers, name)) for name in others]
         lines.append(f"| {row.name} | {' | '.join(cells)} | {_budget(row, numbers)} |")
-    lines += ["", _exits(counted)]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _restore(results), "", _exits(counted)])
 
 
 def _number(value: float) -> str:
@@ -71,6 +73,19 @@ def _budget(row: Row, numbers: Mapping[str, Sequence[float]]) -> str:
     if ratio >= row.budget:
         return f"{row.budget:.1f}, kept"
     return f"{row.budget:.1f}, **missed** by {1 - ratio / row.budget:.0%}"
+
+
+def _restore(results: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
+    """Restore against cold boot, in a sentence."""
+    seconds, boots = results.get(RESTORE, {}).get(OURS), results[BOOT.name][OURS]
+    if not seconds:
+        return f"{RESTORE.capitalize()}: the machine cannot be saved."
+    parts = [restored / booted for restored, booted in zip(seconds, boots, strict=True)]
+    verdict = "kept" if statistics.median(parts) <= RESTORE_BUDGET else "**missed**"
+    return (
+        f"The in-process machine, {RESTORE}: {_number(statistics.median(seconds))} s, "
+        f"{_spread(parts)} of its boot; budget {RESTORE_BUDGET}, {verdict}."
+    )
 
 
 def _exits(counted: Sequence[Mapping[str, float]]) -> str:
