@@ -46,7 +46,7 @@ integration: setup image ## tests with root, containerd, QEMU, virtiofsd
 	$(BIN)/pytest -m 'integration' $(ARGS)
 
 test-rig: setup image ## tests on a KVM that runs unmodified guests: this host's, or one in the rig, an emulated host
-	$(BIN)/python tests/rig/run.py --image $(IMAGE) --prefer-host -- pytest -m rig tests/integration $(ARGS)
+	$(BIN)/python tests/rig/run.py --image $(IMAGE) --deadline 2700 --prefer-host -- pytest -m rig tests/integration $(ARGS)
 
 rig: setup image ## a shell in the rig, or one command: make rig ARGS='kata-ctl check'
 	$(BIN)/python tests/rig/run.py --image $(IMAGE) -- $(ARGS)
@@ -66,7 +66,7 @@ bench: setup image ## benchmarks: ratios measured side by side in one run
 	$(BIN)/python tests/benchmarks/seccomp.py
 
 bench-rig: setup image ## the in-process machine beside QEMU's microvm and q35, on KVM: a table of ratios
-	$(BIN)/python tests/rig/run.py --image $(IMAGE) --deadline 1800 --prefer-host -- python tests/benchmarks/machines.py $(ARGS)
+	$(BIN)/python tests/rig/run.py --image $(IMAGE) --deadline 2700 --prefer-host -- python tests/benchmarks/machines.py $(ARGS)
 
 protos: setup ## generate the protobuf modules from their .proto files
 	@for folder in $(PROTOS); do \

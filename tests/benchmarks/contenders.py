@@ -10,7 +10,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import signal
 import struct
 import subprocess
@@ -212,13 +211,17 @@ def _tap() -> Iterator[int]:
 
 def memory_of(pid: int) -> dict[str, float]:
     """Private and proportional memory in MiB of a process, without the guest's."""
-    totals, counted = {"Private": 0, "Pss": 0}, True
+    private = proportional = 0
+    counted = True
     for line in Path(f"/proc/{pid}/smaps").read_text(errors="replace").splitlines():
-        if re.match(r"^[0-9a-f]+-[0-9a-f]+ ", line):
-            counted = "memfd:" not in line
-        elif counted and (match := re.match(r"(Private|Pss)(?:_Clean|_Dirty)?: +(\d+) kB", line)):
-            totals[match[1]] += int(match[2])
-    return {"private_mib": totals["Private"] / 1024, "proportional_mib": totals["Pss"] / 1024}
+        name, _, rest = line.partition(":")
+        if "-" in name:  # the first line of a mapping
+            counted = "memfd:" not in rest
+        elif counted and name in ("Private_Clean", "Private_Dirty"):
+            private += int(rest.split()[0])
+        elif counted and name == "Pss":
+            proportional += int(rest.split()[0])
+    return {"private_mib": private / 1024, "proportional_mib": proportional / 1024}
 
 
 def exits_of(pid: int) -> int:
