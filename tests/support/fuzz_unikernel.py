@@ -51,8 +51,8 @@ class _Impatient(Waiter):
 
 
 @functools.cache
-def _guest() -> tuple[Guest, socket.socket]:
-    """A guest with a disk and a network device, and the network's other end."""
+def _guest() -> tuple[Guest, int]:
+    """A guest with a disk and a network device, and the descriptor of the network's other end."""
     waiter = _Impatient(os.eventfd(0), lambda: None)
     disk = os.memfd_create("disk")
     os.truncate(disk, DISK)
@@ -61,7 +61,7 @@ def _guest() -> tuple[Guest, socket.socket]:
         end.setblocking(False)
     console = Console(os.open(os.devnull, os.O_WRONLY), waiter, lambda data: None)
     devices = {1: Block(disk, DISK), 2: Net(theirs.detach())}
-    return Guest(Memory(abi.LARGE_PAGE), console, waiter, devices), ours
+    return Guest(Memory(abi.LARGE_PAGE), console, waiter, devices), ours.detach()
 
 
 def hypercalls(data: bytes) -> None:
@@ -71,7 +71,7 @@ def hypercalls(data: bytes) -> None:
         number, usual, address, structure = RECORD.unpack_from(data, at)
         guest.memory.view(STRUCTURE, len(structure))[:] = structure
         try:
-            wire.send(b"frame")
+            os.write(wire, b"frame")
         except BlockingIOError:
             pass
         end = call(guest, abi.CALLS + number, address if usual & 1 else STRUCTURE)
@@ -80,6 +80,6 @@ def hypercalls(data: bytes) -> None:
             break
     while True:
         try:
-            wire.recv(1 << 17)
+            os.read(wire, 1 << 17)
         except BlockingIOError:
             return
