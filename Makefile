@@ -6,11 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 IMAGE := /var/lib/kata-containers/image
 STAMP := $(VENV)/.installed
+FUZZ_SECONDS ?= 60
 ROOMS := configuration runtime hypervisor agent
 PROTOS := agent/kata_agent/protos runtime/kata_runtime/containerd_api
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages run test lint unit integration test-rig rig fuzz image bench protos check-protos format install clean
+.PHONY: help setup packages run test lint unit integration test-rig rig fuzz image bench bench-rig protos check-protos format install clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,7 +19,7 @@ help: ## list the targets
 run: setup ## run a container in a virtual machine through containerd, and show what confines it
 	@cd examples/quickstart && ../../$(BIN)/python run.py --image $(IMAGE) $(if $(HYPERVISOR),--hypervisor $(HYPERVISOR)) $(ARGS)
 
-test: lint unit integration ## everything: checks, unit tests, integration tests with the real containerd and QEMU
+test: lint unit fuzz integration ## everything: checks, unit tests, fuzzing, integration tests with the real containerd and QEMU
 
 setup: packages $(STAMP) ## install what is missing: system packages and the Python environment
 
@@ -45,16 +46,16 @@ integration: setup image ## tests with root, containerd, QEMU, virtiofsd
 	$(BIN)/pytest -m 'integration' $(ARGS)
 
 test-rig: setup image ## tests on a KVM that runs unmodified guests: this host's, or one in the rig, an emulated host
-	$(BIN)/python tests/rig/run.py --image $(IMAGE) --prefer-host -- pytest -m rig tests/integration $(ARGS)
+	$(BIN)/python tests/rig/run.py --image $(IMAGE) --deadline 2700 --prefer-host -- pytest -m rig tests/integration $(ARGS)
 
 rig: setup image ## a shell in the rig, or one command: make rig ARGS='kata-ctl check'
 	$(BIN)/python tests/rig/run.py --image $(IMAGE) -- $(ARGS)
 
-fuzz: setup ## a minute of coverage-guided fuzzing for each parser of what a guest or a daemon writes
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
-	@for target in kernel queue registers vhost_user; do \
-		echo "==> $$target"; $(BIN)/python tests/fuzz/run.py $$target -max_total_time=60 -verbosity=0 || exit 1; \
-	done
+fuzz: setup ## a minute of coverage-guided fuzzing for each parser of what a guest, a daemon or a file says
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
+		$(BIN)/pip install --quiet --disable-pip-version-check --only-binary atheris --editable '.[fuzz]' || \
+		{ echo "make fuzz needs atheris, which could not be installed for $$($(BIN)/python -V) on $$(uname -m)"; exit 1; }
+	$(BIN)/python tests/fuzz/all.py --seconds $(FUZZ_SECONDS)
 
 image: setup ## build the guest image, or see that it is up to date
 	@$(BIN)/kata-ctl image build --output $(IMAGE)
@@ -64,6 +65,9 @@ bench: setup image ## benchmarks: ratios measured side by side in one run
 	$(BIN)/python tests/benchmarks/configuration.py
 	$(BIN)/python tests/benchmarks/seccomp.py
 	$(BIN)/python tests/benchmarks/drivers.py
+
+bench-rig: setup image ## the in-process machine beside QEMU's microvm and q35, on KVM: a table of ratios
+	$(BIN)/python tests/rig/run.py --image $(IMAGE) --deadline 2700 --prefer-host -- python tests/benchmarks/machines.py $(ARGS)
 
 protos: setup ## generate the protobuf modules from their .proto files
 	@for folder in $(PROTOS); do \

@@ -56,7 +56,9 @@ def main() -> int:
         default=QEMU,
         help="what runs the container's machine: QEMU, or the runtime's own process (default: %(default)s)",
     )
+    parser.add_argument("--home", type=Path, default=HOME, help="where it keeps its files (%(default)s)")
     arguments = parser.parse_args()
+    home: Path = arguments.home
     if arguments.seccompsandbox is not None and arguments.hypervisor != QEMU:
         parser.error(f"--seccompsandbox is of {QEMU}")
     if os.geteuid() != 0:
@@ -72,17 +74,17 @@ def main() -> int:
         settings["accelerator"] = choose_accelerator()
     if arguments.seccompsandbox is not None:
         settings["seccompsandbox"] = arguments.seccompsandbox
-    config = write_configuration(configure(arguments.hypervisor, arguments.image, **settings))
-    install_shim()
+    config = write_configuration(home, configure(arguments.hypervisor, arguments.image, **settings))
+    install_shim(home / "bin")
     containerd = PrivateContainerd(
-        HOME / "containerd", RUN, shim_directory=HOME / "bin", environment={"KATA_CONF_FILE": str(config)}
+        home / "containerd", RUN, shim_directory=home / "bin", environment={"KATA_CONF_FILE": str(config)}
     )
     containerd.start()
     try:
         import_image(containerd)
         status = run_container(containerd, config)
         if status == 0 and os.path.exists("/dev/kvm"):
-            status = run_unikernel(containerd, HOME, BIN / "kata-ctl", arguments.image, console)
+            status = run_unikernel(containerd, home, BIN / "kata-ctl", arguments.image, console)
         return status
     finally:
         for name in (CONTAINER, UNIKERNEL):
@@ -114,19 +116,19 @@ def choose_accelerator() -> str:
     return "tcg"
 
 
-def write_configuration(text: str) -> Path:
+def write_configuration(home: Path, text: str) -> Path:
     """Put the configuration where everybody may read it."""
-    HOME.mkdir(parents=True, exist_ok=True)
-    path = HOME / "configuration.toml"
+    home.mkdir(parents=True, exist_ok=True)
+    path = home / "configuration.toml"
     path.write_text(text)
     path.chmod(0o644)
     return path
 
 
-def install_shim() -> None:
+def install_shim(directory: Path) -> None:
     """Put the shim's launchers where the private containerd looks for them."""
-    (HOME / "bin").mkdir(exist_ok=True)
-    subprocess.run([BIN / "kata-ctl", "shim", "install", HOME / "bin"], check=True, stdout=subprocess.DEVNULL)
+    directory.mkdir(exist_ok=True)
+    subprocess.run([BIN / "kata-ctl", "shim", "install", directory], check=True, stdout=subprocess.DEVNULL)
 
 
 def import_image(containerd: PrivateContainerd) -> None:

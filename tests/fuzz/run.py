@@ -1,7 +1,8 @@
 """Fuzz one target, guided by coverage: python tests/fuzz/run.py queue -max_total_time=60
 
-Needs atheris (pip install atheris). The corpus is in tests/fuzz/corpus/TARGET; an input that finds something
-is written to the current directory, and belongs into the corpus when what it found is mended.
+Needs atheris. Begins with tests/fuzz/corpus/TARGET, which is kept, and with what earlier runs have left in
+build/fuzz/TARGET, where new inputs go too. One that breaks a promise is written to build/fuzz, and belongs
+into the corpus once that is mended.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 import atheris
 
 HERE = Path(__file__).parent
+FOUND = HERE.parents[1] / "build/fuzz"
 sys.path.insert(0, str(HERE.parent / "support"))
 
 with atheris.instrument_imports(include=["kata_hypervisor"]):
@@ -23,9 +25,11 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in fuzz_targets.TARGETS:
         sys.exit(f"usage: {sys.argv[0]} {{{','.join(fuzz_targets.TARGETS)}}} [options of libFuzzer]")
     name = sys.argv.pop(1)
-    corpus = HERE / "corpus" / name
-    corpus.mkdir(parents=True, exist_ok=True)
-    atheris.Setup([*sys.argv, str(corpus)], fuzz_targets.TARGETS[name])
+    directories = [FOUND / name, HERE / "corpus" / name]  # the first is written to
+    for directory in directories:
+        directory.mkdir(parents=True, exist_ok=True)
+    options = [f"-artifact_prefix={FOUND}/{name}-", *sys.argv[1:], *map(str, directories)]
+    atheris.Setup([sys.argv[0], *options], fuzz_targets.TARGETS[name])
     atheris.Fuzz()
 
 

@@ -66,13 +66,19 @@ class Driver:
     def __init__(self, fails: bool = False) -> None:
         self.device = FakeDevice(fails)
         self.pulses = 0
-        self.registers = Registers(self.device, self._pulse, directly)
+        self.page = bytearray(0x1000)
+        self.registers = Registers(self.device, self._pulse, directly, memoryview(self.page))
+        self.registers.show()
 
     def _pulse(self) -> None:
         self.pulses += 1
 
     def read(self, offset: int) -> int:
         return int.from_bytes(self.registers.read_memory(offset, 4), "little")
+
+    def read_all(self) -> bytes:
+        """Every word of the window."""
+        return b"".join(self.registers.read_memory(offset, 4) for offset in range(0, 0x1000, 4))
 
     def write(self, offset: int, value: int) -> None:
         self.registers.write_memory(offset, value.to_bytes(4, "little"))
@@ -162,27 +168,21 @@ def test_a_device_that_fails_asks_for_a_reset() -> None:
     generation = driver.read(0xFC)
     driver.write(STATUS, 0xF)
     assert driver.read(STATUS) == 0x4F
-    assert (driver.read(INTERRUPT_STATUS), driver.pulses) == (2, 1)
+    assert (driver.read(INTERRUPT_STATUS), driver.pulses) == (3, 1)
     assert driver.read(0xFC) == generation + 1
     driver.write(STATUS, 0)
     assert driver.read(STATUS) == 0
 
 
-def test_an_interrupt_is_pending_until_it_is_acknowledged() -> None:
+def test_an_interrupt_always_says_that_buffers_were_used_and_a_change_until_it_is_acknowledged() -> None:
     driver = Driver()
     driver.registers.used()
+    assert (driver.read(INTERRUPT_STATUS), driver.pulses) == (1, 1)
     driver.registers.configuration_changed()
     assert (driver.read(INTERRUPT_STATUS), driver.pulses) == (3, 2)
     driver.write(ACKNOWLEDGE, 1)
-    assert driver.read(INTERRUPT_STATUS) == 2
-    driver.write(ACKNOWLEDGE, 2)
-    assert driver.read(INTERRUPT_STATUS) == 0
-
-
-def test_who_interrupts_past_us_is_always_taken_to_have_used_buffers() -> None:
-    driver = Driver()
-    driver.device.raises_interrupts = True
-    driver.write(ACKNOWLEDGE, 1)
+    assert driver.read(INTERRUPT_STATUS) == 3
+    driver.write(ACKNOWLEDGE, 3)
     assert driver.read(INTERRUPT_STATUS) == 1
 
 
@@ -193,6 +193,16 @@ def test_a_queue_keeps_its_size_when_another_is_not_possible(size: int) -> None:
     driver.set_queue(0, size, 0x1000)
     driver.write(STATUS, 0xF)
     assert driver.device.calls == [(VERSION_1, [QueueSetup(0, 16, 0x1000, 0x2000, 0x3000)])]
+
+
+def test_what_changes_by_itself_is_shown_too() -> None:
+    driver = Driver()
+    driver.registers.used()
+    driver.device.configuration = b"changed"
+    driver.registers.configuration_changed()
+    driver.registers.needs_reset()
+    assert driver.page == driver.read_all()
+    assert driver.read(STATUS) == 0x40
 
 
 def test_a_queue_that_is_ready_stays_where_it_is() -> None:
@@ -247,6 +257,7 @@ def test_whatever_a_driver_does(on_path: bool, steps: list[tuple[bool, int, int,
         else:
             driver.registers.write_memory(offset, (value & (1 << 8 * size) - 1).to_bytes(size, "little"))
         assert driver.read(STATUS) & ~0xC0 in (0, *PATH)
+        assert driver.page == driver.read_all()
     for call in driver.device.calls:
         if isinstance(call, tuple) and isinstance(call[1], list):
             assert not call[0] & ~driver.device.features

@@ -15,6 +15,8 @@ from kata_hypervisor.dragonball import layout
 from kata_hypervisor.dragonball.machine import Board, Machine
 from kata_hypervisor.dragonball.processors import KICK
 from kata_hypervisor.dragonball.virtio.block import Block, Medium
+from kata_hypervisor.dragonball.virtio.mmio import Register, Registers
+from kata_hypervisor.kvm.probe import probe_kvm
 from tiny_guest import HALT_FOREVER, SPIN, kernel, load_and_say, out_byte, read_and_say, say, store
 
 pytestmark = pytest.mark.integration
@@ -92,6 +94,23 @@ def test_a_virtio_device_shows_its_mark(guest: Guest) -> None:
     code = load_and_say(layout.VIRTIO) + load_and_say(layout.VIRTIO + 8) + say(b"\n") + POWER_OFF
     assert guest.run(code, pvh=True) == "it powered off"
     assert guest.output == b"v\x02\n"
+
+
+@pytest.mark.rig
+def test_an_interrupt_costs_no_exit_to_us(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    verdict = probe_kvm()
+    if not verdict.runs_unmodified_guests:
+        pytest.skip(f"{verdict.reason}, and so has exits of its own: run make test-rig")
+    offsets: list[int] = []
+    monkeypatch.setattr(Registers, "read_memory", lambda self, offset, size: offsets.append(offset))
+    monkeypatch.setattr(Registers, "write_memory", lambda self, offset, data: offsets.append(offset))
+    guest.machine.add_device(Block(Medium(os.memfd_create("disk", os.MFD_CLOEXEC), 512, read_only=True)))
+    at = layout.VIRTIO
+    interrupt = load_and_say(at + Register.INTERRUPT_STATUS) + store(at + Register.INTERRUPT_ACKNOWLEDGE, 1)
+    other = store(at + Register.INTERRUPT_ACKNOWLEDGE, 2) + store(at, 7)
+    assert guest.run(interrupt * 2 + other + say(b"\n") + POWER_OFF, pvh=True) == "it powered off"
+    assert guest.output == b"\x01\x01\n"
+    assert offsets == [Register.INTERRUPT_ACKNOWLEDGE, 0]
 
 
 def test_a_storm_of_notifications_to_a_device_without_a_driver(guest: Guest) -> None:

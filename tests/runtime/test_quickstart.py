@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -85,5 +86,6 @@ def test_the_configuration_is_a_good_one(tmp_path: Path, name: str, settings: di
         assert getattr(configuration.hypervisor, key) == value
 
 
-def test_the_rig_it_offers_runs_tests_that_are_there() -> None:
-    assert (EXAMPLES.parents[1] / selection.RIG.rstrip("'").rpartition(" ")[2]).exists()
+def test_the_rig_it_offers_runs_the_quickstart_that_is_there() -> None:
+    words = shlex.split(shlex.split(selection.RIG)[-1].removeprefix("ARGS="))
+    assert (EXAMPLES.parents[1] / words[1]).samefile(EXAMPLES / "run.py")

@@ -19,7 +19,7 @@ from kata_hypervisor.dragonball.saved_state import Document, Fields
 from kata_hypervisor.dragonball.serial import SerialPort
 from kata_hypervisor.dragonball.slots import D, Slot, States
 from kata_hypervisor.dragonball.virtio.device import Device, Wires
-from kata_hypervisor.dragonball.virtio.mmio import Register, Registers
+from kata_hypervisor.dragonball.virtio.mmio import USED_BUFFERS, Register, Registers
 from kata_hypervisor.dragonball.vm import DEVICE, VirtualMachine
 from kata_hypervisor.errors import LaunchError, SnapshotError
 from kata_hypervisor.kvm import abi
@@ -98,36 +98,43 @@ class Machine:
             LaunchError: there are as many devices as interrupt pins.
             HostUnfitError: the host refuses what the device needs.
         """
-        self._connect(device, self._windows)
+        window = self._reserve_window(self._windows)
+        self._connect(device, window, self.vm.notice(window.address))
 
     def add_slot(self, device: D) -> Slot[D]:
-        """Prepare an empty device that the guest does not find before `states` shows it. As `add_device`."""
-        slot = Slot(self.states.add(), device, self._connect(device, self._slots))
+        """Prepare an empty device that the guest does not find before `states` shows it. As `add_device`.
+
+        Whether its driver has looked at it must be seen, so each look is an exit.
+        """
+        window = self._reserve_window(self._slots)
+        slot = Slot(self.states.add(), device, self._connect(device, window, None))
         self.bus.add_ports(layout.SLOTS + slot.number, 1, self.states)
         return slot
 
-    def _connect(self, device: Device, windows: list[acpi.VirtioWindow]) -> Registers:
+    def _connect(self, device: Device, window: acpi.VirtioWindow, page: memoryview | None) -> Registers:
         self._devices.append(device)
-        window = self._reserve_window()
-        windows.append(window)
         line = self.vm.interrupt_line(window.interrupt)
-        registers = Registers(device, lambda: os.eventfd_write(line, 1), self.control.call)
+        registers = Registers(device, lambda: os.eventfd_write(line, 1), self.control.call, page)
         self._registers.append(registers)
         groups = {group for group in device.kick_groups if group is not None}
         kicks = [self.vm.event() for _ in groups]
         for queue, group in enumerate(device.kick_groups):
             if group is not None:
                 self.vm.notify(window.address + Register.QUEUE_NOTIFY, queue, kicks[group])
+        unheard = self.vm.event()
+        self.vm.notify(window.address + Register.INTERRUPT_ACKNOWLEDGE, USED_BUFFERS, unheard)
         device.connect(Wires(self.memory, kicks, line, registers))
+        registers.show()
         self.bus.add_page(window.address, registers)
         return registers
 
-    def _reserve_window(self) -> acpi.VirtioWindow:
+    def _reserve_window(self, windows: list[acpi.VirtioWindow]) -> acpi.VirtioWindow:
         number = len(self._windows) + len(self._slots)
         if number == len(layout.VIRTIO_INTERRUPTS):
             raise LaunchError(f"cannot give the guest more than {number} devices")
         address = layout.VIRTIO + number * layout.VIRTIO_WINDOW
-        return acpi.VirtioWindow(address, layout.VIRTIO_INTERRUPTS[number])
+        windows.append(acpi.VirtioWindow(address, layout.VIRTIO_INTERRUPTS[number]))
+        return windows[-1]
 
     def load(self, kernel: Path, initrd: Path | None, command_line: str) -> None:
         """Write the tables, load the kernel, and make the processors; their threads wait.

@@ -183,6 +183,8 @@ class GuestMemory:
 
     def view(self, address: int, length: int) -> memoryview:
         """Return the memory itself, writable. Raises OutOfRangeError."""
+        if address >= 0 and length >= 0 and address + length <= self._low:  # nearly always, and often
+            return self._content[address : address + length]
         offset = self.offset(address, length)
         return self._content[offset : offset + length]
 
@@ -215,6 +217,11 @@ class GuestMemory:
 def map_shared(descriptor: int, size: int) -> int:
     """Map a file's first bytes, shared, without keeping it open; return the address. Raises OSError."""
     return _map(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, descriptor)
+
+
+def map_anonymous(size: int) -> int:
+    """Map memory of zeros that is nobody's file, shared; return the address. Raises OSError."""
+    return _map(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS, -1)
 
 
 def unmap(address: int, size: int) -> None:

@@ -9,7 +9,7 @@ import os
 from contextlib import ExitStack
 
 from kata_hypervisor.dragonball import layout
-from kata_hypervisor.dragonball.memory import GuestMemory, bytes_at, map_shared, unmap
+from kata_hypervisor.dragonball.memory import GuestMemory, bytes_at, map_anonymous, map_shared, unmap
 from kata_hypervisor.errors import HostUnfitError
 from kata_hypervisor.kvm import abi
 
@@ -30,6 +30,7 @@ class VirtualMachine:
 
     def __init__(self, memory: GuestMemory, device: str = DEVICE) -> None:
         self._ours = ExitStack()
+        self._slots = 0
         try:
             self._kvm = self._own(_open(device))
             version = fcntl.ioctl(self._kvm, abi.KVM_GET_API_VERSION)
@@ -83,6 +84,13 @@ class VirtualMachine:
         )
         fcntl.ioctl(self.descriptor, abi.KVM_IOEVENTFD, request)
 
+    def notice(self, address: int) -> memoryview:
+        """Make a page that the guest reads at an address without an exit, until `close`; its writes exit."""
+        place = map_anonymous(layout.PAGE)
+        self._ours.callback(unmap, place, layout.PAGE)
+        self._add_memory(address, layout.PAGE, place, abi.KVM_MEM_READONLY)
+        return bytes_at(place, layout.PAGE)
+
     def event(self) -> int:
         """Make an eventfd that is closed with the machine."""
         return self._own(os.eventfd(0, os.EFD_CLOEXEC))
@@ -94,14 +102,15 @@ class VirtualMachine:
         fcntl.ioctl(self.descriptor, abi.KVM_CREATE_IRQCHIP)
         pit = abi.KvmPitConfig(flags=abi.KVM_PIT_SPEAKER_DUMMY)
         fcntl.ioctl(self.descriptor, abi.KVM_CREATE_PIT2, pit)
-        for slot, region in enumerate(memory):
-            request = abi.KvmUserspaceMemoryRegion(
-                slot=slot,
-                guest_phys_addr=region.start,
-                memory_size=region.size,
-                userspace_addr=memory.address + region.offset,
-            )
-            fcntl.ioctl(self.descriptor, abi.KVM_SET_USER_MEMORY_REGION, request)
+        for region in memory:
+            self._add_memory(region.start, region.size, memory.address + region.offset)
+
+    def _add_memory(self, address: int, size: int, place: int, flags: int = 0) -> None:
+        request = abi.KvmUserspaceMemoryRegion(
+            slot=self._slots, flags=flags, guest_phys_addr=address, memory_size=size, userspace_addr=place
+        )
+        fcntl.ioctl(self.descriptor, abi.KVM_SET_USER_MEMORY_REGION, request)
+        self._slots += 1
 
     def _own(self, descriptor: int) -> int:
         self._ours.callback(os.close, descriptor)

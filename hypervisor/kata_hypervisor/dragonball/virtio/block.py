@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from kata_hypervisor.dragonball.virtio.device import BLOCK, DeviceError, Pluggable
 from kata_hypervisor.dragonball.virtio.local import COMMON_FEATURES, LocalDevice
-from kata_hypervisor.dragonball.virtio.queue import Chain, gather, scatter, split
+from kata_hypervisor.dragonball.virtio.queue import Chain, gather, scatter, split, split_last
 
 SEGMENTS_MAX, READ_ONLY, BLOCK_SIZE, FLUSH = 1 << 2, 1 << 5, 1 << 6, 1 << 9
 OWN = COMMON_FEATURES | SEGMENTS_MAX | BLOCK_SIZE
@@ -41,7 +41,7 @@ class BlockConfiguration(LittleEndianStructure):
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """What the driver asks for. data: the buffers between header and status byte. size: their bytes."""
 
@@ -62,11 +62,10 @@ def parse_request(chain: Chain) -> Request:
     fields = gather(header)
     if len(fields) < HEADER.size or not chain.writable:
         raise DeviceError("a block request has no whole header, or no room for its status")
-    room = chain.room
-    into, status = split(chain.writable, room - 1)
+    into, status = split_last(chain.writable)
     kind, _, sector = HEADER.unpack(fields)
     data = out if kind == OUT else into
-    return Request(kind, sector, data, sum(map(len, data)), status[0])
+    return Request(kind, sector, data, sum(map(len, data)), status)
 
 
 class Medium:

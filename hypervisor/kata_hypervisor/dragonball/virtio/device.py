@@ -69,15 +69,12 @@ class Device(abc.ABC):
 
     kind: the device id. features: those offered, VERSION_1 included. queue_sizes: the largest size of each
     queue. kick_groups: for each queue the number of its notification, None for a call of `notified`.
-    raises_interrupts: whether something else than the transport pulses the line, so that it cannot know
-    whether buffers were used.
     """
 
     kind: int
     features: int
     queue_sizes: tuple[int, ...]
     kick_groups: tuple[int | None, ...]
-    raises_interrupts = False
 
     def __str__(self) -> str:
         return type(self).__name__

@@ -45,7 +45,6 @@ class FileSystem(Device):
     kind = FILE_SYSTEM
     features = OFFERED
     kick_groups = (0, 1)  # urgent requests, requests
-    raises_interrupts = True
 
     def __init__(self, connection: socket.socket | None, tag: str, queue_size: int) -> None:
         self.queue_sizes = (queue_size,) * len(self.kick_groups)

@@ -7,7 +7,7 @@ it sees that in the status register, and nobody else is harmed.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kata_hypervisor.dragonball.saved_state import Document, Fields
@@ -77,19 +77,40 @@ QUEUE_LIMITS = {
 """Of what is saved: the registers of one word, and by a queue's key the largest value."""
 
 
+CHANGING = (
+    *(Register.DEVICE_FEATURES, Register.QUEUE_SIZE_MAX, Register.QUEUE_READY),
+    *(Register.INTERRUPT_STATUS, Register.STATUS, Register.GENERATION),
+)
+FIXED = (
+    *(Register.MAGIC, Register.VERSION, Register.DEVICE_ID, Register.VENDOR_ID),
+    *range(Register.SHARED_MEMORY_LENGTH, Register.SHARED_MEMORY_END, 4),
+)
+"""The other registers that are not read as zero."""
+
+
 class Registers:
     """A MemoryDevice: the registers of one device.
 
+    Its interrupts always say that buffers may have been used: who pulses the line may be another process, and
+    the machine lets KVM swallow the acknowledgement of that, which is an exit less for each interrupt.
+
     pulse: pulses the device's interrupt line. call: calls those methods of the device that may need system
-    calls, on another thread where the driver's own may not make them.
+    calls, on another thread where the driver's own may not make them. page: where the guest reads the
+    registers without an exit, if it does; it is kept up to date from the first `show` on.
     """
 
     def __init__(
-        self, device: Device, pulse: Callable[[], object], call: Callable[[Callable[[], None]], None]
+        self,
+        device: Device,
+        pulse: Callable[[], object],
+        call: Callable[[Callable[[], None]], None],
+        page: memoryview | None = None,
     ) -> None:
         self._device = device
         self._pulse = pulse
         self._call = call
+        self._page = page
+        self._words = page.cast("I") if page is not None else None
         self._lock = threading.Lock()  # of the driver's accesses
         self._pending_lock = threading.Lock()  # of the interrupt status, also with the device's threads
         self._generation = self._noticed = 0
@@ -122,22 +143,33 @@ class Registers:
 
     def used(self) -> None:
         """See Interrupts."""
-        self._interrupt(USED_BUFFERS)
+        self._pulse()
 
     def configuration_changed(self) -> None:
         """See Interrupts."""
         self._generation = self._generation + 1 & WORD
-        self._interrupt(CONFIGURATION_CHANGED)
+        with self._pending_lock:
+            self._pending |= CONFIGURATION_CHANGED
+        self.show()
+        self._pulse()
+
+    def show(self) -> None:
+        """Write into the page what reads would be answered with."""
+        if self._page is not None:
+            content = self._device.configuration
+            self._page[Register.CONFIGURATION : Register.CONFIGURATION + len(content)] = content
+            self._refresh((*FIXED, *CHANGING))
+
+    def _refresh(self, registers: Sequence[int] = CHANGING) -> None:
+        if self._words is not None:
+            with self._pending_lock:  # whoever shows last has seen all
+                for offset in registers:
+                    self._words[offset // 4] = self._read(offset) & WORD
 
     def needs_reset(self) -> None:
         """See Interrupts."""
         self._broken = True
         self.configuration_changed()
-
-    def _interrupt(self, cause: int) -> None:
-        with self._pending_lock:
-            self._pending |= cause
-        self._pulse()
 
     def read_memory(self, offset: int, size: int) -> bytes:
         """See MemoryDevice. Registers are read in words; another access reads zeros."""
@@ -147,8 +179,6 @@ class Registers:
             return self._device.configuration[start : start + size].ljust(size, b"\0")
         if size != 4 or offset % 4:
             return bytes(size)
-        if offset == Register.INTERRUPT_STATUS:  # by far the most frequent
-            return self._interrupt_status().to_bytes(4, "little")
         with self._lock:
             return (self._read(offset) & WORD).to_bytes(4, "little")
 
@@ -158,6 +188,7 @@ class Registers:
             with self._lock:
                 if self._status in (BEFORE_FEATURES, BEFORE_RUNNING, RUNNING):
                     self._device.configure(offset - Register.CONFIGURATION, data)
+            self.show()
             return
         if len(data) != 4 or offset % 4:
             return
@@ -165,12 +196,10 @@ class Registers:
         if offset == Register.INTERRUPT_ACKNOWLEDGE:
             with self._pending_lock:
                 self._pending &= ~value
-            return
-        with self._lock:
-            self._write(offset, value)
-
-    def _interrupt_status(self) -> int:
-        return self._pending | (USED_BUFFERS if self._device.raises_interrupts else 0)
+        else:
+            with self._lock:
+                self._write(offset, value)
+        self._refresh()
 
     def _queue(self) -> QueueRegisters | None:
         return self._queues[self._selected] if self._selected < len(self._queues) else None
@@ -191,6 +220,8 @@ class Registers:
                 return queue.largest if (queue := self._queue()) else 0
             case Register.QUEUE_READY:
                 return int(queue.ready) if (queue := self._queue()) else 0
+            case Register.INTERRUPT_STATUS:
+                return self._pending | USED_BUFFERS
             case Register.STATUS:
                 return self.status
             case Register.GENERATION:
@@ -316,6 +347,7 @@ class Registers:
             raise SnapshotError(f"it is damaged: a device has status {self._status:#x}")
         if self._status & RUNNING == RUNNING and not self._broken:
             self._go_on()
+        self.show()
 
     def _go_on(self) -> None:
         if not self._features_agree():

@@ -72,7 +72,6 @@ class Network(Pluggable):
     features = OWN | FROM_VHOST
     queue_sizes = (256, 256)
     kick_groups = (0, 1)  # receive, transmit
-    raises_interrupts = True
 
     def __init__(self, tap: int, vhost_net: int, mac: bytes = bytes(MAC_BYTES), mtu: int = 1500) -> None:
         self._tap = tap

@@ -15,6 +15,7 @@ from kata_hypervisor.dragonball.virtio.device import DeviceError, QueueSetup
 
 DESCRIPTOR = struct.Struct("<QIHH")
 """struct vring_desc: address, length, flags, next"""
+Descriptor = tuple[int, int, int, int]
 USED_ELEMENT = 8
 """Bytes of struct vring_used_elem: id and length, 32 bits each"""
 
@@ -123,21 +124,33 @@ class SplitQueue:
             pass
 
     def _walk(self, head: int) -> Chain:
+        """Collect a chain's buffers: the innermost loop of every request, of which one has up to 256."""
         if head >= self._size:
             raise DeviceError(f"the driver offers descriptor {head} of {self._size}")
         chain = Chain(head)
-        table, entries, number, left = self._table, self._size, head, LONGEST_CHAIN_BYTES
-        indirect = False
+        indirect: list[Descriptor] = []
+        entries, number, left, view_of = self._size, head, LONGEST_CHAIN_BYTES, self._memory.view
         for _ in range(self._size + 1):
-            address, length, flags, following = DESCRIPTOR.unpack_from(table, number * DESCRIPTOR.size)
+            address, length, flags, following = indirect[number] if indirect else self._descriptor(number)
             if flags & INDIRECT:
                 if indirect or flags & (NEXT | WRITE):
                     raise DeviceError("an indirect descriptor is where none may be")
-                table, entries = self._indirect(address, length)
-                indirect, number = True, 0
+                indirect = self._indirect(address, length)
+                entries, number = len(indirect), 0
                 continue
             left -= length
-            self._append(chain, address, length, bool(flags & WRITE), left)
+            if not length or left < 0:
+                raise DeviceError("a chain has an empty buffer, or more than 256 MiB")
+            try:
+                view = view_of(address, length)
+            except OutOfRangeError as error:
+                raise DeviceError(f"a buffer: {error}") from error
+            if flags & WRITE:
+                chain.writable.append(view)
+            elif chain.writable:
+                raise DeviceError("a chain has a buffer to read behind one to write")
+            else:
+                chain.readable.append(view)
             if not flags & NEXT:
                 return chain
             number = following
@@ -145,28 +158,18 @@ class SplitQueue:
                 raise DeviceError(f"a descriptor names descriptor {number} of {entries} as the next")
         raise DeviceError("the driver offers a chain with a loop")
 
-    def _indirect(self, address: int, length: int) -> tuple[memoryview, int]:
+    def _descriptor(self, number: int) -> Descriptor:
+        address, length, flags, following = DESCRIPTOR.unpack_from(self._table, number * DESCRIPTOR.size)
+        return address, length, flags, following
+
+    def _indirect(self, address: int, length: int) -> list[Descriptor]:
         entries, rest = divmod(length, DESCRIPTOR.size)
         if rest or not 0 < entries <= self._size:
             raise DeviceError(f"a table of indirect descriptors has {length} bytes")
         try:
-            return self._memory.view(address, length), entries
+            return list(DESCRIPTOR.iter_unpack(self._memory.view(address, length)))
         except OutOfRangeError as error:
             raise DeviceError(f"a table of indirect descriptors is in {error}") from error
-
-    def _append(self, chain: Chain, address: int, length: int, write: bool, left: int) -> None:
-        if not length or left < 0:
-            raise DeviceError("a chain has an empty buffer, or more than 256 MiB")
-        try:
-            view = self._memory.view(address, length)
-        except OutOfRangeError as error:
-            raise DeviceError(f"a buffer: {error}") from error
-        if write:
-            chain.writable.append(view)
-        elif chain.writable:
-            raise DeviceError("a chain has a buffer to read behind one to write")
-        else:
-            chain.readable.append(view)
 
 
 def split(views: list[memoryview], count: int) -> tuple[list[memoryview], list[memoryview]]:
@@ -181,6 +184,15 @@ def split(views: list[memoryview], count: int) -> tuple[list[memoryview], list[m
         first.append(view)
         count -= len(view)
     return first, []
+
+
+def split_last(views: list[memoryview]) -> tuple[list[memoryview], memoryview]:
+    """Split the last byte off buffers of which none is empty, and of which there is one at least."""
+    last = views[-1]
+    first = views[:-1]
+    if len(last) > 1:
+        first.append(last[:-1])
+    return first, last[-1:]
 
 
 def gather(views: list[memoryview]) -> bytes:

@@ -34,7 +34,6 @@ class Socket(Device):
     features = OFFERED
     queue_sizes = (128, 128, 128)
     kick_groups = (0, 1, None)  # the driver's buffers for events wait for `awaken`
-    raises_interrupts = True
 
     def __init__(self, descriptor: int, cid: int) -> None:
         self._descriptor = descriptor
