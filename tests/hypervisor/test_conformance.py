@@ -154,8 +154,10 @@ async def test_further_disks(bench: Bench, not_supported: Mark, tmp_path: Path) 
         disk.path.unlink()
 
 
-async def test_a_disk_that_is_plugged_in(bench: Bench, not_supported: Mark, tmp_path: Path) -> None:
-    disk = Disk("data", _blank(tmp_path), read_only=True)
+async def test_a_disk_that_is_plugged_in(
+    bench: Bench, not_supported: Mark, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    disk = Disk("data", _blank(tmp_path_factory.mktemp("disk")), read_only=True)
     bench.spec = replace(bench.spec, spare_disks=1)
     async with Running(bench) as machine:
         able = machine.capabilities.block_hotplug
@@ -165,7 +167,6 @@ async def test_a_disk_that_is_plugged_in(bench: Bench, not_supported: Mark, tmp_
             await reach_agent(bench, machine)
         await try_or_refuse(able, "block_hotplug", not_supported, machine.add_disk(disk))
         await try_or_refuse(able, "block_hotplug", not_supported, machine.remove_disk("data"))
-    disk.path.unlink()
 
 
 async def test_a_network_device_that_is_plugged_in(bench: Bench, not_supported: Mark) -> None:

@@ -18,7 +18,7 @@ from kata_hypervisor.dragonball import cpuid
 from kata_hypervisor.dragonball.memory import GuestMemory, data_of
 from kata_hypervisor.dragonball.saved_state import Fields, decode, encode
 from kata_hypervisor.dragonball.virtio import vhost
-from kata_hypervisor.dragonball.virtio.block import Block
+from kata_hypervisor.dragonball.virtio.block import Block, Medium
 from kata_hypervisor.dragonball.virtio.device import EVENT_INDEX, VERSION_1, DeviceError, QueueSetup, Wires
 from kata_hypervisor.dragonball.virtio.filesystem import FileSystem
 from kata_hypervisor.dragonball.virtio.mmio import Registers
@@ -158,7 +158,7 @@ def test_a_queue_goes_on_at_its_position(start: int) -> None:
 
 def test_a_thread_that_is_frozen_serves_nothing() -> None:
     driver, heard, kick = VirtqueueDriver(), Heard(), os.eventfd(0)
-    device = Block(-1, 0, read_only=True)
+    device = Block(Medium(-1, 0, read_only=True))
     device.connect(Wires(driver.memory, [kick], -1, heard))
     device.activate(VERSION_1, [driver.setup])
     assert device.freeze() == {0: 0}
