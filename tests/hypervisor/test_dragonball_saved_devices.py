@@ -16,6 +16,7 @@ from test_dragonball_mmio import FEATURE, STATUS, Driver, FakeDevice
 
 from kata_hypervisor.dragonball import cpuid
 from kata_hypervisor.dragonball.memory import GuestMemory, data_of
+from kata_hypervisor.dragonball.processor_state import IA32_TSC, IA32_TSC_DEADLINE, with_a_deadline
 from kata_hypervisor.dragonball.saved_state import Fields, decode, encode
 from kata_hypervisor.dragonball.virtio import vhost
 from kata_hypervisor.dragonball.virtio.block import Block, Medium
@@ -351,6 +352,16 @@ def table(*entries: tuple[int, int]) -> KvmCpuid2:
     for number, (leaf, eax) in enumerate(entries):
         made.entries[number] = KvmCpuidEntry2(function=leaf, eax=eax)
     return made
+
+
+def test_a_timer_whose_interrupt_is_under_way_is_not_lost() -> None:
+    assert with_a_deadline([(IA32_TSC, 500), (7, 0), (IA32_TSC_DEADLINE, 0)])[2] == [IA32_TSC_DEADLINE, 500]
+    assert with_a_deadline([(IA32_TSC, 500), (IA32_TSC_DEADLINE, 900)])[1] == [IA32_TSC_DEADLINE, 900]
+
+
+def test_no_guest_waits_for_pages_of_the_host_by_itself() -> None:
+    (entry,) = cpuid.normalize(table((0x40000001, 0xFFFFFFFF)), 0, 1).entries[:1]
+    assert entry.eax == 0xFFFFFFFF & ~(1 << 4 | 1 << 10 | 1 << 14)
 
 
 def test_another_processor_is_named_by_its_leaf() -> None:

@@ -72,13 +72,10 @@ class Rig:
         """A machine and its agent."""
         machine = self.machine(**settings)
         try:
-            begin = time.monotonic()
             await machine.prepare(spec)
-            prepared = time.monotonic()
             await machine.run()
             agent = await AgentClient.connect(machine.transport, interval=0.02, deadline=BOOT, timeout=BOOT)
             await agent.check(HEALTH)
-            print(f"prepared {prepared - begin:.3f} answered {time.monotonic() - begin:.3f}")
             yield machine, agent
             await agent.aclose()
         except TimeoutError:
@@ -91,9 +88,7 @@ class Rig:
         async with self.running(replace(spec, saved_to=self.template)) as (machine, agent):
             await agent.aclose()
             await machine.pause()
-            begin = time.monotonic()
             await machine.snapshot(self.template)
-            print(f"saved in {time.monotonic() - begin:.3f}")
         return replace(spec, template=self.template)
 
 
@@ -158,7 +153,6 @@ async def test_machines_with_disks_share_their_templates_memory(rig: Rig) -> Non
     spec = replace(spec, disks=(replace(DISK, path=disk),))
     async with rig.running(spec), rig.running(spec) as _:
         shared, private = shared_and_private(str(rig.template))
-        print("shared", shared, "private", private)
         assert shared > private
 
 

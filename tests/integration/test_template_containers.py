@@ -105,7 +105,6 @@ def test_without_a_template_a_pod_is_told_how_to_make_one(node: TemplateNode) ->
 def test_pods_from_one_template_have_their_own_identity(node: TemplateNode, shared_fs: str) -> None:
     configuration = node.configuration("default", shared_fs=shared_fs)
     made = node.factory("init", configuration)
-    print(made.stdout)
     assert made.returncode == 0, made.stderr
     assert sorted(path.name for path in (node.root / "template").iterdir()) == ["memory", "state"]
     seen = [node.look("--env", "X=1") for _ in range(2)]
@@ -113,7 +112,7 @@ def test_pods_from_one_template_have_their_own_identity(node: TemplateNode, shar
     for place in range(4):
         assert seen[0][place] != seen[1][place]
     assert all(abs(now - int(one[1])) < 60 for one in seen)
-    assert "goes on from a template" not in node.log()
+    assert "is booted, not started from its template" not in node.log()
     with node.running(*FOREVER) as client:
         shim = node.pids(client.container)["shim"]
         threads = read_threads(shim)

@@ -65,6 +65,8 @@ SHIFT_TO_NEXT_LEVEL = Field("eax", 0, 4)
 PROCESSORS_AT_LEVEL = Field("ebx", 0, 15)
 LEVEL_NUMBER = Field("ecx", 0, 7)
 LEVEL_TYPE = Field("ecx", 8, 15)
+# Leaf 0x40000001, KVM's features
+ASYNC_PAGE_FAULTS = (bit("eax", 4), bit("eax", 10), bit("eax", 14))
 # Leaf 0x80000001
 TOPOLOGY_EXTENSIONS = bit("ecx", 22)
 # Leaf 0x80000008
@@ -167,6 +169,12 @@ def _extended_apic_id(entry: KvmCpuidEntry2, vcpu: int, vcpus: int) -> None:
     entry.edx = vcpu
 
 
+def _paravirtual(entry: KvmCpuidEntry2, vcpu: int, vcpus: int) -> None:
+    """A task of the guest that waits for a page of the host when it is saved would wait for ever."""
+    for field in ASYNC_PAGE_FAULTS:
+        field.set(entry, 0)
+
+
 def _caches(entry: KvmCpuidEntry2, vcpu: int, vcpus: int) -> None:
     if not entry.eax & CACHE_TYPE_MASK:
         return
@@ -212,7 +220,7 @@ def _amd_identity(entry: KvmCpuidEntry2, vcpu: int, vcpus: int) -> None:
     NODES_MINUS_ONE.set(entry, 0)
 
 
-COMMON: dict[int, Change] = {0x1: _features, 0xB: _extended_apic_id}
+COMMON: dict[int, Change] = {0x1: _features, 0xB: _extended_apic_id, 0x40000001: _paravirtual}
 FOR_INTEL: dict[int, Change] = {
     0x4: _caches,
     0x6: _power,

@@ -54,7 +54,7 @@ def save(vcpu: int, indices: Sequence[int]) -> Document:
     """
     state: Document = {part.name: text_of(bytes(_read(vcpu, part))) for part in BEFORE_REGISTERS}
     state["tsc_khz"] = fcntl.ioctl(vcpu, abi.KVM_GET_TSC_KHZ)
-    state["msrs"] = [list(pair) for pair in read_registers(vcpu, indices)]
+    state["msrs"] = with_a_deadline(read_registers(vcpu, indices))
     state[EVENTS.name] = text_of(bytes(_read(vcpu, EVENTS)))
     return state
 
@@ -83,6 +83,16 @@ def read_registers(vcpu: int, indices: Sequence[int]) -> list[tuple[int, int]]:
         found += [(entry.index, entry.data) for entry in table.entries[:count]]
         left = left[count if count == len(some) else count + 1 :]  # it stops at one that the guest has not
     return found
+
+
+def with_a_deadline(registers: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """The same, with a deadline of now where there is none.
+
+    One that has just passed is gone from its register, and its interrupt may not be anywhere yet: the copy's
+    timer would stand still for ever. One interrupt too many does no harm. (Firecracker does the same.)
+    """
+    now = dict(registers).get(IA32_TSC, 0)
+    return [[index, now if index == IA32_TSC_DEADLINE and not value else value] for index, value in registers]
 
 
 def write_registers(vcpu: int, values: Sequence[tuple[int, int]]) -> None:
