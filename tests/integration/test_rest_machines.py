@@ -173,6 +173,14 @@ def disk_request(source: str, number: int) -> agent_pb2.CreateSandboxRequest:
     return agent_pb2.CreateSandboxRequest(hostname="bed", sandbox_id="bed", storages=[storage])
 
 
+def share_request() -> agent_pb2.CreateSandboxRequest:
+    """Have the agent mount what the host shares."""
+    storage = agent_pb2.Storage(
+        driver="virtio-fs", source="kataShared", fstype="virtiofs", mount_point=GUEST_DIRECTORY
+    )
+    return agent_pb2.CreateSandboxRequest(hostname="bed", sandbox_id="bed", storages=[storage])
+
+
 async def test_a_machine_with_a_disk_that_comes_later(bed: Bed, erofs: Path) -> None:
     async with bed.running(bed.spec) as (machine, agent):
         await machine.add_disk(Disk("later", erofs, read_only=True))
@@ -250,16 +258,33 @@ async def test_shared_files_and_what_an_earlier_machine_left(bed: Bed, tmp_path:
     spec = replace(bed.spec, shared=SharedDirectory(shared)) if bed.name == "clh" else bed.spec
     async with bed.running(spec) as (machine, agent):
         if bed.name == "clh":
-            storage = agent_pb2.Storage(
-                driver="virtio-fs", source="kataShared", fstype="virtiofs", mount_point=GUEST_DIRECTORY
-            )
-            request = agent_pb2.CreateSandboxRequest(hostname="bed", sandbox_id="bed", storages=[storage])
-            await agent.create_sandbox(request)
+            await agent.create_sandbox(share_request())
         await machine.stop()
         end = await machine.wait()
         # Asked to, Cloud Hypervisor ends by itself; Firecracker has no such request.
         expected = ExitStatus(code=0) if bed.name == "clh" else ExitStatus(signal=9)
         assert (end.requested, end.status) == (True, expected)
+
+
+async def test_what_a_saved_machine_shares_is_each_ones_own(bed: Bed, tmp_path: Path) -> None:
+    if bed.name != "clh":
+        pytest.skip("firecracker shares no files")
+    template, *shared = (tmp_path / name for name in ("template", "first", "second"))
+    for path in (template, *shared):
+        path.mkdir()
+    first, second = (replace(bed.spec, shared=SharedDirectory(path)) for path in shared)
+    async with bed.running(replace(first, saved_to=template)) as (machine, _):
+        await machine.pause()
+        await machine.snapshot(template)
+    async with bed.running(replace(second, template=template)) as (machine, agent):
+        assert not any("booted" in warning for warning in machine.warnings)
+        await agent.create_sandbox(share_request())
+        await agent.copy_file(
+            agent_pb2.CopyFileRequest(
+                path=f"{GUEST_DIRECTORY}/made", file_size=5, file_mode=0o100644, dir_mode=0o755, data=b"hello"
+            )
+        )
+    assert [list(path.iterdir()) for path in shared] == [[], [shared[1] / "made"]]
 
 
 async def test_a_state_of_another_kernel_is_refused_before_the_vmm_sees_it(bed: Bed, tmp_path: Path) -> None:
