@@ -20,7 +20,7 @@ from kata_hypervisor.dragonball.machine import Board, Machine
 from kata_hypervisor.dragonball.processors import KICK
 from kata_hypervisor.dragonball.saved_state import Document, Fields, decode, encode
 from kata_hypervisor.dragonball.virtio import vsock
-from kata_hypervisor.dragonball.virtio.block import Block
+from kata_hypervisor.dragonball.virtio.block import Block, Medium
 from kata_hypervisor.errors import SnapshotError
 from kata_runtime import template_maker
 from tiny_guest import SPIN, kernel, out_byte, say
@@ -59,7 +59,7 @@ class Guest:
         self.ended: queue.Queue[str] = queue.Queue()
         self.machine = Machine(Board(vcpus, MEMORY, **board), self._print, self.ended.put)
         self.made.append(self)
-        self.machine.add_device(Block(os.memfd_create("disk", os.MFD_CLOEXEC), 512, read_only=True))
+        self.machine.add_device(Block(Medium(os.memfd_create("disk", os.MFD_CLOEXEC), 512, read_only=True)))
 
     def _print(self, data: bytes) -> None:
         self.output += data

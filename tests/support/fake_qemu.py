@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from typing import Any
 
 from kata_hypervisor.errors import LaunchError
-from kata_hypervisor.host import Child, ExitStatus
+from kata_hypervisor.host import Child, ChildFilter, ExitStatus
 from kata_hypervisor.qemu.command import MONITOR, STDERR
 from kata_hypervisor.seccomp.proof import ThreadConfinement
 
@@ -91,8 +91,12 @@ class FakeHost:
         *,
         fds: Mapping[int, int],
         environment: Mapping[str, str] | None = None,
+        gate: int | None = None,
+        seccomp: ChildFilter | None = None,
     ) -> FakeChild:
-        """See Host."""
+        """See Host. QEMU has a filter of its own, and waits by itself."""
+        assert gate is None
+        assert seccomp is None
         behaviour = self.behaviours[name]
         await asyncio.sleep(0)
         if isinstance(behaviour, Exception):

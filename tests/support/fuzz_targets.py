@@ -18,7 +18,7 @@ from kata_hypervisor.dragonball.kernel import parse_kernel
 from kata_hypervisor.dragonball.memory import GuestMemory
 from kata_hypervisor.dragonball.serial import SerialPort
 from kata_hypervisor.dragonball.virtio.balloon import Balloon
-from kata_hypervisor.dragonball.virtio.block import SECTOR, Block
+from kata_hypervisor.dragonball.virtio.block import SECTOR, Block, Medium
 from kata_hypervisor.dragonball.virtio.device import VERSION_1, Device, DeviceError, QueueSetup, Wires
 from kata_hypervisor.dragonball.virtio.entropy import Entropy
 from kata_hypervisor.dragonball.virtio.local import LocalDevice
@@ -69,8 +69,8 @@ def _served() -> tuple[bytearray, Sequence[LocalDevice]]:
     disk = os.memfd_create("disk")
     os.write(disk, bytes(range(256)) * (DISK // 256))
     devices: list[LocalDevice] = [
-        Block(os.dup(disk), DISK, read_only=False, identity=b"serial"),
-        Block(disk, DISK, read_only=True),
+        Block(Medium(os.dup(disk), DISK, read_only=False, identity=b"serial")),
+        Block(Medium(disk, DISK, read_only=True)),
         Entropy(os.open("/dev/zero", os.O_RDONLY)),
         Balloon(),
     ]
