@@ -18,8 +18,8 @@ class Factory(Table):
     enable_template: Annotated[
         bool,
         About(
-            "Start every pod's virtual machine as a copy of one that was booted before, by kata-ctl factory "
-            "init. A pod of another size is booted.",
+            "Start every pod's virtual machine as a copy of one that kata-ctl factory init has booted; "
+            "a pod of another size is booted as always.",
             "Kata 3.23.0",
         ),
     ] = False
