@@ -14,6 +14,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples/quickstart"))
 
 import containerd_versions
+from kata_hypervisor.kvm.probe import probe_kvm
 from node import Node, Pod
 from shim_fixtures import anyio_backend, lab, shim_pod  # noqa: F401
 
@@ -38,6 +39,14 @@ def guest_image() -> Path:
         if not shutil.which(program):
             pytest.skip(f"{program} is missing: run make packages")
     return IMAGE
+
+
+@pytest.fixture(scope="session")
+def kvm() -> None:
+    """Skips where no KVM runs unmodified guests."""
+    verdict = probe_kvm()
+    if not verdict.runs_unmodified_guests:
+        pytest.skip(f"{verdict.reason}: run make test-rig")
 
 
 @pytest.fixture(scope="session")

@@ -22,11 +22,10 @@ from kata_hypervisor.contract import SharedDirectory, VmSpec
 from kata_hypervisor.dragonball.driver import Dragonball
 from kata_hypervisor.errors import HostUnfitError, HypervisorError, LaunchError
 from kata_hypervisor.host import ExitStatus
-from kata_hypervisor.kvm.probe import probe_kvm
 from kata_hypervisor.seccomp.proof import read_threads
 from local_host import LocalHost
 
-pytestmark = [pytest.mark.rig, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.rig, pytest.mark.usefixtures("kvm"), pytest.mark.timeout(300)]
 
 IMAGE = Path(os.environ.get("KATA_TEST_IMAGE", "/var/lib/kata-containers/image"))
 BOOT = 120.0
@@ -40,20 +39,6 @@ class SockFprog(ctypes.Structure):
     """struct sock_fprog"""
 
     _fields_ = (("len", ctypes.c_ushort), ("filter", ctypes.c_char_p))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def kvm() -> None:
-    """Skips where no KVM runs unmodified guests."""
-    verdict = probe_kvm()
-    if not verdict.runs_unmodified_guests:
-        pytest.skip(f"{verdict.reason}: run make test-rig")
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    """The driver needs asyncio."""
-    return "asyncio"
 
 
 class Rig:

@@ -16,28 +16,13 @@ from pathlib import Path
 import pytest
 
 from kata_hypervisor.contract import Disk
-from kata_hypervisor.kvm.probe import probe_kvm
 from scripted_guest import BUDGET, ScriptedGuest
 
-pytestmark = [pytest.mark.rig, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.rig, pytest.mark.usefixtures("kvm"), pytest.mark.timeout(300)]
 
 MIB = 1 << 20
 RESERVED = Path("/proc/sys/vm/nr_hugepages")
 TRANSPARENT = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def kvm() -> None:
-    """Skips where no KVM runs unmodified guests."""
-    verdict = probe_kvm()
-    if not verdict.runs_unmodified_guests:
-        pytest.skip(f"{verdict.reason}: run make test-rig")
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    """The driver needs asyncio."""
-    return "asyncio"
 
 
 @contextmanager

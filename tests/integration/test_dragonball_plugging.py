@@ -21,31 +21,16 @@ from kata_hypervisor.contract import Disk, Tap
 from kata_hypervisor.dragonball import hotplug
 from kata_hypervisor.dragonball.virtio.network import set_up_tap
 from kata_hypervisor.errors import HypervisorError
-from kata_hypervisor.kvm.probe import probe_kvm
 from kata_hypervisor.seccomp import seal
 from scripted_guest import ScriptedGuest
 from sealed_process import run_sealed
 
-pytestmark = [pytest.mark.rig, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.rig, pytest.mark.usefixtures("kvm"), pytest.mark.timeout(300)]
 
 TUNSETIFF, IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x400454CA, 0x2, 0x1000, 0x4000
 SIOCSIFADDR, SIOCSIFFLAGS, IFF_UP, IFF_RUNNING = 0x8916, 0x8914, 0x1, 0x40
 TAP, MAC, PORT = "kata-test", "02:00:00:00:00:07", 7000
 SIZE = 1 << 20
-
-
-@pytest.fixture(scope="module", autouse=True)
-def kvm() -> None:
-    """Skips where no KVM runs unmodified guests."""
-    verdict = probe_kvm()
-    if not verdict.runs_unmodified_guests:
-        pytest.skip(f"{verdict.reason}: run make test-rig")
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    """The driver needs asyncio."""
-    return "asyncio"
 
 
 def disk(directory: Path, name: str, *, read_only: bool = False) -> Disk:

@@ -19,29 +19,14 @@ from kata_configuration.rules import VIRTIOFSD_PLACES
 from kata_hypervisor.contract import Disk, SharedDirectory, VmSpec
 from kata_hypervisor.dragonball.driver import Dragonball
 from kata_hypervisor.errors import SnapshotError
-from kata_hypervisor.kvm.probe import probe_kvm
 from local_host import LocalHost
 
-pytestmark = [pytest.mark.rig, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.rig, pytest.mark.usefixtures("kvm"), pytest.mark.timeout(300)]
 
 IMAGE = Path(os.environ.get("KATA_TEST_IMAGE", "/var/lib/kata-containers/image"))
 BOOT = 120.0
 HEALTH = health_pb2.CheckRequest()
 DISK = Disk("rootfs", Path("unused"), read_only=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def kvm() -> None:
-    """Skips where no KVM runs unmodified guests."""
-    verdict = probe_kvm()
-    if not verdict.runs_unmodified_guests:
-        pytest.skip(f"{verdict.reason}: run make test-rig")
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    """The driver needs asyncio."""
-    return "asyncio"
 
 
 class Rig:

@@ -14,23 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from kata_hypervisor.kvm.probe import probe_kvm
 from kata_hypervisor.seccomp.proof import read_threads
 from kata_runtime.ctl import check
 from kata_runtime.resource import cgroups
 from node import FOREVER, Node, Pod
 
-pytestmark = [pytest.mark.rig, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.rig, pytest.mark.usefixtures("kvm"), pytest.mark.timeout(600)]
 
 PAGE = 4096
-
-
-@pytest.fixture(scope="module", autouse=True)
-def kvm() -> None:
-    """Skips where no KVM runs unmodified guests."""
-    verdict = probe_kvm()
-    if not verdict.runs_unmodified_guests:
-        pytest.skip(f"{verdict.reason}: run make test-rig")
 
 
 @pytest.fixture(scope="module")

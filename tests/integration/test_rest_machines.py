@@ -30,11 +30,10 @@ from kata_hypervisor import registry
 from kata_hypervisor.contract import Disk, Hypervisor, SharedDirectory, Tap, VmSpec
 from kata_hypervisor.errors import HypervisorError, NotSupportedError, SnapshotError
 from kata_hypervisor.host import ExitStatus
-from kata_hypervisor.kvm.probe import probe_kvm
 from kata_hypervisor.seccomp.proof import read_threads
 from local_host import LocalHost
 
-pytestmark = [pytest.mark.rig, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.rig, pytest.mark.usefixtures("kvm"), pytest.mark.timeout(600)]
 
 IMAGE = Path(os.environ.get("KATA_TEST_IMAGE", "/var/lib/kata-containers/image"))
 PROGRAMS = {
@@ -49,20 +48,6 @@ GUEST_DIRECTORY = "/run/kata-containers/plugged"
 # <linux/if_tun.h>
 TUNSETIFF, TUNSETPERSIST = 0x400454CA, 0x400454CB
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
-
-
-@pytest.fixture(scope="module", autouse=True)
-def kvm() -> None:
-    """Skips where no KVM runs unmodified guests."""
-    verdict = probe_kvm()
-    if not verdict.runs_unmodified_guests:
-        pytest.skip(f"{verdict.reason}: run make test-rig")
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    """The driver needs asyncio."""
-    return "asyncio"
 
 
 @dataclass
