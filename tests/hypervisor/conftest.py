@@ -60,7 +60,7 @@ def _split(parameters: str) -> tuple[str, str]:
 def _cell(outcome: str, report: pytest.TestReport, driver: str, notes: list[str]) -> str:
     unsupported = [str(value) for key, value in report.user_properties if key == "not supported"]
     if outcome == "passed" and unsupported:
-        notes.append(f"  {driver}: not supported: capability {unsupported[0]} is false, and it refuses")
+        notes.append(f"  {driver}: not supported: capability {unsupported[0]} is false")
         return "not supported"
     if outcome == "skipped":
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
