@@ -167,7 +167,7 @@ def share_request() -> agent_pb2.CreateSandboxRequest:
 
 
 async def test_a_machine_with_a_disk_that_comes_later(bed: Bed, erofs: Path) -> None:
-    async with bed.running(bed.spec) as (machine, agent):
+    async with bed.running(replace(bed.spec, spare_disks=1)) as (machine, agent):
         await machine.add_disk(Disk("later", erofs, read_only=True))
         await agent.create_sandbox(disk_request("/dev/vdb", 1))
         await machine.prove()
@@ -188,12 +188,13 @@ async def test_a_machine_goes_on_in_another_with_everything_it_had(
 ) -> None:
     template = tmp_path / "template"
     template.mkdir()
-    async with bed.running(replace(bed.spec, saved_to=template)) as (machine, agent):
+    spec = replace(bed.spec, spare_disks=1)
+    async with bed.running(replace(spec, saved_to=template)) as (machine, agent):
         await machine.pause()
         await machine.snapshot(template)
     saved = {path.name: (path.stat().st_size, path.stat().st_mtime_ns) for path in template.iterdir()}
     for _ in range(2):
-        async with bed.running(replace(bed.spec, template=template)) as (machine, agent):
+        async with bed.running(replace(spec, template=template)) as (machine, agent):
             assert not any("booted" in warning for warning in machine.warnings)
             assert "Linux version" not in machine.console_tail
             await machine.add_disk(Disk("later", erofs, read_only=True))
@@ -202,13 +203,13 @@ async def test_a_machine_goes_on_in_another_with_everything_it_had(
             assert [thread.name for thread in threads if "vcpu" in thread.name]
             await machine.prove()
     assert saved == {path.name: (path.stat().st_size, path.stat().st_mtime_ns) for path in template.iterdir()}
-    size = bed.spec.memory_mib + 64
-    async with bed.running(replace(bed.spec, template=template, memory_mib=size)) as (machine, agent):
+    size = spec.memory_mib + 64
+    async with bed.running(replace(spec, template=template, memory_mib=size)) as (machine, agent):
         assert any("booted" in warning for warning in machine.warnings)
     (template / ("config.json" if bed.name == "clh" else "state")).write_text("{}")
     broken = bed.machine()
     with pytest.raises(HypervisorError):
-        await broken.prepare(replace(bed.spec, template=template))
+        await broken.prepare(replace(spec, template=template))
     await broken.stop()
 
 
