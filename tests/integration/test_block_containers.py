@@ -15,11 +15,10 @@ import shim_harness
 import shim_process
 import shipped_configuration
 from kata_agent.ttrpc.status import RpcError
-from kata_hypervisor.kvm.probe import probe_kvm
 from shim_harness import Lab
 from shim_pod import Pod
 
-pytestmark = [pytest.mark.rig, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.rig, pytest.mark.usefixtures("kvm"), pytest.mark.timeout(900)]
 
 PROGRAMS = {
     "clh": "KATA_TEST_CLOUD_HYPERVISOR",
@@ -32,9 +31,6 @@ UNKNOWN = ("accelerator", "virtio_fs_daemon")
 @pytest.fixture(scope="module", params=list(PROGRAMS))
 async def pod(request: pytest.FixtureRequest, lab: Lab, guest_image: Path) -> AsyncIterator[Pod]:
     """A pod without shared files; afterwards nothing of it is left."""
-    verdict = probe_kvm()
-    if not verdict.runs_unmodified_guests:
-        pytest.skip(f"{verdict.reason}: run make test-rig")
     values = shipped_configuration.for_image(guest_image) | {"shared_fs": "none"}
     if variable := PROGRAMS[request.param]:
         if not Path(os.environ.get(variable, "/nonexistent")).exists():

@@ -12,9 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from kata_hypervisor.kvm.probe import probe_kvm
-
-pytestmark = [pytest.mark.rig, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.rig, pytest.mark.usefixtures("kvm"), pytest.mark.timeout(600)]
 
 QUICKSTART = Path(__file__).parents[2] / "examples/quickstart/run.py"
 # Below /run: in the rig no layer of a container can be elsewhere.
@@ -24,9 +22,6 @@ HOME = Path("/run/kata-quickstart-test")
 def test_the_quickstart_shows_a_container_and_a_unikernel_in_the_runtimes_own_process(
     guest_image: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    verdict = probe_kvm()
-    if not verdict.runs_unmodified_guests:
-        pytest.skip(f"{verdict.reason}: run make test-rig")
     words = [str(QUICKSTART), "--hypervisor", "dragonball", "--image", str(guest_image), "--home", str(HOME)]
     try:
         done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)

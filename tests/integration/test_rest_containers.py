@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 
 import shipped_configuration
-from kata_hypervisor.kvm.probe import probe_kvm
 from kata_hypervisor.seccomp.proof import read_threads
 from node import FOREVER, Client, Node
 
-pytestmark = [pytest.mark.rig, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.rig, pytest.mark.usefixtures("kvm"), pytest.mark.timeout(900)]
 
 PROGRAMS = {
     "clh": {"path": "KATA_TEST_CLOUD_HYPERVISOR"},
@@ -29,9 +28,6 @@ PROGRAMS = {
 @pytest.fixture(scope="module", params=list(PROGRAMS))
 def running(request: pytest.FixtureRequest, node: Node, guest_image: Path) -> Iterator[tuple[str, Client]]:
     """A container that runs on the hypervisor; afterwards nothing of it is left."""
-    verdict = probe_kvm()
-    if not verdict.runs_unmodified_guests:
-        pytest.skip(f"{verdict.reason}: run make test-rig")
     path = configuration(request.param, node, guest_image)
     before = node.leftovers()
     with node.running(*FOREVER, options=("--runtime-config-path", path)) as client:
