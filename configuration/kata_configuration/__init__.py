@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kata_configuration.diagnostics import Diagnostic, Severity
-    from kata_configuration.discovery import discover
     from kata_configuration.errors import ConfigurationError
+    from kata_configuration.layer.discovery import discover
     from kata_configuration.loading import Configuration, lint, load
 
 __all__ = ["Configuration", "ConfigurationError", "Diagnostic", "Severity", "discover", "lint", "load"]
@@ -21,7 +21,7 @@ _HOMES = {
     "ConfigurationError": "errors",
     "Diagnostic": "diagnostics",
     "Severity": "diagnostics",
-    "discover": "discovery",
+    "discover": "layer.discovery",
     "lint": "loading",
     "load": "loading",
 }

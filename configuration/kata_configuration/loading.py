@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from kata_configuration import discovery, merging
-from kata_configuration.checking import Judgement, judge, selected_hypervisor
 from kata_configuration.diagnostics import Code, Diagnostic, Finding, KeyPath, Severity, quoted
 from kata_configuration.errors import ConfigurationError
-from kata_configuration.layers import Files, Kind, Layer, read_files
+from kata_configuration.judge.checking import Judgement, judge, selected_hypervisor
+from kata_configuration.layer import discovery, merging
+from kata_configuration.layer.layers import Files, Kind, Layer, line_of, read_files
 from kata_configuration.models import own_path
 
 if TYPE_CHECKING:
+    from kata_configuration.layer.origins import Origins
     from kata_configuration.models import Hypervisor, KataAgent, Runtime
-    from kata_configuration.origins import Origins
 
 # What an unreadable statement may be the cause of.
 _UNCERTAIN = frozenset({Code.MISSING_KEY, Code.MISSING_TABLE, Code.RELATION})
@@ -102,7 +102,7 @@ def lint(path: Path, *, check_host: bool = True, trusted_only: bool = False) -> 
 
 def configuration_of(examination: Examination, source: str) -> Configuration:
     """Return the configuration that an examination without errors has found."""
-    from kata_configuration.origins import Origins
+    from kata_configuration.layer.origins import Origins
 
     tables = examination.judgement.tables
     runtime = cast("Runtime", tables["runtime",])
@@ -165,7 +165,7 @@ def _annotate(
     """Merge the annotations that are let in, each as a layer, and return what is to be said of the others."""
     if not any("kata" in name.lower() for name in annotations):
         return []  # as with plain containers, whose start need not wait for that module
-    from kata_configuration import pod_annotations
+    from kata_configuration.layer import pod_annotations
 
     applied = pod_annotations.apply(merged.tree, annotations, _finder(tuple(layers), merged))
     for name, tree in applied.trees.items():
@@ -178,7 +178,6 @@ def _finder(layers: tuple[Layer, ...], merged: merging.Merged) -> Callable[[KeyP
     """Return a function that says where a key stands: FILE:LINE, or only the file to write it into."""
 
     def where(path: KeyPath) -> str:
-        from kata_configuration.placing import line_of
 
         layer = layers[merged.owner(path)]
         line = line_of(layer, path)
@@ -215,7 +214,7 @@ def _place(
     todo = list(findings)
     if not todo and not merged.replaced and not any(layer.faults for layer in layers):
         return
-    from kata_configuration.placing import place_fault, place_finding
+    from kata_configuration.judge.placing import place_fault, place_finding
 
     for layer in layers:
         yield from (place_fault(layer, fault) for fault in layer.faults)

@@ -8,8 +8,8 @@ from typing import Any
 import tomli
 import tomli_w
 
-from kata_configuration.rules import VIRTIOFSD_PLACES
-from kata_configuration.template import SHIPPED
+from kata_configuration.judge.rules import VIRTIOFSD_PLACES
+from kata_configuration.tell.template import SHIPPED
 from kata_hypervisor import vhost_vsock
 from kata_hypervisor.kvm.probe import probe_kvm
 

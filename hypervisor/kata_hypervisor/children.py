@@ -10,8 +10,9 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import anyio
 
-from kata_hypervisor.host import Child, ChildFilter, ExitStatus, Host
-from kata_hypervisor.tail import Follower, Tail, follow
+from kata_hypervisor.host import Child, ExitStatus, Host
+from kata_hypervisor.output_tail import Follower, Tail, follow
+from kata_hypervisor.seccomp.child_filter import ChildFilter
 
 STDOUT, STDERR = 1, 2
 
@@ -105,12 +106,12 @@ class Children:
         return follower.tail if follower else Tail()
 
     @property
-    def last_words(self) -> dict[str, str]:
+    def outputs(self) -> dict[str, str]:
         """Everything that is kept and not empty, by heading."""
         texts = {heading: follower.tail.text for heading, follower in self._followers.items()}
         return {heading: text for heading, text in texts.items() if text}
 
-    async def watch(self, linger: Callable[[], Awaitable[None]]) -> dict[str, ExitStatus]:
+    async def watch(self, settle: Callable[[], Awaitable[None]]) -> dict[str, ExitStatus]:
         """Wait for the first end, then end all; return who had ended by then, and how.
 
         linger: awaited between, for what the VMM may still do by itself.
@@ -118,14 +119,14 @@ class Children:
         waits = {name: asyncio.ensure_future(child.wait()) for name, child in self._children.items()}
         await asyncio.wait(waits.values(), return_when=asyncio.FIRST_COMPLETED)
         await asyncio.wait(waits.values(), timeout=MOMENT)
-        await linger()
+        await settle()
         ended = {name: task.result() for name, task in waits.items() if task.done()}
         await self.kill()
         await asyncio.wait(waits.values())
-        await self.hear_last_words()
+        await self.drain_outputs()
         return ended
 
-    async def hear_last_words(self) -> None:
+    async def drain_outputs(self) -> None:
         """Read what the dead have written; a grandchild that holds a pipe open does not keep us."""
         with anyio.move_on_after(MOMENT):
             for follower in self._followers.values():

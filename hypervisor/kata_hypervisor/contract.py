@@ -28,15 +28,15 @@ __all__ = [
     "Capabilities",
     "Disk",
     "Hypervisor",
-    "Monitor",
     "NetTap",
     "SharedDirectory",
     "Tap",
     "UnikernelCapabilities",
-    "UnikernelMonitor",
     "UnikernelSpec",
+    "UnikernelVmm",
     "VmExit",
     "VmSpec",
+    "Vmm",
     "VmmProcess",
     "check_supported",
     "check_unikernel",
@@ -240,7 +240,7 @@ class VmExit:
     diagnostics: Mapping[str, str] = field(default_factory=dict)
 
 
-class Monitor(abc.ABC):
+class Vmm(abc.ABC):
     """Who runs one virtual machine, once it is prepared. Every method may be cancelled."""
 
     @abc.abstractmethod
@@ -276,7 +276,7 @@ class Monitor(abc.ABC):
         """Let the virtual CPUs run again."""
 
     @abc.abstractmethod
-    async def prove(self) -> None:
+    async def verify_confinement(self) -> None:
         """Read the confinement of every VMM thread again. Raises ConfinementError as `run` does."""
 
     @property
@@ -295,7 +295,7 @@ class Monitor(abc.ABC):
         """The last lines that the guest wrote to its console (at most 8 KiB)."""
 
 
-class Hypervisor(Monitor):
+class Hypervisor(Vmm):
     """One virtual machine with a kernel, and an agent that is reached through it."""
 
     # What this machine's driver can do, with its configuration.
@@ -377,7 +377,7 @@ class Hypervisor(Monitor):
         """How to reach the guest's ports. Valid after `prepare`."""
 
 
-class UnikernelMonitor(Monitor):
+class UnikernelVmm(Vmm):
     """One virtual machine that is a unikernel: what it prints is its output, its end has an exit status."""
 
     # What this monitor can do, with its configuration.

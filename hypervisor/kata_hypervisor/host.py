@@ -6,7 +6,6 @@ needs neither root nor a VMM.
 
 from __future__ import annotations
 
-import base64
 import signal
 import socket
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from kata_hypervisor.seccomp.proof import ThreadConfinement
+from kata_hypervisor.seccomp.child_filter import ChildFilter
+from kata_hypervisor.seccomp.confinement import ThreadConfinement
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,37 +60,6 @@ class Child(Protocol):
         """Send a signal; does nothing when the process has ended."""
 
 
-@dataclass(frozen=True, slots=True)
-class ChildFilter:
-    """A seccomp filter for a child that has none of its own: on it from before its program runs, to its end.
-
-    policy: its name, for sentences. advice: the way out of a refusal, in a few words. code: the program; for
-    what it answers with `actions.NOTIFY` the child is killed, unless it is still loading. loading: a program
-    that allows what it may do until then. last: number and second argument of the call with which loading
-    ends; without them it ends when the program begins. readable, writable: what it may open in the meantime,
-    besides reading shared libraries.
-    """
-
-    policy: str
-    advice: str
-    code: bytes
-    loading: bytes
-    last: tuple[int, int] | tuple[()] = ()
-    readable: tuple[str, ...] = ()
-    writable: tuple[str, ...] = ()
-
-    def told(self) -> dict[str, object]:
-        """Its fields as JSON has them: what `kata_runtime.broker.watch` takes."""
-        texts = {"policy": self.policy, "advice": self.advice}
-        programs = {"code": self.code, "loading": self.loading}
-        lists = {"last": self.last, "readable": self.readable, "writable": self.writable}
-        return {
-            **texts,
-            **{key: base64.b64encode(program).decode() for key, program in programs.items()},
-            **{key: list(values) for key, values in lists.items()},
-        }
-
-
 class Host(Protocol):
     """The host's side of a driver."""
 
@@ -122,7 +91,7 @@ class Host(Protocol):
     async def discard(self, path: Path) -> None:
         """Remove a socket that a child has made in the sandbox's directory, if it is there."""
 
-    async def admit_guest(self, address: int | str) -> None:
+    async def register_guest(self, address: int | str) -> None:
         """Before the seal: say where the guest's ports are reached, for `connect_guest`.
 
         address: the guest's vsock context id, or the path of its VMM's unix socket (hybrid vsock).
@@ -153,7 +122,7 @@ class Host(Protocol):
             ProcessLookupError: the child has ended.
         """
 
-    async def filters_bite(self, child: Child, tid: int, beyond: int = 0) -> bool:
+    async def filters_effective(self, child: Child, tid: int, beyond: int = 0) -> bool:
         """Whether the filters on a thread of the child forbid anything, by reading them back.
 
         beyond: how many of them, the oldest, are not asked: those that it was born with.

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import cast
 
-from kata_hypervisor.contract import Hypervisor, UnikernelMonitor, VmSpec
+from kata_hypervisor.contract import Hypervisor, UnikernelVmm, VmSpec
 from kata_hypervisor.errors import NotSupportedError
 from kata_hypervisor.host import Host
 
@@ -18,7 +18,7 @@ DRIVERS = {
 }
 
 
-UNIKERNEL_MONITORS = {
+UNIKERNEL_VMMS = {
     "dragonball": "kata_hypervisor.dragonball.unikernel:InProcessUnikernel",
     "firecracker": "kata_hypervisor.firecracker.unikernel:FirecrackerUnikernel",
     "qemu": "kata_hypervisor.qemu.unikernel:QemuUnikernel",
@@ -35,7 +35,7 @@ def create(name: str, table: object, host: Host) -> Hypervisor:
     Raises:
         NotSupportedError: there is no driver of that name, or the table has no kernel.
     """
-    if name in UNIKERNEL_MONITORS and (name not in DRIVERS or getattr(table, "kernel", "") is None):
+    if name in UNIKERNEL_VMMS and (name not in DRIVERS or getattr(table, "kernel", "") is None):
         raise NotSupportedError(
             f"[hypervisor.{name}] runs unikernels only{_why(name)}, and neither the container's annotations "
             "nor urunc.json in its image names one"
@@ -52,9 +52,9 @@ def describe_template(name: str, spec: VmSpec) -> Mapping[str, str]:
     return cast("type[Hypervisor]", _load(DRIVERS, name, "hypervisor driver")).describe_template(spec)
 
 
-def create_for_unikernel(name: str, table: object, host: Host) -> UnikernelMonitor:
+def create_for_unikernel(name: str, table: object, host: Host) -> UnikernelVmm:
     """Make a unikernel's monitor. Arguments and errors as with `create`."""
-    return cast(UnikernelMonitor, _load(UNIKERNEL_MONITORS, name, "monitor of unikernels")(table, host))
+    return cast(UnikernelVmm, _load(UNIKERNEL_VMMS, name, "monitor of unikernels")(table, host))
 
 
 def _load(drivers: Mapping[str, str], name: str, what: str) -> Callable[[object, Host], object]:

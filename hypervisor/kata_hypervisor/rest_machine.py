@@ -21,7 +21,7 @@ import anyio
 
 from kata_agent.transport import GuestTransport
 from kata_agent.transports import HybridVsockTransport
-from kata_hypervisor import ending, fitness, saved_machine
+from kata_hypervisor import exit_reason, host_checks, saved_machine
 from kata_hypervisor.children import Children
 from kata_hypervisor.contract import Hypervisor, VmExit, VmmProcess, VmSpec, check_supported
 from kata_hypervisor.errors import (
@@ -33,9 +33,9 @@ from kata_hypervisor.errors import (
     SnapshotError,
 )
 from kata_hypervisor.host import ExitStatus, Host
-from kata_hypervisor.lifetime import Launched
+from kata_hypervisor.lifecycle import ProcessLifecycle
 from kata_hypervisor.rest import RefusedError, RestClient, RestError, Step
-from kata_hypervisor.seccomp.proof import ThreadConfinement, inherited_filters
+from kata_hypervisor.seccomp.confinement import ThreadConfinement, inherited_filters
 from kata_hypervisor.versions import Supported
 
 VIRTIOFSD = "virtiofsd"
@@ -64,7 +64,7 @@ class Table(Protocol):
     def enable_debug(self) -> bool: ...
 
 
-class RestMachine(Launched, Hypervisor):
+class RestMachine(ProcessLifecycle, Hypervisor):
     """One virtual machine in a VMM that is driven over REST.
 
     table: the VMM's table of the configuration. host: starts the processes. start_budget, stop_budget:
@@ -76,7 +76,7 @@ class RestMachine(Launched, Hypervisor):
     vmm: ClassVar[str]
     section: ClassVar[str]
     supported: ClassVar[Supported]
-    hints: ClassVar[ending.Hints] = ()
+    hints: ClassVar[exit_reason.Hints] = ()
     _hang_ups = (RestError, ProcessLookupError, OSError)
     _refusals = (RefusedError,)
     # What of the configuration takes the filters away, where something does.
@@ -175,7 +175,7 @@ class RestMachine(Launched, Hypervisor):
 
     async def _spawn_all(self, spec: VmSpec) -> None:
         self._warnings = self._check_host(spec)
-        fitness.check_room(spec.memory_mib, spec.kernel, spec.initrd, self.section)
+        host_checks.check_room(spec.memory_mib, spec.kernel, spec.initrd, self.section)
         if not self._confined:
             self._warnings.append(
                 f"{self.vmm} runs unconfined: {self._excuse} in {self.section} "
@@ -195,10 +195,10 @@ class RestMachine(Launched, Hypervisor):
         self._client = client
         self._children.ours.push_async_callback(client.aclose)
         version = await self._attempt(f"asking {self.vmm} for its version", deadline, self._version(client))
-        doubt = self.supported.doubt(self.vmm, version)
-        self._warnings += [doubt] if doubt else []
-        await self._attempt(f"reading {self.vmm}'s confinement", deadline, self._prove())
-        await self._attempt(f"reading {self.vmm}'s filters", deadline, self._prove_filters())
+        version_warning = self.supported.version_warning(self.vmm, version)
+        self._warnings += [version_warning] if version_warning else []
+        await self._attempt(f"reading {self.vmm}'s confinement", deadline, self._verify_confinement())
+        await self._attempt(f"reading {self.vmm}'s filters", deadline, self._verify_filters())
         await self._describe(client, spec, version, deadline)
         self._prepared = True
 
@@ -207,9 +207,9 @@ class RestMachine(Launched, Hypervisor):
         steps, restored = self._steps(spec), False
         with contextlib.ExitStack() as lent:
             if spec.template is not None:
-                misfit = self._identity(spec, version).misfit(spec.template)
-                self._warnings += [misfit] if misfit else []
-                if restored := misfit is None:
+                mismatch = self._identity(spec, version).mismatch(spec.template)
+                self._warnings += [mismatch] if mismatch else []
+                if restored := mismatch is None:
                     steps = self._restoring(spec, spec.template, version, lent)
             for step in steps:
                 budget = max(0.0, deadline - anyio.current_time())
@@ -217,7 +217,7 @@ class RestMachine(Launched, Hypervisor):
                 await self._attempt(step.purpose, deadline, request)
         if restored:
             self._restored = True
-            await self._attempt(f"reading {self.vmm}'s confinement", deadline, self._prove())
+            await self._attempt(f"reading {self.vmm}'s confinement", deadline, self._verify_confinement())
         if spec.saved_to is not None:
             self._identity(spec, version).write(spec.saved_to)
             self._saved_to = spec.saved_to
@@ -241,7 +241,7 @@ class RestMachine(Launched, Hypervisor):
         try:
             await self._attempt("starting the virtual CPUs", deadline, self._boot(client))
             self._running = True
-            await self._attempt(f"reading {self.vmm}'s confinement", deadline, self._prove())
+            await self._attempt(f"reading {self.vmm}'s confinement", deadline, self._verify_confinement())
         except BaseException:
             await self.stop()
             raise
@@ -251,20 +251,20 @@ class RestMachine(Launched, Hypervisor):
             await self._host.discard(path)
 
     def _failure(self, message: str) -> LaunchError:
-        return LaunchError(f"{self.vmm} failed to start: {message}", self._children.last_words)
+        return LaunchError(f"{self.vmm} failed to start: {message}", self._children.outputs)
 
     # -- proof ---------------------------------------------------------------------------------------------
 
-    async def prove(self) -> None:
+    async def verify_confinement(self) -> None:
         """See the contract."""
         if not self._running:
             raise HypervisorError("there is no confinement to prove: the virtual machine is not running")
         try:
-            await self._prove()
+            await self._verify_confinement()
         except ProcessLookupError as error:
             raise HypervisorError(f"there is no confinement to prove: {self.vmm} has ended") from error
 
-    async def _prove(self) -> None:
+    async def _verify_confinement(self) -> None:
         threads = await self._host.confinement(self._children[self.vmm])
         # The virtual CPUs of a restored machine are there, and wait, before it runs.
         breach = self._find_breach(threads, running=self._running or self._restored)
@@ -274,14 +274,14 @@ class RestMachine(Launched, Hypervisor):
                 f"{self.vmm} is not confined as disable_seccomp = {asked} in {self.section} asks: {breach}"
             )
 
-    async def _prove_filters(self) -> None:
+    async def _verify_filters(self) -> None:
         """See that the filters forbid something: a VMM may be built with filters that allow every call."""
         child = self._children[self.vmm]
         for thread in await self._host.confinement(child):
             if not self._confined or thread.filters <= self._born_with:
                 continue
             try:
-                bite = await self._host.filters_bite(child, thread.tid, self._born_with)
+                bite = await self._host.filters_effective(child, thread.tid, self._born_with)
             except SealError as error:
                 self._warnings.append(f"{self.vmm}'s filters were counted, and not read: {error}")
                 return
@@ -328,7 +328,7 @@ class RestMachine(Launched, Hypervisor):
         """Wait for the first end, then end everything."""
         requested = False
 
-        async def linger() -> None:
+        async def settle() -> None:
             nonlocal requested
             requested = self._requested
             if self._children[self.vmm].exited is None and self._children[VIRTIOFSD].exited == ExitStatus(0):
@@ -336,19 +336,24 @@ class RestMachine(Launched, Hypervisor):
                     await self._children[self.vmm].wait()
 
         try:
-            ended = await self._children.watch(linger)
-            culprit = ending.culprit(self.vmm, VIRTIOFSD, ended)
-            reason = self._own_reason() if culprit == self.vmm else None
+            ended = await self._children.watch(settle)
+            first_failure = exit_reason.first_failure(self.vmm, VIRTIOFSD, ended)
+            reason = self._own_reason() if first_failure == self.vmm else None
             if requested:
                 reason = f"{self.vmm} was ended on request"
             if reason is None:
-                stderr = self._children.tail(f"{culprit} stderr")
+                stderr = self._children.tail(f"{first_failure} stderr")
                 console = self._children.tail(CONSOLE)
-                reason = ending.describe(
-                    culprit, ended[culprit], stderr, console, running=self._running, hints=self.hints
+                reason = exit_reason.describe(
+                    first_failure,
+                    ended[first_failure],
+                    stderr,
+                    console,
+                    running=self._running,
+                    hints=self.hints,
                 )
-            reason = self._children[culprit].violation or reason
-            return VmExit(reason, culprit, ended[culprit], requested, self._children.last_words)
+            reason = self._children[first_failure].violation or reason
+            return VmExit(reason, first_failure, ended[first_failure], requested, self._children.outputs)
         finally:
             await self._children.ours.aclose()
 
@@ -370,7 +375,7 @@ class RestMachine(Launched, Hypervisor):
 
     async def _hybrid_vsock(self, path: Path) -> HybridVsockTransport:
         """The way to the guest through the VMM's socket."""
-        await self._host.admit_guest(str(path))
+        await self._host.register_guest(str(path))
         return HybridVsockTransport(self._host.connect_guest, path)
 
     # -- properties ----------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ class Identity:
         except OSError as error:
             raise SnapshotError(f"cannot save a machine in {directory}: {error.strerror}") from error
 
-    def misfit(self, directory: Path) -> str | None:
+    def mismatch(self, directory: Path) -> str | None:
         """Why a machine of this shape is not what is saved there, as a sentence; None where it is.
 
         Raises:

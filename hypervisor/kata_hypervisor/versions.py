@@ -18,7 +18,7 @@ class Supported:
     def __str__(self) -> str:
         return f"{self.oldest} to {self.newest}"
 
-    def doubt(self, program: str, version: str) -> str | None:
+    def version_warning(self, program: str, version: str) -> str | None:
         """Return a warning about a version outside of the range, None for one within."""
         number, oldest, newest = numbers_of(version), numbers_of(self.oldest), numbers_of(self.newest)
         assert oldest is not None

@@ -10,7 +10,7 @@ import anyio
 T = TypeVar("T")
 
 
-async def first(*functions: Callable[[], Awaitable[T]]) -> T:
+async def race(*functions: Callable[[], Awaitable[T]]) -> T:
     """Run all at once; return what the first to finish returns or raise what it raises; cancel the others.
 
     The exception is the one that was raised, not a group of one.
@@ -38,7 +38,7 @@ async def first(*functions: Callable[[], Awaitable[T]]) -> T:
     return results[0]
 
 
-async def together(*functions: Callable[[], Awaitable[object]]) -> None:
+async def gather(*functions: Callable[[], Awaitable[object]]) -> None:
     """Run all at once and return when all have returned; the first to raise cancels the others.
 
     The exception is the one that was raised, not a group of one.

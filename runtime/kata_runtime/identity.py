@@ -12,6 +12,9 @@ try:  # hashlib costs three times what the rest of the launcher does: it loads O
 except ImportError:
     from _sha256 import sha256
 
+MAX_SPEC = 4 << 20
+"""Bytes of a config.json: what is larger is refused."""
+
 STATE_ROOT = "/run/kata-containers"
 SOCKET_ROOT = "/run/containerd/s"
 # Annotations of a container that name its sandbox: the CRI of containerd, and CRI-O.

@@ -18,7 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from kata_configuration.template import SHIPPED
+from kata_configuration.tell.template import SHIPPED
 
 FILE = SHIPPED / "configuration-qemu.toml"
 MANY = 200

@@ -33,9 +33,9 @@ from kata_configuration.models.cloud_hypervisor import CloudHypervisor
 from kata_configuration.models.firecracker import Firecracker
 from kata_configuration.models.qemu import QemuHypervisor
 from kata_configuration.models.solo5 import Solo5Hvt, Solo5Spt
-from kata_hypervisor import registry, tail, vhost_vsock
+from kata_hypervisor import output_tail, registry, vhost_vsock
 from kata_hypervisor.cloud_hypervisor import machine as clh
-from kata_hypervisor.contract import Hypervisor, Monitor, UnikernelMonitor, UnikernelSpec, VmSpec
+from kata_hypervisor.contract import Hypervisor, UnikernelSpec, UnikernelVmm, Vmm, VmSpec
 from kata_hypervisor.errors import HypervisorError
 from kata_hypervisor.kvm.probe import probe_kvm
 from kata_hypervisor.qemu import command as qemu
@@ -79,7 +79,7 @@ class Recorder(LocalHost):
 # -- by the driver ------------------------------------------------------------------------------------------
 
 
-async def by_driver(monitor: Monitor, spec: Any, sign: asyncio.Future[float], host: Recorder) -> float:
+async def by_driver(monitor: Vmm, spec: Any, sign: asyncio.Future[float], host: Recorder) -> float:
     """Seconds from the description to the guest's sign."""
     begin = time.monotonic()
     try:
@@ -96,9 +96,9 @@ async def by_driver(monitor: Monitor, spec: Any, sign: asyncio.Future[float], ho
 def watching(host: Recorder) -> Iterator[asyncio.Future[float]]:
     """The moment at which the sign is read from any console, and the requests on the way to it."""
     sign: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-    hear, ask = tail.Follower.data_received, RestClient.request
+    hear, ask = output_tail.Follower.data_received, RestClient.request
 
-    def data_received(follower: tail.Follower, data: bytes) -> None:
+    def data_received(follower: output_tail.Follower, data: bytes) -> None:
         if SIGN in data and not sign.done():
             sign.set_result(time.monotonic())
         hear(follower, data)
@@ -108,11 +108,11 @@ def watching(host: Recorder) -> Iterator[asyncio.Future[float]]:
             host.requests.append((method, client._base + path, body))
         return await ask(client, method, path, body, **more)
 
-    tail.Follower.data_received, RestClient.request = data_received, request  # type: ignore[method-assign]
+    output_tail.Follower.data_received, RestClient.request = data_received, request  # type: ignore[method-assign]
     try:
         yield sign
     finally:
-        tail.Follower.data_received, RestClient.request = hear, ask  # type: ignore[method-assign]
+        output_tail.Follower.data_received, RestClient.request = hear, ask  # type: ignore[method-assign]
 
 
 # -- by hand ------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ class Contender:
     """One driver. make: a machine on a host; spec: its description in a directory; channels: by hand."""
 
     name: str
-    make: Callable[[Recorder], Monitor]
+    make: Callable[[Recorder], Vmm]
     spec: Callable[[Path, contextlib.ExitStack], Any]
     channels: Callable[[Recorder], Callable[[Channels], None]]
     words: Callable[[Sequence[str]], Sequence[str]] = lambda argv: argv
@@ -249,12 +249,12 @@ def _sign_on(spec: UnikernelSpec, sign: asyncio.Future[float], held: contextlib.
     loop = asyncio.get_running_loop()
     reader = OUTPUTS[spec.output]
 
-    def heard() -> None:
+    def future() -> None:
         if not sign.done():
             sign.set_result(time.monotonic())
         loop.remove_reader(reader)
 
-    loop.add_reader(reader, heard)
+    loop.add_reader(reader, future)
     held.callback(loop.remove_reader, reader)
 
 
@@ -335,7 +335,7 @@ def _driver(name: str, model: Any, program: Path, **settings: Any) -> Callable[[
     return lambda host: registry.create(name, model(path=program, kernel=Path("/unused"), **settings), host)
 
 
-def _tender(name: str, model: Any, program: Path) -> Callable[[Recorder], UnikernelMonitor]:
+def _tender(name: str, model: Any, program: Path) -> Callable[[Recorder], UnikernelVmm]:
     return lambda host: registry.create_for_unikernel(name, model(path=program), host)
 
 

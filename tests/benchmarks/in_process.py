@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 
 from contenders import CACHE, GUEST_MAC, QUEUE_SIZE, TAP
 
+from kata_configuration.judge.rules import VIRTIOFSD_PLACES
 from kata_configuration.models.dragonball import Dragonball as DragonballTable
-from kata_configuration.rules import VIRTIOFSD_PLACES
 from kata_hypervisor.contract import Disk, SharedDirectory, Tap, VmSpec
 from kata_hypervisor.dragonball import command, exits, processors
 from kata_hypervisor.dragonball.driver import Dragonball
@@ -52,9 +52,9 @@ class BenchHost(LocalHost):
 
     cid = 0
 
-    async def admit_guest(self, address: int | str) -> None:
+    async def register_guest(self, address: int | str) -> None:
         """See Host."""
-        await super().admit_guest(address)
+        await super().register_guest(address)
         self.cid = int(address)
 
 

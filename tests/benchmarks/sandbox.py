@@ -26,7 +26,7 @@ import anyio
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 
-from kata_runtime.sandboxes import running_sandboxes
+from kata_runtime.ctl.running import running_sandboxes
 from oci_bundle import make_process, make_spec
 from shim_harness import Lab, Shim
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import corpus
-from kata_configuration import ConfigurationError, fixing, load
+from kata_configuration import ConfigurationError, load
+from kata_configuration.tell import fixing
 
 NAMES = corpus.names()
 # The broken files that users really had, and that must never be missed.

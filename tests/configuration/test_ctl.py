@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kata_configuration.template import SHIPPED
+from kata_configuration.tell.template import SHIPPED
 from kata_runtime.ctl.main import COMMANDS, Command, main
 
 Write = Callable[..., Path]

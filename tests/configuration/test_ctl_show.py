@@ -12,7 +12,8 @@ import tomli
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kata_configuration import ConfigurationError, Severity, effective, lint, load
+from kata_configuration import ConfigurationError, Severity, lint, load
+from kata_configuration.tell import effective
 from kata_runtime.ctl.main import main
 
 Write = Callable[..., Path]

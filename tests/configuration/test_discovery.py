@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kata_configuration import ConfigurationError, discover, load
-from kata_configuration.discovery import CONFIG_PATH, DEFAULT, ENVIRONMENT
+from kata_configuration.layer.discovery import CONFIG_PATH, DEFAULT, ENVIRONMENT
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the file must be root's")
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata_configuration import ConfigurationError, Severity, dropins, lint, load
-from kata_configuration.layers import Kind
-from kata_configuration.merging import merge
+from kata_configuration import ConfigurationError, Severity, lint, load
+from kata_configuration.layer import dropins
+from kata_configuration.layer.layers import Kind
+from kata_configuration.layer.merging import merge
 
 Write = Callable[..., Path]
 QEMU = "[hypervisor.qemu]\n"

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kata_configuration import Severity, fixing, lint
+from kata_configuration import Severity, lint
+from kata_configuration.tell import fixing
 
 Write = Callable[..., Path]
 

@@ -25,7 +25,7 @@ def guest(tmp_path: Path) -> Path:
 @pytest.fixture
 def text(guest: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A configuration that is right on a host that is right."""
-    monkeypatch.setattr("kata_configuration.rules.JIT", guest.parent / "jit")
+    monkeypatch.setattr("kata_configuration.judge.rules.JIT", guest.parent / "jit")
     (guest.parent / "jit").write_text("1\n")
     return (
         f'[hypervisor.qemu]\npath = "{guest}"\nkernel = "{guest}"\nimage = "{guest}"\naccelerator = "tcg"\n'
@@ -106,7 +106,7 @@ def test_the_host_is_asked_about_the_selected_hypervisor_only(write: Write, text
 def test_kvm_is_demanded_of_drivers_that_know_nothing_else(
     write: Write, text: str, guest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kata_configuration.rules.KVM", guest.parent / "absent")
+    monkeypatch.setattr("kata_configuration.judge.rules.KVM", guest.parent / "absent")
     other = text.replace("qemu", "clh").replace('accelerator = "tcg"\n', "")
     path = write(other + '[runtime]\nhypervisor_name = "clh"\n')
     assert {code for code, _ in said(path)} == {"KATA603"}

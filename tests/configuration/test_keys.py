@@ -14,7 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kata_configuration import Severity, lint, load, rules
+from kata_configuration import Severity, lint, load
+from kata_configuration.judge import rules
+from kata_configuration.judge.removed_keys import KEYS, VALUES
 from kata_configuration.models import (
     HYPERVISORS,
     PLANNED,
@@ -25,8 +27,7 @@ from kata_configuration.models import (
 )
 from kata_configuration.models.cloud_hypervisor import CloudHypervisor
 from kata_configuration.models.cloud_hypervisor_planned import CloudHypervisorPlanned
-from kata_configuration.tombstones import KEYS, VALUES
-from kata_configuration.toml_text import value_text
+from kata_configuration.parse.toml_text import value_text
 
 Write = Callable[..., Path]
 

@@ -10,9 +10,9 @@ import pytest
 
 import corpus
 from kata_configuration import Severity, lint
-from kata_configuration.migration import Migration, migrate
-from kata_configuration.tombstones import KEYS
-from kata_configuration.toml_text import value_text
+from kata_configuration.judge.removed_keys import KEYS
+from kata_configuration.parse.toml_text import value_text
+from kata_configuration.tell.migration import Migration, migrate
 from kata_runtime.ctl.main import main
 
 Write = Callable[..., Path]

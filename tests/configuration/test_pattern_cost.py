@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from kata_configuration.pattern_cost import is_slow
+from kata_configuration.layer.pattern_cost import is_slow
 
 QUICK = [
     "default_memory", "^default_memory$", ".*", "default_.*", "(default|enable)_.*", "enable_(iommu|debug)",

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kata_configuration import Configuration, ConfigurationError, lint, load
-from kata_configuration.gates import GUARDED
+from kata_configuration.layer.annotation_allowlist import GUARDED
+from kata_configuration.layer.pod_annotations import near_miss
 from kata_configuration.models import QemuHypervisor
-from kata_configuration.pod_annotations import near_miss
 
 Write = Callable[..., Path]
 PREFIX = "io.katacontainers.config."

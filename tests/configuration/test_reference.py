@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kata_configuration import reference
-from kata_configuration.facts import every_key
+from kata_configuration.judge.removed_keys import KEYS
 from kata_configuration.models import TABLES
-from kata_configuration.tombstones import KEYS
+from kata_configuration.tell import reference
+from kata_configuration.tell.facts import every_key
 from kata_runtime.ctl.main import main
 
 PAGE = Path(__file__).parents[2] / "docs/configuration.md"

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata_configuration import Diagnostic, Severity, lint, reports, sarif
+from kata_configuration import Diagnostic, Severity, lint
 from kata_configuration.diagnostics import Code, Edit
+from kata_configuration.tell import reports, sarif
 
 Write = Callable[..., Path]
 

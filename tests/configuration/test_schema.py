@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 import corpus
-from kata_configuration import lint, schema
+from kata_configuration import lint
 from kata_configuration.diagnostics import Code
 from kata_configuration.models import HYPERVISORS, TABLES
 from kata_configuration.models.base import inner_table
+from kata_configuration.parse.toml_text import value_text
 from kata_configuration.sandbox_option import DENY_ALL
-from kata_configuration.template import shipped
-from kata_configuration.toml_text import value_text
+from kata_configuration.tell import schema
+from kata_configuration.tell.template import shipped
 from kata_runtime.ctl.main import main
 
 Write = Callable[..., Path]

@@ -11,8 +11,8 @@ from kata_configuration import lint, load
 from kata_configuration.models import AVAILABLE, HYPERVISORS, INEFFECTIVE, PLANNED, TABLES, Table
 from kata_configuration.models.base import About, inner_table
 from kata_configuration.sandbox_option import DENY_ALL
-from kata_configuration.template import SETTINGS, SHIPPED, shipped
-from kata_hypervisor.registry import DRIVERS, UNIKERNEL_MONITORS
+from kata_configuration.tell.template import SETTINGS, SHIPPED, shipped
+from kata_hypervisor.registry import DRIVERS, UNIKERNEL_VMMS
 
 FILE = SHIPPED / "configuration-qemu.toml"
 ROOT = Path(__file__).parents[2]
@@ -36,7 +36,7 @@ def test_the_wheel_has_them_in_the_package() -> None:
 
 @pytest.mark.parametrize("name", AVAILABLE)
 def test_a_shipped_file_is_what_the_models_write(name: str) -> None:
-    # After a change of a model: python -m kata_configuration.template NAME > the file
+    # After a change of a model: python -m kata_configuration.tell.template NAME > the file
     assert (SHIPPED / f"configuration-{name}.toml").read_text(encoding="utf-8") == shipped(name)
 
 
@@ -59,7 +59,7 @@ def test_only_a_missing_driver_is_said_of_a_template(name: str, tmp_path: Path) 
 
 
 def test_what_can_be_selected_is_what_has_a_driver() -> None:
-    assert set(AVAILABLE) == {*DRIVERS, *UNIKERNEL_MONITORS}
+    assert set(AVAILABLE) == {*DRIVERS, *UNIKERNEL_VMMS}
 
 
 @pytest.mark.parametrize("name", HYPERVISORS)

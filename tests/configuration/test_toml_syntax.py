@@ -14,8 +14,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from kata_configuration.diagnostics import Code, KeyPath
-from kata_configuration.spans import SpanIndex
-from kata_configuration.syntax import MAX_FAULTS, parse
+from kata_configuration.parse.spans import SpanIndex
+from kata_configuration.parse.syntax import MAX_FAULTS, parse
 
 
 def places(text: str) -> list[tuple[str, int, int]]:

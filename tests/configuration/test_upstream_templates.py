@@ -14,8 +14,8 @@ import pytest
 
 import upstream
 from kata_configuration import Severity, lint
-from kata_configuration.migration import migrate
 from kata_configuration.models import AVAILABLE
+from kata_configuration.tell.migration import migrate
 
 pytestmark = pytest.mark.skipif(bool(upstream.why_not()), reason=upstream.why_not() or "never")
 

@@ -17,9 +17,9 @@ from kata_configuration.models.cloud_hypervisor import CloudHypervisor
 from kata_configuration.models.firecracker import Firecracker
 from kata_configuration.models.qemu import QemuHypervisor
 from kata_configuration.models.solo5 import Solo5Hvt, Solo5Spt
-from kata_hypervisor import fitness
+from kata_hypervisor import host_checks
 from kata_hypervisor.cloud_hypervisor.driver import CloudHypervisorDriver
-from kata_hypervisor.contract import Monitor, SharedDirectory, UnikernelSpec, VmSpec
+from kata_hypervisor.contract import SharedDirectory, UnikernelSpec, Vmm, VmSpec
 from kata_hypervisor.errors import HostUnfitError, HypervisorError, UnikernelError
 from kata_hypervisor.firecracker.driver import FirecrackerDriver
 from kata_hypervisor.qemu.driver import Qemu
@@ -97,7 +97,7 @@ class Ground:
         return SharedDirectory(self.directory / "shared")
 
 
-Start = tuple[Monitor, Any]
+Start = tuple[Vmm, Any]
 
 
 def _qemu(ground: Ground, **changes: Any) -> Start:
@@ -159,7 +159,7 @@ EVERY = {**VMMS, **TENDERS, **HELPERS}
 @pytest.fixture
 async def ground(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Ground]:
     """A ground; afterwards no process, descriptor or file of its machine is left."""
-    monkeypatch.setattr(fitness, "KVM", Path(os.devnull))
+    monkeypatch.setattr(host_checks, "KVM", Path(os.devnull))
     for name in ("bin", "pod", "shared"):
         (tmp_path / name).mkdir()
     for name in ("kernel", "initrd"):

@@ -9,7 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata_hypervisor.seccomp.proof import ThreadConfinement, find_breach, inherited_filters, read_threads
+from kata_hypervisor.seccomp.confinement import (
+    ThreadConfinement,
+    find_breach,
+    inherited_filters,
+    read_threads,
+)
 
 
 def write_status(proc: Path, pid: int, tid: int, text: str) -> None:

@@ -80,7 +80,7 @@ async def test_proven_when_it_runs(bench: Bench) -> None:
     if bench.in_process is not None:
         pytest.skip(bench.in_process)
     async with Running(bench) as machine:
-        await machine.prove()
+        await machine.verify_confinement()
         threads = await bench.host.confinement(machine.processes[0].child)
         confined = [thread for thread in threads if thread.confined]
         assert len(confined) >= 2
@@ -200,7 +200,7 @@ async def test_pause_and_resume(bench: Bench, not_supported: Mark) -> None:
         async def use() -> None:
             await machine.pause()
             await machine.resume()
-            await machine.prove()
+            await machine.verify_confinement()
 
         await try_or_refuse(machine.capabilities.pause, "pause", not_supported, use())
 

@@ -12,7 +12,7 @@ import pytest
 
 import taps
 import unikernel_subjects as subjects
-from kata_hypervisor.contract import BlockFile, UnikernelMonitor, UnikernelSpec
+from kata_hypervisor.contract import BlockFile, UnikernelSpec, UnikernelVmm
 from kata_hypervisor.errors import HypervisorError, LaunchError, NotSupportedError, UnikernelError
 from kata_hypervisor.host import ExitStatus
 from unikernel_subjects import Bench
@@ -44,7 +44,7 @@ class Running:
         self.monitor = bench.make()
         self._bench = bench
 
-    async def __aenter__(self) -> UnikernelMonitor:
+    async def __aenter__(self) -> UnikernelVmm:
         await self.monitor.prepare(self._bench.spec_for("spin"))
         await self.monitor.run()
         async with asyncio.timeout(BUDGET):
@@ -63,7 +63,7 @@ async def test_prepared_nothing_of_it_has_run(bench: Bench) -> None:
         await monitor.prepare(bench.spec_for("echo words"))
         assert (bench.printed(), monitor.console_tail) == (b"", "")
         assert [process.role for process in monitor.processes] == ["vmm"]
-        for early in (monitor.pause, monitor.resume, monitor.prove):
+        for early in (monitor.pause, monitor.resume, monitor.verify_confinement):
             with pytest.raises(HypervisorError):
                 await early()
     finally:
@@ -74,7 +74,7 @@ async def test_proven_when_it_runs(bench: Bench) -> None:
     if bench.in_process is not None:
         pytest.skip(bench.in_process)
     async with Running(bench) as monitor:
-        await monitor.prove()
+        await monitor.verify_confinement()
         threads = await bench.host.confinement(monitor.processes[0].child)
         assert [thread.tid for thread in threads if not thread.confined] == []
 
@@ -124,7 +124,7 @@ async def test_a_network_device(bench: Bench, way: str, not_supported: Mark) -> 
 
 
 async def prepare_or_refuse(
-    monitor: UnikernelMonitor, spec: UnikernelSpec, able: bool, capability: str, mark: Mark
+    monitor: UnikernelVmm, spec: UnikernelSpec, able: bool, capability: str, mark: Mark
 ) -> None:
     """Prepare what the monitor says that it can run; of what it cannot, see that it refuses."""
     if able:
@@ -150,7 +150,7 @@ async def test_pause_and_resume(bench: Bench) -> None:
     async with Running(bench) as monitor:
         await monitor.pause()
         await monitor.resume()
-        await monitor.prove()
+        await monitor.verify_confinement()
 
 
 async def test_stop_is_an_end_on_request_and_idempotent(bench: Bench) -> None:

@@ -15,7 +15,7 @@ from kata_hypervisor.dragonball.control import Control
 from kata_hypervisor.dragonball.memory import GuestMemory
 from kata_hypervisor.dragonball.virtio import vhost
 from kata_hypervisor.dragonball.virtio.balloon import Balloon
-from kata_hypervisor.dragonball.virtio.device import VERSION_1, DeviceError, QueueSetup, Wires
+from kata_hypervisor.dragonball.virtio.device import VERSION_1, DeviceContext, DeviceError, QueueSetup
 from kata_hypervisor.dragonball.virtio.entropy import Entropy
 from kata_hypervisor.dragonball.virtio.local import LocalDevice
 from kata_hypervisor.dragonball.virtio.network import NO_TAP, Network
@@ -51,10 +51,10 @@ class Bench:
 
     def __init__(self, device: LocalDevice) -> None:
         self.device = device
-        self.heard = Heard()
+        self.future = Heard()
         self.kick = os.eventfd(0)
         self.driver = VirtqueueDriver()
-        device.connect(Wires(self.driver.memory, [self.kick], -1, self.heard))
+        device.connect(DeviceContext(self.driver.memory, [self.kick], -1, self.future))
 
     def start(self, *indices: int) -> None:
         """Set up some queues, all of them the one that there is."""
@@ -87,7 +87,7 @@ def entropy() -> Iterator[Bench]:
 def test_what_was_offered_before_the_start_is_served(entropy: Bench) -> None:
     (address,) = entropy.driver.offer([], [5])
     entropy.start(0)
-    assert entropy.heard.next() == "used"
+    assert entropy.future.next() == "used"
     assert entropy.driver.used == [(0, 5)]
     assert entropy.driver.memory.read(address, 5) == b"\1\2\3\4\5"
 
@@ -96,7 +96,7 @@ def test_a_request_gets_a_page_at_most(entropy: Bench) -> None:
     entropy.start(0)
     entropy.driver.offer([], [5000, 5000])
     entropy.notify()
-    assert entropy.heard.next() == "used"
+    assert entropy.future.next() == "used"
     assert entropy.driver.used == [(0, 4096)]
 
 
@@ -104,21 +104,21 @@ def test_a_broken_driver_breaks_its_own_device_until_it_resets_it(entropy: Bench
     entropy.start(0)
     entropy.driver.set_index(9)
     entropy.notify()
-    assert entropy.heard.next() == "needs reset"
+    assert entropy.future.next() == "needs reset"
     entropy.driver.set_index(0)
     entropy.notify()
     entropy.device.reset()
     entropy.driver.offer([], [1])
     entropy.start(0)
-    assert entropy.heard.next() == "used"
-    assert entropy.heard.events.empty()
+    assert entropy.future.next() == "used"
+    assert entropy.future.events.empty()
 
 
 def test_a_request_without_room_needs_a_reset(entropy: Bench) -> None:
     entropy.start(0)
     entropy.driver.offer([b"x"], [])
     entropy.notify()
-    assert entropy.heard.next() == "needs reset"
+    assert entropy.future.next() == "needs reset"
 
 
 def test_after_a_reset_nothing_is_touched(entropy: Bench) -> None:
@@ -128,7 +128,7 @@ def test_after_a_reset_nothing_is_touched(entropy: Bench) -> None:
     entropy.notify()
     entropy.device.reset()
     assert entropy.driver.used == []
-    assert entropy.heard.events.empty()
+    assert entropy.future.events.empty()
 
 
 def test_a_storm_of_notifications_is_one(entropy: Bench) -> None:
@@ -137,8 +137,8 @@ def test_a_storm_of_notifications_is_one(entropy: Bench) -> None:
         entropy.notify()
     entropy.driver.offer([], [5])
     entropy.notify()
-    assert entropy.heard.next() == "used"
-    assert entropy.heard.events.empty()
+    assert entropy.future.next() == "used"
+    assert entropy.future.events.empty()
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_pages_in_memory_are_taken(balloon: Bench, frames: bytes) -> None:
     balloon.start(0)
     balloon.driver.offer([frames], [])
     balloon.notify()
-    assert balloon.heard.next() == "used"
+    assert balloon.future.next() == "used"
 
 
 @pytest.mark.parametrize("frames", [b"123", struct.pack("<I", 64), struct.pack("<I", 2**32 - 1)])
@@ -162,14 +162,14 @@ def test_pages_elsewhere_are_refused(balloon: Bench, frames: bytes) -> None:
     balloon.start(0)
     balloon.driver.offer([frames], [])
     balloon.notify()
-    assert balloon.heard.next() == "needs reset"
+    assert balloon.future.next() == "needs reset"
 
 
 def test_a_report_names_memory_by_its_buffers(balloon: Bench) -> None:
     balloon.start(2)
     balloon.driver.offer([], [4096, 8192])
     balloon.notify()
-    assert balloon.heard.next() == "used"
+    assert balloon.future.next() == "used"
     balloon.device.configure(4, struct.pack("<I", 7))
     balloon.device.configure(0, b"1234")
     assert balloon.device.configuration == struct.pack("<II", 0, 7)
@@ -207,7 +207,7 @@ SETUPS = [QueueSetup(index, 8, 0x1000 + index * 0x4000, 0x2000, 0x3000) for inde
 def test_vsock_is_the_kernels(requests: Requests, memory: GuestMemory) -> None:
     device = Socket(os.memfd_create("vsock"), 42)
     assert device.configuration == struct.pack("<Q", 42)
-    device.connect(Wires(memory, [70, 71], 80, Heard()))
+    device.connect(DeviceContext(memory, [70, 71], 80, Heard()))
     region = struct.pack("<4Q", 0, memory.size, memory.address, 0)
     assert requests[1][1:] == (vhost.VHOST_SET_MEM_TABLE, struct.pack("<II", 1, 0) + region + bytes(7 * 32))
     assert device.features == VERSION_1 | 3 << 28
@@ -236,7 +236,7 @@ def test_a_queue_outside_of_the_memory_never_reaches_the_kernel(
     requests: Requests, memory: GuestMemory
 ) -> None:
     device = Socket(os.memfd_create("vsock"), 42)
-    device.connect(Wires(memory, [70, 71], 80, Heard()))
+    device.connect(DeviceContext(memory, [70, 71], 80, Heard()))
     with pytest.raises(DeviceError, match="queue 0: no guest memory"):
         device.activate(VERSION_1, [QueueSetup(0, 8, 0x1000, memory.size - 2, 0)])
     assert vhost.VHOST_SET_VRING_ADDR not in [request for _, request, _ in requests]
@@ -246,7 +246,7 @@ def test_a_queue_outside_of_the_memory_never_reaches_the_kernel(
 def test_the_network_is_the_kernels(requests: Requests, memory: GuestMemory) -> None:
     device = Network(os.memfd_create("tap"), os.memfd_create("vhost"), b"\2\0\0\0\0\1", 1400)
     assert device.configuration == b"\2\0\0\0\0\1" + struct.pack("<HHH", 1, 1, 1400)
-    device.connect(Wires(memory, [70, 71], 80, Heard()))
+    device.connect(DeviceContext(memory, [70, 71], 80, Heard()))
     requests.clear()
     device.activate(VERSION_1 | 1 << 5 | 1 << 15, SETUPS[:2])
     assert requests[0][2] == struct.pack("<Q", VERSION_1 | 1 << 15)
@@ -266,7 +266,7 @@ def test_a_network_interface_without_a_tap_gets_one_and_loses_it(
 ) -> None:
     device = Network(NO_TAP, os.memfd_create("vhost"))
     assert device.configuration == bytes(6) + struct.pack("<HHH", 0, 1, 1500)
-    device.connect(Wires(memory, [70, 71], 80, Heard()))
+    device.connect(DeviceContext(memory, [70, 71], 80, Heard()))
     device.insert(os.memfd_create("tap"), b"\2\0\0\0\0\1")
     assert device.configuration == b"\2\0\0\0\0\1" + struct.pack("<HHH", 1, 1, 1500)
     assert vhost.VHOST_NET_SET_BACKEND not in [request for _, request, _ in requests]
@@ -290,13 +290,13 @@ def test_a_kernel_that_refuses_is_told(monkeypatch: pytest.MonkeyPatch, memory: 
         raise OSError(16, "Device or resource busy")
 
     monkeypatch.setattr(fcntl, "ioctl", refuse)
-    wires = Wires(memory, [70, 71], 80, Heard())
+    context = DeviceContext(memory, [70, 71], 80, Heard())
     vsock = Socket(os.memfd_create("vsock"), 42)
     with pytest.raises(HostUnfitError, match="vhost-vsock: Device or resource busy"):
-        vsock.connect(wires)
+        vsock.connect(context)
     network = Network(os.memfd_create("tap"), os.memfd_create("vhost"), bytes(6))
     with pytest.raises(HostUnfitError, match="use /dev/vhost-net: Device or resource busy"):
-        network.connect(wires)
+        network.connect(context)
     vsock.close()
     network.close()
 

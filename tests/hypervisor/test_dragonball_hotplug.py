@@ -22,7 +22,7 @@ from kata_hypervisor.dragonball.hotplug import Hotplug
 from kata_hypervisor.dragonball.slots import PRESENT, Slot, States
 from kata_hypervisor.dragonball.virtio import vhost
 from kata_hypervisor.dragonball.virtio.block import Block
-from kata_hypervisor.dragonball.virtio.device import VERSION_1, Wires
+from kata_hypervisor.dragonball.virtio.device import VERSION_1, DeviceContext
 from kata_hypervisor.dragonball.virtio.mmio import Register, Registers
 from kata_hypervisor.dragonball.virtio.network import NO_TAP, Network
 from kata_hypervisor.errors import HypervisorError, NotSupportedError
@@ -40,16 +40,16 @@ class Guest:
         self.states = States(self._look)
         self.slots: list[Slot[Any]] = []
         self.looks = 0
-        self._kicks: list[int] = []
+        self._notify_fds: list[int] = []
         self._memory = VirtqueueDriver().memory
         self._loop = asyncio.get_running_loop()
 
     def add_slot(self, device: Any) -> Slot[Any]:
         """See Machine."""
         registers = Registers(device, self._interrupt, self.control.call)
-        kicks = [os.eventfd(0) for _ in set(device.kick_groups)]
-        self._kicks += kicks
-        device.connect(Wires(self._memory, kicks, -1, registers))
+        notify_fds = [os.eventfd(0) for _ in set(device.notify_groups)]
+        self._notify_fds += notify_fds
+        device.connect(DeviceContext(self._memory, notify_fds, -1, registers))
         self.slots.append(Slot(self.states.add(), device, registers))
         return self.slots[-1]
 
@@ -77,7 +77,7 @@ class Guest:
         for slot in self.slots:
             slot.device.close()
         self.control.close()
-        for kick in self._kicks:
+        for kick in self._notify_fds:
             os.close(kick)
 
 

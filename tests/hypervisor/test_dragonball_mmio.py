@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata_hypervisor.dragonball.virtio.device import VERSION_1, Device, DeviceError, QueueSetup, Wires
+from kata_hypervisor.dragonball.virtio.device import VERSION_1, Device, DeviceContext, DeviceError, QueueSetup
 from kata_hypervisor.dragonball.virtio.mmio import Registers
 
 FEATURE = 1 << 5
@@ -22,15 +22,15 @@ class FakeDevice(Device):
     kind = 2
     features = VERSION_1 | FEATURE
     queue_sizes = (16, 8)
-    kick_groups = (0, None)
+    notify_groups = (0, None)
     configuration = b"config"
 
     def __init__(self, fails: bool = False) -> None:
         self.fails = fails
         self.calls: list[object] = []
 
-    def connect(self, wires: Wires) -> None:
-        self.calls.append(wires)
+    def connect(self, context: DeviceContext) -> None:
+        self.calls.append(context)
 
     def configure(self, offset: int, data: bytes) -> None:
         self.calls.append((offset, data))

@@ -20,7 +20,13 @@ from kata_hypervisor.dragonball.processor_state import IA32_TSC, IA32_TSC_DEADLI
 from kata_hypervisor.dragonball.saved_state import Fields, decode, encode
 from kata_hypervisor.dragonball.virtio import vhost
 from kata_hypervisor.dragonball.virtio.block import Block, Medium
-from kata_hypervisor.dragonball.virtio.device import EVENT_INDEX, VERSION_1, DeviceError, QueueSetup, Wires
+from kata_hypervisor.dragonball.virtio.device import (
+    EVENT_INDEX,
+    VERSION_1,
+    DeviceContext,
+    DeviceError,
+    QueueSetup,
+)
 from kata_hypervisor.dragonball.virtio.filesystem import FileSystem
 from kata_hypervisor.dragonball.virtio.mmio import Registers
 from kata_hypervisor.dragonball.virtio.network import Network
@@ -158,18 +164,18 @@ def test_a_queue_goes_on_at_its_position(start: int) -> None:
 
 
 def test_a_thread_that_is_frozen_serves_nothing() -> None:
-    driver, heard, kick = VirtqueueDriver(), Heard(), os.eventfd(0)
+    driver, future, kick = VirtqueueDriver(), Heard(), os.eventfd(0)
     device = Block(Medium(-1, 0, read_only=True))
-    device.connect(Wires(driver.memory, [kick], -1, heard))
+    device.connect(DeviceContext(driver.memory, [kick], -1, future))
     device.activate(VERSION_1, [driver.setup])
     assert device.freeze() == {0: 0}
     driver.offer([struct.pack("<IIQ", 8, 0, 0)], [20, 1])
     os.eventfd_write(kick, 1)
     assert driver.used == []
     device.thaw()
-    assert heard.next() == "used"
+    assert future.next() == "used"
     device.awaken()
-    assert heard.next() == "configuration"
+    assert future.next() == "configuration"
     assert device.freeze() == {0: 1}
     device.thaw()
     device.close()
@@ -208,7 +214,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 
 
 @pytest.fixture
-def kicks() -> Iterator[list[int]]:
+def notify_fds() -> Iterator[list[int]]:
     """The eventfds of two queues."""
     events = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2)]
     yield events
@@ -218,13 +224,13 @@ def kicks() -> Iterator[list[int]]:
 
 @pytest.mark.parametrize("features", [VERSION_1, VERSION_1 | EVENT_INDEX])
 def test_a_copys_vsock_waits_until_the_driver_knows_its_id(
-    kernel: Kernel, kicks: list[int], features: int
+    kernel: Kernel, notify_fds: list[int], features: int
 ) -> None:
     driver = VirtqueueDriver(index=2)
     others = [QueueSetup(index, 8, 0x8000, 0x9000, 0xA000, 5) for index in range(2)]
     (address,) = driver.offer([], [8])
     device = Socket(os.memfd_create("vsock"), 42)
-    device.connect(Wires(driver.memory, kicks, 80, Heard()))
+    device.connect(DeviceContext(driver.memory, notify_fds, 80, Heard()))
     device.activate(features, [*others, driver.setup])
     bases = [value for name, value in kernel.asked if name == vhost.VHOST_SET_VRING_BASE]
     assert bases == [struct.pack("<II", index, 5) for index in range(2)]
@@ -237,7 +243,7 @@ def test_a_copys_vsock_waits_until_the_driver_knows_its_id(
         assert driver.memory.read(USED + 4 + 8 * 8, 2) == b"\1\0"  # tell me of the second buffer
     device.notified(2)
     assert kernel.running() == [1]
-    assert [os.eventfd_read(kick) for kick in kicks] == [1, 1]
+    assert [os.eventfd_read(kick) for kick in notify_fds] == [1, 1]
     device.notified(2)
     assert kernel.running() == []
     assert device.freeze() == {0: 5, 1: 5, 2: 1}
@@ -251,20 +257,20 @@ def test_a_copys_vsock_waits_until_the_driver_knows_its_id(
     device.close()
 
 
-def test_a_vsock_driver_without_a_buffer_for_events_is_refused(kernel: Kernel, kicks: list[int]) -> None:
+def test_a_vsock_driver_without_a_buffer_for_events_is_refused(kernel: Kernel, notify_fds: list[int]) -> None:
     driver = VirtqueueDriver(index=2)
     device = Socket(os.memfd_create("vsock"), 42)
-    device.connect(Wires(driver.memory, kicks, 80, Heard()))
+    device.connect(DeviceContext(driver.memory, notify_fds, 80, Heard()))
     device.activate(VERSION_1, [driver.setup])
     with pytest.raises(DeviceError, match="no room for the news"):
         device.awaken()
     device.close()
 
 
-def test_a_network_is_let_go_of_and_taken_again(kernel: Kernel, kicks: list[int]) -> None:
+def test_a_network_is_let_go_of_and_taken_again(kernel: Kernel, notify_fds: list[int]) -> None:
     memory = GuestMemory.allocate(2 * MIB)
     device = Network(os.memfd_create("tap"), os.memfd_create("vhost"), bytes(6))
-    device.connect(Wires(memory, kicks, 80, Heard()))
+    device.connect(DeviceContext(memory, notify_fds, 80, Heard()))
     assert device.freeze() == {}
     device.thaw()
     device.activate(VERSION_1, [QueueSetup(index, 8, 0x1000, 0x2000, 0x3000) for index in range(2)])
@@ -281,7 +287,7 @@ def test_a_network_is_let_go_of_and_taken_again(kernel: Kernel, kicks: list[int]
 def test_a_file_system_that_nobody_serves_can_be_saved() -> None:
     driver = VirtqueueDriver()
     device = FileSystem(None, "tag", 8)
-    device.connect(Wires(driver.memory, [], 80, Heard()))
+    device.connect(DeviceContext(driver.memory, [], 80, Heard()))
     device.activate(VERSION_1, [driver.setup])
     assert device.freeze() == {}
     device.thaw()
@@ -366,10 +372,10 @@ def test_no_guest_waits_for_pages_of_the_host_by_itself() -> None:
 
 def test_another_processor_is_named_by_its_leaf() -> None:
     here = table((1, 2), (7, 8))
-    cpuid.compare(cpuid.words_of(here), here)
+    cpuid.compare(cpuid.entries_of(here), here)
     with pytest.raises(SnapshotError, match=r"leaf 0x7 was 00000009 .*, is 00000008"):
-        cpuid.compare(cpuid.words_of(table((1, 2), (7, 9))), here)
+        cpuid.compare(cpuid.entries_of(table((1, 2), (7, 9))), here)
     with pytest.raises(SnapshotError, match="leaf 0x7 was missing, is 00000008"):
-        cpuid.compare(cpuid.words_of(table((1, 2))), here)
+        cpuid.compare(cpuid.entries_of(table((1, 2))), here)
     with pytest.raises(SnapshotError, match=r"leaf 0x9 was 00000001 .*, is missing"):
-        cpuid.compare(cpuid.words_of(table((1, 2), (7, 8), (9, 1))), here)
+        cpuid.compare(cpuid.entries_of(table((1, 2), (7, 8), (9, 1))), here)

@@ -12,7 +12,7 @@ import pytest
 
 from kata_hypervisor import registry
 from kata_hypervisor.contract import VmSpec
-from kata_hypervisor.dragonball import beginning, template
+from kata_hypervisor.dragonball import boot_source, template
 from kata_hypervisor.dragonball.machine import Board, Machine
 from kata_hypervisor.dragonball.saved_state import decode
 from kata_hypervisor.dragonball.template import Saving, Template, identity_of
@@ -184,16 +184,16 @@ def test_nothing_is_written_over(saved: VmSpec) -> None:
 def test_what_a_machine_begins_with(saved: VmSpec) -> None:
     board = Board(1, 2 << 20)
     with ExitStack() as ours:
-        begin, saving = beginning.choose(saved, LINE, DEVICES, ours)
-        assert isinstance(begin, beginning.Restore)
+        begin, saving = boot_source.choose(saved, LINE, DEVICES, ours)
+        assert isinstance(begin, boot_source.Restore)
         assert saving is None
         assert begin.prepare(board).private
         assert not begin.prepare(replace(board, huge=True)).private
-        begin, _ = beginning.choose(replace(saved, vcpus=2), LINE, DEVICES, ours)
-        assert isinstance(begin, beginning.Boot)
+        begin, _ = boot_source.choose(replace(saved, vcpus=2), LINE, DEVICES, ours)
+        assert isinstance(begin, boot_source.Boot)
         assert begin.warnings[0].startswith("this machine is booted, not started from its template: ")
-        begin, _ = beginning.choose(replace(saved, template=None), LINE, DEVICES, ours)
-        assert (type(begin), begin.warnings, begin.prepare(board)) == (beginning.Boot, (), board)
+        begin, _ = boot_source.choose(replace(saved, template=None), LINE, DEVICES, ours)
+        assert (type(begin), begin.warnings, begin.prepare(board)) == (boot_source.Boot, (), board)
 
 
 def test_what_is_saved_is_one_document(saved: VmSpec) -> None:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kata_hypervisor.dragonball.memory import GuestMemory, regions_of
-from kata_hypervisor.dragonball.virtio.device import VERSION_1, DeviceError, QueueSetup, Wires
+from kata_hypervisor.dragonball.virtio.device import VERSION_1, DeviceContext, DeviceError, QueueSetup
 from kata_hypervisor.dragonball.virtio.filesystem import FileSystem
 from kata_hypervisor.dragonball.virtio.vhost_user import (
     PROTOCOL_FEATURES,
@@ -105,9 +105,9 @@ def memory() -> Iterator[GuestMemory]:
     memory.close()
 
 
-def wires(memory: GuestMemory) -> Wires:
+def context(memory: GuestMemory) -> DeviceContext:
     """Any descriptor will do for what a backend only passes to its kernel."""
-    return Wires(memory, (memory.descriptor,) * 2, memory.descriptor, Silent())
+    return DeviceContext(memory, (memory.descriptor,) * 2, memory.descriptor, Silent())
 
 
 SETUPS = [QueueSetup(0, 8, 0x1000, 0x2000, 0x3000), QueueSetup(1, 16, 0x4000, 0x5000, 0x6000)]
@@ -119,7 +119,7 @@ def test_a_device_is_negotiated_started_and_stopped(
     backend = fake()
     device = FileSystem(backend.ours, "kataShared", 1024)
     assert device.configuration == b"kataShared".ljust(36, b"\0") + b"\x01\0\0\0"
-    device.connect(wires(memory))
+    device.connect(context(memory))
     assert device.features == VERSION_1 | 1 << 29
     assert backend.kinds == [3, 1, 15, 16, 5]
     regions = struct.pack("<IIQQQQ", 1, 0, 0, memory.size, memory.address, 0)
@@ -139,7 +139,7 @@ def test_a_device_is_negotiated_started_and_stopped(
 def test_a_backend_that_acknowledges_nothing(fake: Callable[..., FakeBackend], memory: GuestMemory) -> None:
     backend = fake(protocol=0)
     device = FileSystem(backend.ours, "x", 8)
-    device.connect(wires(memory))
+    device.connect(context(memory))
     device.activate(VERSION_1, SETUPS[:1])
     device.reset()
     assert backend.kinds == [3, 1, 15, 16, 5, 2, 8, 10, 9, 13, 12, 18, 11]
@@ -147,7 +147,7 @@ def test_a_backend_that_acknowledges_nothing(fake: Callable[..., FakeBackend], m
 
 def test_a_refusal_is_the_devices_failure(fake: Callable[..., FakeBackend], memory: GuestMemory) -> None:
     device = FileSystem(fake(refused=9).ours, "x", 8)
-    device.connect(wires(memory))
+    device.connect(context(memory))
     with pytest.raises(DeviceError, match="virtiofsd: the backend refuses SET_VRING_ADDR"):
         device.activate(VERSION_1, SETUPS)
 
@@ -157,12 +157,12 @@ def test_a_refusal_at_the_start_is_the_machines(
 ) -> None:
     device = FileSystem(fake(refused=5).ours, "x", 8)
     with pytest.raises(LaunchError, match="virtiofsd: the backend refuses SET_MEM_TABLE"):
-        device.connect(wires(memory))
+        device.connect(context(memory))
 
 
 def test_a_queue_outside_of_the_memory(fake: Callable[..., FakeBackend], memory: GuestMemory) -> None:
     device = FileSystem(fake().ours, "x", 8)
-    device.connect(wires(memory))
+    device.connect(context(memory))
     with pytest.raises(DeviceError, match="queue 1: no guest memory"):
         device.activate(VERSION_1, [QueueSetup(1, 8, memory.size, 0, 0)])
 

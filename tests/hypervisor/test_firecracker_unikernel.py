@@ -14,7 +14,7 @@ import pytest
 
 import openapi
 from kata_configuration.models.firecracker import Firecracker
-from kata_hypervisor import fitness
+from kata_hypervisor import host_checks
 from kata_hypervisor.contract import BlockFile, NetTap, UnikernelSpec
 from kata_hypervisor.errors import (
     ConfinementError,
@@ -53,7 +53,7 @@ Make = Callable[..., Rig]
 @pytest.fixture
 async def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
     """Makes a rig, once; descriptors, children and files are counted at the end."""
-    monkeypatch.setattr(fitness, "KVM", Path(os.devnull))
+    monkeypatch.setattr(host_checks, "KVM", Path(os.devnull))
     before = len(os.listdir("/proc/self/fd"))
     for name in ("bin", "run"):
         (tmp_path / name).mkdir()
@@ -80,7 +80,7 @@ async def live(rig: Rig, spec: UnikernelSpec, **settings: Any) -> tuple[str, ...
     monitor = rig.monitor(**settings)
     await monitor.prepare(spec)
     await monitor.run()
-    await monitor.prove()
+    await monitor.verify_confinement()
     await monitor.stop()
     return monitor.warnings
 

@@ -6,8 +6,8 @@ import pytest
 
 from kata_configuration.models.qemu import QemuHypervisor
 from kata_hypervisor.host import ExitStatus
+from kata_hypervisor.output_tail import Tail
 from kata_hypervisor.qemu.diagnosis import Ending
-from kata_hypervisor.tail import Tail
 
 
 def describe(

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from fake_qemu import GREETING
-from kata_hypervisor.qemu.monitor import MESSAGE_LIMIT, Monitor, MonitorError
+from kata_hypervisor.qemu.qmp import MESSAGE_LIMIT, QmpClient, QmpError
 
 
 class Peer:
@@ -33,10 +33,10 @@ class Peer:
 
 
 @pytest.fixture
-async def pair() -> AsyncIterator[tuple[Monitor, Peer]]:
+async def pair() -> AsyncIterator[tuple[QmpClient, Peer]]:
     """A connected monitor and its peer."""
     ours, theirs = socket.socketpair()
-    monitor, peer = Monitor(ours), Peer(theirs)
+    monitor, peer = QmpClient(ours), Peer(theirs)
     await peer.send(GREETING + b'{"return": {}}\n')
     await monitor.connect()
     assert (await peer.receive())["execute"] == "qmp_capabilities"
@@ -46,7 +46,7 @@ async def pair() -> AsyncIterator[tuple[Monitor, Peer]]:
     assert ours.fileno() == -1
 
 
-async def test_a_refusal_is_told_in_qemus_words(pair: tuple[Monitor, Peer]) -> None:
+async def test_a_refusal_is_told_in_qemus_words(pair: tuple[QmpClient, Peer]) -> None:
     monitor, peer = pair
     asking = asyncio.ensure_future(monitor.execute("dance"))
     request = await peer.receive()
@@ -54,7 +54,7 @@ async def test_a_refusal_is_told_in_qemus_words(pair: tuple[Monitor, Peer]) -> N
         json.dumps({"id": request["id"], "error": {"class": "GenericError", "desc": "no legs"}}).encode()
     )
     await peer.send(b"\n")
-    with pytest.raises(MonitorError, match='did not perform "dance": no legs'):
+    with pytest.raises(QmpError, match='did not perform "dance": no legs'):
         await asking
 
 
@@ -62,24 +62,24 @@ async def test_a_refusal_is_told_in_qemus_words(pair: tuple[Monitor, Peer]) -> N
     "end", [b"", b"garbage\n", b"x" * (MESSAGE_LIMIT + 1)], ids=["eof", "garbage", "endless"]
 )
 async def test_a_connection_that_ends_or_goes_wrong_fails_what_is_asked(
-    pair: tuple[Monitor, Peer], end: bytes
+    pair: tuple[QmpClient, Peer], end: bytes
 ) -> None:
     monitor, peer = pair
     asking = asyncio.ensure_future(monitor.execute("stop"))
     await peer.receive()
     if end:
-        with pytest.raises(MonitorError):
+        with pytest.raises(QmpError):
             await asyncio.gather(asking, peer.send(end + b"\n"))
     else:
         peer.close()
-        with pytest.raises(MonitorError):
+        with pytest.raises(QmpError):
             await asking
     await monitor.wait_ended()
-    with pytest.raises(MonitorError):
+    with pytest.raises(QmpError):
         await monitor.execute("cont")
 
 
-async def test_the_first_reason_stands_and_a_flood_is_not_kept(pair: tuple[Monitor, Peer]) -> None:
+async def test_the_first_reason_stands_and_a_flood_is_not_kept(pair: tuple[QmpClient, Peer]) -> None:
     monitor, peer = pair
     assert monitor.shutdown_reason is None
     for reason in ("guest-reset", "host-error", "host-error"):
@@ -93,7 +93,7 @@ async def test_the_first_reason_stands_and_a_flood_is_not_kept(pair: tuple[Monit
 
 
 @pytest.mark.parametrize("data", ['"x"', "{}", '{"reason": 3}', "null"])
-async def test_an_event_of_another_shape_has_no_reason(pair: tuple[Monitor, Peer], data: str) -> None:
+async def test_an_event_of_another_shape_has_no_reason(pair: tuple[QmpClient, Peer], data: str) -> None:
     monitor, peer = pair
     await peer.send(b'{"event": "SHUTDOWN", "timestamp": {}, "data": %s}\n' % data.encode())
     peer.close()
@@ -104,11 +104,11 @@ async def test_an_event_of_another_shape_has_no_reason(pair: tuple[Monitor, Peer
 async def test_hanging_up_ends_a_handshake_that_is_under_way() -> None:
     ours, theirs = socket.socketpair()
     with theirs:
-        monitor = Monitor(ours)
+        monitor = QmpClient(ours)
         connecting = asyncio.ensure_future(monitor.connect())
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         await monitor.aclose()
-        with pytest.raises(MonitorError):
+        with pytest.raises(QmpError):
             await connecting
         assert ours.fileno() == -1

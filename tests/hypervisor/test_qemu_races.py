@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fake_qemu import CONFINED, UNCONFINED, FakeChild, FakeHost, FakeQemu, cannot_start, end_with, linger
+from fake_qemu import CONFINED, UNCONFINED, FakeChild, FakeHost, FakeQemu, cannot_start, end_with, settle
 from kata_configuration.models.qemu import QemuHypervisor
 from kata_hypervisor import vhost_vsock
 from kata_hypervisor.contract import SharedDirectory, VmSpec
@@ -21,7 +21,7 @@ from kata_hypervisor.host import ExitStatus
 from kata_hypervisor.qemu import driver
 from kata_hypervisor.qemu.command import AGENT, CONSOLE
 from kata_hypervisor.qemu.driver import Qemu
-from kata_hypervisor.seccomp.proof import ThreadConfinement
+from kata_hypervisor.seccomp.confinement import ThreadConfinement
 from machines import start
 
 
@@ -36,7 +36,7 @@ class Rig:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.host = FakeHost(qemu=FakeQemu(), virtiofsd=linger)
+        self.host = FakeHost(qemu=FakeQemu(), virtiofsd=settle)
         self.settings: dict[str, Any] = {"accelerator": "tcg", "path": "/bin/true"}
         self.budgets = {"start_budget": 20.0, "stop_budget": 20.0}
         for name in ("kernel", "virtiofsd", "shared"):
@@ -267,10 +267,10 @@ async def test_a_filter_that_nobody_configured_is_refused(rig: Rig) -> None:
 
 async def test_prove_reads_again(rig: Rig) -> None:
     async with running(rig) as machine:
-        await machine.prove()
+        await machine.verify_confinement()
         rig.host.threads = UNCONFINED
         with pytest.raises(ConfinementError, match="is in seccomp mode 0"):
-            await machine.prove()
+            await machine.verify_confinement()
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ async def test_a_machine_starts_once(rig: Rig) -> None:
 
 async def test_nothing_can_be_asked_of_a_machine_that_was_not_started(rig: Rig) -> None:
     machine = rig.driver()
-    for question in (machine.wait, machine.pause, machine.resume, machine.prove):
+    for question in (machine.wait, machine.pause, machine.resume, machine.verify_confinement):
         with pytest.raises(HypervisorError):
             await question()
     with pytest.raises(HypervisorError):

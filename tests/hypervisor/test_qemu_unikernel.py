@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fake_qemu import CONFINED, UNCONFINED, Behaviour, FakeHost, FakeQemu, cannot_start, end_with, linger
+from fake_qemu import CONFINED, UNCONFINED, Behaviour, FakeHost, FakeQemu, cannot_start, end_with, settle
 from kata_configuration.models.qemu import QemuHypervisor
 from kata_configuration.sandbox_option import DENY_ALL
 from kata_hypervisor.contract import BlockFile, NetTap, UnikernelSpec
@@ -205,7 +205,7 @@ async def test_one_that_does_not_start(
 
 
 async def test_one_that_hangs(rig: Rig, spec: UnikernelSpec) -> None:
-    rig.behave(linger)
+    rig.behave(settle)
     monitor = rig.monitor()
     monitor._start_budget = 0.05
     with pytest.raises(LaunchError, match=r"waiting for qemu's monitor: no answer within 0\.05 s"):
@@ -286,7 +286,7 @@ async def test_one_that_does_not_answer_is_killed(rig: Rig, spec: UnikernelSpec)
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing(rig: Rig, spec: UnikernelSpec) -> None:
-    rig.behave(linger)
+    rig.behave(settle)
     preparing = asyncio.ensure_future(rig.monitor().prepare(spec))
     await rig.host.until(lambda host: "qemu" in host.children)
     preparing.cancel()

@@ -10,7 +10,7 @@ import pytest
 from fake_qemu import FakeHost
 from kata_configuration.models.qemu import QemuHypervisor
 from kata_hypervisor import registry
-from kata_hypervisor.contract import Hypervisor, UnikernelMonitor
+from kata_hypervisor.contract import Hypervisor, UnikernelVmm
 from kata_hypervisor.errors import NotSupportedError
 
 
@@ -26,17 +26,17 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
 
 def test_a_table_without_a_kernel_makes_monitors_of_unikernels_only() -> None:
     table = QemuHypervisor(kernel="")
-    assert isinstance(registry.create_for_unikernel("qemu", table, FakeHost()), UnikernelMonitor)
+    assert isinstance(registry.create_for_unikernel("qemu", table, FakeHost()), UnikernelVmm)
     with pytest.raises(
         NotSupportedError, match='runs unikernels only, because its kernel is "", and neither'
     ):
         registry.create("qemu", table, FakeHost())
 
 
-@pytest.mark.parametrize("name", registry.UNIKERNEL_MONITORS)
+@pytest.mark.parametrize("name", registry.UNIKERNEL_VMMS)
 def test_every_monitor_exists(name: str) -> None:
-    module, _, attribute = registry.UNIKERNEL_MONITORS[name].partition(":")
-    assert issubclass(getattr(__import__(module, fromlist=[attribute]), attribute), UnikernelMonitor)
+    module, _, attribute = registry.UNIKERNEL_VMMS[name].partition(":")
+    assert issubclass(getattr(__import__(module, fromlist=[attribute]), attribute), UnikernelVmm)
 
 
 @pytest.mark.parametrize("name", registry.DRIVERS)

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 
 import openapi
-from kata_hypervisor import fitness, versions
+from kata_hypervisor import host_checks, versions
 from kata_hypervisor.contract import Disk, Tap, VmSpec
 from openapi import Description
 from rest_rig import RestRig
@@ -56,7 +56,7 @@ async def live_again(rig: RestRig, spec: VmSpec, template: Path, settings: dict[
 async def test_what_is_asked_and_answered_keeps_to_the_description(
     name: str, file: Path, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitness, "KVM", Path(os.devnull))
+    monkeypatch.setattr(host_checks, "KVM", Path(os.devnull))
     if name == "clh" and settings:
         settings = {**settings, "enable_mem_prealloc": True, "reclaim_guest_freed_memory": True}
     version = ".".join(map(str, versions.numbers_of(file.stem) or ()))

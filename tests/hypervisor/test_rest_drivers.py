@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kata_hypervisor import fitness
+from kata_hypervisor import host_checks
 from kata_hypervisor.contract import Disk, SharedDirectory, Tap
 from kata_hypervisor.errors import (
     ConfinementError,
@@ -38,7 +38,7 @@ Make = Callable[..., RestRig]
 @pytest.fixture
 async def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Make]:
     """Makes a rig, once; descriptors, children and files are counted at the end."""
-    monkeypatch.setattr(fitness, "KVM", Path(os.devnull))
+    monkeypatch.setattr(host_checks, "KVM", Path(os.devnull))
     before = len(os.listdir("/proc/self/fd"))
     rigs: list[RestRig] = []
 
@@ -140,7 +140,7 @@ async def test_a_virtual_cpu_with_the_filter_of_its_parent_only_ends_the_machine
 @pytest.mark.parametrize("name", NAMES)
 async def test_without_a_filter_as_configured_there_is_a_warning(make: Make, name: str) -> None:
     machine = await started(make(name), disable_seccomp=True)
-    await machine.prove()
+    await machine.verify_confinement()
     assert any("runs unconfined: disable_seccomp = true" in warning for warning in machine.warnings)
     await machine.stop()
 
@@ -261,7 +261,7 @@ async def test_a_pause_that_is_refused_says_why_and_the_machine_goes_on(make: Ma
         HypervisorError, match=r"cannot pause the virtual machine: .* with status 405: .*want to"
     ):
         await machine.pause()
-    await machine.prove()
+    await machine.verify_confinement()
     await machine.stop()
 
 
@@ -450,7 +450,7 @@ async def test_a_machine_is_used_once_and_in_order(make: Make, name: str) -> Non
     machine = rig.machine()
     with pytest.raises(LaunchError, match="it is not prepared"):
         await machine.run()
-    for question in (machine.wait, machine.pause, machine.resume, machine.prove):
+    for question in (machine.wait, machine.pause, machine.resume, machine.verify_confinement):
         with pytest.raises(HypervisorError):
             await question()
     await machine.prepare(rig.spec)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kata_hypervisor import fitness
+from kata_hypervisor import host_checks
 from kata_hypervisor.contract import Disk, Tap, VmSpec
 from kata_hypervisor.errors import (
     ConfinementError,
@@ -35,7 +35,7 @@ async def make(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Make]:
     """Makes rigs, each for a machine in a directory of its own; nothing of them is left at the end."""
-    monkeypatch.setattr(fitness, "KVM", Path(os.devnull))
+    monkeypatch.setattr(host_checks, "KVM", Path(os.devnull))
     before = len(os.listdir("/proc/self/fd"))
     rigs: list[RestRig] = []
 
@@ -102,7 +102,7 @@ async def test_a_machine_goes_on_from_a_saved_one(make: Make, name: str, templat
     await machine.run()
     guest, _ = await machine.transport.connect(1024)
     guest.close()
-    await machine.prove()
+    await machine.verify_confinement()
     assert not any("booted" in warning for warning in machine.warnings)
     await machine.stop()
     assert {path.name: path.read_bytes() for path in template.iterdir()} == content

@@ -16,42 +16,42 @@ from kata_configuration.models.firecracker import Firecracker
 from kata_configuration.models.qemu import QemuHypervisor
 from kata_configuration.models.solo5 import Solo5Hvt, Solo5Spt
 from kata_hypervisor import registry
-from kata_hypervisor.contract import Monitor
+from kata_hypervisor.contract import Vmm
 from kata_hypervisor.dragonball.driver import Dragonball
 from kata_hypervisor.qemu.driver import Qemu
 from kata_hypervisor.seccomp.drivers import FEATURES
 
 
-def machine(name: str, table: Any) -> Monitor:
+def machine(name: str, table: Any) -> Vmm:
     return registry.create(name, table, FakeHost())
 
 
-def unikernel(name: str, table: Any) -> Monitor:
+def unikernel(name: str, table: Any) -> Vmm:
     return registry.create_for_unikernel(name, table, FakeHost())
 
 
-def qemu_without_vsock() -> Monitor:
+def qemu_without_vsock() -> Vmm:
     driver = machine("qemu", QemuHypervisor(kernel="/k"))
     assert isinstance(driver, Qemu)
     driver._transport = SerialTransport.__new__(SerialTransport)  # what `prepare` does on such a host
     return driver
 
 
-def dragonball_with_all() -> Monitor:
+def dragonball_with_all() -> Vmm:
     driver = machine("dragonball", DragonballTable(kernel="/k", reclaim_guest_freed_memory=True))
     assert isinstance(driver, Dragonball)
     driver._networked = True  # what `prepare` does with a tap
     return driver
 
 
-def dragonball_to_be_saved() -> Monitor:
+def dragonball_to_be_saved() -> Vmm:
     driver = dragonball_with_all()
     driver._saving = object()  # type: ignore[attr-defined]  # what `prepare` does with `saved_to`
     return driver
 
 
 DRAGONBALL = DragonballTable(kernel="/k")
-CASES: list[tuple[str, Callable[[], Monitor]]] = [
+CASES: list[tuple[str, Callable[[], Vmm]]] = [
     ("qemu", lambda: machine("qemu", QemuHypervisor(kernel="/k"))),
     ("qemu", qemu_without_vsock),
     ("clh", lambda: machine("clh", CloudHypervisor(kernel="/k"))),
@@ -66,7 +66,7 @@ CASES: list[tuple[str, Callable[[], Monitor]]] = [
 
 
 @pytest.mark.parametrize(("name", "make"), CASES)
-def test_no_driver_needs_more_than_is_counted(name: str, make: Callable[[], Monitor]) -> None:
+def test_no_driver_needs_more_than_is_counted(name: str, make: Callable[[], Vmm]) -> None:
     assert make().seal_features <= FEATURES[name]
 
 
@@ -77,5 +77,5 @@ def test_no_driver_is_counted_for_what_it_never_needs(name: str) -> None:
 
 
 def test_every_driver_is_counted() -> None:
-    assert {*registry.DRIVERS, *registry.UNIKERNEL_MONITORS} == set(AVAILABLE) == set(HYPERVISORS)
+    assert {*registry.DRIVERS, *registry.UNIKERNEL_VMMS} == set(AVAILABLE) == set(HYPERVISORS)
     assert set(FEATURES) == {*AVAILABLE, "dragonball-unikernel", "dragonball-template"}

@@ -15,8 +15,8 @@ from kata_hypervisor.errors import PolicyError, SealError
 from kata_hypervisor.seccomp import actions, seal
 from kata_hypervisor.seccomp import filter as kernel
 from kata_hypervisor.seccomp.compiler import compile_rules
+from kata_hypervisor.seccomp.confinement import read_threads
 from kata_hypervisor.seccomp.policy import Condition, Rule, load_policy
-from kata_hypervisor.seccomp.proof import read_threads
 
 NEW_LISTENER, GET_ACTION_AVAIL = 8, 2
 

@@ -15,7 +15,7 @@ import pytest
 from filtered_process import filtered_process
 from kata_hypervisor.errors import SealError
 from kata_hypervisor.seccomp import actions, bpf, readback
-from kata_hypervisor.seccomp.proof import read_threads
+from kata_hypervisor.seccomp.confinement import read_threads
 
 ALLOW = (bpf.RET | bpf.K, 0, 0, actions.ALLOW)
 FIRST = bpf.encode([ALLOW])

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from kata_hypervisor.seccomp import bpf, syscalls, teeth
+from kata_hypervisor.seccomp import bpf, effectiveness, syscalls
 
 ALLOW, ERRNO, KILL, LOG = 0x7FFF0000, 0x00050001, 0x80000000, 0x7FFC0000
 
@@ -40,4 +40,4 @@ def on(name: str, action: int) -> bytes:
     ],
 )
 def test_what_bites(programs: list[bytes], bite: bool) -> None:
-    assert teeth.forbid_something(programs, "x86_64") is bite
+    assert effectiveness.forbid_something(programs, "x86_64") is bite

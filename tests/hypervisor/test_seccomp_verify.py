@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 from kata_hypervisor.errors import SealError
-from kata_hypervisor.seccomp import actions, oracle, syscalls, verify
+from kata_hypervisor.seccomp import actions, kernel_probe, syscalls, verify
 from kata_hypervisor.seccomp.compiler import compile_rules
-from kata_hypervisor.seccomp.oracle import KILLED, PASSES, REFUSED, Probe
+from kata_hypervisor.seccomp.kernel_probe import KILLED, PASSES, REFUSED, Probe
 from kata_hypervisor.seccomp.policy import PROCESS, THREADS, VCPU, Condition, Policy, Rule, load_policy
 from kata_hypervisor.seccomp.seal import SHIM_FEATURES
 
@@ -73,8 +73,8 @@ def failures(policy: Policy, wrong: Policy, thread: str = PROCESS) -> set[tuple[
     """Rules and calls that fail when a program of one policy is asked whether it keeps another."""
     bound = [p.bind(pid=os.getpid()).select(p.features, thread) for p in (policy, wrong)]
     code = compile_rules(bound[1], actions.NOTIFY).code
-    probes = list(oracle.probes_of(bound[0], NATIVE))
-    outcomes = oracle.try_programs([(code, actions.NOTIFY)], probes)
+    probes = list(kernel_probe.probes_of(bound[0], NATIVE))
+    outcomes = kernel_probe.try_programs([(code, actions.NOTIFY)], probes)
     cases = [
         verify.Case(probe.rule, probe.call, thread, probe.what, probe.expected, got)
         for probe, got in zip(probes, outcomes, strict=True)
@@ -126,9 +126,11 @@ def test_a_wrong_errno_is_named(policy: Policy) -> None:
 def outcome(rules: list[Rule], call: str, *arguments: int) -> str:
     number = syscalls.number_of(call, NATIVE)
     assert number is not None
-    words = arguments + (oracle._NOTHING,) * (6 - len(arguments))
+    words = arguments + (kernel_probe._NOTHING,) * (6 - len(arguments))
     code = compile_rules(rules, actions.NOTIFY).code
-    (found,) = oracle.try_programs([(code, actions.NOTIFY)], [Probe(1, call, number, words, "", PASSES)])
+    (found,) = kernel_probe.try_programs(
+        [(code, actions.NOTIFY)], [Probe(1, call, number, words, "", PASSES)]
+    )
     return found
 
 
@@ -146,7 +148,7 @@ def test_outcomes_in_words() -> None:
 
 
 def test_a_call_that_never_returns(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(oracle, "_PATIENCE", 1)
+    monkeypatch.setattr(kernel_probe, "_PATIENCE", 1)
     assert outcome([Rule(("pause",))], "pause") == "ended by SIGALRM"
 
 
@@ -155,7 +157,7 @@ def test_every_probe_after_one_that_ends_is_made() -> None:
     numbers = syscalls.numbers(NATIVE)
     calls = ["exit", "read", "exit_group", "exit", "write"]
     probes = [Probe(0, call, numbers[call], (3,) * 6, "", "") for call in calls]
-    found = oracle.try_programs([(code, actions.NOTIFY)], probes)
+    found = kernel_probe.try_programs([(code, actions.NOTIFY)], probes)
     assert found == ["ended with status 3", REFUSED, "ended with status 3", "ended with status 3", REFUSED]
 
 
@@ -163,20 +165,22 @@ def test_foreign_calls_are_killed_and_not_only_refused() -> None:
     if NATIVE != "x86_64":
         pytest.skip("x86_64 alone has foreign calls of its own")
     code = compile_rules([Rule(("exit_group",))], actions.NOTIFY).code
-    assert oracle.try_foreign_call([(code, actions.NOTIFY)]) in (KILLED, None)
+    assert kernel_probe.try_foreign_call([(code, actions.NOTIFY)]) in (KILLED, None)
     allow = struct.pack("<HBBI", 6, 0, 0, actions.ALLOW)
-    assert oracle.try_foreign_call([(allow, actions.NOTIFY)]) in ("ended with status 0", None)
+    assert kernel_probe.try_foreign_call([(allow, actions.NOTIFY)]) in ("ended with status 0", None)
 
 
 def test_a_program_that_cannot_be_installed() -> None:
     with pytest.raises(SealError, match="cannot install the seccomp filter: Invalid argument"):
-        oracle.try_programs([(b"\xff" * 8, actions.NOTIFY)], [Probe(0, "read", 0, (0,) * 6, "", PASSES)])
+        kernel_probe.try_programs(
+            [(b"\xff" * 8, actions.NOTIFY)], [Probe(0, "read", 0, (0,) * 6, "", PASSES)]
+        )
 
 
 def test_conditions_of_every_kind_are_missed() -> None:
     for op in ("eq", "ne", "lt", "le", "gt", "ge"):
         rule = Rule(("ioctl",), (Condition(1, op, 5),), number=1)
-        expected = [probe.expected for probe in oracle.probes_of([rule], NATIVE) if probe.rule]
+        expected = [probe.expected for probe in kernel_probe.probes_of([rule], NATIVE) if probe.rule]
         assert {PASSES, REFUSED} == set(expected), op
 
 

@@ -15,7 +15,7 @@ from kata_configuration.models.solo5 import Solo5Hvt
 from kata_hypervisor.contract import BlockFile, UnikernelSpec, VmExit
 from kata_hypervisor.errors import ConfinementError, HostUnfitError, LaunchError
 from kata_hypervisor.host import ExitStatus
-from kata_hypervisor.seccomp import teeth
+from kata_hypervisor.seccomp import effectiveness
 from kata_hypervisor.solo5 import allowlist
 from kata_hypervisor.solo5.libc import GLIBC, MUSL, libc_of
 from kata_hypervisor.solo5.tender import Hvt
@@ -108,7 +108,7 @@ async def test_what_waits_at_the_gate_holds_nothing_else(rig: Rig) -> None:
 
 
 async def test_a_filter_without_teeth_is_refused(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(teeth, "bite", lambda tid, beyond: False)
+    monkeypatch.setattr(effectiveness, "bite", lambda tid, beyond: False)
     monitor = rig.monitor()
     with pytest.raises(ConfinementError, match="its filter forbids nothing"):
         await monitor.prepare(rig.spec)

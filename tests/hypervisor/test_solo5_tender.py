@@ -143,7 +143,7 @@ async def test_an_old_one_runs_without_a_filter_where_that_is_asked_for(
     await monitor.prepare(replace(rig.spec, unconfined=unconfined))
     assert monitor.warnings == (f"solo5-hvt 0.10 runs without a seccomp filter: {why}",)
     await monitor.run()
-    await monitor.prove()
+    await monitor.verify_confinement()
     await monitor.stop()
 
 

@@ -9,7 +9,7 @@ import socket
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata_hypervisor.tail import LINE_LIMIT, Tail, follow
+from kata_hypervisor.output_tail import LINE_LIMIT, Tail, follow
 
 
 @given(st.lists(st.binary(max_size=300)), st.integers(1, 64))

@@ -15,8 +15,8 @@ from kata_runtime.broker import images
 from kata_runtime.broker.client import Broker
 from kata_runtime.broker.errors import RequestRefusedError
 from kata_runtime.broker.process import fork_broker
+from kata_runtime.broker.rootfs_image import MAKER
 from kata_runtime.resource.block_rootfs import run_maker
-from kata_runtime.resource.rootfs_image import MAKER
 
 pytestmark = [
     pytest.mark.integration,

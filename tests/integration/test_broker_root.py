@@ -15,13 +15,12 @@ import pytest
 from broker_bed import Bed, Shim, ask, make_bed, wait_for_end
 from kata_hypervisor.errors import HostUnfitError
 from kata_hypervisor.host import ExitStatus
-from kata_runtime.broker import janitor, mounts, syscalls
+from kata_runtime.broker import cgroups, cleanup, mounts, syscalls
 from kata_runtime.broker.client import Broker
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
+from kata_runtime.broker.path_scope import PathScope
 from kata_runtime.broker.process import fork_broker
-from kata_runtime.broker.territory import Territory
-from kata_runtime.broker.undo import UndoLog
-from kata_runtime.resource import cgroups
+from kata_runtime.broker.rollback import RollbackJournal
 
 pytestmark = [
     pytest.mark.integration,
@@ -402,7 +401,7 @@ def test_data_survives_every_order_of_deaths(bed: Bed, dead: str, deleted: bool)
     if not deleted and "broker" not in dead:
         wait_for_end(shim.broker)  # it has undone everything by itself
         assert not bed.directory.exists()
-    assert janitor.clean_up(bed.identity) == []
+    assert cleanup.clean_up(bed.identity) == []
     for pid in (shim.pid, shim.broker, *shim.result):
         wait_for_end(pid)
     os.waitpid(shim.pid, 0)
@@ -421,7 +420,7 @@ def test_nothing_is_removed_behind_a_mount_that_would_not_go(
         finally:
             os._exit(99)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    assert janitor.clean_up(bed.identity) == []
+    assert cleanup.clean_up(bed.identity) == []
 
 
 def _undo_with_stuck_mounts(bed: Bed) -> int:
@@ -429,7 +428,7 @@ def _undo_with_stuck_mounts(bed: Bed) -> int:
     os.makedirs(f"{bed.shared}/c1/v")
     bed.directory.chmod(0o700)
     directory = os.open(bed.directory, os.O_RDONLY)
-    log = UndoLog.create(directory, {"sandbox": "x"})
+    log = RollbackJournal.create(directory, {"sandbox": "x"})
     for path in ("c1", "c1/v", "c1/v/plain", "c1/v/deep", "c1/v/deep/below"):
         log.push("remove", path=f"{bed.shared}/{path}")
     log.push("unmount", path=f"{bed.shared}/c1/v")
@@ -439,10 +438,10 @@ def _undo_with_stuck_mounts(bed: Bed) -> int:
         raise OSError(16, "Device or resource busy")
 
     fds = [os.open(path, os.O_PATH) for path in (bed.shared, bed.bundle)]
-    territory = Territory(bed.shared, fds[0], str(bed.bundle), fds[1])
+    scope = PathScope(bed.shared, fds[0], str(bed.bundle), fds[1])
     really = syscalls.unmount
     syscalls.unmount = refuse
-    left = janitor.replay(log, territory, {os.getpid()}, mounted=True)
+    left = cleanup.replay(log, scope, {os.getpid()}, mounted=True)
     stuck = [line.split(":")[0].removeprefix("cannot undo ").replace(bed.shared + "/", "") for line in left]
     expected = [
         "unmount c1/v",
@@ -453,7 +452,7 @@ def _undo_with_stuck_mounts(bed: Bed) -> int:
     if stuck != expected or not os.path.exists(f"{bed.shared}/c1/v/deep/below"):
         return 1
     syscalls.unmount = really
-    left = janitor.replay(log, territory, {os.getpid()}, mounted=True)
+    left = cleanup.replay(log, scope, {os.getpid()}, mounted=True)
     return 0 if left == [] and os.listdir(bed.shared) == [] else 2
 
 
@@ -476,7 +475,7 @@ def test_what_the_host_mounts_later_is_seen(bed: Bed, tmp_path: Path) -> None:
         finally:
             os._exit(99)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    janitor.clean_up(bed.identity)
+    cleanup.clean_up(bed.identity)
 
 
 def _mounted_later(bed: Bed, volume: Path) -> str:

@@ -21,11 +21,11 @@ ECHO = "trap 'echo again' USR1; echo up; while :; do sleep 0.1; done"
 def closed_for_events(node: Node) -> Iterator[Path]:
     """containerd hears of events only when this path is renamed to where the shims look for it."""
     door = Path(f"{node.containerd.address}.ttrpc")
-    aside = door.with_suffix(".closed")
-    node.containerd.extra_config = f'[ttrpc]\n  address = "{aside}"\n'
+    worker = door.with_suffix(".closed")
+    node.containerd.extra_config = f'[ttrpc]\n  address = "{worker}"\n'
     try:
         node.containerd.start()
-        yield aside
+        yield worker
     finally:
         node.containerd.stop()
         node.containerd.extra_config = ""
@@ -35,17 +35,17 @@ def closed_for_events(node: Node) -> Iterator[Path]:
 def test_a_container_outlives_containerd(each_node: Node) -> None:
     node = each_node
     with node.detached("sh", "-c", ECHO) as container:
-        for number, heard in ((signal.SIGTERM, "up\nagain\n"), (signal.SIGKILL, "again\n")):
+        for number, future in ((signal.SIGTERM, "up\nagain\n"), (signal.SIGKILL, "again\n")):
             node.containerd.stop(number)
             node.containerd.start()
-            check_running(node, container, heard)
+            check_running(node, container, future)
         with Client(node.command("task", "attach", container)) as client:
             node.ctr("task", "kill", "--signal", "SIGKILL", container)
             assert client.wait() == 137
         assert node.status(container) is None
 
 
-def check_running(node: Node, container: str, heard: str) -> None:
+def check_running(node: Node, container: str, future: str) -> None:
     """It is listed, takes an exec, and what it has written meanwhile and writes now is heard."""
     assert node.status(container) == "RUNNING"
     words = ("task", "exec", "--exec-id", "e", container, "sh", "-c", "echo in; exit 9")
@@ -54,7 +54,7 @@ def check_running(node: Node, container: str, heard: str) -> None:
     with Client(node.command("task", "attach", container)) as client:
         node.ctr("task", "kill", "--signal", "SIGUSR1", container)
         node.until(lambda: "again" in client.output, "output after the restart")
-        assert client.output == heard
+        assert client.output == future
 
 
 def test_a_container_that_ends_while_containerd_is_away(each_node: Node, tmp_path: Path) -> None:

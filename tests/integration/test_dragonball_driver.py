@@ -16,13 +16,13 @@ import pytest
 
 from kata_agent.client import AgentClient
 from kata_agent.protos import agent_pb2, health_pb2
+from kata_configuration.judge.rules import VIRTIOFSD_PLACES
 from kata_configuration.models.dragonball import Dragonball as DragonballTable
-from kata_configuration.rules import VIRTIOFSD_PLACES
 from kata_hypervisor.contract import SharedDirectory, VmSpec
 from kata_hypervisor.dragonball.driver import Dragonball
 from kata_hypervisor.errors import HostUnfitError, HypervisorError, LaunchError
 from kata_hypervisor.host import ExitStatus
-from kata_hypervisor.seccomp.proof import read_threads
+from kata_hypervisor.seccomp.confinement import read_threads
 from local_host import LocalHost
 
 pytestmark = [pytest.mark.rig, pytest.mark.usefixtures("kvm"), pytest.mark.timeout(300)]
@@ -124,7 +124,7 @@ async def test_a_guest_boots_to_its_agent_shares_files_and_pauses(rig: Rig, vcpu
             await paused
         finally:
             await agent.aclose()
-        await machine.prove()
+        await machine.verify_confinement()
     finally:
         await machine.stop()
     end = await machine.wait()

@@ -65,14 +65,14 @@ class Server:
     """Answers on the tap with CONTENT to whoever says a line. heard: what was said."""
 
     def __init__(self) -> None:
-        self.heard: list[bytes] = []
+        self.future: list[bytes] = []
 
     async def __aenter__(self) -> Server:
         self._server = await asyncio.start_server(self._serve, "10.9.0.1", PORT)
         return self
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.heard.append(await reader.readline())
+        self.future.append(await reader.readline())
         writer.write(CONTENT)
         await writer.drain()
         writer.close()
@@ -109,7 +109,7 @@ async def test_packets_go_through_a_tap_both_ways(tmp_path: Path, tap: int) -> N
     guest.spec = replace(guest.spec, taps=(Tap("net0", TAP, MAC, fds=(tap,)),))
     async with Server() as server, guest:
         await guest.says(f"sum {hashlib.sha256(CONTENT).hexdigest()}")
-    assert server.heard == [b"hello\n"]
+    assert server.future == [b"hello\n"]
 
 
 PLUGGED = """
@@ -172,7 +172,7 @@ async def test_a_network_device_comes_and_goes(tmp_path: Path, tap: int) -> None
             await guest.machine.add_tap(Tap("net0", TAP, MAC, fds=(os.dup(tap),)))
             await guest.says(f"address {MAC}")
             await guest.says(f"sum {hashlib.sha256(CONTENT).hexdigest()}")
-        assert server.heard == [b"hello\n"]
+        assert server.future == [b"hello\n"]
         await guest.machine.remove_tap("net0")
         await guest.says("the link is down")
 
@@ -199,7 +199,7 @@ from kata_hypervisor.dragonball.control import Control
 from kata_hypervisor.dragonball.host_files import open_vhost_net
 from kata_hypervisor.dragonball.memory import GuestMemory
 from kata_hypervisor.dragonball.virtio.block import Block, Medium
-from kata_hypervisor.dragonball.virtio.device import VERSION_1, QueueSetup, Wires
+from kata_hypervisor.dragonball.virtio.device import VERSION_1, QueueSetup, DeviceContext
 from kata_hypervisor.dragonball.virtio.mmio import Registers
 from kata_hypervisor.dragonball.virtio.network import NO_TAP, Network, set_up_tap
 sys.meta_path.insert(0, closed)
@@ -214,7 +214,7 @@ os.write(disk, bytes(512))
 
 def connect(device):
     registers = Registers(device, lambda: os.eventfd_write(events[3], 1), control.call)
-    device.connect(Wires(memory, events[:2], events[2], registers))
+    device.connect(DeviceContext(memory, events[:2], events[2], registers))
     return registers
 
 nic, drive = Network(NO_TAP, open_vhost_net()), Block()

@@ -16,7 +16,7 @@ from kata_hypervisor.contract import VmSpec
 from kata_hypervisor.dragonball import layout
 from kata_hypervisor.dragonball.driver import Dragonball
 from kata_hypervisor.dragonball.virtio import vsock
-from kata_hypervisor.dragonball.virtio.device import Wires
+from kata_hypervisor.dragonball.virtio.device import DeviceContext
 from kata_hypervisor.errors import HostUnfitError, HypervisorError, LaunchError
 from kata_hypervisor.host import ExitStatus
 from local_host import LocalHost
@@ -60,7 +60,7 @@ async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         pytest.skip("no access to /dev/kvm")
 
-    def connect(self: vsock.Socket, wires: Wires) -> None:
+    def connect(self: vsock.Socket, context: DeviceContext) -> None:
         """A memfd is no vhost device."""
 
     monkeypatch.setattr(vsock.Socket, "connect", connect)
@@ -131,7 +131,7 @@ async def test_a_spinning_guest_is_paused_resumed_and_killed(bench: Bench) -> No
     for _ in range(3):
         await bench.driver.pause()
         await bench.driver.resume()
-    await bench.driver.prove()
+    await bench.driver.verify_confinement()
     await bench.driver.processes[0].child.kill()
     async with asyncio.timeout(PATIENCE):
         end = await bench.driver.wait()

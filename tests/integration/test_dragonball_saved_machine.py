@@ -22,7 +22,7 @@ from kata_hypervisor.dragonball.saved_state import Document, Fields, decode, enc
 from kata_hypervisor.dragonball.virtio import vsock
 from kata_hypervisor.dragonball.virtio.block import Block, Medium
 from kata_hypervisor.errors import SnapshotError
-from kata_runtime import template_maker
+from kata_runtime.template import maker
 from tiny_guest import SPIN, kernel, out_byte, say
 
 pytestmark = pytest.mark.integration
@@ -219,13 +219,13 @@ def test_the_process_that_makes_a_template_is_sealed(
     (directory / "kernel").write_bytes(kernel(say(b"hello\n") + SPIN))
     (directory / "configuration.toml").write_text(CONFIGURATION.format(directory / "kernel"))
     configuration = load(directory / "configuration.toml", check_host=False, source="test", annotations={})
-    monkeypatch.setattr(vsock.Socket, "connect", lambda device, wires: None)
+    monkeypatch.setattr(vsock.Socket, "connect", lambda device, context: None)
     monkeypatch.setattr(vhost_vsock, "open_device", lambda: (os.memfd_create("vsock", os.MFD_CLOEXEC), 3))
     for function, words in ((_nothing, ""), (reach, "newfstatat")):
-        monkeypatch.setattr(template_maker, "_reach", function)
+        monkeypatch.setattr(maker, "_reach", function)
         made = directory / function.__name__
         made.mkdir(mode=0o700)
-        reason = template_maker.make(configuration, made)
+        reason = maker.make(configuration, made)
         assert words in reason
         assert bool(reason) is bool(words)
     assert sorted(path.name for path in (directory / "_nothing").iterdir()) == ["memory", "state"]

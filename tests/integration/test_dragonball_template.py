@@ -14,8 +14,8 @@ import pytest
 
 from kata_agent.client import AgentClient
 from kata_agent.protos import agent_pb2, health_pb2
+from kata_configuration.judge.rules import VIRTIOFSD_PLACES
 from kata_configuration.models.dragonball import Dragonball as DragonballTable
-from kata_configuration.rules import VIRTIOFSD_PLACES
 from kata_hypervisor.contract import Disk, SharedDirectory, VmSpec
 from kata_hypervisor.dragonball.driver import Dragonball
 from kata_hypervisor.errors import SnapshotError

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from kata_hypervisor.seccomp.proof import read_threads
-from kata_runtime.ctl import check
-from kata_runtime.resource import cgroups
+from kata_hypervisor.seccomp.confinement import read_threads
+from kata_runtime.broker import cgroups
+from kata_runtime.ctl import check, findings
 from node import FOREVER, Node, Pod
 
 pytestmark = [pytest.mark.rig, pytest.mark.usefixtures("kvm"), pytest.mark.timeout(600)]
@@ -43,7 +43,7 @@ def terminal() -> Iterator[tuple[int, int]]:
 def test_check_finds_this_host_fit() -> None:
     setup = check.read_setup()
     for finding in (check.check_kvm(setup), check.check_vhost_vsock(setup)):
-        assert finding.status is check.Status.OK, finding
+        assert finding.status is findings.Status.OK, finding
 
 
 def test_the_machine_runs_on_kvm_and_is_reached_over_vhost_vsock(qemu: int) -> None:

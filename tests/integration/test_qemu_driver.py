@@ -97,7 +97,7 @@ async def test_every_thread_is_under_the_configured_filter(rig: Rig) -> None:
         assert {thread.mode for thread in threads} == {2}
         await machine.pause()
         await machine.resume()
-        await machine.prove()
+        await machine.verify_confinement()
     finally:
         await machine.stop()
     end = await machine.wait()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import shipped_configuration
-from kata_hypervisor.seccomp.proof import read_threads
+from kata_hypervisor.seccomp.confinement import read_threads
 from node import FOREVER, Client, Node
 
 pytestmark = [pytest.mark.rig, pytest.mark.usefixtures("kvm"), pytest.mark.timeout(900)]

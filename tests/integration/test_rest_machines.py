@@ -23,14 +23,14 @@ import pytest
 
 from kata_agent.client import AgentClient
 from kata_agent.protos import agent_pb2, health_pb2
+from kata_configuration.judge.rules import VIRTIOFSD_PLACES
 from kata_configuration.models.cloud_hypervisor import CloudHypervisor
 from kata_configuration.models.firecracker import Firecracker
-from kata_configuration.rules import VIRTIOFSD_PLACES
 from kata_hypervisor import registry
 from kata_hypervisor.contract import Disk, Hypervisor, SharedDirectory, Tap, VmSpec
 from kata_hypervisor.errors import HypervisorError, NotSupportedError, SnapshotError
 from kata_hypervisor.host import ExitStatus
-from kata_hypervisor.seccomp.proof import read_threads
+from kata_hypervisor.seccomp.confinement import read_threads
 from local_host import LocalHost
 
 pytestmark = [pytest.mark.rig, pytest.mark.usefixtures("kvm"), pytest.mark.timeout(600)]
@@ -170,7 +170,7 @@ async def test_a_machine_with_a_disk_that_comes_later(bed: Bed, erofs: Path) -> 
     async with bed.running(replace(bed.spec, spare_disks=1)) as (machine, agent):
         await machine.add_disk(Disk("later", erofs, read_only=True))
         await agent.create_sandbox(disk_request("/dev/vdb", 1))
-        await machine.prove()
+        await machine.verify_confinement()
 
 
 async def test_a_paused_machine_answers_when_it_is_resumed(bed: Bed) -> None:
@@ -201,7 +201,7 @@ async def test_a_machine_goes_on_in_another_with_everything_it_had(
             await agent.create_sandbox(disk_request("/dev/vdb", 1))
             threads = read_threads(machine.processes[0].child.pid)
             assert [thread.name for thread in threads if "vcpu" in thread.name]
-            await machine.prove()
+            await machine.verify_confinement()
     assert saved == {path.name: (path.stat().st_size, path.stat().st_mtime_ns) for path in template.iterdir()}
     size = spec.memory_mib + 64
     async with bed.running(replace(spec, template=template, memory_mib=size)) as (machine, agent):
@@ -229,7 +229,7 @@ async def test_more_virtual_cpus(bed: Bed) -> None:
     async with bed.running(bed.spec, default_maxvcpus=2) as (machine, agent):
         await machine.resize(vcpus=2)
         await agent.online_cpu_mem(agent_pb2.OnlineCPUMemRequest(wait=True, nb_cpus=1, cpu_only=True))
-        await machine.prove()
+        await machine.verify_confinement()
         with pytest.raises(HypervisorError, match="cannot resize to 3 vCPUs: cloud-hypervisor refused"):
             await machine.resize(vcpus=3)
 

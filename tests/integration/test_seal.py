@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.empty_pb2 import Empty
 
 from kata_agent.ttrpc.status import Code, RpcError
-from kata_hypervisor.seccomp import proof
+from kata_hypervisor.seccomp import confinement
 from kata_hypervisor.seccomp.readback import read_filters
 from kata_hypervisor.seccomp.score import surface_of
 from kata_hypervisor.seccomp.survey import survey
@@ -50,7 +50,7 @@ def seal_of(pod: Pod) -> dict[str, Any]:
 
 async def test_every_thread_is_sealed_and_little_is_left(shim_pod: Pod) -> None:
     pid = await shim_pid(shim_pod.shim)
-    threads = proof.read_threads(pid)
+    threads = confinement.read_threads(pid)
     assert {(thread.mode, thread.no_new_privs) for thread in threads} == {(2, True)}
     for thread in threads:
         surface = surface_of(survey(read_filters(thread.tid)))
@@ -103,8 +103,8 @@ async def test_in_log_mode_calls_are_named_and_made(lab: Lab) -> None:
 
 async def test_off_is_off_and_says_so(lab: Lab) -> None:
     pod = await debugged(lab, shim_seccomp="off")
-    threads = proof.read_threads(await shim_pid(pod.shim))
-    assert {thread.filters for thread in threads} == {proof.inherited_filters()}
+    threads = confinement.read_threads(await shim_pid(pod.shim))
+    assert {thread.filters for thread in threads} == {confinement.inherited_filters()}
     assert 'level=warning msg="the runtime\'s process runs without a seccomp filter"' in pod.shim.log
     with pytest.raises(RpcError) as caught:
         await provoke(pod.shim)

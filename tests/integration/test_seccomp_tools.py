@@ -16,7 +16,7 @@ import pytest
 import containerd_versions
 from kata_hypervisor.seccomp import bpf, readback
 from kata_hypervisor.seccomp import trace as traces
-from kata_hypervisor.seccomp.proof import inherited_filters, read_threads
+from kata_hypervisor.seccomp.confinement import inherited_filters, read_threads
 from kata_hypervisor.seccomp.score import PUBLISHED, surface_of
 from kata_hypervisor.seccomp.survey import survey, union
 from node import FOREVER, Node

@@ -13,7 +13,7 @@ import pytest
 
 import containerd_versions
 import shipped_configuration
-from kata_hypervisor.seccomp.proof import read_threads
+from kata_hypervisor.seccomp.confinement import read_threads
 from node import FOREVER, Node
 
 pytestmark = [pytest.mark.rig, pytest.mark.usefixtures("kvm"), pytest.mark.timeout(600)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kata_hypervisor.seccomp.proof import read_threads
+from kata_hypervisor.seccomp.confinement import read_threads
 from unikernel import HELLO, build_unikernel
 from unikernel_description import described
 from unikernel_node import RUNTIME, UnikernelNode

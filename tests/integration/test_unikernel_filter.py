@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kata_hypervisor.seccomp import readback
-from kata_hypervisor.seccomp.proof import read_threads
+from kata_hypervisor.seccomp.confinement import read_threads
 from old_tender import build_old_tender
 from unikernel import build_unikernel
 from unikernel_node import RUNTIME, UnikernelNode

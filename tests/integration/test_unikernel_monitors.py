@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import busybox_image
-from kata_hypervisor.seccomp.proof import read_threads
+from kata_hypervisor.seccomp.confinement import read_threads
 from unikernel import build_bare, build_unikernel
 from unikernel_description import described
 from unikernel_node import RUNTIME, TABLE, UnikernelNode

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from kata_configuration.rules import VIRTIOFSD_PLACES
+from kata_configuration.judge.rules import VIRTIOFSD_PLACES
 from kata_hypervisor import virtiofsd
 from kata_runtime.image import builder, cpio, initramfs, manifest
 from kata_runtime.image.apt import Apt

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kata_runtime.broker.admission import Admission
+from kata_runtime.broker.authorization import Authorization
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
 
 ID = "pod"
@@ -33,10 +33,10 @@ class Host:
         (bundle / "config.json").write_text(json.dumps({"root": {"path": "rootfs"}, **spec}))
         return bundle
 
-    def sealed(self) -> Admission:
-        admission = Admission(str(self.bundle), ID)
-        admission.seal()
-        return admission
+    def sealed(self) -> Authorization:
+        authorization = Authorization(str(self.bundle), ID)
+        authorization.seal()
+        return authorization
 
 
 @pytest.fixture
@@ -44,20 +44,20 @@ def host(tmp_path: Path) -> Host:
     return Host(tmp_path)
 
 
-def read(admission: Admission, bundle: Path) -> dict[str, Any]:
-    fd = admission.open_spec(str(bundle))
+def read(authorization: Authorization, bundle: Path) -> dict[str, Any]:
+    fd = authorization.open_spec(str(bundle))
     with open(fd, "rb") as file:
         return dict(json.load(file))
 
 
 def test_before_the_seal_everything_is_admitted(host: Host) -> None:
-    admission = Admission(str(host.bundle), ID)
-    admission.check_operation("spawn")
-    admission.check_bind("/etc")
-    assert admission.finder(["/etc"]) is None
-    admission.check_fifo("/anywhere/else/fifo")
-    admission.check_log("/var/log/any")
-    assert read(admission, host.add_bundle("other"))["root"] == {"path": "rootfs"}
+    authorization = Authorization(str(host.bundle), ID)
+    authorization.check_operation("spawn")
+    authorization.check_bind("/etc")
+    assert authorization.finder(["/etc"]) is None
+    authorization.check_fifo("/anywhere/else/fifo")
+    authorization.check_log("/var/log/any")
+    assert read(authorization, host.add_bundle("other"))["root"] == {"path": "rootfs"}
 
 
 @pytest.mark.parametrize("op", ["spawn", "prepare", "announce_seal"])
@@ -74,17 +74,17 @@ def test_a_sealed_sandbox_starts_nothing(host: Host, op: str) -> None:
     ],
 )
 def test_the_sources_of_the_pods_containers_are_shared(host: Host, said: dict[str, Any]) -> None:
-    admission = host.sealed()
+    authorization = host.sealed()
     bundle = host.add_bundle("app", mounts=[{"destination": "/d", "source": "/var/data"}], **said)
     with pytest.raises(RequestRefusedError, match=r"cannot share /var/data: no config\.json of"):
-        admission.check_bind("/var/data")
-    read(admission, bundle)
-    admission.check_bind("/var/data")
-    admission.check_bind(f"{bundle}/rootfs")
-    admission.check_bind(f"{bundle}/rootfs/")
+        authorization.check_bind("/var/data")
+    read(authorization, bundle)
+    authorization.check_bind("/var/data")
+    authorization.check_bind(f"{bundle}/rootfs")
+    authorization.check_bind(f"{bundle}/rootfs/")
     for other in ("/var", "/var/data/..", "/var/data/x", "/"):
         with pytest.raises(RequestRefusedError):
-            admission.check_bind(other)
+            authorization.check_bind(other)
 
 
 def test_the_file_that_containerd_2_writes_names_the_sandbox_too(host: Host) -> None:
@@ -94,7 +94,7 @@ def test_the_file_that_containerd_2_writes_names_the_sandbox_too(host: Host) -> 
 
 
 def test_another_pods_specification_is_not_read(host: Host) -> None:
-    admission = host.sealed()
+    authorization = host.sealed()
     other = host.add_bundle(
         "secret",
         process={"env": ["PASSWORD=x"]},
@@ -105,10 +105,10 @@ def test_another_pods_specification_is_not_read(host: Host) -> None:
     with pytest.raises(
         RequestRefusedError, match=r"secret/config\.json is not of a container of the sandbox"
     ):
-        admission.open_spec(str(other))
+        authorization.open_spec(str(other))
     assert os.listdir("/proc/self/fd") == before
     with pytest.raises(RequestRefusedError):
-        admission.check_bind("/secret")
+        authorization.check_bind("/secret")
 
 
 def test_a_link_or_a_fifo_is_no_specification(host: Host, tmp_path: Path) -> None:
@@ -120,9 +120,9 @@ def test_a_link_or_a_fifo_is_no_specification(host: Host, tmp_path: Path) -> Non
         host.sealed().open_spec("/none")
 
 
-def found(admission: Admission, path: str) -> str:
+def found(authorization: Authorization, path: str) -> str:
     """Where the file is that a sealed sandbox's mount gets for this path."""
-    find = admission.finder([path])
+    find = authorization.finder([path])
     assert find is not None
     fd = find(path)
     try:
@@ -164,34 +164,34 @@ def test_a_snapshotter_of_its_own_is_known_by_the_first_container(host: Host, tm
     (pool := tmp_path / "pool").mkdir()
     for name in ("snap-1", "snap-2"):
         (pool / name).touch()
-    admission = Admission(str(host.bundle), ID)
-    assert admission.finder([f"{pool}/snap-1"]) is None
-    admission.seal()
-    assert found(admission, f"{pool}/snap-2") == f"{pool}/snap-2"
+    authorization = Authorization(str(host.bundle), ID)
+    assert authorization.finder([f"{pool}/snap-1"]) is None
+    authorization.seal()
+    assert found(authorization, f"{pool}/snap-2") == f"{pool}/snap-2"
     with pytest.raises(RequestRefusedError):
-        found(admission, "/dev/null")
+        found(authorization, "/dev/null")
 
 
 def test_streams_are_containerds(host: Host, tmp_path: Path) -> None:
-    admission = Admission(str(host.bundle), ID)
-    admission.check_fifo("/srv/client/a/stdout")
-    admission.check_log("/var/log/pods/a.log")
-    admission.seal()
-    admission.check_fifo(f"{host.state}/fifo/123/app-stdout")
-    admission.check_fifo("/srv/client/b/stdout")
-    admission.check_log("/var/log/pods/b.log")
+    authorization = Authorization(str(host.bundle), ID)
+    authorization.check_fifo("/srv/client/a/stdout")
+    authorization.check_log("/var/log/pods/a.log")
+    authorization.seal()
+    authorization.check_fifo(f"{host.state}/fifo/123/app-stdout")
+    authorization.check_fifo("/srv/client/b/stdout")
+    authorization.check_log("/var/log/pods/b.log")
     with pytest.raises(RequestRefusedError, match="cannot open a FIFO at /run/initctl"):
-        admission.check_fifo("/run/initctl")
+        authorization.check_fifo("/run/initctl")
     with pytest.raises(RequestRefusedError, match=r"cannot open a log at /etc/cron\.d/x"):
-        admission.check_log("/etc/cron.d/x")
+        authorization.check_log("/etc/cron.d/x")
 
 
 def test_a_bundle_of_somebody_else_gives_no_directories(tmp_path: Path) -> None:
     (bundle := tmp_path / "bundle").mkdir()
-    admission = Admission(str(bundle), ID)
-    admission.check_fifo("/stdout")
-    admission.seal()
-    for check in (admission.check_fifo, admission.check_log, lambda path: found(admission, path)):
+    authorization = Authorization(str(bundle), ID)
+    authorization.check_fifo("/stdout")
+    authorization.seal()
+    for check in (authorization.check_fifo, authorization.check_log, lambda path: found(authorization, path)):
         with pytest.raises(RequestRefusedError):
             check("/anything")
 
@@ -201,7 +201,7 @@ def test_a_bundle_of_somebody_else_gives_no_directories(tmp_path: Path) -> None:
 )
 def test_a_specification_that_is_none_admits_nothing(host: Host, text: str) -> None:
     (host.bundle / "config.json").write_text(text)
-    admission = host.sealed()
-    os.close(admission.open_spec(str(host.bundle)))
+    authorization = host.sealed()
+    os.close(authorization.open_spec(str(host.bundle)))
     with pytest.raises(RequestRefusedError):
-        admission.check_bind("/etc")
+        authorization.check_bind("/etc")

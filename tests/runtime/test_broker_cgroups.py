@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kata_runtime.resource import cgroups
-from kata_runtime.resource.cgroups import Cgroup, CgroupError, Hierarchy, cgroup_path
+from kata_runtime.broker import cgroups
+from kata_runtime.broker.cgroups import Cgroup, CgroupError, Hierarchy, cgroup_path
 
 KEY = "0123abcd"
 

@@ -17,7 +17,7 @@ import pytest
 from broker_bed import Bed, Shim, ask, make_bed, wait_for_end
 from kata_hypervisor.errors import LaunchError
 from kata_hypervisor.host import ExitStatus, Host
-from kata_runtime.broker import janitor, messages, processes, spawn
+from kata_runtime.broker import cleanup, messages, processes, spawn
 from kata_runtime.broker.client import Broker
 from kata_runtime.broker.errors import BrokerLostError, RequestFailedError, RequestRefusedError
 from kata_runtime.broker.process import fork_broker
@@ -355,10 +355,10 @@ async def test_what_cannot_be_undone_is_told_and_can_be_tried_again(bed: Bed) ->
     foreign.touch()
     left = await broker.close()
     assert left == [f"cannot undo remove {bed.shared}/c1: [Errno 39] Directory not empty: 'c1'"]
-    assert len(janitor.clean_up(bed.identity)) == 1
+    assert len(cleanup.clean_up(bed.identity)) == 1
     assert foreign.exists()
     foreign.unlink()
-    assert janitor.clean_up(bed.identity) == []
+    assert cleanup.clean_up(bed.identity) == []
     assert not bed.directory.exists()
 
 
@@ -375,7 +375,7 @@ async def test_a_dead_broker_is_noticed_and_its_children_die_with_it(bed: Bed) -
     await child.kill()
     assert await broker.close() == []
     assert bed.log.exists()
-    assert janitor.clean_up(bed.identity) == []  # and this process, its shim, survives
+    assert cleanup.clean_up(bed.identity) == []  # and this process, its shim, survives
 
 
 async def test_a_request_that_waits_hears_of_the_brokers_death(bed: Bed) -> None:
@@ -393,7 +393,7 @@ async def test_a_request_that_waits_hears_of_the_brokers_death(bed: Bed) -> None
             await anyio.wait_all_tasks_blocked()
             os.kill(broker.pid, signal.SIGKILL)
     await broker.close()
-    assert janitor.clean_up(bed.identity) == []
+    assert cleanup.clean_up(bed.identity) == []
 
 
 async def test_a_broker_that_cannot_begin_says_why(bed: Bed) -> None:
@@ -405,7 +405,7 @@ async def test_a_broker_that_cannot_begin_says_why(bed: Bed) -> None:
     ):
         await broker.make_directory(bed.shared)
     await broker.close()
-    assert janitor.clean_up(bed.identity) == []
+    assert cleanup.clean_up(bed.identity) == []
 
 
 def start_children(bed: Bed, channel: socket.socket) -> list[int]:
@@ -447,19 +447,19 @@ def test_delete_works_in_every_state(bed: Bed, dead: str) -> None:
         os.kill(shim.broker, signal.SIGKILL)
     if dead in ("shim", "both"):
         os.kill(shim.pid, signal.SIGKILL)
-    assert janitor.clean_up(bed.identity) == []
+    assert cleanup.clean_up(bed.identity) == []
     for pid in (shim.pid, shim.broker, *shim.result):
         wait_for_end(pid)
     os.waitpid(shim.pid, 0)
     assert not bed.directory.exists()
     assert not Path(bed.identity.socket).exists()
-    assert janitor.clean_up(bed.identity) == []
+    assert cleanup.clean_up(bed.identity) == []
 
 
 def test_a_broker_that_does_not_finish_is_killed(bed: Bed) -> None:
     shim = Shim(bed, lambda channel: start_children(bed, channel), namespace=False)
     os.kill(shim.broker, signal.SIGSTOP)
-    assert janitor.clean_up(bed.identity, patience=0.1) == []
+    assert cleanup.clean_up(bed.identity, patience=0.1) == []
     for pid in (shim.pid, shim.broker, *shim.result):
         wait_for_end(pid)
     os.waitpid(shim.pid, 0)
@@ -470,7 +470,7 @@ async def test_a_second_broker_of_the_same_sandbox_is_refused(
 ) -> None:
     async with broker_of(bed) as broker:
         await broker.make_directory(bed.shared)
-        monkeypatch.setattr(janitor, "PATIENCE", 0.1)
+        monkeypatch.setattr(cleanup, "PATIENCE", 0.1)
         second = Broker(*fork_broker(bed.identity, str(bed.bundle), namespace=False))
         with pytest.raises(BrokerLostError, match="in use"):
             await second.make_directory(f"{bed.shared}/c1")

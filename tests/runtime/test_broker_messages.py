@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata_runtime.broker import messages, vocabulary
+from kata_runtime.broker import messages, request_schema
 from kata_runtime.broker.errors import RequestRefusedError
 
 Pair = tuple[socket.socket, socket.socket]
@@ -183,34 +183,34 @@ BAD: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("message", GOOD, ids=lambda m: m["op"])
 def test_the_vocabulary_takes(message: dict[str, Any]) -> None:
-    op, arguments = vocabulary.check({"id": 1, **message}, 0)
+    op, arguments = request_schema.check({"id": 1, **message}, 0)
     assert {"op": op, **arguments} == message
 
 
 @pytest.mark.parametrize("message", BAD, ids=str)
 def test_the_vocabulary_refuses(message: dict[str, Any]) -> None:
     with pytest.raises(RequestRefusedError):
-        vocabulary.check({"id": 1, **message}, 0)
+        request_schema.check({"id": 1, **message}, 0)
 
 
 @pytest.mark.parametrize("numbers", [[0, 0], [256], [-1], ["1"], [1, 2, 3]])
 def test_descriptors_are_numbered_once_and_counted(numbers: list[Any]) -> None:
     message = {"id": 1, **to_spawn(fds=numbers)}
     with pytest.raises(RequestRefusedError):
-        vocabulary.check(message, 2)
+        request_schema.check(message, 2)
 
 
 def test_descriptors_come_with_spawn_alone() -> None:
     with pytest.raises(RequestRefusedError, match="1 descriptors came, 0 were announced"):
-        vocabulary.check({"id": 1, "op": "close"}, 1)
+        request_schema.check({"id": 1, "op": "close"}, 1)
 
 
 @given(
     st.dictionaries(st.text() | st.sampled_from(["op", "path", "fds"]), json_values),
-    st.sampled_from([*vocabulary.OPERATIONS]),
+    st.sampled_from([*request_schema.OPERATIONS]),
 )
 def test_whatever_is_asked_is_checked_or_refused(message: dict[str, Any], op: str) -> None:
     try:
-        assert vocabulary.check({**message, "op": op}, 0)[0] == op
+        assert request_schema.check({**message, "op": op}, 0)[0] == op
     except RequestRefusedError:
         pass

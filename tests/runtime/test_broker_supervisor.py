@@ -21,7 +21,7 @@ from kata_hypervisor.seccomp.rules import Rule
 from kata_hypervisor.seccomp.syscalls import numbers
 from kata_runtime.broker import connections, messages, supervisor
 from kata_runtime.broker.errors import RequestFailedError
-from kata_runtime.broker.journal import take_last_words
+from kata_runtime.broker.log_sink import take_fatal_message
 
 POLICY = "test [base]"
 
@@ -72,7 +72,7 @@ def violate(channel: socket.socket) -> dict[str, Any]:
 LATE: dict[str, dict[str, Any]] = {
     "prepare": {"cgroup": None},
     "announce_seal": {"mode": "log", "policy": "weaker"},
-    "admit_guest": {"address": 77},
+    "register_guest": {"address": 77},
 }
 
 
@@ -105,8 +105,8 @@ def test_a_refused_call_is_named_told_and_ends_the_shim(bed: Bed, monkeypatch: p
     # It does not end by itself; the broker ends it, undoes everything, and leaves its last words.
     assert os.waitstatus_to_exitcode(os.waitpid(shim.pid, 0)[1]) == -signal.SIGKILL
     wait_for_end(shim.broker)
-    assert take_last_words(str(bed.bundle)) == sentence
-    assert take_last_words(str(bed.bundle)) == ""
+    assert take_fatal_message(str(bed.bundle)) == sentence
+    assert take_fatal_message(str(bed.bundle)) == ""
     assert not bed.directory.exists()
 
 
@@ -128,7 +128,7 @@ def test_in_log_mode_calls_are_made_and_counted(bed: Bed) -> None:
     assert "it was let through" in log[0]
     shim.kill()
     wait_for_end(shim.broker)
-    assert take_last_words(str(bed.bundle)) == ""
+    assert take_fatal_message(str(bed.bundle)) == ""
 
 
 def test_a_shim_that_does_not_hand_over_its_listener_is_killed(
@@ -142,7 +142,7 @@ def test_a_shim_that_does_not_hand_over_its_listener_is_killed(
     shim, _ = run(bed, act)
     assert os.waitstatus_to_exitcode(os.waitpid(shim.pid, 0)[1]) == -signal.SIGKILL
     wait_for_end(shim.broker)
-    assert "before it could hand over the filter's listener" in take_last_words(str(bed.bundle))
+    assert "before it could hand over the filter's listener" in take_fatal_message(str(bed.bundle))
 
 
 def test_a_listener_is_not_taken_twice_or_unannounced(bed: Bed) -> None:
@@ -188,7 +188,7 @@ def test_connections_lead_to_two_places_only(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
-        where.admit_guest(path)
+        where.register_guest(path)
         for connect in (where.connect_events, lambda: where.connect_guest(5)):
             with socket.socket(fileno=connect()) as ours, listener.accept()[0] as theirs:
                 assert not os.get_blocking(ours.fileno())

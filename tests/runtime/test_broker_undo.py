@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata_runtime.broker import janitor, undo
+from kata_runtime.broker import cleanup, rollback
 from kata_runtime.broker.errors import RequestRefusedError
-from kata_runtime.broker.territory import Territory
-from kata_runtime.broker.undo import UndoLog, is_recorded
+from kata_runtime.broker.path_scope import PathScope
+from kata_runtime.broker.rollback import RollbackJournal, is_recorded
 
 HEADER = {"sandbox": "x", "namespace": 1}
 
@@ -27,11 +27,11 @@ def directory(tmp_path: Path) -> Iterator[int]:
 
 
 def test_what_was_pushed_and_not_dropped_is_loaded_in_order(directory: int) -> None:
-    log = UndoLog.create(directory, HEADER)
+    log = RollbackJournal.create(directory, HEADER)
     numbers = [log.push("remove", path=f"/{name}") for name in "abc"]
     log.drop(numbers[1])
     log.close()
-    loaded = UndoLog.load(directory)
+    loaded = RollbackJournal.load(directory)
     assert loaded is not None
     assert loaded.header == HEADER
     assert [entry["path"] for entry in loaded.entries.values()] == ["/a", "/c"]
@@ -39,19 +39,19 @@ def test_what_was_pushed_and_not_dropped_is_loaded_in_order(directory: int) -> N
 
 
 def test_no_file_is_no_stack(directory: int) -> None:
-    assert UndoLog.load(directory) is None
+    assert RollbackJournal.load(directory) is None
 
 
 def test_a_torn_last_line_is_an_effect_that_was_never_made(directory: int, tmp_path: Path) -> None:
-    log = UndoLog.create(directory, HEADER)
+    log = RollbackJournal.create(directory, HEADER)
     log.push("remove", path="/a")
     log.push("remove", path="/b")
     log.close()
-    whole = (tmp_path / undo.NAME).read_bytes()
+    whole = (tmp_path / rollback.NAME).read_bytes()
     second = whole.index(b'{"n":2')
     for cut in range(second, len(whole)):
-        (tmp_path / undo.NAME).write_bytes(whole[:cut])
-        loaded = UndoLog.load(directory)
+        (tmp_path / rollback.NAME).write_bytes(whole[:cut])
+        loaded = RollbackJournal.load(directory)
         assert loaded is not None
         assert [entry["path"] for entry in loaded.entries.values()] == ["/a"]
         assert loaded.unreadable == 0
@@ -64,8 +64,8 @@ def test_a_line_that_is_unreadable_is_counted_and_hides_no_other(directory: int,
         '{"n":2,"un',
         '{"n":3,"undo":"remove","path":"/c"}',
     ]
-    (tmp_path / undo.NAME).write_text("\n".join(lines) + "\n")
-    loaded = UndoLog.load(directory)
+    (tmp_path / rollback.NAME).write_text("\n".join(lines) + "\n")
+    loaded = RollbackJournal.load(directory)
     assert loaded is not None
     assert [entry["path"] for entry in loaded.entries.values()] == ["/a", "/c"]
     assert loaded.unreadable == 1
@@ -74,10 +74,10 @@ def test_a_line_that_is_unreadable_is_counted_and_hides_no_other(directory: int,
 @given(st.binary(max_size=300))
 def test_any_file_can_be_loaded(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.mktemp("undo")
-    (path / undo.NAME).write_bytes(content)
+    (path / rollback.NAME).write_bytes(content)
     fd = os.open(path, os.O_RDONLY)
     try:
-        assert UndoLog.load(fd) is not None
+        assert RollbackJournal.load(fd) is not None
     finally:
         os.close(fd)
 
@@ -85,24 +85,24 @@ def test_any_file_can_be_loaded(tmp_path_factory: pytest.TempPathFactory, conten
 def test_the_file_does_not_grow_without_end(
     directory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(undo, "COMPACT_AFTER", 5)
-    log = UndoLog.create(directory, HEADER)
+    monkeypatch.setattr(rollback, "COMPACT_AFTER", 5)
+    log = RollbackJournal.create(directory, HEADER)
     kept = log.push("remove", path="/kept")
     for index in range(100):
         log.drop(log.push("remove", path=f"/{index}"))
     log.close()
-    assert len((tmp_path / undo.NAME).read_text().splitlines()) < 20
-    loaded = UndoLog.load(directory)
+    assert len((tmp_path / rollback.NAME).read_text().splitlines()) < 20
+    loaded = RollbackJournal.load(directory)
     assert loaded is not None
     assert list(loaded.entries) == [kept]
     assert loaded.header == HEADER
-    assert os.listdir(tmp_path) == [undo.NAME]
+    assert os.listdir(tmp_path) == [rollback.NAME]
 
 
 def test_a_full_file_system_leaves_no_half_line(
     directory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = UndoLog.create(directory, HEADER)
+    log = RollbackJournal.create(directory, HEADER)
     log.push("remove", path="/a")
     write = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:7]))
@@ -111,7 +111,7 @@ def test_a_full_file_system_leaves_no_half_line(
     monkeypatch.undo()
     log.push("remove", path="/c")
     log.close()
-    loaded = UndoLog.load(directory)
+    loaded = RollbackJournal.load(directory)
     assert loaded is not None
     assert [entry["path"] for entry in loaded.entries.values()] == ["/a", "/c"]
 
@@ -119,8 +119,8 @@ def test_a_full_file_system_leaves_no_half_line(
 def test_a_full_file_system_does_not_lose_what_is_recorded(
     directory: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(undo, "COMPACT_AFTER", 2)
-    log = UndoLog.create(directory, HEADER)
+    monkeypatch.setattr(rollback, "COMPACT_AFTER", 2)
+    log = RollbackJournal.create(directory, HEADER)
     numbers = [log.push("remove", path=f"/{name}") for name in "abcdef"]
     write = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:7]))
@@ -130,7 +130,7 @@ def test_a_full_file_system_does_not_lose_what_is_recorded(
     log.push("remove", path="/g")
     log.close()
     assert [entry["path"] for entry in log.entries.values()] == ["/e", "/f", "/g"]
-    loaded = UndoLog.load(directory)
+    loaded = RollbackJournal.load(directory)
     assert loaded is not None
     assert [entry["path"] for entry in loaded.entries.values()] == ["/a", "/b", "/c", "/d", "/e", "/f", "/g"]
 
@@ -139,19 +139,19 @@ def test_a_full_file_system_does_not_lose_what_is_recorded(
 
 
 @pytest.fixture
-def territory(tmp_path: Path) -> Iterator[Territory]:
+def scope(tmp_path: Path) -> Iterator[PathScope]:
     (tmp_path / "shared" / "c1").mkdir(parents=True)
     (tmp_path / "bundle" / "rootfs").mkdir(parents=True)
     (tmp_path / "outside").mkdir()
     fds = [os.open(tmp_path / name, os.O_PATH) for name in ("shared", "bundle")]
-    made = Territory(str(tmp_path / "shared"), fds[0], str(tmp_path / "bundle"), fds[1])
+    made = PathScope(str(tmp_path / "shared"), fds[0], str(tmp_path / "bundle"), fds[1])
     yield made
     made.close()
 
 
 @pytest.mark.parametrize("path", ["shared/a", "shared/c1/b", "bundle/rootfs", "bundle/rootfs/a"])
-def test_inside(territory: Territory, tmp_path: Path, path: str) -> None:
-    with territory.reach(str(tmp_path / path)) as place:
+def test_inside(scope: PathScope, tmp_path: Path, path: str) -> None:
+    with scope.reach(str(tmp_path / path)) as place:
         assert os.path.realpath(f"/proc/self/fd/{place.parent}") == str((tmp_path / path).parent)
         assert place.name == os.path.basename(path)
 
@@ -173,22 +173,20 @@ def test_inside(territory: Territory, tmp_path: Path, path: str) -> None:
         "bundle",
     ],
 )
-def test_outside(territory: Territory, tmp_path: Path, path: str) -> None:
+def test_outside(scope: PathScope, tmp_path: Path, path: str) -> None:
     with pytest.raises(RequestRefusedError):
-        territory.reach(f"{tmp_path}/{path}")
+        scope.reach(f"{tmp_path}/{path}")
 
 
-def test_a_link_on_the_way_is_not_followed(territory: Territory, tmp_path: Path) -> None:
+def test_a_link_on_the_way_is_not_followed(scope: PathScope, tmp_path: Path) -> None:
     (tmp_path / "shared" / "link").symlink_to(tmp_path / "outside")
     with pytest.raises(RequestRefusedError, match="no directory"):
-        territory.reach(str(tmp_path / "shared/link/a"))
+        scope.reach(str(tmp_path / "shared/link/a"))
 
 
-def test_a_link_at_the_end_is_not_opened_and_only_itself_removed(
-    territory: Territory, tmp_path: Path
-) -> None:
+def test_a_link_at_the_end_is_not_opened_and_only_itself_removed(scope: PathScope, tmp_path: Path) -> None:
     (tmp_path / "shared" / "link").symlink_to(tmp_path / "outside")
-    with territory.reach(str(tmp_path / "shared/link")) as place:
+    with scope.reach(str(tmp_path / "shared/link")) as place:
         with pytest.raises(RequestRefusedError, match="symbolic link"):
             place.open()
         place.remove()
@@ -198,16 +196,16 @@ def test_a_link_at_the_end_is_not_opened_and_only_itself_removed(
 # -- replayed ----------------------------------------------------------------------------------------------
 
 
-def replay(directory: int, territory: Territory) -> list[str]:
-    log = UndoLog.load(directory)
+def replay(directory: int, scope: PathScope) -> list[str]:
+    log = RollbackJournal.load(directory)
     assert log is not None
-    return janitor.replay(log, territory, set(), mounted=False)
+    return cleanup.replay(log, scope, set(), mounted=False)
 
 
 def test_a_replay_removes_what_is_recorded_and_nothing_else(
-    directory: int, territory: Territory, tmp_path: Path
+    directory: int, scope: PathScope, tmp_path: Path
 ) -> None:
-    log = UndoLog.create(directory, HEADER)
+    log = RollbackJournal.create(directory, HEADER)
     shared = tmp_path / "shared"
     log.push("remove", path=str(shared / "c1"))
     log.push("remove", path=str(shared / "c1" / "file"))
@@ -217,7 +215,7 @@ def test_a_replay_removes_what_is_recorded_and_nothing_else(
     (shared / "c1" / "file").touch()
     (shared / "full").mkdir()
     (shared / "full" / "of data").write_text("precious")
-    left = replay(directory, territory)
+    left = replay(directory, scope)
     assert not (shared / "c1").exists()
     assert (shared / "full" / "of data").read_text() == "precious"
     assert (tmp_path / "outside").is_dir()
@@ -227,22 +225,22 @@ def test_a_replay_removes_what_is_recorded_and_nothing_else(
     ]
 
 
-def test_a_replay_can_be_repeated(directory: int, territory: Territory, tmp_path: Path) -> None:
-    log = UndoLog.create(directory, HEADER)
+def test_a_replay_can_be_repeated(directory: int, scope: PathScope, tmp_path: Path) -> None:
+    log = RollbackJournal.create(directory, HEADER)
     log.push("remove", path=str(tmp_path / "shared/c1"))
     log.push("unmount", path=str(tmp_path / "shared/c1"))
     log.push("process", pid=os.getpid(), start=1, name="qemu")  # this pid, but not this process
     log.push("cgroup", path="/sys/fs/cgroup/no/such", origin="/sys/fs/cgroup")
     log.close()
-    assert replay(directory, territory) == []
-    assert replay(directory, territory) == []
+    assert replay(directory, scope) == []
+    assert replay(directory, scope) == []
 
 
-def test_an_entry_that_nobody_understands_is_reported(directory: int, territory: Territory) -> None:
-    log = UndoLog.create(directory, HEADER)
+def test_an_entry_that_nobody_understands_is_reported(directory: int, scope: PathScope) -> None:
+    log = RollbackJournal.create(directory, HEADER)
     log.push("format", path="/dev/sda")
     log.close()
-    assert replay(directory, territory) == ["cannot undo format /dev/sda: nobody knows how to undo 'format'"]
+    assert replay(directory, scope) == ["cannot undo format /dev/sda: nobody knows how to undo 'format'"]
 
 
 def test_a_directory_is_cleared_one_level_deep(tmp_path: Path) -> None:
@@ -250,14 +248,14 @@ def test_a_directory_is_cleared_one_level_deep(tmp_path: Path) -> None:
     (home / "shared" / "c1").mkdir(parents=True)
     (home / "record.json").touch()
     fd = os.open(home, os.O_RDONLY)
-    left = janitor.clear(fd, str(home))
+    left = cleanup.clear(fd, str(home))
     assert left == [f"cannot remove {home}/shared: Directory not empty"]
     assert os.listdir(home) == ["shared"]
     (home / "shared" / "c1").rmdir()
-    assert janitor.clear(fd, str(home)) == []
+    assert cleanup.clear(fd, str(home)) == []
     assert not home.exists()
     home.mkdir()  # another sandbox of the same name
-    assert janitor.clear(fd, str(home)) == []
+    assert cleanup.clear(fd, str(home)) == []
     assert home.exists()
     os.close(fd)
 
@@ -266,7 +264,7 @@ def test_what_any_sandbox_has_recorded_is_found(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         directory = os.open(tmp_path / name, os.O_RDONLY)
-        log = UndoLog.create(directory, HEADER)
+        log = RollbackJournal.create(directory, HEADER)
         number = log.push("rmgroup", path=f"/{name}")
         if name == "two":
             log.drop(number)

@@ -13,13 +13,14 @@ import pytest
 
 from broker_bed import Bed, make_bed, wait_for_end
 from kata_hypervisor.errors import LaunchError
-from kata_hypervisor.host import Child, ChildFilter, ExitStatus
+from kata_hypervisor.host import Child, ExitStatus
 from kata_hypervisor.seccomp import actions
+from kata_hypervisor.seccomp.child_filter import ChildFilter
 from kata_hypervisor.seccomp.compiler import compile_rules
-from kata_hypervisor.seccomp.proof import inherited_filters
+from kata_hypervisor.seccomp.confinement import inherited_filters
 from kata_hypervisor.seccomp.rules import Rule
 from kata_hypervisor.solo5 import allowlist
-from kata_runtime.broker import janitor, syscalls
+from kata_runtime.broker import cleanup, syscalls
 from kata_runtime.broker.client import Broker
 from kata_runtime.broker.process import fork_broker
 from old_tender import build_old_tender
@@ -163,4 +164,4 @@ async def test_a_child_dies_with_its_broker_and_not_unwatched(bed: Bed, tender: 
     for fd in (gate, opener, null):
         os.close(fd)
     wait_for_end(child.pid)
-    assert janitor.clean_up(bed.identity) == []
+    assert cleanup.clean_up(bed.identity) == []

@@ -9,17 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata_runtime.broker.admission import MAX_SPEC
+from kata_runtime.broker.authorization import MAX_SPEC
 from kata_runtime.broker.errors import RequestFailedError
-from kata_runtime.bundle import (
+from kata_runtime.container.bundle import (
     ContainerType,
     check_process,
     check_spec,
     container_type,
-    load_spec,
     parse_spec,
 )
 from kata_runtime.errors import InvalidRequestError, UnsupportedError
+from kata_runtime.pod.spec import load_spec
 
 GOOD: dict[str, Any] = {
     "ociVersion": "1.0.2",

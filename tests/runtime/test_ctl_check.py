@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from kata_hypervisor.kvm.probe import KvmVerdict
+from kata_hypervisor.kvm.probe import KvmProbeResult
 from kata_runtime.ctl import check
-from kata_runtime.ctl.check import Finding, Setup, Status
+from kata_runtime.ctl.findings import Finding, Setup, Status
 from kata_runtime.image import command
 
 
@@ -41,7 +41,7 @@ def script(path: Path, body: str) -> None:
 def test_kvm(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, unmodified: bool, accelerator: str, status: str
 ) -> None:
-    verdict = KvmVerdict(True, unmodified, "because")
+    verdict = KvmProbeResult(True, unmodified, "because")
     monkeypatch.setattr("kata_hypervisor.kvm.probe.probe_kvm", lambda device: verdict)
     found = check.check_kvm(replace(setup, accelerator=accelerator))
     assert found.status == status

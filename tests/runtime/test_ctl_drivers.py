@@ -8,8 +8,9 @@ import pytest
 
 from kata_configuration.models import AVAILABLE, HYPERVISORS
 from kata_runtime.ctl import check, env
-from kata_runtime.ctl.check import Finding, Setup, Status
-from kata_runtime.ctl.drivers import DRIVERS, NONE_YET, describe
+from kata_runtime.ctl.driver_report import NONE_YET, describe
+from kata_runtime.ctl.drivers import DRIVERS
+from kata_runtime.ctl.findings import Finding, Setup, Status
 
 KNOWN = {"clh": "cloud-hypervisor v54.0.0", "firecracker": "Firecracker v1.12.1"}
 

@@ -10,10 +10,10 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kata_hypervisor.seccomp.proof import read_threads
+from kata_hypervisor.seccomp.confinement import read_threads
 from kata_runtime.broker.supervisor import RECORD
 from kata_runtime.ctl.metrics import Sandboxes
-from kata_runtime.sandboxes import RecordedProcess, RecordedSandbox
+from kata_runtime.ctl.running import RecordedProcess, RecordedSandbox
 
 WHO = {"sandbox": "pod", "namespace": "k8s.io"}
 

@@ -19,9 +19,9 @@ from kata_hypervisor.seccomp.policy import PROCESS, load_policy
 from kata_hypervisor.seccomp.survey import survey
 from kata_runtime.ctl import seccomp_report, seccomp_status
 from kata_runtime.ctl.main import main
+from kata_runtime.ctl.running import RecordedProcess, RecordedSandbox
 from kata_runtime.ctl.seccomp_chart import cells
 from kata_runtime.ctl.seccomp_policy import Standing, measure
-from kata_runtime.sandboxes import RecordedProcess, RecordedSandbox
 
 supervising = pytest.mark.skipif(
     kernel.notification_sizes() is None, reason="this kernel has no seccomp notifications"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from kata_runtime.guest_spec import GUEST_SHARED, GUEST_SHM, amend, volumes_of
+from kata_runtime.container.guest_spec import GUEST_SHARED, GUEST_SHM, amend, volumes_of
 
 SPEC: dict[str, Any] = {
     "process": {

@@ -122,12 +122,12 @@ def test_only_what_is_missing_or_damaged_is_downloaded(apt: Apt, tools: Path, tm
     echo "dlstatus:1:50.0:Retrieving" >/proc/self/fd/$fd
     printf 22 >damaged_1_all.deb; printf 3 >absent_1_all.deb"""
     script(tools / "apt-get", body)
-    heard: list[float] = []
-    apt.fetch(packages, heard.append)
+    future: list[float] = []
+    apt.fetch(packages, future.append)
     assert log.read_text().split()[-3:] == ["download", "damaged=1", "absent=1"]
-    assert heard == [0.5, 1.0]
+    assert future == [0.5, 1.0]
     log.unlink()
-    apt.fetch(packages, heard.append)
+    apt.fetch(packages, future.append)
     assert not log.exists()
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kata_agent.protos import agent_pb2
-from kata_runtime import metrics
 from kata_runtime.containerd_api import metrics_pb2
+from kata_runtime.shim import metrics
 
 STATS = agent_pb2.StatsContainerResponse(
     cgroup_stats=agent_pb2.CgroupStats(

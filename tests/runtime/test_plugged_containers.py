@@ -17,10 +17,10 @@ from kata_agent.protos import agent_pb2
 from kata_agent.ttrpc.status import Code, RpcError
 from kata_hypervisor.contract import Capabilities, Disk, Hypervisor
 from kata_hypervisor.errors import HypervisorError
-from kata_runtime.creation import CreateRequest, Creation
 from kata_runtime.errors import UnsupportedError
+from kata_runtime.pod.creation import CreateRequest, Creation
 from kata_runtime.resource.block_rootfs import BlockRootfs, overlay_storages
-from kata_runtime.stdio import StdioPaths
+from kata_runtime.stdio.pumps import StdioPaths
 
 
 class Machine(Hypervisor):

@@ -12,7 +12,7 @@ import pytest
 
 from kata_configuration import load
 from kata_hypervisor import vhost_vsock
-from kata_hypervisor.kvm.probe import KvmVerdict
+from kata_hypervisor.kvm.probe import KvmProbeResult
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "quickstart"
 sys.path.insert(0, str(EXAMPLES))
@@ -25,8 +25,8 @@ assert SPEC.loader is not None
 quickstart = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(quickstart)
 
-GOOD = KvmVerdict(True, True, "KVM runs unmodified guests")
-BAD = KvmVerdict(True, False, "this KVM only emulates")
+GOOD = KvmProbeResult(True, True, "KVM runs unmodified guests")
+BAD = KvmProbeResult(True, False, "this KVM only emulates")
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kata_runtime.resource import rootfs_image
-from kata_runtime.resource.rootfs_image import RootfsImageError, ensure, identity
+from kata_runtime.broker import rootfs_image
+from kata_runtime.broker.rootfs_image import RootfsImageError, ensure, identity
 
 needs_maker = pytest.mark.skipif(
     shutil.which(rootfs_image.MAKER) is None, reason=f"{rootfs_image.MAKER} is missing: install erofs-utils"

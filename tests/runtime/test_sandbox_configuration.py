@@ -11,7 +11,7 @@ import pytest
 from kata_configuration import ConfigurationError
 from kata_runtime.broker.client import Broker
 from kata_runtime.identity import SandboxIdentity
-from kata_runtime.sandbox import Sandbox
+from kata_runtime.pod.sandbox import Sandbox
 
 PREFIX = "io.katacontainers.config."
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kata_hypervisor.contract import Disk
-from kata_runtime.sandbox_spec import SPARE_DISKS, spare_disks
+from kata_runtime.pod.machine_spec import SPARE_DISKS, spare_disks
 
 ROOTFS = (Disk("rootfs", Path("/image"), read_only=True),)
 TYPE = "io.kubernetes.cri.container-type"

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
+from kata_runtime.container.states import TRANSITIONS, Event, State, after
 from kata_runtime.errors import NotFoundError, StateError
-from kata_runtime.states import TRANSITIONS, Event, State, after
 
 
 @pytest.mark.parametrize(("state", "event"), list(itertools.product(State, Event)))

@@ -15,9 +15,9 @@ import anyio.to_thread
 import pytest
 
 from kata_agent.constants import NO_STREAM
-from kata_runtime import stdio as stdio_module
 from kata_runtime.errors import UnsupportedError
-from kata_runtime.stdio import Stdio, StdioFiles, StdioPaths
+from kata_runtime.stdio import pumps as stdio_module
+from kata_runtime.stdio.pumps import Stdio, StdioFiles, StdioPaths
 
 DATA = os.urandom(3 << 20)
 

@@ -17,8 +17,8 @@ from google.protobuf.message import Message
 from kata_agent.protos import agent_pb2
 from kata_agent.ttrpc.status import Code, RpcError
 from kata_runtime.broker.errors import RequestFailedError
+from kata_runtime.container.states import State
 from kata_runtime.containerd_api import events_pb2
-from kata_runtime.creation import CreateRequest
 from kata_runtime.errors import (
     AlreadyExistsError,
     InvalidRequestError,
@@ -26,9 +26,9 @@ from kata_runtime.errors import (
     SandboxError,
     StateError,
 )
-from kata_runtime.states import State
-from kata_runtime.stdio import StdioPaths
-from kata_runtime.tasks import Tasks
+from kata_runtime.pod.creation import CreateRequest
+from kata_runtime.pod.tasks import Tasks
+from kata_runtime.stdio.pumps import StdioPaths
 
 
 class FakeAgent:

@@ -11,10 +11,11 @@ import pytest
 from kata_agent.client import AgentClient
 from kata_agent.protos import agent_pb2
 from kata_configuration import load
-from kata_runtime import sandbox_spec, template_maker
 from kata_runtime.ctl.main import main
-from kata_runtime.freshness import Freshness
 from kata_runtime.identity import SandboxIdentity
+from kata_runtime.pod import machine_spec
+from kata_runtime.pod.reseed import Reseed
+from kata_runtime.template import maker
 
 CONFIGURATION = """
 [hypervisor.dragonball]
@@ -60,7 +61,7 @@ def write(place: Path, *, on: bool = True, shared_fs: str = "virtio-fs") -> Path
 async def test_random_numbers_come_before_everything_and_once() -> None:
     agents = [FakeAgent() for _ in range(2)]
     for agent in agents:
-        await Freshness().give(cast(AgentClient, agent))
+        await Reseed().give(cast(AgentClient, agent))
     first, second = agents
     assert len(first.asked[0].data) == len(second.asked[0].data) == 64
     assert first.asked[0].data != second.asked[0].data
@@ -71,7 +72,7 @@ async def test_random_numbers_come_before_everything_and_once() -> None:
 @pytest.mark.parametrize("on", [True, False])
 def test_a_machine_starts_from_a_template_where_that_is_configured(place: Path, on: bool) -> None:
     configuration = load(write(place, on=on), check_host=False)
-    spec = sandbox_spec.machine_of(configuration, SandboxIdentity("a", "b", "c"), {}, ())
+    spec = machine_spec.machine_of(configuration, SandboxIdentity("a", "b", "c"), {}, ())
     assert spec.template == (place if on else None)
 
 
@@ -79,7 +80,7 @@ def test_a_machine_starts_from_a_template_where_that_is_configured(place: Path, 
 def test_a_template_has_a_place_for_the_disk_of_a_pod_without_shared_files(
     place: Path, shared_fs: str, count: int
 ) -> None:
-    disks = template_maker.places_of(load(write(place, shared_fs=shared_fs), check_host=False))
+    disks = maker.places_of(load(write(place, shared_fs=shared_fs), check_host=False))
     assert [(disk.id, disk.read_only) for disk in disks] == [("rootfs", True)] * count
 
 
@@ -111,7 +112,7 @@ def test_a_template_that_cannot_be_made_leaves_the_old_one(
         (directory / "memory").write_text("half")
         return "no /dev/kvm"
 
-    monkeypatch.setattr(template_maker, "make", make)
+    monkeypatch.setattr(maker, "make", make)
     assert main(["factory", "init", "--config", str(write(place))]) == 1
     assert capsys.readouterr().err == f"kata-ctl: cannot make the template in {place}: no /dev/kvm\n"
     assert sorted(path.name for path in place.parent.iterdir()) == [".template.lock", "template"]
@@ -132,5 +133,5 @@ def test_a_process_that_only_dies_is_reported(place: Path, monkeypatch: pytest.M
 
         os._exit(3)
 
-    monkeypatch.setattr(template_maker, "_live", live)
-    assert template_maker.make(configuration, place) == "the process that makes it ended with status 3"
+    monkeypatch.setattr(maker, "_live", live)
+    assert maker.make(configuration, place) == "the process that makes it ended with status 3"

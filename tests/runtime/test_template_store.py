@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kata_runtime.errors import StateError
-from kata_runtime.template_store import TemplateStore, remove
+from kata_runtime.template.store import TemplateStore, remove
 
 
 @pytest.fixture

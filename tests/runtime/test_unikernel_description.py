@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kata_runtime.errors import InvalidRequestError, UnsupportedError
-from kata_runtime.unikernel import KEYS, MAX_FILE, PREFIX, RUNNERS, Unikernel, from_annotations, from_file
+from kata_runtime.unikernel.description import (
+    KEYS,
+    MAX_FILE,
+    PREFIX,
+    RUNNERS,
+    Unikernel,
+    from_annotations,
+    from_file,
+)
 from unikernel_description import GOOD, described, encode
 
 TEXT = st.text("ab/=+ é\0\n", max_size=12) | st.sampled_from(["hvt", "spt", "mirage"])

@@ -19,11 +19,11 @@ from kata_hypervisor.contract import UnikernelSpec, VmExit
 from kata_hypervisor.errors import UnikernelError
 from kata_hypervisor.host import ExitStatus
 from kata_runtime.broker.errors import RequestFailedError
+from kata_runtime.container.process import Container, Process
 from kata_runtime.errors import InvalidRequestError, UnsupportedError
-from kata_runtime.process import Container, Process
-from kata_runtime.stdio import StdioPaths
-from kata_runtime.unikernel import Unikernel
-from kata_runtime.unikernel_guest import UnikernelGuest, find_unikernel, refuse_unikernel
+from kata_runtime.stdio.pumps import StdioPaths
+from kata_runtime.unikernel.description import Unikernel
+from kata_runtime.unikernel.guest import UnikernelGuest, find_unikernel, refuse_unikernel
 from unikernel_description import GOOD
 
 ALL = StdioPaths("/in", "/out", "/err")

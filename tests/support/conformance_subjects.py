@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
+from kata_configuration.judge.rules import VIRTIOFSD_PLACES
 from kata_configuration.models.cloud_hypervisor import CloudHypervisor
 from kata_configuration.models.dragonball import Dragonball
 from kata_configuration.models.firecracker import Firecracker
 from kata_configuration.models.qemu import QemuHypervisor
-from kata_configuration.rules import VIRTIOFSD_PLACES
-from kata_hypervisor import fitness, registry, vhost_vsock
+from kata_hypervisor import host_checks, registry, vhost_vsock
 from kata_hypervisor.contract import Hypervisor, SharedDirectory, VmSpec
 from kata_hypervisor.dragonball.virtio import vsock
 from kata_hypervisor.host import ExitStatus
@@ -72,7 +72,7 @@ class Bench:
 
 
 def _standin(name: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setattr(fitness, "KVM", Path(os.devnull))
+    monkeypatch.setattr(host_checks, "KVM", Path(os.devnull))
     rig = RestRig(directory, name)
     vmm = {"clh": "cloud-hypervisor"}.get(name, name)
     spec = replace(rig.spec, shared=None)
@@ -148,7 +148,7 @@ def _in_process(bench: Bench) -> Bench:
 def _tiny(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         pytest.skip("no access to /dev/kvm")
-    monkeypatch.setattr(vsock.Socket, "connect", lambda device, wires: None)  # a memfd is no vhost device
+    monkeypatch.setattr(vsock.Socket, "connect", lambda device, context: None)  # a memfd is no vhost device
     monkeypatch.setattr(vhost_vsock, "open_device", lambda: (os.memfd_create("vsock"), 3))
     host, path = LocalHost(), directory / "kernel"
     path.write_bytes(kernel(say(b"hello\n") + SPIN))

@@ -17,7 +17,7 @@ from pathlib import Path
 from unittest import mock
 
 from kata_configuration import Diagnostic, lint
-from kata_configuration.toml_text import value_text
+from kata_configuration.parse.toml_text import value_text
 
 FOLDER = Path(__file__).parents[1] / "configuration/corpus"
 
@@ -123,8 +123,8 @@ def _host(files: Mapping[str, str]) -> Iterator[None]:
         mock.patch("os.access", access),
         mock.patch("os.cpu_count", return_value=CPUS),
         mock.patch("os.sysconf", PAGES.__getitem__),
-        mock.patch("kata_configuration.rules.KVM", Path("/")),
-        mock.patch("kata_configuration.rules.JIT", Path("/nonexistent")),
+        mock.patch("kata_configuration.judge.rules.KVM", Path("/")),
+        mock.patch("kata_configuration.judge.rules.JIT", Path("/nonexistent")),
     ):
         yield
 

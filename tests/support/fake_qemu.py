@@ -12,9 +12,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from typing import Any
 
 from kata_hypervisor.errors import LaunchError
-from kata_hypervisor.host import Child, ChildFilter, ExitStatus
+from kata_hypervisor.host import Child, ExitStatus
 from kata_hypervisor.qemu.command import MONITOR, STDERR
-from kata_hypervisor.seccomp.proof import ThreadConfinement
+from kata_hypervisor.seccomp.child_filter import ChildFilter
+from kata_hypervisor.seccomp.confinement import ThreadConfinement
 
 VERSION = b'{"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}'
 GREETING = b'{"QMP": {"version": %s, "capabilities": []}}\n' % VERSION
@@ -106,7 +107,7 @@ class FakeHost:
         child.run(behaviour)
         return child
 
-    async def admit_guest(self, address: int | str) -> None:
+    async def register_guest(self, address: int | str) -> None:
         """See Host."""
         self.guest = address
 
@@ -150,7 +151,7 @@ def cannot_start(name: str) -> LaunchError:
     return LaunchError(f"cannot start {name}: No such file or directory")
 
 
-async def linger(child: FakeChild) -> None:
+async def settle(child: FakeChild) -> None:
     """Behave as a daemon: do nothing that shows."""
     await child.wait()
 

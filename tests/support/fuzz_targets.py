@@ -19,7 +19,7 @@ from kata_hypervisor.dragonball.memory import GuestMemory
 from kata_hypervisor.dragonball.serial import SerialPort
 from kata_hypervisor.dragonball.virtio.balloon import Balloon
 from kata_hypervisor.dragonball.virtio.block import SECTOR, Block, Medium
-from kata_hypervisor.dragonball.virtio.device import VERSION_1, Device, DeviceError, QueueSetup, Wires
+from kata_hypervisor.dragonball.virtio.device import VERSION_1, Device, DeviceContext, DeviceError, QueueSetup
 from kata_hypervisor.dragonball.virtio.entropy import Entropy
 from kata_hypervisor.dragonball.virtio.local import LocalDevice
 from kata_hypervisor.dragonball.virtio.mmio import Registers
@@ -75,7 +75,7 @@ def _served() -> tuple[bytearray, Sequence[LocalDevice]]:
         Balloon(),
     ]
     for device in devices:
-        device.connect(Wires(GuestMemory.over(content), [os.eventfd(0)], -1, _Silence()))
+        device.connect(DeviceContext(GuestMemory.over(content), [os.eventfd(0)], -1, _Silence()))
     return content, devices
 
 
@@ -104,10 +104,10 @@ class _Device(Device):
     kind = 2
     features = VERSION_1 | 1 << 5
     queue_sizes = (16, 8)
-    kick_groups = (0, None)
+    notify_groups = (0, None)
     configuration = b"configuration"
 
-    def connect(self, wires: Wires) -> None: ...
+    def connect(self, context: DeviceContext) -> None: ...
 
     def activate(self, features: int, queues: Sequence[QueueSetup]) -> None:
         assert not features & ~self.features

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from kata_runtime.broker.cgroups import hierarchies
 from kata_runtime.identity import SandboxIdentity
-from kata_runtime.resource.cgroups import hierarchies
 
 PATIENCE = 10.0
 CLIENTS = ("containerd", "ctr")

@@ -14,12 +14,13 @@ from pathlib import Path
 
 from kata_agent.transports import Dial, dial_unix, dial_vsock
 from kata_hypervisor.errors import LaunchError
-from kata_hypervisor.host import Child, ChildFilter, ExitStatus
-from kata_hypervisor.seccomp import teeth
-from kata_hypervisor.seccomp.proof import ThreadConfinement, read_threads
+from kata_hypervisor.host import Child, ExitStatus
+from kata_hypervisor.seccomp import effectiveness
+from kata_hypervisor.seccomp.child_filter import ChildFilter
+from kata_hypervisor.seccomp.confinement import ThreadConfinement, read_threads
 from kata_runtime.broker import spawn, syscalls
+from kata_runtime.broker.child_filter import ChildFilterSupervisor
 from kata_runtime.broker.errors import RequestFailedError
-from kata_runtime.broker.watch import Watch
 
 MS_BIND = 0x1000
 FIRST_COPY = 100
@@ -65,7 +66,7 @@ class LocalHost:
         self.children: dict[str, LocalChild] = {}
         self.dial: Dial
         self._views: list[Path] = []
-        self._watches: list[Watch] = []
+        self._watches: list[ChildFilterSupervisor] = []
 
     async def make_jail(self, root: Path, files: Mapping[str, Path]) -> None:
         """See Host; needs root. Its files are removed with `aclose`."""
@@ -116,7 +117,7 @@ class LocalHost:
         gate: int | None,
         seccomp: ChildFilter | None,
     ) -> LocalChild:
-        seen = Watch(name, seccomp.told()) if seccomp is not None else None
+        seen = ChildFilterSupervisor(name, seccomp.to_json()) if seccomp is not None else None
         try:
             pid = spawn.spawn(name, argv, fds, environment, lambda pid, start: None, gate=gate, watch=seen)
         except RequestFailedError as error:
@@ -127,7 +128,7 @@ class LocalHost:
             self._watches.append(seen)
         return child
 
-    def _judge(self, child: LocalChild, seen: Watch) -> None:
+    def _judge(self, child: LocalChild, seen: ChildFilterSupervisor) -> None:
         hung_up = select.poll()
         hung_up.register(seen.listener, select.POLLIN)
         if any(not event & select.POLLIN for _, event in hung_up.poll(0)):
@@ -136,7 +137,7 @@ class LocalHost:
             child.violation = sentence
             os.kill(child.pid, signal.SIGKILL)
 
-    def _leave(self, seen: Watch) -> None:
+    def _leave(self, seen: ChildFilterSupervisor) -> None:
         if seen.listener >= 0:
             asyncio.get_running_loop().remove_reader(seen.listener)
             seen.close()
@@ -145,7 +146,7 @@ class LocalHost:
         """See Host."""
         path.unlink(missing_ok=True)
 
-    async def admit_guest(self, address: int | str) -> None:
+    async def register_guest(self, address: int | str) -> None:
         """See Host."""
         self.dial = dial_vsock(address) if isinstance(address, int) else dial_unix(address)
 
@@ -162,9 +163,9 @@ class LocalHost:
         """See Host."""
         return read_threads(child.pid)
 
-    async def filters_bite(self, child: Child, tid: int, beyond: int = 0) -> bool:
+    async def filters_effective(self, child: Child, tid: int, beyond: int = 0) -> bool:
         """See Host."""
-        return teeth.bite(tid, beyond)
+        return effectiveness.bite(tid, beyond)
 
     async def aclose(self) -> None:
         """End what a failed test has left, and take the jail apart."""

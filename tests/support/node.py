@@ -18,9 +18,9 @@ import busybox_image
 import shipped_configuration
 from containerd_versions import Programs
 from kata_runtime.broker import processes
+from kata_runtime.ctl.running import running_sandboxes
 from kata_runtime.ctl.shim import NAMES, install_launcher
 from kata_runtime.identity import SandboxIdentity
-from kata_runtime.sandboxes import running_sandboxes
 from leftovers import Leftovers
 from private_containerd import PrivateContainerd
 from shipped_configuration import Value

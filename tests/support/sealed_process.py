@@ -18,7 +18,7 @@ from kata_hypervisor.seccomp import notification, syscalls
 _ROOMS = ("configuration", "agent", "hypervisor", "runtime")
 _BEFORE = """
 import os, signal, socket, sys, threading, time
-from kata_runtime import preload
+from kata_runtime.pod import preload
 preload.load()
 from kata_hypervisor.seccomp import seal
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from kata_configuration.rules import VIRTIOFSD_PLACES
-from kata_configuration.template import SHIPPED
+from kata_configuration.judge.rules import VIRTIOFSD_PLACES
+from kata_configuration.tell.template import SHIPPED
 from kata_hypervisor.kvm.probe import probe_kvm
 
 Value = str | int | float | bool | Path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 
-from kata_runtime.unikernel import PREFIX
+from kata_runtime.unikernel.description import PREFIX
 
 
 def encode(value: str) -> str:

@@ -25,8 +25,8 @@ from kata_configuration.models.dragonball import Dragonball
 from kata_configuration.models.firecracker import Firecracker
 from kata_configuration.models.qemu import QemuHypervisor
 from kata_configuration.models.solo5 import Solo5Hvt, Solo5Spt
-from kata_hypervisor import fitness, registry
-from kata_hypervisor.contract import UnikernelMonitor, UnikernelSpec
+from kata_hypervisor import host_checks, registry
+from kata_hypervisor.contract import UnikernelSpec, UnikernelVmm
 from kata_hypervisor.host import ExitStatus
 from local_host import LocalHost
 from old_tender import build_old_tender
@@ -71,7 +71,7 @@ class Bench:
     name: str
     spec: UnikernelSpec
     output: socket.socket
-    make: Callable[..., UnikernelMonitor]
+    make: Callable[..., UnikernelVmm]
     file_for: Callable[[str], bytes]
     host: LocalHost = field(default_factory=LocalHost)
     killed: tuple[ExitStatus, str] = (ExitStatus(signal=signal.SIGKILL), "solo5-")
@@ -128,7 +128,7 @@ def _bench(name: str, directory: Path, table: Callable[..., Any], file_for: Call
     host = LocalHost()
     spec = UnikernelSpec("bench", directory, 32, "app", -1, theirs.detach())
 
-    def make(**settings: Any) -> UnikernelMonitor:
+    def make(**settings: Any) -> UnikernelVmm:
         return registry.create_for_unikernel(name, table(**settings), host)
 
     return Bench(name, spec, output, make, file_for, host)
@@ -194,7 +194,7 @@ def _firecracker(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 def _firecracker_standin(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setattr(fitness, "KVM", Path(os.devnull))
+    monkeypatch.setattr(host_checks, "KVM", Path(os.devnull))
     (directory / "bin").mkdir()
     program = StandInProgram(directory / "bin", "firecracker", "")
     file = kernel(b"", pvh=True)

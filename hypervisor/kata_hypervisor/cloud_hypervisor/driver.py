@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from kata_agent.transports import HybridVsockTransport
 from kata_configuration.models.cloud_hypervisor import CloudHypervisor as Table
-from kata_hypervisor import ending, fitness, sockets, versions, virtiofsd
+from kata_hypervisor import exit_reason, host_checks, sockets, versions, virtiofsd
 from kata_hypervisor.cloud_hypervisor import machine
 from kata_hypervisor.cloud_hypervisor.events import EventStream
 from kata_hypervisor.cloud_hypervisor.saved import template_view
@@ -27,8 +27,8 @@ from kata_hypervisor.errors import NotSupportedError
 from kata_hypervisor.host import Host
 from kata_hypervisor.rest import RestClient, RestError, Step
 from kata_hypervisor.rest_machine import CONSOLE, VIRTIOFSD, RestMachine
-from kata_hypervisor.seccomp import fence
-from kata_hypervisor.seccomp.proof import ThreadConfinement, find_breach
+from kata_hypervisor.seccomp import wrapper_filter
+from kata_hypervisor.seccomp.confinement import ThreadConfinement, find_breach
 
 __all__ = ["CloudHypervisorDriver"]
 
@@ -64,7 +64,7 @@ class CloudHypervisorDriver(RestMachine):
         snapshot=True,
         restore=True,
     )
-    hints: ClassVar[ending.Hints] = (
+    hints: ClassVar[exit_reason.Hints] = (
         (
             re.compile(r"Probable seccomp violation: (?P<call>si_syscall=\d+)"),
             "blocked by its own filter; disable_seccomp = true in [hypervisor.clh] would run it without",
@@ -89,18 +89,18 @@ class CloudHypervisorDriver(RestMachine):
 
     def _check_host(self, spec: VmSpec) -> list[str]:
         here = f"in {self.section}"
-        fitness.check_kvm(fitness.KVM, "Cloud Hypervisor runs nothing without it")
-        fitness.check_executable(self.vmm, self._table.path, f"install it, or correct path {here}")
-        fitness.check_readable("the guest's kernel", spec.kernel, f"correct kernel {here}")
+        host_checks.check_kvm(host_checks.KVM, "Cloud Hypervisor runs nothing without it")
+        host_checks.check_executable(self.vmm, self._table.path, f"install it, or correct path {here}")
+        host_checks.check_readable("the guest's kernel", spec.kernel, f"correct kernel {here}")
         for what, path, key in (("initrd", spec.initrd, "initrd"), ("image", spec.image, "image")):
             if path is not None:
-                fitness.check_readable(f"the guest's {what}", path, f"correct {key} {here}")
+                host_checks.check_readable(f"the guest's {what}", path, f"correct {key} {here}")
         for disk in spec.disks:
-            fitness.check_readable(f"the disk {disk.id}", disk.path, "check where it came from")
-        fitness.check_readable(
+            host_checks.check_readable(f"the disk {disk.id}", disk.path, "check where it came from")
+        host_checks.check_readable(
             "the source of random numbers", self._table.entropy_source, f"correct entropy_source {here}"
         )
-        return fitness.check_memory(spec.memory_mib, fitness.MEMINFO, self.section)
+        return host_checks.check_memory(spec.memory_mib, host_checks.MEMINFO, self.section)
 
     async def _spawn(self, spec: VmSpec) -> HybridVsockTransport:
         vsock = sockets.check_path(spec.directory / "clh.vsock", "the guest's vsock socket")
@@ -121,7 +121,7 @@ class CloudHypervisorDriver(RestMachine):
             }
             seccomp = None
             if self._confined:
-                seccomp, self._born_with = fence.build(self.vmm, FENCE_ADVICE), self._inherited + 1
+                seccomp, self._born_with = wrapper_filter.build(self.vmm, FENCE_ADVICE), self._inherited + 1
             await self._children.spawn(self.vmm, machine.command_line(self._table), fds, seccomp=seccomp)
         return await self._hybrid_vsock(vsock)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import anyio
 
-from kata_hypervisor.tail import Follower, follow
+from kata_hypervisor.output_tail import Follower, follow
 
 
 class Console:

@@ -115,7 +115,7 @@ def vendor_of(entries: Iterable[KvmCpuidEntry2]) -> bytes:
     return b""
 
 
-def words_of(table: KvmCpuid2) -> list[int]:
+def entries_of(table: KvmCpuid2) -> list[int]:
     """A table as numbers, seven for each entry."""
     return [getattr(entry, name) for entry in table.entries[: table.nent] for name in WORDS]
 
@@ -126,7 +126,7 @@ def compare(saved: Sequence[int], here: KvmCpuid2) -> None:
     Raises:
         SnapshotError: it does not; the message names the first leaf that differs.
     """
-    others = words_of(here)
+    others = entries_of(here)
     for number in range(0, max(len(saved), len(others)), len(WORDS)):
         one, other = (tuple(words[number : number + len(WORDS)]) for words in (saved, others))
         if one != other:

@@ -31,7 +31,7 @@ from kata_hypervisor.contract import (
     VmSpec,
     check_supported,
 )
-from kata_hypervisor.dragonball.beginning import choose, describe
+from kata_hypervisor.dragonball.boot_source import choose, describe
 from kata_hypervisor.dragonball.command import kernel_command_line
 from kata_hypervisor.dragonball.console import Console
 from kata_hypervisor.dragonball.control import Control
@@ -50,7 +50,7 @@ from kata_hypervisor.dragonball.machine import MOST_VCPUS, Board, Machine
 from kata_hypervisor.dragonball.own_process import NAME, OwnProcess
 from kata_hypervisor.dragonball.processors import KICK
 from kata_hypervisor.dragonball.template import Saving
-from kata_hypervisor.dragonball.verdict import Verdict
+from kata_hypervisor.dragonball.thread_result import ThreadResult
 from kata_hypervisor.dragonball.virtio.balloon import Balloon
 from kata_hypervisor.dragonball.virtio.block import Block
 from kata_hypervisor.dragonball.virtio.device import Device
@@ -65,8 +65,8 @@ from kata_hypervisor.errors import (
     SnapshotError,
 )
 from kata_hypervisor.host import ExitStatus, Host
-from kata_hypervisor.lifetime import Mortal
-from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
+from kata_hypervisor.lifecycle import VmLifecycle
+from kata_hypervisor.seccomp.confinement import find_breach, inherited_filters
 from kata_hypervisor.seccomp.seal import settle_libc
 
 __all__ = ["Dragonball"]
@@ -77,7 +77,7 @@ SWITCH_INTERVAL = 0.0005
 MOMENT = 0.1  # seconds in which last words arrive
 
 
-class Dragonball(Mortal, TakesPlugs):
+class Dragonball(VmLifecycle, TakesPlugs):
     """One virtual machine in this process.
 
     table: [hypervisor.dragonball] of the configuration. host: starts virtiofsd, and reads what the kernel
@@ -104,7 +104,7 @@ class Dragonball(Mortal, TakesPlugs):
         self._inherited = inherited_filters()
         self._seal: Callable[[], object] | None = None
         self._ours = contextlib.AsyncExitStack()
-        self._aside: Control | None = None
+        self._worker: Control | None = None
         self._machine: Machine | None = None
         self._hotplug: Hotplug | None = None
         self._own: OwnProcess | None = None
@@ -152,14 +152,14 @@ class Dragonball(Mortal, TakesPlugs):
         settle_libc()
         sys.setswitchinterval(SWITCH_INTERVAL)
         signal.signal(KICK, _nothing)
-        self._aside = Control("machine")
+        self._worker = Control("machine")
         self._console = await self._open_console()
         guest_ended = self._watch_guest()
         with contextlib.ExitStack() as unused:
             devices = await self._open_devices(spec, unused)
             spares = open_spares(spec, unused)
             try:
-                await self._aside.run(lambda: self._build(devices, spares, guest_ended, spec))
+                await self._worker.run(lambda: self._build(devices, spares, guest_ended, spec))
             except LaunchError:
                 await self._blame_virtiofsd()
                 raise
@@ -203,7 +203,7 @@ class Dragonball(Mortal, TakesPlugs):
             )
         descriptor, cid = vsock
         try:
-            await self._host.admit_guest(cid)
+            await self._host.register_guest(cid)
         except BaseException:
             os.close(descriptor)
             raise
@@ -247,14 +247,14 @@ class Dragonball(Mortal, TakesPlugs):
 
     async def run(self) -> None:
         """See the contract."""
-        if self._machine is None or self._aside is None or self._end is None or self._running:
+        if self._machine is None or self._worker is None or self._end is None or self._running:
             raise LaunchError("cannot run the virtual machine: it is not prepared, or runs already")
         processors = self._machine.processors
         try:
             if self._seal is not None:
                 seal = self._seal
-                await self._aside.run(lambda: processors.confine(seal))
-            await self._prove()
+                await self._worker.run(lambda: processors.confine(seal))
+            await self._verify_confinement()
             if self._end.done():
                 raise LaunchError(self._end.result().reason, self._end.result().diagnostics)
             processors.release()
@@ -263,13 +263,13 @@ class Dragonball(Mortal, TakesPlugs):
             await self.stop()
             raise
 
-    async def prove(self) -> None:
+    async def verify_confinement(self) -> None:
         """See the contract."""
         if not self._running:
             raise HypervisorError("there is no confinement to prove: the virtual machine is not running")
-        await self._prove()
+        await self._verify_confinement()
 
-    async def _prove(self) -> None:
+    async def _verify_confinement(self) -> None:
         """Ask the kernel: a filter on each thread, and one more on each vCPU's."""
         if self._seal is None:
             return
@@ -297,28 +297,28 @@ class Dragonball(Mortal, TakesPlugs):
 
     async def pause(self) -> None:
         """See the contract."""
-        machine, aside = self._lively("pause")
-        await aside.run(machine.processors.hold)
+        machine, worker = self._running_machine("pause")
+        await worker.run(machine.processors.hold)
 
     async def resume(self) -> None:
         """See the contract."""
-        machine, _ = self._lively("resume")
+        machine, _ = self._running_machine("resume")
         machine.processors.release()
 
     def _slots(self, purpose: str) -> Hotplug:
-        self._lively(purpose)
+        self._running_machine(purpose)
         assert self._hotplug is not None
         return self._hotplug
 
     async def snapshot(self, directory: Path) -> None:
         """See the contract."""
-        machine, aside = self._lively("save")
+        machine, worker = self._running_machine("save")
         saving = self._saving
         if saving is None or saving.directory != directory or not machine.processors.held:
             raise SnapshotError(
                 f"cannot save the virtual machine in {directory}: it must be paused, and made with `saved_to`"
             )
-        await aside.run(lambda: saving.write(machine))
+        await worker.run(lambda: saving.write(machine))
 
     @classmethod
     def describe_template(cls, spec: VmSpec) -> Mapping[str, str]:
@@ -330,11 +330,11 @@ class Dragonball(Mortal, TakesPlugs):
         """See the contract."""
         return self._warnings
 
-    def _lively(self, purpose: str) -> tuple[Machine, Control]:
+    def _running_machine(self, purpose: str) -> tuple[Machine, Control]:
         reason = self._machine.processors.reason if self._machine is not None else None
-        if self._machine is None or self._aside is None or not self._running or reason is not None:
+        if self._machine is None or self._worker is None or not self._running or reason is not None:
             raise HypervisorError(f"cannot {purpose} the virtual machine: {reason or 'it is not running'}")
-        return self._machine, self._aside
+        return self._machine, self._worker
 
     @property
     def transport(self) -> GuestTransport:
@@ -362,8 +362,8 @@ class Dragonball(Mortal, TakesPlugs):
 
     def _watch_guest(self) -> Callable[[str], None]:
         """Return what the machine calls at the guest's end, on whichever thread."""
-        verdict = Verdict[str]()
-        self._guest_ended = verdict.heard
+        verdict = ThreadResult[str]()
+        self._guest_ended = verdict.future
         self._ours.callback(verdict.close)
         return verdict.tell
 
@@ -391,16 +391,16 @@ class Dragonball(Mortal, TakesPlugs):
 
     async def _release(self) -> None:
         """End virtiofsd and everything of ours; blocks the event loop for nothing."""
-        if self._machine is not None and self._aside is not None:
-            await self._aside.run(self._machine.close)
+        if self._machine is not None and self._worker is not None:
+            await self._worker.run(self._machine.close)
         await self._daemon.end(MOMENT)
         if self._console is not None:
             await self._console.finish(MOMENT)
         self._files.close()
         await self._ours.aclose()
-        if self._aside is not None:
-            self._aside.close()
-            self._aside = None
+        if self._worker is not None:
+            self._worker.close()
+            self._worker = None
 
     def _diagnostics(self) -> dict[str, str]:
         texts = {"console": self.console_tail, f"{FILE_SERVER} stderr": self._daemon.words}

@@ -13,7 +13,7 @@ from kata_hypervisor.contract import SharedDirectory, VmSpec
 from kata_hypervisor.dragonball.host_files import daemon_command
 from kata_hypervisor.dragonball.virtio.filesystem import FileSystem
 from kata_hypervisor.host import Child, ExitStatus, Host
-from kata_hypervisor.tail import Follower, follow
+from kata_hypervisor.output_tail import Follower, follow
 
 NAME = "virtiofsd"
 STDERR = 2

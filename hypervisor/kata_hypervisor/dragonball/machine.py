@@ -18,7 +18,7 @@ from kata_hypervisor.dragonball.processors import Processors
 from kata_hypervisor.dragonball.saved_state import Document, Fields
 from kata_hypervisor.dragonball.serial import SerialPort
 from kata_hypervisor.dragonball.slots import D, Slot, States
-from kata_hypervisor.dragonball.virtio.device import Device, Wires
+from kata_hypervisor.dragonball.virtio.device import Device, DeviceContext
 from kata_hypervisor.dragonball.virtio.mmio import USED_BUFFERS, Register, Registers
 from kata_hypervisor.dragonball.vm import DEVICE, VirtualMachine
 from kata_hypervisor.errors import LaunchError, SnapshotError
@@ -116,14 +116,14 @@ class Machine:
         line = self.vm.interrupt_line(window.interrupt)
         registers = Registers(device, lambda: os.eventfd_write(line, 1), self.control.call, page)
         self._registers.append(registers)
-        groups = {group for group in device.kick_groups if group is not None}
-        kicks = [self.vm.event() for _ in groups]
-        for queue, group in enumerate(device.kick_groups):
+        groups = {group for group in device.notify_groups if group is not None}
+        notify_fds = [self.vm.event() for _ in groups]
+        for queue, group in enumerate(device.notify_groups):
             if group is not None:
-                self.vm.notify(window.address + Register.QUEUE_NOTIFY, queue, kicks[group])
+                self.vm.notify(window.address + Register.QUEUE_NOTIFY, queue, notify_fds[group])
         unheard = self.vm.event()
         self.vm.notify(window.address + Register.INTERRUPT_ACKNOWLEDGE, USED_BUFFERS, unheard)
-        device.connect(Wires(self.memory, kicks, line, registers))
+        device.connect(DeviceContext(self.memory, notify_fds, line, registers))
         registers.show()
         self.bus.add_page(window.address, registers)
         return registers
@@ -179,7 +179,7 @@ class Machine:
                 frozen.callback(registers.thaw)
             self.memory.save(memory)
             processors = [
-                {"cpuid": cpuid.words_of(table), **processor_state.save(descriptor, self._indices)}
+                {"cpuid": cpuid.entries_of(table), **processor_state.save(descriptor, self._indices)}
                 for table, descriptor in zip(self._cpuid, self.processors.descriptors, strict=True)
             ]
             return {

@@ -20,8 +20,8 @@ from kata_configuration.models.dragonball import Dragonball as DragonballTable
 from kata_hypervisor.contract import (
     CRASHED,
     UnikernelCapabilities,
-    UnikernelMonitor,
     UnikernelSpec,
+    UnikernelVmm,
     VmExit,
     VmmProcess,
     check_unikernel,
@@ -29,20 +29,20 @@ from kata_hypervisor.contract import (
 from kata_hypervisor.dragonball.control import Control
 from kata_hypervisor.dragonball.driver import SWITCH_INTERVAL
 from kata_hypervisor.dragonball.own_process import NAME, OwnProcess
-from kata_hypervisor.dragonball.verdict import Verdict
+from kata_hypervisor.dragonball.thread_result import ThreadResult
 from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError, UnikernelError
 from kata_hypervisor.host import ExitStatus, Host
-from kata_hypervisor.lifetime import Mortal
-from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
+from kata_hypervisor.lifecycle import VmLifecycle
+from kata_hypervisor.output_tail import Tail
+from kata_hypervisor.seccomp.confinement import find_breach, inherited_filters
 from kata_hypervisor.solo5.hypercalls import End
 from kata_hypervisor.solo5.machine import Board, Machine
 from kata_hypervisor.solo5.supply import Supply, read_file, supply_of
-from kata_hypervisor.tail import Tail
 
 MIB = 1 << 20
 
 
-class InProcessUnikernel(Mortal, UnikernelMonitor):
+class InProcessUnikernel(VmLifecycle, UnikernelVmm):
     """One unikernel in this process.
 
     table: [hypervisor.dragonball] of the configuration. host: reads what the kernel says of this process's
@@ -60,7 +60,7 @@ class InProcessUnikernel(Mortal, UnikernelMonitor):
         self._seal: Callable[[], object] | None = None
         self._ours = contextlib.ExitStack()
         self._tail = Tail()
-        self._aside: Control | None = None
+        self._worker: Control | None = None
         self._machine: Machine | None = None
         self._own: OwnProcess | None = None
         self._guest_ended: asyncio.Future[End] | None = None
@@ -101,7 +101,7 @@ class InProcessUnikernel(Mortal, UnikernelMonitor):
             self._machine = Machine(unikernel, spec.file, board, self._tail.feed, self._watch_guest())
         except UnikernelError as error:
             raise UnikernelError(f"cannot run the unikernel {spec.name}: {error}") from error
-        self._aside = Control("machine")
+        self._worker = Control("machine")
         processor = self._machine.processor
         self._own = OwnProcess(lambda _: processor.end(End("was killed")))
         self._end = asyncio.create_task(self._supervise(), name="unikernel's end")
@@ -117,14 +117,14 @@ class InProcessUnikernel(Mortal, UnikernelMonitor):
 
     async def run(self) -> None:
         """See the contract."""
-        if self._machine is None or self._aside is None or self._running or self._guest_has_ended:
+        if self._machine is None or self._worker is None or self._running or self._guest_has_ended:
             raise LaunchError("cannot run the unikernel: it is not prepared, runs already, or has ended")
         processor = self._machine.processor
         try:
             if self._seal is not None:
                 seal = self._seal
-                await self._aside.run(lambda: processor.confine(seal))
-            await self._prove()
+                await self._worker.run(lambda: processor.confine(seal))
+            await self._verify_confinement()
             if self._guest_has_ended:
                 raise LaunchError("cannot run the unikernel: it was ended meanwhile")
             processor.release()
@@ -133,13 +133,13 @@ class InProcessUnikernel(Mortal, UnikernelMonitor):
             await self.stop()
             raise
 
-    async def prove(self) -> None:
+    async def verify_confinement(self) -> None:
         """See the contract."""
         if not self._running:
             raise HypervisorError("there is no confinement to prove: the unikernel is not running")
-        await self._prove()
+        await self._verify_confinement()
 
-    async def _prove(self) -> None:
+    async def _verify_confinement(self) -> None:
         """Ask the kernel: a filter on each thread, and one more on the processor's."""
         if self._seal is None:
             return
@@ -167,18 +167,18 @@ class InProcessUnikernel(Mortal, UnikernelMonitor):
 
     async def pause(self) -> None:
         """See the contract."""
-        machine, aside = self._lively("pause")
-        await aside.run(machine.processor.hold)
+        machine, worker = self._running_machine("pause")
+        await worker.run(machine.processor.hold)
 
     async def resume(self) -> None:
         """See the contract."""
-        machine, _ = self._lively("resume")
+        machine, _ = self._running_machine("resume")
         machine.processor.release()
 
-    def _lively(self, purpose: str) -> tuple[Machine, Control]:
-        if self._machine is None or self._aside is None or not self._running or self._guest_has_ended:
+    def _running_machine(self, purpose: str) -> tuple[Machine, Control]:
+        if self._machine is None or self._worker is None or not self._running or self._guest_has_ended:
             raise HypervisorError(f"cannot {purpose} the unikernel: it is not running")
-        return self._machine, self._aside
+        return self._machine, self._worker
 
     @property
     def processes(self) -> tuple[VmmProcess, ...]:
@@ -192,8 +192,8 @@ class InProcessUnikernel(Mortal, UnikernelMonitor):
 
     def _watch_guest(self) -> Callable[[End], None]:
         """Return what the machine calls at the guest's end, on whichever thread."""
-        verdict = Verdict[End]()
-        self._guest_ended = verdict.heard
+        verdict = ThreadResult[End]()
+        self._guest_ended = verdict.future
         self._ours.callback(verdict.close)
         return verdict.tell
 
@@ -201,10 +201,10 @@ class InProcessUnikernel(Mortal, UnikernelMonitor):
         """Wait for the guest's end, then release everything."""
         assert self._guest_ended is not None
         assert self._machine is not None
-        assert self._aside is not None
+        assert self._worker is not None
         end = await self._guest_ended
-        await self._aside.run(self._machine.close)
-        self._aside.close()
+        await self._worker.run(self._machine.close)
+        self._worker.close()
         self._ours.close()
         if self._own is not None:
             self._own.end()

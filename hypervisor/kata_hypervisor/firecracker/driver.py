@@ -21,14 +21,14 @@ from typing import ClassVar
 
 from kata_agent.transports import HybridVsockTransport
 from kata_configuration.models.firecracker import Firecracker as Table
-from kata_hypervisor import ending, fitness, sockets, versions
+from kata_hypervisor import exit_reason, host_checks, sockets, versions
 from kata_hypervisor.contract import Capabilities, Disk, VmSpec
 from kata_hypervisor.errors import HostUnfitError, HypervisorError, NotSupportedError
 from kata_hypervisor.firecracker import machine
 from kata_hypervisor.host import Host
 from kata_hypervisor.rest import RestClient, RestError, Step
 from kata_hypervisor.rest_machine import CONSOLE, RestMachine
-from kata_hypervisor.seccomp.proof import ThreadConfinement, find_breach
+from kata_hypervisor.seccomp.confinement import ThreadConfinement, find_breach
 
 __all__ = ["FirecrackerDriver"]
 
@@ -45,7 +45,7 @@ class FirecrackerDriver(RestMachine):
     vmm = "firecracker"
     section = "[hypervisor.firecracker]"
     supported = versions.FIRECRACKER
-    hints: ClassVar[ending.Hints] = (
+    hints: ClassVar[exit_reason.Hints] = (
         (
             re.compile(r"intercepting a bad syscall"),
             "blocked by its own filter; disable_seccomp = true in [hypervisor.firecracker] takes it away",
@@ -82,23 +82,23 @@ class FirecrackerDriver(RestMachine):
 
     def _check_host(self, spec: VmSpec) -> list[str]:
         here = f"in {self.section}"
-        fitness.check_kvm(fitness.KVM, "Firecracker runs nothing without it")
-        fitness.check_executable(self.vmm, self._table.path, f"install it, or correct path {here}")
+        host_checks.check_kvm(host_checks.KVM, "Firecracker runs nothing without it")
+        host_checks.check_executable(self.vmm, self._table.path, f"install it, or correct path {here}")
         if self._table.jailer_path is not None:
-            fitness.check_executable("jailer", self._table.jailer_path, f"correct jailer_path {here}")
+            host_checks.check_executable("jailer", self._table.jailer_path, f"correct jailer_path {here}")
         elif spec.network_namespace is not None:
             raise NotSupportedError(
                 "firecracker enters a network namespace by its jailer only: set jailer_path " + here
             )
         for name, path in machine.files_of(spec).items():
-            fitness.check_readable(f"the guest's {name}", path, f"check the paths {here}")
+            host_checks.check_readable(f"the guest's {name}", path, f"check the paths {here}")
         if spec.spare_disks > MOST_SPARES:
             raise HostUnfitError(
                 f"firecracker has interrupts for {MOST_SPARES} later disks, {spec.spare_disks} were asked for"
             )
         if spec.vcpus > MOST_VCPUS:
             raise HostUnfitError(f"firecracker runs at most {MOST_VCPUS} vCPUs, {spec.vcpus} were asked for")
-        warnings = fitness.check_memory(spec.memory_mib, fitness.MEMINFO, self.section)
+        warnings = host_checks.check_memory(spec.memory_mib, host_checks.MEMINFO, self.section)
         if self._table.jailer_path is None:
             warnings.append(
                 f"firecracker runs without its jailer: set jailer_path {here} to confine it further"

@@ -14,14 +14,14 @@ from pathlib import Path
 import anyio
 
 from kata_configuration.models.firecracker import Firecracker as Table
-from kata_hypervisor import fitness, sockets
+from kata_hypervisor import host_checks, sockets
 from kata_hypervisor.bootable import Protocol, check_bootable, check_room
 from kata_hypervisor.contract import (
     CRASHED,
     Disk,
     UnikernelCapabilities,
-    UnikernelMonitor,
     UnikernelSpec,
+    UnikernelVmm,
     VmExit,
     VmmProcess,
     VmSpec,
@@ -47,7 +47,7 @@ def own_path(number: int) -> Path:
     return Path(f"/proc/self/fd/{number}")
 
 
-class FirecrackerUnikernel(UnikernelMonitor):
+class FirecrackerUnikernel(UnikernelVmm):
     """One unikernel in Firecracker.
 
     table: [hypervisor.firecracker] of the configuration. host: starts the process. start_budget: seconds
@@ -107,9 +107,9 @@ class FirecrackerUnikernel(UnikernelMonitor):
         """See the contract."""
         await self._machine.resume()
 
-    async def prove(self) -> None:
+    async def verify_confinement(self) -> None:
         """See the contract."""
-        await self._machine.prove()
+        await self._machine.verify_confinement()
 
     @property
     def seal_features(self) -> frozenset[str]:
@@ -144,9 +144,11 @@ class Machine(FirecrackerDriver):
         self._confined = False
 
     def _check_host(self, spec: VmSpec) -> list[str]:
-        fitness.check_kvm(fitness.KVM, "Firecracker runs nothing without it")
-        fitness.check_executable(self.vmm, self._table.path, f"install it, or correct path in {self.section}")
-        return fitness.check_memory(spec.memory_mib, fitness.MEMINFO, self.section)
+        host_checks.check_kvm(host_checks.KVM, "Firecracker runs nothing without it")
+        host_checks.check_executable(
+            self.vmm, self._table.path, f"install it, or correct path in {self.section}"
+        )
+        return host_checks.check_memory(spec.memory_mib, host_checks.MEMINFO, self.section)
 
     async def _spawn(self, spec: VmSpec) -> None:
         api = sockets.check_path(spec.directory / API_SOCKET, "firecracker's API socket")
@@ -171,12 +173,12 @@ class Machine(FirecrackerDriver):
             if end.requested or (end.status.code is None and self._own_reason() is None):
                 raise
 
-    async def _prove(self) -> None:
+    async def _verify_confinement(self) -> None:
         """When it runs, wait for its main thread, which filters itself after it has answered."""
         deadline = anyio.current_time() + (PROOF_BUDGET if self._running else 0)
         while True:
             try:
-                await super()._prove()
+                await super()._verify_confinement()
             except ConfinementError:
                 if anyio.current_time() >= deadline:
                     raise

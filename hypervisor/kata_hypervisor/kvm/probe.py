@@ -22,7 +22,7 @@ CHILD = (
 
 
 @dataclass(frozen=True, slots=True)
-class KvmVerdict:
+class KvmProbeResult:
     """What a KVM device is good for.
 
     usable: it makes virtual machines. runs_unmodified_guests: a stock kernel will run in them.
@@ -34,13 +34,13 @@ class KvmVerdict:
     reason: str
 
 
-def probe_kvm(device: str = DEVICE, deadline: float = DEADLINE) -> KvmVerdict:
+def probe_kvm(device: str = DEVICE, deadline: float = DEADLINE) -> KvmProbeResult:
     """Run the trials of guest.py on a KVM device, in a process of its own that is killed at the deadline.
 
     deadline: seconds. Blocks for about 50 ms; never raises for what a device may do.
     """
     if platform.machine() != "x86_64":
-        return KvmVerdict(
+        return KvmProbeResult(
             False, False, f"cannot prove {device} on {platform.machine()}: the proof's guest is for x86_64"
         )
     try:
@@ -52,31 +52,35 @@ def probe_kvm(device: str = DEVICE, deadline: float = DEADLINE) -> KvmVerdict:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return KvmVerdict(
+        return KvmProbeResult(
             True, False, f"a guest of a few instructions on {device} did not end in {deadline:g} seconds"
         )
     if child.returncode:
         last = child.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
-        return KvmVerdict(False, False, f"the probe of {device} ended with status {child.returncode}: {last}")
+        return KvmProbeResult(
+            False, False, f"the probe of {device} ended with status {child.returncode}: {last}"
+        )
     fields = json.loads(child.stdout)
     return judge(device, Observation(**fields | {"results": tuple(fields["results"])}))
 
 
-def judge(device: str, seen: Observation) -> KvmVerdict:
+def judge(device: str, seen: Observation) -> KvmProbeResult:
     """Return the verdict on what happened."""
     if seen.refused is not None:
-        return KvmVerdict(False, False, seen.refused)
+        return KvmProbeResult(False, False, seen.refused)
     for number, trial in enumerate(TRIALS):
         if number >= len(seen.results):
             kind = "this KVM only emulates" if seen.emulates else "this KVM does not run a plain guest"
-            return KvmVerdict(
+            return KvmProbeResult(
                 True, False, f"{kind}: {trial.name} in the guest's kernel ended with {seen.end}"
             )
         if seen.results[number] != trial.expected:
             what = (
                 f"{trial.name} in the guest's kernel gave {seen.results[number]:#x}, not {trial.expected:#x}"
             )
-            return KvmVerdict(True, False, f"this KVM computes wrongly: {what}")
+            return KvmProbeResult(True, False, f"this KVM computes wrongly: {what}")
     if seen.end != "KVM_EXIT_HLT":
-        return KvmVerdict(True, False, f"this KVM does not run a plain guest: its halt ended with {seen.end}")
-    return KvmVerdict(True, True, f"{device} runs unmodified guests: a small one has just run")
+        return KvmProbeResult(
+            True, False, f"this KVM does not run a plain guest: its halt ended with {seen.end}"
+        )
+    return KvmProbeResult(True, True, f"{device} runs unmodified guests: a small one has just run")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from kata_configuration.models.qemu import QemuHypervisor as QemuTable
 from kata_hypervisor.host import ExitStatus
-from kata_hypervisor.tail import LINE_LIMIT, Tail
+from kata_hypervisor.output_tail import LINE_LIMIT, Tail
 
 # What QEMU's stderr says -> what the operator can do.
 STDERR_HINTS = (

@@ -34,13 +34,13 @@ from kata_hypervisor.contract import (
 )
 from kata_hypervisor.errors import HypervisorError, LaunchError
 from kata_hypervisor.host import Child, ExitStatus, Host
+from kata_hypervisor.output_tail import Follower, Tail, follow
 from kata_hypervisor.qemu import command
 from kata_hypervisor.qemu.diagnosis import Ending
-from kata_hypervisor.qemu.monitor import Monitor, MonitorError
-from kata_hypervisor.qemu.monitored import Monitored
 from kata_hypervisor.qemu.preflight import check_host
-from kata_hypervisor.seccomp.proof import inherited_filters
-from kata_hypervisor.tail import Follower, Tail, follow
+from kata_hypervisor.qemu.qmp import QmpClient, QmpError
+from kata_hypervisor.qemu.qmp_control import QmpControlled
+from kata_hypervisor.seccomp.confinement import inherited_filters
 
 __all__ = ["Qemu"]
 
@@ -55,7 +55,7 @@ DYING = 10.0
 T = TypeVar("T")
 
 
-class Qemu(Monitored, Hypervisor):
+class Qemu(QmpControlled, Hypervisor):
     """One virtual machine in QEMU.
 
     table: [hypervisor.qemu] of the configuration. host: starts the processes. start_budget, stop_budget:
@@ -77,7 +77,7 @@ class Qemu(Monitored, Hypervisor):
         self._ours = contextlib.AsyncExitStack()
         self._transport: GuestTransport | None = None
         self._warnings: tuple[str, ...] = ()
-        self._spawning: asyncio.Task[Monitor] | None = None
+        self._spawning: asyncio.Task[QmpClient] | None = None
 
     capabilities = Capabilities(file_sharing=True, pause=True)
 
@@ -112,7 +112,7 @@ class Qemu(Monitored, Hypervisor):
         """See the contract."""
         return frozenset({"serial"} if isinstance(self._transport, SerialTransport) else ())
 
-    async def _spawn_all(self, spec: VmSpec) -> Monitor:
+    async def _spawn_all(self, spec: VmSpec) -> QmpClient:
         """Start both processes and the task that watches them; return QEMU's monitor, not connected yet."""
         self._warnings = check_host(self._table, spec)
         with contextlib.ExitStack() as theirs:
@@ -123,13 +123,13 @@ class Qemu(Monitored, Hypervisor):
         self._end = asyncio.create_task(self._supervise(), name="virtual machine's end")
         return monitor
 
-    async def _connect(self, monitor: Monitor) -> None:
+    async def _connect(self, monitor: QmpClient) -> None:
         """Reach QEMU, whose virtual CPUs wait, and prove its confinement."""
         if self._requested:
             raise LaunchError("the virtual machine was stopped while it started")
         deadline = anyio.current_time() + self._start_budget
         await self._attempt("waiting for qemu's monitor", deadline, monitor.connect())
-        await self._attempt("reading qemu's confinement", deadline, self._prove())
+        await self._attempt("reading qemu's confinement", deadline, self._verify_confinement())
 
     async def _start_virtiofsd(
         self, directory: Path, shared: SharedDirectory, theirs: contextlib.ExitStack
@@ -149,9 +149,9 @@ class Qemu(Monitored, Hypervisor):
         await self._spawn(VIRTIOFSD, argv, {virtiofsd.LISTENER: listener.fileno()}, theirs)
         return connection.fileno()
 
-    async def _start_qemu(self, spec: VmSpec, fds: dict[int, int], theirs: contextlib.ExitStack) -> Monitor:
+    async def _start_qemu(self, spec: VmSpec, fds: dict[int, int], theirs: contextlib.ExitStack) -> QmpClient:
         """Start QEMU with its channels; return its monitor, not connected yet."""
-        monitor = self._monitor = Monitor(self._channel(command.MONITOR, fds, theirs))
+        monitor = self._monitor = QmpClient(self._channel(command.MONITOR, fds, theirs))
         self._ours.push_async_callback(monitor.aclose)
         await self._follow("console", self._channel(command.CONSOLE, fds, theirs))
         cid = await self._prepare_transport(fds, theirs)
@@ -169,7 +169,7 @@ class Qemu(Monitored, Hypervisor):
         else:
             fds[command.AGENT], cid = vsock
             theirs.callback(os.close, fds[command.AGENT])
-            await self._host.admit_guest(cid)
+            await self._host.register_guest(cid)
             transport = VsockTransport(self._host.connect_guest, f"guest {cid}")
         self._ours.push_async_callback(transport.aclose)
         self._transport = transport
@@ -211,8 +211,8 @@ class Qemu(Monitored, Hypervisor):
             ended = {name: task.result() for name, task in waits.items() if task.done()}
             await self._kill()
             await asyncio.wait(waits.values())
-            await self._hear_last_words()
-            return self._conclude(_culprit(ended), ended, requested)
+            await self._drain_outputs()
+            return self._conclude(_first_failure(ended), ended, requested)
         finally:
             await self._ours.aclose()
 
@@ -234,7 +234,7 @@ class Qemu(Monitored, Hypervisor):
         reason = ending.describe(self._table)
         return VmExit(reason, process, ended[process], requested, self._diagnostics())
 
-    async def _hear_last_words(self) -> None:
+    async def _drain_outputs(self) -> None:
         """Read what the dead have written; a grandchild that holds a pipe open does not keep us."""
         with anyio.move_on_after(MOMENT):
             for follower in self._followers.values():
@@ -253,7 +253,7 @@ class Qemu(Monitored, Hypervisor):
             return
         if not self._end.done():
             # Ask QEMU to end, for a short while; then let the kernel.
-            with anyio.move_on_after(self._stop_budget), contextlib.suppress(MonitorError):
+            with anyio.move_on_after(self._stop_budget), contextlib.suppress(QmpError):
                 await self._monitor.execute("quit")
                 await asyncio.wait({self._end})
             await self._kill()
@@ -299,7 +299,7 @@ class Qemu(Monitored, Hypervisor):
         return {heading: text for heading, text in texts.items() if text}
 
 
-def _culprit(ended: Mapping[str, ExitStatus]) -> str:
+def _first_failure(ended: Mapping[str, ExitStatus]) -> str:
     """Of the processes that ended together, name the one whose end explains the other's.
 
     virtiofsd ends with status 0 when QEMU is gone; QEMU fails when virtiofsd does.

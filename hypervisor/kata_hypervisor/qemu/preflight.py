@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kata_configuration.models.qemu import QemuHypervisor as QemuTable
 from kata_hypervisor.contract import VmSpec
-from kata_hypervisor.fitness import (
+from kata_hypervisor.host_checks import (
     KVM,
     MEMINFO,
     check_executable,

@@ -24,8 +24,8 @@ from kata_hypervisor.children import MOMENT, Children
 from kata_hypervisor.contract import (
     CRASHED,
     UnikernelCapabilities,
-    UnikernelMonitor,
     UnikernelSpec,
+    UnikernelVmm,
     VmExit,
     VmmProcess,
     check_unikernel,
@@ -35,10 +35,10 @@ from kata_hypervisor.host import Child, ExitStatus, Host
 from kata_hypervisor.qemu import unikernel_command as command
 from kata_hypervisor.qemu.command import COMMAND_LINE_LIMIT, MONITOR
 from kata_hypervisor.qemu.diagnosis import Ending
-from kata_hypervisor.qemu.monitor import Monitor, MonitorError
-from kata_hypervisor.qemu.monitored import Monitored
 from kata_hypervisor.qemu.preflight import check_program
-from kata_hypervisor.seccomp.proof import inherited_filters
+from kata_hypervisor.qemu.qmp import QmpClient, QmpError
+from kata_hypervisor.qemu.qmp_control import QmpControlled
+from kata_hypervisor.seccomp.confinement import inherited_filters
 
 __all__ = ["QemuUnikernel"]
 
@@ -46,7 +46,7 @@ QEMU = "qemu"
 STARTS = (Protocol.LINUX, Protocol.MULTIBOOT, Protocol.PVH)
 
 
-class QemuUnikernel(Monitored, UnikernelMonitor):
+class QemuUnikernel(QmpControlled, UnikernelVmm):
     """One unikernel in QEMU.
 
     table: [hypervisor.qemu] of the configuration. host: starts the process. start_budget, stop_budget:
@@ -67,7 +67,7 @@ class QemuUnikernel(Monitored, UnikernelMonitor):
         self._inherited = inherited_filters()
         log = logging.getLogger(f"{__name__}.{QEMU}") if table.enable_debug else None
         self._children = Children(host, log)
-        self._spawning: asyncio.Task[Monitor] | None = None
+        self._spawning: asyncio.Task[QmpClient] | None = None
         self._warnings: list[str] = []
         self._prepared = False
         self._fault: str | None = None
@@ -116,20 +116,20 @@ class QemuUnikernel(Monitored, UnikernelMonitor):
                 "their qemu is denied all four groups of system calls"
             )
 
-    async def _spawn(self, spec: UnikernelSpec) -> Monitor:
+    async def _spawn(self, spec: UnikernelSpec) -> QmpClient:
         """Start QEMU and the task that watches it; return its monitor, not connected yet."""
         self._warnings += check_program(self._table, spec.memory_mib)
         ours, theirs = socket.socketpair()
         with theirs:
             self._children.ours.callback(ours.close)
-            self._monitor = Monitor(ours)
+            self._monitor = QmpClient(ours)
             self._children.ours.push_async_callback(self._monitor.aclose)
             given = command.descriptors(spec) | {MONITOR: theirs.fileno()}
             await self._children.spawn(QEMU, command.command_line(self._table, spec), given)
         self._end = asyncio.create_task(self._supervise(), name="unikernel's end")
         return self._monitor
 
-    async def _connect(self, monitor: Monitor) -> None:
+    async def _connect(self, monitor: QmpClient) -> None:
         """Reach QEMU, whose virtual CPUs wait, and prove its confinement."""
         if self._requested:
             raise LaunchError("the unikernel was stopped while it started")
@@ -137,7 +137,7 @@ class QemuUnikernel(Monitored, UnikernelMonitor):
         await self._attempt("waiting for qemu's monitor", deadline, monitor.connect())
         watch = asyncio.create_task(self._watch(monitor), name="unikernel's faults")
         self._children.ours.callback(watch.cancel)
-        await self._attempt("reading qemu's confinement", deadline, self._prove())
+        await self._attempt("reading qemu's confinement", deadline, self._verify_confinement())
         self._prepared = True
 
     async def run(self) -> None:
@@ -158,14 +158,14 @@ class QemuUnikernel(Monitored, UnikernelMonitor):
             raise
 
     def _failure(self, message: str) -> LaunchError:
-        return LaunchError(f"qemu failed to start: {message}", self._children.last_words)
+        return LaunchError(f"qemu failed to start: {message}", self._children.outputs)
 
     # -- end -----------------------------------------------------------------------------------------------
 
     async def _supervise(self) -> VmExit:
         requested = False
 
-        async def linger() -> None:
+        async def settle() -> None:
             nonlocal requested
             requested = self._requested
             with anyio.move_on_after(MOMENT):
@@ -173,14 +173,14 @@ class QemuUnikernel(Monitored, UnikernelMonitor):
                     await self._monitor.wait_ended()
 
         try:
-            ended = await self._children.watch(linger)
+            ended = await self._children.watch(settle)
             return self._conclude(ended[QEMU], requested)
         finally:
             await self._children.ours.aclose()
 
-    async def _watch(self, monitor: Monitor) -> None:
+    async def _watch(self, monitor: QmpClient) -> None:
         """End a QEMU that has stopped its machine for good, and would wait for somebody to look at it."""
-        with contextlib.suppress(MonitorError):
+        with contextlib.suppress(QmpError):
             self._fault = await monitor.wait_fault()
             await self._children.kill()
 
@@ -196,7 +196,7 @@ class QemuUnikernel(Monitored, UnikernelMonitor):
         reason = ending.describe(self._table)
         if self._fault is not None:
             reason, status = f"the unikernel crashed: {self._fault} of qemu's", ExitStatus(signal=CRASHED)
-        return VmExit(reason, QEMU, status, requested, self._children.last_words)
+        return VmExit(reason, QEMU, status, requested, self._children.outputs)
 
     async def _stop(self) -> None:
         if self._spawning is not None:
@@ -207,7 +207,7 @@ class QemuUnikernel(Monitored, UnikernelMonitor):
             await self._children.ours.aclose()
             return
         if not self._end.done():
-            with anyio.move_on_after(self._stop_budget), contextlib.suppress(MonitorError):
+            with anyio.move_on_after(self._stop_budget), contextlib.suppress(QmpError):
                 await self._monitor.execute("quit")
                 await asyncio.wait({self._end})
             await self._children.kill()

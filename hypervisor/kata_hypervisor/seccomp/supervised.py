@@ -116,7 +116,7 @@ class SupervisedCommand:
                 if self._is_listener(name):
                     return self._duplicate(int(name))
             if select.select([self._failure], [], [], 0)[0]:
-                raise LaunchError(f"cannot run {self._command[0]} under a filter: {self._last_words()}")
+                raise LaunchError(f"cannot run {self._command[0]} under a filter: {self._report_fatal()}")
             time.sleep(_LOOK_AGAIN)
 
     def _is_listener(self, name: str) -> bool:
@@ -133,7 +133,7 @@ class SupervisedCommand:
             raise LaunchError(f"cannot supervise {self._command[0]}: pidfd_getfd: {reason}")
         return taken
 
-    def _last_words(self) -> str:
+    def _report_fatal(self) -> str:
         return os.read(self._failure, 4096).decode(errors="replace") or "it ended at once"
 
     def run(self, answer: Answer) -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kata_hypervisor.errors import SealError
-from kata_hypervisor.seccomp import actions, notification, oracle
+from kata_hypervisor.seccomp import actions, kernel_probe, notification
 from kata_hypervisor.seccomp import filter as kernel
 from kata_hypervisor.seccomp.compiler import Program, compile_rules, library_version
 from kata_hypervisor.seccomp.policy import PROCESS, VCPU, Policy
@@ -39,8 +39,8 @@ class Case:
     @property
     def ok(self) -> bool:
         """Whether the kernel did what was expected."""
-        if self.expected == oracle.PASSES:
-            return self.got not in (oracle.REFUSED, oracle.KILLED)
+        if self.expected == kernel_probe.PASSES:
+            return self.got not in (kernel_probe.REFUSED, kernel_probe.KILLED)
         return self.got == self.expected
 
     def __str__(self) -> str:
@@ -89,16 +89,16 @@ def verify_policy(policy: Policy, features: Collection[str] | None = None) -> Re
 def _try(policy: Policy, thread: str, program: Program, stacked: list[tuple[bytes, int]]) -> list[Case]:
     probes = [
         probe
-        for probe in oracle.probes_of(program.rules, policy.architecture)
+        for probe in kernel_probe.probes_of(program.rules, policy.architecture)
         if probe.call not in program.skipped
     ]
-    outcomes = oracle.try_programs(stacked, probes)
+    outcomes = kernel_probe.try_programs(stacked, probes)
     cases = [
         Case(probe.rule, probe.call, thread, probe.what, probe.expected, got)
         for probe, got in zip(probes, outcomes, strict=True)
     ]
-    if policy.architecture == "x86_64" and (got := oracle.try_foreign_call(stacked)) is not None:
-        cases.append(Case(0, "getpid of i386", thread, "a foreign call", oracle.KILLED, got))
+    if policy.architecture == "x86_64" and (got := kernel_probe.try_foreign_call(stacked)) is not None:
+        cases.append(Case(0, "getpid of i386", thread, "a foreign call", kernel_probe.KILLED, got))
     return cases
 
 

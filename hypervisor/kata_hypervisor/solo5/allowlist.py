@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kata_hypervisor.host import ChildFilter
 from kata_hypervisor.kvm.abi import KVM_SET_REGS
 from kata_hypervisor.seccomp import actions, syscalls
+from kata_hypervisor.seccomp.child_filter import ChildFilter
 from kata_hypervisor.seccomp.compiler import compile_rules
 from kata_hypervisor.seccomp.policy import load_policy
 from kata_hypervisor.solo5.libc import libc_of

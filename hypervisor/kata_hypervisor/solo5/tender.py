@@ -26,8 +26,8 @@ import anyio
 from kata_configuration.models.solo5 import Solo5Hvt, Solo5Spt
 from kata_hypervisor.contract import (
     UnikernelCapabilities,
-    UnikernelMonitor,
     UnikernelSpec,
+    UnikernelVmm,
     VmExit,
     VmmProcess,
     check_unikernel,
@@ -41,11 +41,11 @@ from kata_hypervisor.errors import (
     UnikernelError,
 )
 from kata_hypervisor.host import Child, ExitStatus, Host
-from kata_hypervisor.lifetime import Mortal
-from kata_hypervisor.seccomp.proof import find_breach, inherited_filters
+from kata_hypervisor.lifecycle import VmLifecycle
+from kata_hypervisor.output_tail import Follower, follow
+from kata_hypervisor.seccomp.confinement import find_breach, inherited_filters
 from kata_hypervisor.solo5.elf import HVT, HVT_VERSION, SPT, SPT_VERSION, check_target
 from kata_hypervisor.solo5.supply import Supply, check_room, read_file, supply_of
-from kata_hypervisor.tail import Follower, follow
 
 STDOUT, STDERR, GATE, FILE, BLOCK = 1, 2, 3, 4, 5
 
@@ -67,7 +67,7 @@ def command_line(tender: str, spec: UnikernelSpec, devices: Mapping[str, Supply]
     return [*words, "--", UNIKERNEL, *([spec.command_line] if spec.command_line else [])]
 
 
-class Tender(Mortal, UnikernelMonitor):
+class Tender(VmLifecycle, UnikernelVmm):
     """One unikernel in a tender's process. table: the tender's, of the configuration. host: starts it."""
 
     name: ClassVar[str]
@@ -105,7 +105,7 @@ class Tender(Mortal, UnikernelMonitor):
             self._warnings = self._check_version(await self._probe(), unconfined=spec.unconfined)
             await self._spawn(spec, devices)
             if self._ours_filters:
-                await self._prove_filter()
+                await self._verify_filter()
         except BaseException:
             await self.stop()
             raise
@@ -170,18 +170,18 @@ class Tender(Mortal, UnikernelMonitor):
                 os.write(self._gate, b"\n")
             self._close_gate()
             self._running = True
-            await self._prove_soon()
+            await self._verify_soon()
         except BaseException:
             await self.stop()
             raise
 
-    async def _prove_filter(self) -> None:
+    async def _verify_filter(self) -> None:
         """Have the kernel's word that our filter is on what waits at the gate, and forbids something."""
         assert self._child is not None
         if (breach := await self._breach()) is not None:
             raise ConfinementError(f"{self.name} is not confined as it must be: {breach}")
         try:
-            bites = await self._host.filters_bite(self._child, self._child.pid, self._inherited)
+            bites = await self._host.filters_effective(self._child, self._child.pid, self._inherited)
         except SealError as error:
             self._warnings += (f"the filter of {self.name} is in force, and could not be read back: {error}",)
         except ProcessLookupError:
@@ -192,7 +192,7 @@ class Tender(Mortal, UnikernelMonitor):
                     f"{self.name} is not confined as it must be: its filter forbids nothing"
                 )
 
-    async def _prove_soon(self) -> None:
+    async def _verify_soon(self) -> None:
         """Wait until the tender has put on its filter; one that has ended by then has no threads to prove."""
         deadline = anyio.current_time() + PROOF_BUDGET
         while (breach := await self._breach()) is not None:
@@ -210,7 +210,7 @@ class Tender(Mortal, UnikernelMonitor):
         except ProcessLookupError:
             return None
 
-    async def prove(self) -> None:
+    async def verify_confinement(self) -> None:
         """See the contract."""
         if not self._running or self._child is None:
             raise HypervisorError("there is no confinement to prove: the unikernel is not running")

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from kata_hypervisor.errors import HostUnfitError, LaunchError, NotSupportedError, SealError
-from kata_hypervisor.host import Child, ChildFilter, ExitStatus
-from kata_hypervisor.seccomp.proof import ThreadConfinement
+from kata_hypervisor.host import Child, ExitStatus
+from kata_hypervisor.seccomp.child_filter import ChildFilter
+from kata_hypervisor.seccomp.confinement import ThreadConfinement
 from kata_runtime.broker import images, messages
-from kata_runtime.broker.admission import MAX_SPEC
 from kata_runtime.broker.child import BrokerChild
 from kata_runtime.broker.errors import BrokerError, BrokerLostError, RequestFailedError, RequestRefusedError
+from kata_runtime.identity import MAX_SPEC
 
 if TYPE_CHECKING:
     from kata_runtime.broker.messages import Message
@@ -104,7 +105,7 @@ class Broker:
                 fds=numbers,
                 environment=None if environment is None else dict(environment),
                 gate=gate,
-                filter=None if seccomp is None else seccomp.told(),
+                filter=None if seccomp is None else seccomp.to_json(),
             )
         except RequestFailedError as error:
             raise LaunchError(str(error)) from None
@@ -141,10 +142,10 @@ class Broker:
             raise OSError(error.errno, str(error)) from None  # ESRCH makes it a ProcessLookupError
         return [ThreadConfinement(*thread) for thread in result["threads"]]
 
-    async def filters_bite(self, child: Child, tid: int, beyond: int = 0) -> bool:
+    async def filters_effective(self, child: Child, tid: int, beyond: int = 0) -> bool:
         """See `kata_hypervisor.host.Host`. Raises ProcessLookupError, SealError."""
         try:
-            result, _ = await self._request("filters_bite", pid=child.pid, tid=tid, beyond=beyond)
+            result, _ = await self._request("filters_effective", pid=child.pid, tid=tid, beyond=beyond)
         except RequestFailedError as error:
             raise OSError(error.errno, str(error)) from None  # ESRCH makes it a ProcessLookupError
         if result["unknown"]:
@@ -171,9 +172,9 @@ class Broker:
         except BrokerLostError:
             return  # it goes with the sandbox's directory
 
-    async def admit_guest(self, address: int | str) -> None:
-        """See `kata_hypervisor.host.Host.admit_guest`."""
-        await self._request("admit_guest", address=address)
+    async def register_guest(self, address: int | str) -> None:
+        """See `kata_hypervisor.host.Host.register_guest`."""
+        await self._request("register_guest", address=address)
 
     async def connect_guest(self, port: int) -> socket.socket:
         """See `kata_hypervisor.host.Host.connect_guest`."""
@@ -196,7 +197,7 @@ class Broker:
         """Let a program make an image of what is mounted at `root`, below the shared directory.
 
         Returns the program, and what it writes as a descriptor that does not block, the caller's to close;
-        see `kata_runtime.resource.rootfs_image`.
+        see `kata_runtime.broker.rootfs_image`.
         """
         result, (fd,) = await self._request("make_image", root=root)
         return self._adopt(images.ROLE, result["pid"]), fd

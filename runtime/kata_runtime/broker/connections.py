@@ -20,7 +20,7 @@ class Connections:
         self._events = events
         self._guest: int | str | None = None
 
-    def admit_guest(self, address: int | str) -> None:
+    def register_guest(self, address: int | str) -> None:
         """Take down the guest's vsock context id, or the path of its VMM's unix socket."""
         self._guest = address
 

@@ -16,17 +16,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from kata_runtime.broker.admission import Admission
-    from kata_runtime.broker.territory import Place
-    from kata_runtime.broker.workspace import Workspace
+    from kata_runtime.broker.authorization import Authorization
+    from kata_runtime.broker.path_scope import Place
+    from kata_runtime.broker.sandbox_directory import SandboxDirectory
 
 
 class Files:
     """What one broker has made of files; its undo stack remembers it."""
 
-    def __init__(self, workspace: Workspace, admission: Admission) -> None:
+    def __init__(self, workspace: SandboxDirectory, authorization: Authorization) -> None:
         self._workspace = workspace
-        self._admission = admission
+        self._authorization = authorization
         self._log = workspace.log
 
     def make_directory(self, path: str) -> None:
@@ -35,11 +35,11 @@ class Files:
 
     def _make(self, path: str, *, directory: bool) -> None:
         """Make a directory or a file, and what is missing on the way; what is there already is left."""
-        if self._workspace.territory.is_root(path):
+        if self._workspace.scope.is_root(path):
             return
-        self._workspace.territory.check(path)
+        self._workspace.scope.check(path)
         self._make(os.path.dirname(path), directory=True)
-        with self._workspace.territory.reach(path) as place:
+        with self._workspace.scope.reach(path) as place:
             if (kind := place.type()) is None:
                 number = self._log.push("remove", path=path)
                 try:
@@ -67,8 +67,8 @@ class Files:
 
     def _mount_one(self, target: str, kind: str, source: str, words: list[str]) -> None:
         options = mounts.parse_options(words)
-        find = self._admission.finder(mounts.paths_of(source, options.data))
-        with self._workspace.territory.reach(target) as place:
+        find = self._authorization.finder(mounts.paths_of(source, options.data))
+        with self._workspace.scope.reach(target) as place:
             number = self._log.push("unmount", path=target)
             try:
                 mounts.mount(kind, source, options, place, self._workspace.origin, find)
@@ -84,7 +84,7 @@ class Files:
         if not self._log.find("unmount", target):
             raise RequestRefusedError(f"{target} was not mounted by this broker")
         attributes = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOSYMFOLLOW
-        with self._workspace.territory.reach(target) as place:
+        with self._workspace.scope.reach(target) as place:
             mounted = place.open()
             try:
                 tree = syscalls.clone_tree(mounted, recursive=True)
@@ -97,14 +97,14 @@ class Files:
 
     def bind(self, source: str, target: str, *, readonly: bool, recursive: bool) -> None:
         """Share a file or directory of the host; the target is made to match it."""
-        self._admission.check_bind(source)
+        self._authorization.check_bind(source)
         try:
             tree = self._workspace.origin.take(source, recursive=recursive)
         except OSError as error:
             raise RequestFailedError(f"cannot share {source}: {error.strerror}", error.errno or 0) from None
         try:
             self._make(target, directory=stat.S_ISDIR(os.fstat(tree).st_mode))
-            with self._workspace.territory.reach(target) as place:
+            with self._workspace.scope.reach(target) as place:
                 attributes = syscalls.MOUNT_ATTR_RDONLY if readonly else 0
                 self._attach(tree, source, place, attributes, recursive=recursive)
         finally:
@@ -129,7 +129,7 @@ class Files:
 
     def _unmount_one(self, target: str) -> None:
         number = self._log.find("unmount", target)[-1]
-        with self._workspace.territory.reach(target) as place:
+        with self._workspace.scope.reach(target) as place:
             mounts.unmount(place)
         self._log.drop(number)
 
@@ -137,6 +137,6 @@ class Files:
         """Remove what was made here: an empty directory, or a file."""
         if not (entries := self._log.find("remove", path)):
             raise RequestRefusedError(f"{path} was not made by this broker")
-        with self._workspace.territory.reach(path) as place:
+        with self._workspace.scope.reach(path) as place:
             place.remove()
         self._log.drop(entries[-1])

@@ -2,7 +2,7 @@
 
 Both are asked for after the seal too, when the shim may be a guest's. So the broker says what is run, and the
 shim only for which of its own mounts; and it opens no path, but a name: the hash of all that is in the image
-(`resource/rootfs_image.py`), which nobody knows who does not know the content.
+(`rootfs_image.py`), which nobody knows who does not know the content.
 """
 
 from __future__ import annotations
@@ -10,18 +10,17 @@ from __future__ import annotations
 import os
 import sys
 
-from kata_runtime import resource
 from kata_runtime.broker.errors import RequestFailedError
 
 ROLE = "rootfs-image"
 CACHE = "/var/lib/kata-containers/rootfs-images"
 SUFFIX = ".erofs"
+PROGRAM = os.path.join(os.path.dirname(__file__), "rootfs_image.py")
 
 
 def command(root: str) -> list[str]:
     """The command line of the program that makes an image of a mounted root file system."""
-    program = os.path.join(resource.__path__[0], "rootfs_image.py")
-    return [sys.executable, "-IS", program, root, CACHE]
+    return [sys.executable, "-IS", PROGRAM, root, CACHE]
 
 
 def open_image(name: str) -> tuple[int, int]:

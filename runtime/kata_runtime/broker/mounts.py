@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from kata_runtime.broker.origin import Find, Origin
-    from kata_runtime.broker.territory import Place
+    from kata_runtime.broker.path_scope import Place
 
 # name: (flags that it sets, flags that it clears)
 _OPTIONS = {

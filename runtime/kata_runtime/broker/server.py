@@ -9,28 +9,28 @@ import signal
 import socket
 import time
 
-from kata_hypervisor.seccomp import proof
+from kata_hypervisor.seccomp import confinement
 from kata_runtime.broker import (
+    cgroups,
+    cleanup,
     images,
-    janitor,
     messages,
     processes,
+    request_schema,
+    rollback,
     spawn,
     streams,
     syscalls,
-    undo,
-    vocabulary,
 )
-from kata_runtime.broker.admission import Admission
+from kata_runtime.broker.authorization import Authorization
+from kata_runtime.broker.child_filter import ChildFilterSupervisor
 from kata_runtime.broker.connections import Connections
 from kata_runtime.broker.errors import BrokerError, RequestFailedError, RequestRefusedError
 from kata_runtime.broker.files import Files
-from kata_runtime.broker.journal import Journal, take_last_words
+from kata_runtime.broker.log_sink import LogSink, take_fatal_message
+from kata_runtime.broker.rollback import RollbackJournal
+from kata_runtime.broker.sandbox_directory import SandboxDirectory
 from kata_runtime.broker.supervisor import Supervisor
-from kata_runtime.broker.undo import UndoLog
-from kata_runtime.broker.watch import Watch
-from kata_runtime.broker.workspace import Workspace
-from kata_runtime.resource import cgroups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def run(
     syscalls.set_name("kata-broker")
     syscalls.become_subreaper()
     try:
-        workspace = Workspace(identity, bundle, shim, namespace=namespace)
+        workspace = SandboxDirectory(identity, bundle, shim, namespace=namespace)
     except (OSError, BrokerError) as error:
         messages.send(
             channel, messages.encode({"failed": f"the broker of sandbox {identity.id} cannot begin: {error}"})
@@ -85,23 +85,23 @@ class Server:
         self,
         channel: socket.socket,
         identity: SandboxIdentity,
-        workspace: Workspace,
+        workspace: SandboxDirectory,
         bundle: str,
         events: str,
     ) -> None:
         self._channel = channel
         self._connections = Connections(events)
         self._bundle = bundle
-        self._admission = Admission(bundle, identity.id)
+        self._authorization = Authorization(bundle, identity.id)
         self._supervisor: Supervisor | None = None
         self._waiter = select.poll()
         self._identity = identity
         self._workspace = workspace
-        self._log: UndoLog = workspace.log
-        self._files = Files(workspace, self._admission)
+        self._log: RollbackJournal = workspace.log
+        self._files = Files(workspace, self._authorization)
         # pid: number of its undo entry; listener: a child's pid, and the watch over it
         self._children: dict[int, int] = {}
-        self._watches: dict[int, tuple[int, Watch]] = {}
+        self._watches: dict[int, tuple[int, ChildFilterSupervisor]] = {}
         self._cgroup: cgroups.Cgroup | None = None
         self._serving = True
         self._left: list[str] | None = None
@@ -151,8 +151,8 @@ class Server:
             messages.close_all(answer)
 
     def _perform(self, message: Message, fds: list[int]) -> Reply:
-        op, arguments = vocabulary.check(message, len(fds))
-        self._admission.check_operation(op)
+        op, arguments = request_schema.check(message, len(fds))
+        self._authorization.check_operation(op)
         if op == "spawn":
             arguments["fds"] = dict(zip(arguments["fds"], fds, strict=True))
         elif op == "supervise":
@@ -189,7 +189,7 @@ class Server:
             alive = not self._serving and processes.is_alive(*shim)
             self._left = self._workspace.undo(spared={os.getpid(), shim[0]} if alive else {os.getpid()})
             # A shim that closes its broker serves nobody any more either.
-            janitor.unlink(self._identity.socket)
+            cleanup.unlink(self._identity.socket)
         return self._left
 
     def _end_descendants(self) -> None:
@@ -205,7 +205,7 @@ class Server:
         self._serving = False
         left = self.finish()
         self._reap()
-        take_last_words(self._bundle)  # the shim has told it
+        take_fatal_message(self._bundle)  # the shim has told it
         return {"left": left[:20]}, []
 
     # -- processes -----------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ class Server:
         sandboxes = os.path.dirname(self._identity.directory)
         group.create(
             lambda kind, path, origin: self._push(kind, path=path, origin=origin),
-            lambda path: undo.is_recorded(sandboxes, "rmgroup", path),
+            lambda path: rollback.is_recorded(sandboxes, "rmgroup", path),
         )
         group.join(os.getpid())  # children are born into it
         group.join(self._log.header["shim"][0])
@@ -244,7 +244,7 @@ class Server:
             nonlocal number
             number = self._log.push("process", pid=pid, start=start, name=name)
 
-        watch = Watch(name, filter) if filter is not None else None
+        watch = ChildFilterSupervisor(name, filter) if filter is not None else None
         try:
             pid = spawn.spawn(name, argv, fds, environment, record, gate=gate, watch=watch)
         except BaseException:
@@ -265,7 +265,7 @@ class Server:
             watch.close()
         elif (sentence := watch.answer()) is not None and pid in self._children:
             os.kill(pid, signal.SIGKILL)
-            Journal(self._bundle, self._identity.id).write("error", sentence)
+            LogSink(self._bundle, self._identity.id).write("error", sentence)
             messages.send(self._channel, messages.encode({"refused": pid, "sentence": sentence}))
 
     def _do_kill(self, pid: int, signal: int) -> Reply:
@@ -280,24 +280,24 @@ class Server:
             raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended")
         return {"threads": _threads(pid)}, []
 
-    def _do_filters_bite(self, pid: int, tid: int, beyond: int) -> Reply:
+    def _do_filters_effective(self, pid: int, tid: int, beyond: int) -> Reply:
         if pid not in self._children or not os.path.exists(f"/proc/{pid}/task/{tid}"):
             raise ProcessLookupError(errno.ESRCH, f"process {pid} has ended, or has no thread {tid}")
         from kata_hypervisor.errors import SealError
-        from kata_hypervisor.seccomp import teeth
+        from kata_hypervisor.seccomp import effectiveness
 
         try:
-            return {"bite": teeth.bite(tid, beyond), "unknown": ""}, []
+            return {"bite": effectiveness.bite(tid, beyond), "unknown": ""}, []
         except SealError as error:
             return {"bite": False, "unknown": str(error)[:1000]}, []
 
     def _do_announce_seal(self, mode: str, policy: str) -> Reply:
-        self._admission.seal()
+        self._authorization.seal()
         self._supervisor = Supervisor(
             self._log.header["shim"][0],
             policy,
             enforce=mode == "enforce",
-            journal=Journal(self._bundle, self._identity.id),
+            log_sink=LogSink(self._bundle, self._identity.id),
             directory=self._workspace.directory,
         )
         return {}, []
@@ -352,8 +352,8 @@ class Server:
 
     # -- what is opened for the shim -----------------------------------------------------------------------
 
-    def _do_admit_guest(self, address: int | str) -> Reply:
-        self._connections.admit_guest(address)
+    def _do_register_guest(self, address: int | str) -> Reply:
+        self._connections.register_guest(address)
         return {}, []
 
     def _do_connect_guest(self, port: int) -> Reply:
@@ -363,10 +363,10 @@ class Server:
         return {}, [self._connections.connect_events()]
 
     def _do_open_spec(self, bundle: str) -> Reply:
-        return {}, [self._admission.open_spec(bundle)]
+        return {}, [self._authorization.open_spec(bundle)]
 
     def _do_open_in_image(self, root: str, name: str, write: bool) -> Reply:
-        with self._workspace.territory.reach(root) as place:
+        with self._workspace.scope.reach(root) as place:
             mount = place.open()
         try:
             return {}, [streams.open_in_image(mount, name, write=write)]
@@ -394,17 +394,17 @@ class Server:
         return {"size": size}, [fd]
 
     def _do_open_fifo(self, path: str, mode: str) -> Reply:
-        self._admission.check_fifo(path)
-        return {}, [streams.open_fifo(path, vocabulary.FIFO_MODES[mode])]
+        self._authorization.check_fifo(path)
+        return {}, [streams.open_fifo(path, request_schema.FIFO_MODES[mode])]
 
     def _do_open_log(self, path: str) -> Reply:
-        self._admission.check_log(path)
+        self._authorization.check_log(path)
         return {}, [streams.open_log(path)]
 
 
 def _threads(pid: int) -> list[list[Any]]:
     """The kernel's word about each thread of a process, as the fields of a ThreadConfinement."""
-    return [[t.tid, t.name, t.mode, t.filters, t.no_new_privs] for t in proof.read_threads(pid)]
+    return [[t.tid, t.name, t.mode, t.filters, t.no_new_privs] for t in confinement.read_threads(pid)]
 
 
 def _describe(error: Exception) -> Message:

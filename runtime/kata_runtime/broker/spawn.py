@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import NoReturn
 
-    from kata_runtime.broker.watch import Watch
+    from kata_runtime.broker.child_filter import ChildFilterSupervisor
 
 GO, LISTENER, FAILED, UNSEALED = b"g", b"listener", b"failed", b"unsealed"
 """What parent and child tell each other; the end of the child's word is that it runs, or is at its gate."""
@@ -49,7 +49,7 @@ def spawn(
     record: Callable[[int, int], None],
     *,
     gate: int | None = None,
-    watch: Watch | None = None,
+    watch: ChildFilterSupervisor | None = None,
 ) -> int:
     """Start a child and return its pid once it runs its program, or waits at its gate.
 
@@ -99,7 +99,9 @@ def spawn(
     return pid
 
 
-def _follow(name: str, path: str, pid: int, go: int, report: int, watch: Watch | None) -> None:
+def _follow(
+    name: str, path: str, pid: int, go: int, report: int, watch: ChildFilterSupervisor | None
+) -> None:
     """Read what the child tells until it runs, or waits at its gate. Raises RequestFailedError."""
     waiter = select.poll()
     waiter.register(report, select.POLLIN)

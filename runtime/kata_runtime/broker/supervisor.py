@@ -21,7 +21,7 @@ from kata_hypervisor.seccomp import notification, syscalls
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kata_hypervisor.seccomp.notification import Call
-    from kata_runtime.broker.journal import Journal
+    from kata_runtime.broker.log_sink import LogSink
 
 HANDOVER = 5.0
 """Seconds that the shim may take from the announcement of its seal until it hands over the listener."""
@@ -49,14 +49,14 @@ class Supervisor:
         policy: str,
         *,
         enforce: bool,
-        journal: Journal,
+        log_sink: LogSink,
         directory: int,
     ) -> None:
         self.listener = -1
         self._process = os.pidfd_open(shim)
         self._policy = policy
         self._enforce = enforce
-        self._journal = journal
+        self._log_sink = log_sink
         self._directory = directory
         self._deadline: float | None = time.monotonic() + HANDOVER
         self._calls: dict[str, int] = {}
@@ -79,13 +79,13 @@ class Supervisor:
             notification.let_through(self.listener, call)
         sentence = self._sentence(call, name, thread)
         if name not in self._calls and len(self._calls) < MAX_NAMED:
-            self._journal.write("error" if self._enforce else "warning", sentence)
+            self._log_sink.write("error" if self._enforce else "warning", sentence)
         self._calls[name] = self._calls.get(name, 0) + 1
         self._record()
         if not self._enforce or self._deadline is not None:
             return None
         self._deadline = time.monotonic() + GRACE
-        self._journal.keep(sentence)
+        self._log_sink.keep(sentence)
         return sentence
 
     def _sentence(self, call: Call, name: str, thread: str) -> str:
@@ -124,8 +124,8 @@ class Supervisor:
                     f"seccomp: the runtime's process made a call that policy {self._policy} refuses "
                     "before it could hand over the filter's listener, or was stopped then, and was killed"
                 )
-                self._journal.write("error", sentence)
-                self._journal.keep(sentence)
+                self._log_sink.write("error", sentence)
+                self._log_sink.keep(sentence)
             self._deadline = None
             try:
                 signal.pidfd_send_signal(self._process, signal.SIGKILL)

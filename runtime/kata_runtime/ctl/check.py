@@ -11,56 +11,20 @@ import os
 import re
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from kata_runtime.ctl.findings import OLDEST_QEMU, Finding, Setup, Status
 
 if TYPE_CHECKING:
     from kata_configuration import Configuration
     from kata_runtime.ctl.main import Subparsers
 
 FIT, UNFIT = 0, 1
-OLDEST_QEMU = (6, 2)
 OLDEST_CONTAINERD = (1, 6)
 PROGRAM_DEADLINE = 10.0
 VIRTIOFSD_PLACES = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"))
-
-
-class Status(StrEnum):
-    """What a finding means: fine, works with a loss, does not work."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What a check found. cause: one line. fix: a command or an edit, empty where nothing is to be done."""
-
-    name: str
-    status: Status
-    cause: str
-    fix: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What the host is checked against: the configuration in force, or what we ship where there is none.
-
-    program: what runs virtual machines, None where that is the runtime's own process. artifacts: of the
-    guest, none where it brings its own.
-    """
-
-    accelerator: str
-    program: Path | None
-    virtiofsd: Path | None
-    memory_mib: int
-    artifacts: tuple[Path, ...]
-    configuration: Finding
-    root: Path = Path("/")
-    hypervisor: str = "qemu"
 
 
 Check = Callable[[Setup], Finding]
@@ -180,9 +144,11 @@ def check_vmm(setup: Setup) -> Finding:
         driver.program, setup.program, (0, 0), f"correct path in [hypervisor.{setup.hypervisor}]"
     )
     supported = driver.supported
-    doubt = supported.doubt(driver.program, found.cause.rpartition(" ")[2]) if supported else None
-    if found.status is Status.OK and doubt:
-        return Finding(driver.program, Status.WARN, f"{setup.program}: {doubt}", "see docs/drivers")
+    version_warning = (
+        supported.version_warning(driver.program, found.cause.rpartition(" ")[2]) if supported else None
+    )
+    if found.status is Status.OK and version_warning:
+        return Finding(driver.program, Status.WARN, f"{setup.program}: {version_warning}", "see docs/drivers")
     return found
 
 

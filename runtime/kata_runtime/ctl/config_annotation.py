@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kata_configuration.explaining import Explanation
+    from kata_configuration.tell.explaining import Explanation
     from kata_runtime.ctl.main import Subparsers
 
 IN_FORCE, NOT_IN_FORCE, COULD_NOT_RUN = 0, 1, 2
@@ -59,7 +59,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Explain the annotation and return the exit status."""
-    from kata_configuration import ConfigurationError, discover, explaining
+    from kata_configuration import ConfigurationError, discover
+    from kata_configuration.tell import explaining
 
     try:
         pod = read_pod(arguments.pod)
@@ -119,8 +120,8 @@ def _annotations(path: Path, document: dict[str, Any], *keys: str) -> dict[str, 
 def _answers(explanation: Explanation, pod: Pod) -> Iterator[tuple[str, str]]:
     """Yield what is asked of an annotation, with the answer."""
     from kata_configuration.diagnostics import quoted
-    from kata_configuration.reports import sentence
-    from kata_configuration.toml_text import value_text
+    from kata_configuration.parse.toml_text import value_text
+    from kata_configuration.tell.reports import sentence
 
     yield "passed", _passed(explanation.name, pod)
     if explanation.refusals:
@@ -146,7 +147,7 @@ def _passed(name: str, pod: Pod) -> str:
     if pod.written is None:
         return "no: it is not among the annotations that containerd passed; see its pod_annotations"
     if name not in pod.written:
-        from kata_configuration.pod_annotations import near_miss
+        from kata_configuration.layer.pod_annotations import near_miss
 
         meant = next((other for other in pod.written if near_miss(other) == name), None)
         return f"no: the pod does not have it, but {meant}" if meant else "no: the pod does not have it"

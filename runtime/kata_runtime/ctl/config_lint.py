@@ -76,7 +76,7 @@ def expand(paths: Sequence[Path]) -> list[Path]:
     Raises:
         LookupError: a directory has no such file.
     """
-    from kata_configuration import dropins
+    from kata_configuration.layer import dropins
 
     files: dict[Path, None] = {}
     for path in paths:
@@ -105,7 +105,8 @@ def _files_in(directory: Path) -> Iterator[Path]:
 
 def _what_to_lint(paths: Sequence[Path], check_host: bool) -> tuple[list[Path], Lint]:
     """Return the files, and how each is linted: the one in force as strictly as it is loaded."""
-    from kata_configuration import discover, discovery, lint
+    from kata_configuration import discover, lint
+    from kata_configuration.layer import discovery
 
     if paths:
         return expand(paths), lambda path: lint(path, check_host=check_host)
@@ -116,7 +117,8 @@ def _what_to_lint(paths: Sequence[Path], check_host: bool) -> tuple[list[Path], 
 
 def _mend(path: Path, check_host: bool, shown: TextIO) -> bool:
     """Mend a file and its drop-ins, and show what that changes. Returns whether all could be written."""
-    from kata_configuration import ConfigurationError, fixing
+    from kata_configuration import ConfigurationError
+    from kata_configuration.tell import fixing
 
     try:
         changes = fixing.find_changes(path, check_host=check_host)
@@ -133,12 +135,12 @@ def _mend(path: Path, check_host: bool, shown: TextIO) -> bool:
 
 
 def _report(form: str, found: Sequence[Diagnostic], files: Sequence[Path]) -> None:
-    from kata_configuration import reports
+    from kata_configuration.tell import reports
 
     if form == "json":
         print(reports.json_report(found, [str(file) for file in files]))
     elif form == "sarif":
-        from kata_configuration import sarif
+        from kata_configuration.tell import sarif
 
         print(sarif.report(found, VERSION))
     else:
@@ -163,7 +165,7 @@ def _exit_status(found: Sequence[Diagnostic], *, strict: bool) -> int:
 
 
 def _summary(files: int, found: Sequence[Diagnostic]) -> str:
-    from kata_configuration import reports
+    from kata_configuration.tell import reports
 
     counts = [_count(files, "file")]
     counts += [_count(number, severity.value) for severity, number in reports.tally(found).items()]

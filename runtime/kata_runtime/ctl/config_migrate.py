@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kata_configuration.migration import Migration
+    from kata_configuration.tell.migration import Migration
     from kata_runtime.ctl.main import Subparsers
 
 COMPLETE, LEFT, COULD_NOT_RUN = 0, 1, 2
@@ -36,8 +36,9 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Migrate the file and return the exit status."""
-    from kata_configuration import ConfigurationError, source
-    from kata_configuration.migration import migrate
+    from kata_configuration import ConfigurationError
+    from kata_configuration.parse import source
+    from kata_configuration.tell.migration import migrate
 
     try:
         text = source.read(arguments.file).text
@@ -74,7 +75,7 @@ def _write(text: str, output: Path | None) -> bool:
 
 def _report(migration: Migration, file: Path) -> None:
     """Say what was changed, where in the source, and what is left; all on standard error."""
-    from kata_configuration.reports import printable
+    from kata_configuration.tell.reports import printable
 
     for change in migration.changes:
         place = f"{file}:{change.line}" if change.line else f"{file}"

@@ -42,7 +42,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run_schema(arguments: argparse.Namespace) -> int:
     """Print the schema."""
-    from kata_configuration import schema
+    from kata_configuration.tell import schema
 
     print(json.dumps(schema.build(), indent=2))
     return DONE
@@ -50,8 +50,8 @@ def run_schema(arguments: argparse.Namespace) -> int:
 
 def run_explain(arguments: argparse.Namespace) -> int:
     """Print what is known of a key, and return the exit status."""
-    from kata_configuration import reference
     from kata_configuration.diagnostics import quoted
+    from kata_configuration.tell import reference
 
     blocks = reference.explain(arguments.key)
     if blocks:
@@ -65,7 +65,7 @@ def run_explain(arguments: argparse.Namespace) -> int:
 
 def run_reference(arguments: argparse.Namespace) -> int:
     """Print the page."""
-    from kata_configuration import reference
+    from kata_configuration.tell import reference
 
     print(reference.page(), end="")
     return DONE

@@ -42,7 +42,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the values and return the exit status."""
-    from kata_configuration import ConfigurationError, effective
+    from kata_configuration import ConfigurationError
+    from kata_configuration.tell import effective
 
     try:
         configuration = load_named(arguments.file, dict(arguments.annotation))

@@ -5,12 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kata_configuration.models import AVAILABLE
 from kata_hypervisor import versions
-from kata_runtime.ctl import check
-from kata_runtime.unikernel import RUNNERS
-
-NONE_YET = "no driver in this version"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,32 +69,3 @@ DRIVERS = {
         "the kernel's word on every thread, right after the unikernel has started",
     ),
 }
-
-
-def describe(name: str, path: Path | None) -> list[str]:
-    """Say, line by line, what is known of a driver here. path: its program in the configuration, if any."""
-    facts = DRIVERS[name]
-    if name not in AVAILABLE:
-        return [NONE_YET]
-    said = [
-        f"confined by: {facts.confined}",
-        f"proven by:   {facts.proven}",
-        f"unikernels:  {_unikernels(name)}",
-    ]
-    program = path or facts.default
-    absent = check.Finding("configuration", check.Status.OK, "")
-    setup = check.Setup("kvm", program, None, 0, (), absent, hypervisor=name)
-    if program is None:
-        return [f"program:     {check.check_vmm(setup).cause}", *said]
-    tested = f"{facts.supported}" if facts.supported else "{}.{} and later".format(*check.OLDEST_QEMU)
-    return [
-        f"program:     {check.check_vmm(setup).cause}",
-        f"supported:   {tested}",
-        *said,
-    ]
-
-
-def _unikernels(name: str) -> str:
-    """Which unikernels a driver runs, by what their images say."""
-    kinds = [kind for kind, tables in RUNNERS.items() if name in tables]
-    return f"those whose image says {kinds[0]}" if kinds else "none"

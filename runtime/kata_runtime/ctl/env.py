@@ -14,7 +14,7 @@ from kata_runtime.version import VERSION
 
 if TYPE_CHECKING:
     from kata_configuration import Configuration
-    from kata_runtime.ctl.check import Finding
+    from kata_runtime.ctl.findings import Finding
     from kata_runtime.ctl.main import Subparsers
 
 SHOWN, NO_CONFIGURATION = 0, 1
@@ -72,7 +72,7 @@ def _configuration(
     configuration: Configuration | None,
     faults: list[str],
 ) -> Facts:
-    from kata_configuration.precedence import survey
+    from kata_configuration.layer.precedence import survey
 
     precedence = [
         {"rule": place.rule, "path": str(place.path or ""), "state": place.state}
@@ -124,11 +124,12 @@ def _host(configuration: Configuration | None) -> Facts:
 
 
 def _drivers(configuration: Configuration | None) -> Facts:
-    from kata_runtime.ctl import drivers
+    from kata_runtime.ctl.driver_report import describe
+    from kata_runtime.ctl.drivers import DRIVERS
 
     selected = configuration.hypervisor_name if configuration else ""
     path = getattr(configuration.hypervisor, "path", None) if configuration else None
-    return {name: drivers.describe(name, path if name == selected else None) for name in drivers.DRIVERS}
+    return {name: describe(name, path if name == selected else None) for name in DRIVERS}
 
 
 def _seal(configuration: Configuration) -> str:
@@ -182,7 +183,7 @@ def _said(finding: Finding) -> str:
 
 
 def _lines(facts: Facts) -> list[str]:
-    from kata_configuration.reports import printable
+    from kata_configuration.tell.reports import printable
 
     lines = []
     for topic, group in facts.items():

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from kata_configuration import Configuration
     from kata_hypervisor.contract import VmSpec
     from kata_runtime.ctl.main import Subparsers
-    from kata_runtime.template_store import TemplateStore
+    from kata_runtime.template.store import TemplateStore
 
 DONE, FAILED = 0, 1
 
@@ -40,8 +40,8 @@ def _run(arguments: argparse.Namespace, action: Action) -> int:
     from kata_hypervisor.errors import HypervisorError
     from kata_runtime.ctl.config_show import load_named
     from kata_runtime.errors import RuntimeRoomError
-    from kata_runtime.sandbox_spec import template_of
-    from kata_runtime.template_store import TemplateStore
+    from kata_runtime.pod.machine_spec import template_of
+    from kata_runtime.template.store import TemplateStore
 
     try:
         configuration = load_named(arguments.config, {})
@@ -61,11 +61,11 @@ def _run(arguments: argparse.Namespace, action: Action) -> int:
 
 
 def _init(configuration: Configuration, store: TemplateStore) -> int:
-    from kata_runtime import template_maker
+    from kata_runtime.template import maker
 
     started = time.monotonic()
     with store.changing(), store.making() as directory:
-        if reason := template_maker.make(configuration, directory):
+        if reason := maker.make(configuration, directory):
             return _fail(f"cannot make the template in {store.path}: {reason}")
         store.publish(directory)
     print(f"{store.path}: made in {time.monotonic() - started:.1f} s")
@@ -90,10 +90,10 @@ def _destroy(configuration: Configuration, store: TemplateStore) -> int:
 
 
 def _spec(configuration: Configuration) -> VmSpec:
-    from kata_runtime import sandbox_spec
     from kata_runtime.identity import SandboxIdentity
+    from kata_runtime.pod import machine_spec
 
-    return sandbox_spec.machine_of(configuration, SandboxIdentity("kata-ctl", "factory", "status"), {}, ())
+    return machine_spec.machine_of(configuration, SandboxIdentity("kata-ctl", "factory", "status"), {}, ())
 
 
 def _fail(reason: str) -> int:

@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from kata_hypervisor.seccomp.proof import read_threads
-from kata_runtime.sandboxes import RecordedSandbox, read_seal, running_sandboxes
+from kata_hypervisor.seccomp.confinement import read_threads
+from kata_runtime.ctl.running import RecordedSandbox, read_seal, running_sandboxes
 
 if TYPE_CHECKING:
     from kata_runtime.ctl.main import Subparsers

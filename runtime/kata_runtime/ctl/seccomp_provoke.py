@@ -8,7 +8,7 @@ import socket
 import sys
 from typing import TYPE_CHECKING
 
-from kata_runtime.sandboxes import running_sandboxes
+from kata_runtime.ctl.running import running_sandboxes
 
 if TYPE_CHECKING:
     from kata_runtime.ctl.main import Subparsers

@@ -11,11 +11,11 @@ from typing import Any
 
 from kata_hypervisor.errors import SealError
 from kata_hypervisor.seccomp import readback, syscalls
-from kata_hypervisor.seccomp.proof import MODES, ThreadConfinement, read_threads
+from kata_hypervisor.seccomp.confinement import MODES, ThreadConfinement, read_threads
 from kata_hypervisor.seccomp.score import surface_of
 from kata_hypervisor.seccomp.survey import Survey, survey, union
+from kata_runtime.ctl.running import RecordedSandbox, read_seal, running_sandboxes
 from kata_runtime.ctl.seccomp import FAULTS, GOOD, reporting
-from kata_runtime.sandboxes import RecordedSandbox, read_seal, running_sandboxes
 
 _ROW = "    {:<16} {:<12} {:>7} {:>6} {:>10} {:>7} {:>8}  {}"
 _HEAD = _ROW.format("thread", "mode", "filters", "calls", "unfiltered", "escape", "score", "thread ids")

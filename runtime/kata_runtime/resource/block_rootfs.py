@@ -17,9 +17,9 @@ import anyio
 from kata_agent.protos import agent_pb2
 from kata_hypervisor.contract import Disk
 from kata_hypervisor.host import ExitStatus
-from kata_runtime import guest_spec
+from kata_runtime.container import guest_spec
+from kata_runtime.container.process import Container
 from kata_runtime.errors import SandboxError, UnsupportedError
-from kata_runtime.process import Container
 from kata_runtime.resource.shares import RootfsMount, Shares
 
 if TYPE_CHECKING:

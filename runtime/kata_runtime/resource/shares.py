@@ -8,10 +8,10 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kata_runtime import guest_spec
 from kata_runtime.broker.errors import RequestFailedError
+from kata_runtime.container import guest_spec
+from kata_runtime.container.process import Container
 from kata_runtime.errors import InvalidRequestError, RuntimeRoomError
-from kata_runtime.process import Container
 
 if TYPE_CHECKING:
     from kata_runtime.broker.client import Broker

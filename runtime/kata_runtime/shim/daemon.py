@@ -8,39 +8,11 @@ from __future__ import annotations
 
 import os
 
-from kata_runtime.identity import SandboxIdentity
+from kata_runtime.shim.setup import Setup
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-
-
-class Setup:
-    """What the launcher hands over.
-
-    listener_fd: the bound and listening socket. ttrpc_address: path of the socket where events go; empty for
-    nowhere.
-    config_path: the configuration file named at start, if any. foreground: keep standard error.
-    """
-
-    def __init__(
-        self,
-        *,
-        identity: SandboxIdentity,
-        bundle: str,
-        listener_fd: int,
-        ttrpc_address: str,
-        config_path: str | None,
-        debug: bool,
-        foreground: bool,
-    ) -> None:
-        self.identity = identity
-        self.bundle = bundle
-        self.listener_fd = listener_fd
-        self.ttrpc_address = ttrpc_address.removeprefix("unix://")
-        self.config_path = config_path
-        self.debug = debug
-        self.foreground = foreground
 
 
 def run(setup: Setup) -> None:
@@ -56,7 +28,7 @@ def run(setup: Setup) -> None:
     except BaseException:
         import traceback
 
-        _last_words(setup, traceback.format_exc())
+        _report_fatal(setup, traceback.format_exc())
     os._exit(status)
 
 
@@ -73,7 +45,7 @@ def _detach(setup: Setup) -> None:
     os.close(null)
 
 
-def _last_words(setup: Setup, text: str) -> None:
+def _report_fatal(setup: Setup, text: str) -> None:
     """Tell containerd's log why this shim could not go on."""
     try:
         fd = os.open(os.path.join(setup.bundle, "log"), os.O_WRONLY | os.O_NONBLOCK)

@@ -14,7 +14,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from kata_agent.ttrpc.server import Handler
 from kata_runtime.errors import UnsupportedError
-from kata_runtime.sandbox import Sandbox
+from kata_runtime.pod.sandbox import Sandbox
 
 SERVICE, PROVOKE = "kata.runtime.v1.Debug", "Provoke"
 

@@ -19,7 +19,7 @@ from google.protobuf.message import Message
 from kata_agent.ttrpc.client import Client
 from kata_agent.ttrpc.status import Code, RpcError
 from kata_runtime.containerd_api import events_pb2, forward_pb2, types_pb2
-from kata_runtime.timestamps import timestamp
+from kata_runtime.pod.timestamps import timestamp
 
 _log = logging.getLogger(__name__)
 

@@ -96,9 +96,10 @@ def _spawn(
         _write_file("shim.pid", str(pid))
         return True
     from kata_runtime.shim import daemon
+    from kata_runtime.shim.setup import Setup
 
     daemon.run(
-        daemon.Setup(
+        Setup(
             identity=identity,
             bundle=os.getcwd(),
             listener_fd=listener.detach(),
@@ -121,12 +122,12 @@ def _delete(parsed: arguments.Arguments) -> int:
     if recorded:
         identity.socket_root = os.path.dirname(recorded)
     if sandbox == instance:
-        from kata_runtime.broker import janitor
-        from kata_runtime.broker.journal import take_last_words
+        from kata_runtime.broker import cleanup
+        from kata_runtime.broker.log_sink import take_fatal_message
 
-        if sentence := take_last_words(bundle):
+        if sentence := take_fatal_message(bundle):
             os.write(2, f"{sentence}\n".encode())
-        for line in janitor.clean_up(identity):
+        for line in cleanup.clean_up(identity):
             # containerd logs these as warnings; failing would make it keep the bundle and try no more.
             os.write(2, f"left behind: {line}\n".encode())
     os.write(1, bootstrap.delete_response(0, 128 + 9, time.time_ns()))

@@ -9,7 +9,7 @@ import errno
 import logging
 import os
 
-from kata_runtime import logfmt
+from kata_runtime.logging import line
 
 _LEVELS = {"WARNING": "warning", "CRITICAL": "fatal"}
 
@@ -27,7 +27,7 @@ class LogfmtFormatter(logging.Formatter):
         if record.exc_info:
             message += "\n" + self.formatException(record.exc_info)
         level = _LEVELS.get(record.levelname, record.levelname.lower())
-        return logfmt.line(level, message, self._sandbox_id, record.created)
+        return line(level, message, self._sandbox_id, record.created)
 
 
 class FifoHandler(logging.Handler):

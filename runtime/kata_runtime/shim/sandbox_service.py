@@ -11,15 +11,16 @@ import anyio
 
 from kata_agent.ttrpc.server import Handler
 from kata_agent.ttrpc.service import service_of
-from kata_runtime import bundle
-from kata_runtime.bundle import JsonObject
+from kata_runtime.container import bundle
+from kata_runtime.container.bundle import JsonObject
+from kata_runtime.container.process import KILLED
 from kata_runtime.containerd_api import sandbox_pb2, types_pb2
 from kata_runtime.errors import AlreadyExistsError, NotFoundError, StateError
-from kata_runtime.process import KILLED
-from kata_runtime.sandbox import Sandbox
+from kata_runtime.pod.sandbox import Sandbox
+from kata_runtime.pod.spec import load_spec
+from kata_runtime.pod.tasks import Tasks
+from kata_runtime.pod.timestamps import timestamp
 from kata_runtime.shim.task_service import config_path_of
-from kata_runtime.tasks import Tasks
-from kata_runtime.timestamps import timestamp
 
 _ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}.get(os.uname().machine, os.uname().machine)
 
@@ -75,7 +76,7 @@ class SandboxService:
             raise AlreadyExistsError(f"sandbox {request.sandbox_id} exists already")
         spec: JsonObject = {}
         if os.path.exists(os.path.join(request.bundle_path, "config.json")):
-            spec = await bundle.load_spec(request.bundle_path, self._sandbox.broker.read_spec)
+            spec = await load_spec(request.bundle_path, self._sandbox.broker.read_spec)
         spec["annotations"] = {**bundle.annotations_of(spec), **request.annotations}
         self._spec = spec
         self._config_path = config_path_of(request.options) or self._default_config_path

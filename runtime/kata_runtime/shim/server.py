@@ -11,17 +11,17 @@ import anyio
 
 from kata_agent.ttrpc.server import Server
 from kata_runtime.broker.client import Broker
-from kata_runtime.concurrency import first
-from kata_runtime.sandbox import Sandbox
+from kata_runtime.concurrency import race
+from kata_runtime.pod.sandbox import Sandbox
+from kata_runtime.pod.tasks import Tasks
 from kata_runtime.shim.codes import to_rpc_error
 from kata_runtime.shim.debug_service import DebugService
 from kata_runtime.shim.events import EventPublisher
 from kata_runtime.shim.sandbox_service import SandboxService
 from kata_runtime.shim.task_service import TaskService
-from kata_runtime.tasks import Tasks
 
 if TYPE_CHECKING:
-    from kata_runtime.shim.daemon import Setup
+    from kata_runtime.shim.setup import Setup
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ async def serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> 
         tasks.start_soon(server.serve, listener)
 
         async def watch_broker() -> None:
-            await first(broker.lost.wait, broker.violated.wait)
+            await race(broker.lost.wait, broker.violated.wait)
             await sandbox.fail(broker.fault)
 
         tasks.start_soon(watch_broker)

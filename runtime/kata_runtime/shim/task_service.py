@@ -12,17 +12,17 @@ from google.protobuf.message import DecodeError
 
 from kata_agent.ttrpc.server import Handler
 from kata_agent.ttrpc.service import service_of
-from kata_runtime import metrics
+from kata_runtime.container.process import KILLED, Process
+from kata_runtime.container.states import State
 from kata_runtime.containerd_api import runtimeoptions_pb2, task_pb2, task_types_pb2
-from kata_runtime.creation import CreateRequest
 from kata_runtime.errors import InvalidRequestError, UnsupportedError
-from kata_runtime.process import KILLED, Process
+from kata_runtime.pod.creation import CreateRequest
+from kata_runtime.pod.sandbox import Sandbox
+from kata_runtime.pod.tasks import Tasks
+from kata_runtime.pod.timestamps import timestamp
 from kata_runtime.resource.shares import RootfsMount
-from kata_runtime.sandbox import Sandbox
-from kata_runtime.states import State
-from kata_runtime.stdio import StdioPaths
-from kata_runtime.tasks import Tasks
-from kata_runtime.timestamps import timestamp
+from kata_runtime.shim import metrics
+from kata_runtime.stdio.pumps import StdioPaths
 from kata_runtime.version import VERSION
 
 Ended = TypeVar("Ended", task_pb2.DeleteResponse, task_pb2.WaitResponse)

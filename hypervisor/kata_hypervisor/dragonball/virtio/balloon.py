@@ -35,7 +35,7 @@ class Balloon(LocalDevice):
     kind = BALLOON
     features = COMMON_FEATURES | DEFLATE_ON_OOM | REPORTING
     queue_sizes = (128, 128, 128)
-    kick_groups = (0, 0, 0)
+    notify_groups = (0, 0, 0)
     name = "virtio-balloon"
 
     def __init__(self) -> None:
@@ -54,8 +54,8 @@ class Balloon(LocalDevice):
 
     def handle(self, queue: int, chain: Chain) -> int:
         """See LocalDevice."""
-        assert self._wires is not None
-        memory = self._wires.memory
+        assert self._context is not None
+        memory = self._context.memory
         if queue == REPORT:
             for view in chain.writable:
                 memory.discard(view)

@@ -134,7 +134,7 @@ class Block(LocalDevice, Pluggable):
 
     kind = BLOCK
     queue_sizes = (QUEUE_SIZE,)
-    kick_groups = (0,)
+    notify_groups = (0,)
     name = "virtio-blk"
 
     def __init__(self, medium: Medium | None = None) -> None:
@@ -158,8 +158,8 @@ class Block(LocalDevice, Pluggable):
 
     def awaken(self) -> None:
         """See Device: this disk has its own size."""
-        assert self._wires is not None
-        self._wires.interrupts.configuration_changed()
+        assert self._context is not None
+        self._context.interrupts.configuration_changed()
 
     def insert(self, medium: Medium) -> None:
         """Put a disk into the empty drive, which takes it over; the driver has to be told."""

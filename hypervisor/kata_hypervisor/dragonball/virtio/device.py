@@ -51,7 +51,7 @@ class Interrupts(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Wires:
+class DeviceContext:
     """What connects a device to its machine.
 
     kicks: one eventfd for each group of queues, which the guest's notifications write to. line: the eventfd
@@ -59,7 +59,7 @@ class Wires:
     """
 
     memory: GuestMemory
-    kicks: Sequence[int]
+    notify_fds: Sequence[int]
     line: int
     interrupts: Interrupts
 
@@ -68,13 +68,13 @@ class Device(abc.ABC):
     """One device. Its methods are called one at a time, and not on a vCPU's thread where they may block.
 
     kind: the device id. features: those offered, VERSION_1 included. queue_sizes: the largest size of each
-    queue. kick_groups: for each queue the number of its notification, None for a call of `notified`.
+    queue. notify_groups: for each queue the number of its notification, None for a call of `notified`.
     """
 
     kind: int
     features: int
     queue_sizes: tuple[int, ...]
-    kick_groups: tuple[int | None, ...]
+    notify_groups: tuple[int | None, ...]
 
     def __str__(self) -> str:
         return type(self).__name__
@@ -88,7 +88,7 @@ class Device(abc.ABC):
         """The driver writes to the configuration space."""
 
     @abc.abstractmethod
-    def connect(self, wires: Wires) -> None:
+    def connect(self, context: DeviceContext) -> None:
         """Take the wires; once, before the guest runs. Raises HostUnfitError."""
 
     @abc.abstractmethod

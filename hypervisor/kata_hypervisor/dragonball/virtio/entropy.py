@@ -18,7 +18,7 @@ class Entropy(LocalDevice):
     kind = ENTROPY
     features = COMMON_FEATURES
     queue_sizes = (64,)
-    kick_groups = (0,)
+    notify_groups = (0,)
     name = "virtio-rng"
     configuration = b""
 

@@ -11,9 +11,9 @@ from kata_hypervisor.dragonball.virtio.device import (
     INDIRECT_DESCRIPTORS,
     VERSION_1,
     Device,
+    DeviceContext,
     DeviceError,
     QueueSetup,
-    Wires,
 )
 from kata_hypervisor.dragonball.virtio.vhost import ring_addresses
 from kata_hypervisor.dragonball.virtio.vhost_user import (
@@ -44,15 +44,15 @@ class FileSystem(Device):
 
     kind = FILE_SYSTEM
     features = OFFERED
-    kick_groups = (0, 1)  # urgent requests, requests
+    notify_groups = (0, 1)  # urgent requests, requests
 
     def __init__(self, connection: socket.socket | None, tag: str, queue_size: int) -> None:
-        self.queue_sizes = (queue_size,) * len(self.kick_groups)
+        self.queue_sizes = (queue_size,) * len(self.notify_groups)
         self._backend = Backend(connection) if connection is not None else None
         self._tag = tag.encode()
         if len(self._tag) > TAG_BYTES:
             raise LaunchError(f"cannot share a directory as {tag}: the name has more than {TAG_BYTES} bytes")
-        self._wires: Wires | None = None
+        self._context: DeviceContext | None = None
         self._offered = 0
         self._running: list[int] = []
 
@@ -61,31 +61,31 @@ class FileSystem(Device):
         """See Device: struct virtio_fs_config."""
         return self._tag.ljust(TAG_BYTES, b"\0") + REQUEST_QUEUES.to_bytes(4, "little")
 
-    def connect(self, wires: Wires) -> None:
+    def connect(self, context: DeviceContext) -> None:
         """See Device. Blocks until virtiofsd has answered. Raises LaunchError."""
-        self._wires = wires
+        self._context = context
         if self._backend is None:
             return
         try:
             self._offered = self._backend.negotiate()
-            self._backend.send(memory_table(wires.memory))
+            self._backend.send(memory_table(context.memory))
         except VhostUserError as error:
             raise LaunchError(f"cannot share files with the guest: virtiofsd: {error}") from error
         self.features = OFFERED & self._offered
 
     def activate(self, features: int, queues: Sequence[QueueSetup]) -> None:
         """See Device."""
-        wires, backend = self._wires, self._backend
+        context, backend = self._context, self._backend
         if backend is None:
             return
-        assert wires is not None
+        assert context is not None
         rings = [
             Ring(
                 setup.index,
                 setup.size,
-                ring_addresses(wires.memory, setup),
-                wires.kicks[setup.index],
-                wires.line,
+                ring_addresses(context.memory, setup),
+                context.notify_fds[setup.index],
+                context.line,
                 setup.position,
             )
             for setup in queues

@@ -12,9 +12,9 @@ from kata_hypervisor.dragonball.virtio.device import (
     INDIRECT_DESCRIPTORS,
     VERSION_1,
     Device,
+    DeviceContext,
     DeviceError,
     QueueSetup,
-    Wires,
 )
 from kata_hypervisor.dragonball.virtio.queue import Chain, SplitQueue
 
@@ -29,7 +29,7 @@ class LocalDevice(Device):
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._queues: dict[int, SplitQueue] = {}
-        self._wires: Wires | None = None
+        self._context: DeviceContext | None = None
         self._thread: threading.Thread | None = None
         self._ending = False
 
@@ -37,20 +37,20 @@ class LocalDevice(Device):
     def handle(self, queue: int, chain: Chain) -> int:
         """Serve one request; return how many bytes were written into it. Raises DeviceError."""
 
-    def connect(self, wires: Wires) -> None:
+    def connect(self, context: DeviceContext) -> None:
         """See Device."""
-        self._wires = wires
-        self._thread = threading.Thread(target=self._serve, args=(wires,), name=self.name, daemon=True)
+        self._context = context
+        self._thread = threading.Thread(target=self._serve, args=(context,), name=self.name, daemon=True)
         self._thread.start()
 
     def activate(self, features: int, queues: Sequence[QueueSetup]) -> None:
         """See Device."""
-        assert self._wires is not None
+        assert self._context is not None
         event_index = bool(features & EVENT_INDEX)
-        memory = self._wires.memory
+        memory = self._context.memory
         with self._lock:
             self._queues = {setup.index: SplitQueue(memory, setup, event_index) for setup in queues}
-        os.eventfd_write(self._wires.kicks[0], 1)  # what was offered before now has nobody told us
+        os.eventfd_write(self._context.notify_fds[0], 1)  # what was offered before now has nobody told us
 
     def freeze(self) -> Mapping[int, int]:
         """See Device: the thread waits for the lock."""
@@ -69,8 +69,8 @@ class LocalDevice(Device):
     def close(self) -> None:
         """See Device."""
         self._ending = True
-        if self._wires is not None and self._thread is not None:
-            os.eventfd_write(self._wires.kicks[0], 1)
+        if self._context is not None and self._thread is not None:
+            os.eventfd_write(self._context.notify_fds[0], 1)
             self._thread.join()
         self._thread = None
         self._queues = {}
@@ -93,15 +93,15 @@ class LocalDevice(Device):
                     break
         return wanted
 
-    def _serve(self, wires: Wires) -> None:
+    def _serve(self, context: DeviceContext) -> None:
         while True:
-            os.eventfd_read(wires.kicks[0])
+            os.eventfd_read(context.notify_fds[0])
             if self._ending:
                 return
             with self._lock:
                 try:
                     if self.process():
-                        wires.interrupts.used()
+                        context.interrupts.used()
                 except DeviceError:
                     self._queues = {}
-                    wires.interrupts.needs_reset()
+                    context.interrupts.needs_reset()

@@ -255,7 +255,7 @@ class Registers:
         if (
             self._status != RUNNING
             or queue >= len(self._queues)
-            or self._device.kick_groups[queue] is not None
+            or self._device.notify_groups[queue] is not None
         ):
             return
         try:

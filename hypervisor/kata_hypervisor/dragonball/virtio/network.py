@@ -18,10 +18,10 @@ from kata_hypervisor.dragonball.virtio.device import (
     INDIRECT_DESCRIPTORS,
     NETWORK,
     VERSION_1,
+    DeviceContext,
     DeviceError,
     Pluggable,
     QueueSetup,
-    Wires,
 )
 from kata_hypervisor.errors import HostUnfitError
 
@@ -71,12 +71,12 @@ class Network(Pluggable):
     kind = NETWORK
     features = OWN | FROM_VHOST
     queue_sizes = (256, 256)
-    kick_groups = (0, 1)  # receive, transmit
+    notify_groups = (0, 1)  # receive, transmit
 
     def __init__(self, tap: int, vhost_net: int, mac: bytes = bytes(MAC_BYTES), mtu: int = 1500) -> None:
         self._tap = tap
         self._vhost = vhost_net
-        self._wires: Wires | None = None
+        self._context: DeviceContext | None = None
         self._running = False
         self._lock = threading.Lock()  # a tap may come while the driver starts or stops the device
         self.mac = mac
@@ -88,11 +88,11 @@ class Network(Pluggable):
         link = LINK_UP if self._tap != NO_TAP else 0
         return bytes(NetworkConfiguration((c_uint8 * MAC_BYTES)(*self.mac), link, 1, self._mtu))
 
-    def connect(self, wires: Wires) -> None:
+    def connect(self, context: DeviceContext) -> None:
         """See Device."""
-        self._wires = wires
+        self._context = context
         try:
-            self.features = OWN | FROM_VHOST & vhost.take(self._vhost, wires.memory)
+            self.features = OWN | FROM_VHOST & vhost.take(self._vhost, context.memory)
         except OSError as error:
             raise HostUnfitError(f"cannot use /dev/vhost-net: {error.strerror}") from error
 
@@ -116,11 +116,11 @@ class Network(Pluggable):
 
     def activate(self, features: int, queues: Sequence[QueueSetup]) -> None:
         """See Device."""
-        wires = self._wires
-        assert wires is not None
+        context = self._context
+        assert context is not None
         try:
             vhost.set_features(self._vhost, features & FROM_VHOST)
-            vhost.set_queues(self._vhost, wires.memory, queues, wires.kicks, wires.line)
+            vhost.set_queues(self._vhost, context.memory, queues, context.notify_fds, context.line)
             with self._lock:
                 self._running = True
                 self._set_backend(self._tap)

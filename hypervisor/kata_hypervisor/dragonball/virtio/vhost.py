@@ -109,7 +109,7 @@ def set_features(descriptor: int, features: int) -> None:
 
 
 def set_queues(
-    descriptor: int, memory: GuestMemory, queues: Sequence[QueueSetup], kicks: Sequence[int], line: int
+    descriptor: int, memory: GuestMemory, queues: Sequence[QueueSetup], notify_fds: Sequence[int], line: int
 ) -> None:
     """Tell the kernel where the queues are, who notifies it, and which line it pulses.
 
@@ -123,7 +123,7 @@ def set_queues(
         fcntl.ioctl(descriptor, VHOST_SET_VRING_BASE, VhostVringState(setup.index, setup.position))
         fcntl.ioctl(descriptor, VHOST_SET_VRING_ADDR, address)
         fcntl.ioctl(descriptor, VHOST_SET_VRING_CALL, VhostVringFile(setup.index, line))
-        fcntl.ioctl(descriptor, VHOST_SET_VRING_KICK, VhostVringFile(setup.index, kicks[setup.index]))
+        fcntl.ioctl(descriptor, VHOST_SET_VRING_KICK, VhostVringFile(setup.index, notify_fds[setup.index]))
 
 
 def positions(descriptor: int, queues: Sequence[int]) -> dict[int, int]:

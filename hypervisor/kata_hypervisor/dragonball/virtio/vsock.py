@@ -14,9 +14,9 @@ from kata_hypervisor.dragonball.virtio.device import (
     SOCKET,
     VERSION_1,
     Device,
+    DeviceContext,
     DeviceError,
     QueueSetup,
-    Wires,
 )
 from kata_hypervisor.dragonball.virtio.queue import SplitQueue, scatter
 from kata_hypervisor.errors import HostUnfitError
@@ -33,12 +33,12 @@ class Socket(Device):
     kind = SOCKET
     features = OFFERED
     queue_sizes = (128, 128, 128)
-    kick_groups = (0, 1, None)  # the driver's buffers for events wait for `awaken`
+    notify_groups = (0, 1, None)  # the driver's buffers for events wait for `awaken`
 
     def __init__(self, descriptor: int, cid: int) -> None:
         self._descriptor = descriptor
         self._cid = cid
-        self._wires: Wires | None = None
+        self._context: DeviceContext | None = None
         self._active = self._running = self._frozen = False
         self._events: SplitQueue | None = None
 
@@ -47,25 +47,25 @@ class Socket(Device):
         """See Device: struct virtio_vsock_config."""
         return self._cid.to_bytes(8, "little")
 
-    def connect(self, wires: Wires) -> None:
+    def connect(self, context: DeviceContext) -> None:
         """See Device."""
-        self._wires = wires
+        self._context = context
         try:
-            self.features = OFFERED & vhost.take(self._descriptor, wires.memory)
+            self.features = OFFERED & vhost.take(self._descriptor, context.memory)
         except OSError as error:
             raise HostUnfitError(f"cannot use /dev/vhost-vsock: {error.strerror}") from error
 
     def activate(self, features: int, queues: Sequence[QueueSetup]) -> None:
         """See Device."""
-        assert self._wires is not None
+        assert self._context is not None
         served = [setup for setup in queues if setup.index != EVENTS]
-        memory = self._wires.memory
+        memory = self._context.memory
         events = [
             SplitQueue(memory, one, bool(features & EVENT_INDEX)) for one in queues if one.index == EVENTS
         ]
         try:
             vhost.set_features(self._descriptor, features)
-            vhost.set_queues(self._descriptor, memory, served, self._wires.kicks, self._wires.line)
+            vhost.set_queues(self._descriptor, memory, served, self._context.notify_fds, self._context.line)
         except OSError as error:
             raise _refusal(error) from error
         self._active = True
@@ -125,9 +125,9 @@ class Socket(Device):
         self._running = bool(running)
 
     def _go_on(self) -> None:
-        assert self._wires is not None
+        assert self._context is not None
         self._set_running(1)
-        for kick in self._wires.kicks:  # the kernel has ignored those that came meanwhile
+        for kick in self._context.notify_fds:  # the kernel has ignored those that came meanwhile
             os.eventfd_write(kick, 1)
 
 

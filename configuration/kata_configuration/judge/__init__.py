@@ -1,0 +1,1 @@
+"""What is wrong with a configuration: findings, and the place of each."""

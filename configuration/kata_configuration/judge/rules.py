@@ -1,0 +1,381 @@
+"""What single values cannot tell: keys against each other, units, confinement, and this host.
+
+A rule names the keys that it reads. It is applied to each table of its family that has them all, when none of
+them is at fault: so one mistake is reported once, also in a table that has others.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, quoted
+from kata_configuration.judge.names import did_you_mean
+from kata_configuration.models import AGENTS, AVAILABLE, HYPERVISORS, OTHER_NAMES, Table
+from kata_configuration.models.base import Plausible, Unit
+from kata_configuration.sandbox_option import open_groups
+from kata_configuration.suggestions import closest, unmistakable
+
+# From a table to findings whose paths begin below the table.
+Check = Callable[[Any], Iterator[Finding]]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A check of the tables of a family that have all of these keys."""
+
+    family: str
+    keys: tuple[str, ...]
+    check: Check
+
+    def concerns(self, table: Table, path: KeyPath, faulty: frozenset[str]) -> bool:
+        """Whether a table at a path has the keys, and has them right."""
+        has_all = all(key in type(table).model_fields for key in self.keys)
+        return self.family == path[0] and has_all and faulty.isdisjoint(self.keys)
+
+
+def apply(table: Table, path: KeyPath, faulty: frozenset[str], *, check_host: bool) -> Iterator[Finding]:
+    """Yield what the rules find in a table whose keys in `faulty` hold placeholders."""
+    for rule in RULES + (HOST_RULES if check_host else ()):
+        if rule.concerns(table, path, faulty):
+            yield from (_below(path, found) for found in rule.check(table))
+    yield from (_below(path, found) for found in _units(table) if found.path[0] not in faulty)
+
+
+def _below(path: KeyPath, found: Finding) -> Finding:
+    return replace(found, path=(*path, *found.path))
+
+
+def _units(table: Table) -> Iterator[Finding]:
+    """Doubt values that are allowed, and that somebody wrote who had another unit in mind."""
+    for key in table.model_fields_set:
+        metadata = type(table).model_fields[key].metadata
+        least = next((item.least for item in metadata if isinstance(item, Plausible)), 0)
+        value = getattr(table, key)
+        if least and 0 < value < least:
+            unit = next(item.symbol for item in metadata if isinstance(item, Unit))
+            message = f"{value} is very little: the unit is {unit}"
+            yield Finding(Code.UNIT, (key,), message, _other_unit(value, unit))
+
+
+def _other_unit(value: int, unit: str) -> str:
+    if unit == "milliseconds":
+        return f"for {value} seconds write {value * 1000}"
+    return f"for {value} KiB write {value * 1024}"
+
+
+def _has_kernel(table: Any) -> Iterator[Finding]:
+    if table.kernel is None:
+        message = "is none: unikernels run, and no other containers"
+        yield Finding(Code.NO_KERNEL, ("kernel",), message, "name a kernel to run them")
+
+
+def _has_root(table: Any) -> Iterator[Finding]:
+    if getattr(table, "kernel", "") is None:
+        return
+    if table.image is None and table.initrd is None:
+        yield Finding(
+            Code.MISSING_KEY, ("image",), "image or initrd is required", "add one of them", on_key=True
+        )
+
+
+def _initrd_mounts_the_image(table: Any) -> Iterator[Finding]:
+    """Doubt an initrd of Kata's own beside an image: it is a whole guest, with an agent that is its init."""
+    if table.image and table.initrd and _WHOLE_GUEST.fullmatch(table.initrd.name):
+        message = f"is not used: {table.initrd.name} is by its name a whole guest, which mounts no image"
+        hint = 'remove image, or name an initrd that mounts it, such as that of "kata-ctl image build"'
+        yield Finding(Code.UNUSED, ("image",), message, hint)
+
+
+def _vcpus_fit(table: Any) -> Iterator[Finding]:
+    if 0 < table.default_maxvcpus < table.default_vcpus:
+        message = (
+            f"default_vcpus = {table.default_vcpus} is more than default_maxvcpus = {table.default_maxvcpus}"
+        )
+        yield _relation(table, ("default_vcpus", "default_maxvcpus"), message)
+
+
+def _memory_fits(table: Any) -> Iterator[Finding]:
+    most, start = table.default_maxmemory, table.default_memory
+    if 0 < most < start:
+        message = f"default_memory = {start} is more than default_maxmemory = {most}"
+        yield _relation(table, ("default_memory", "default_maxmemory"), message)
+
+
+def _needs(key: str, switch: str) -> Rule:
+    """Warn of a key that has no effect while a switch is off."""
+
+    def check(table: Any) -> Iterator[Finding]:
+        if getattr(table, key) != type(table).model_fields[key].default and not getattr(table, switch):
+            message = f"has no effect without {switch}"
+            yield Finding(Code.UNUSED, (key,), message, f"set {switch}, or remove it")
+
+    return Rule("hypervisor", (key, switch), check)
+
+
+def _timeouts_fit(table: Any) -> Iterator[Finding]:
+    reconnect, dial = table.reconnect_timeout_ms, table.dial_timeout_ms
+    if reconnect < dial:
+        message = f"reconnect_timeout_ms = {reconnect} is less than dial_timeout_ms = {dial}"
+        yield _relation(table, ("reconnect_timeout_ms", "dial_timeout_ms"), message)
+
+
+def _relation(table: Table, keys: tuple[str, str], message: str) -> Finding:
+    """Blame the first key that the file sets; the other may be a default."""
+    key, other = keys if keys[0] in table.model_fields_set else (keys[1], keys[0])
+    return Finding(Code.RELATION, (key,), message, f"change it or {other}")
+
+
+def _hypervisor_is_there(table: Any) -> Iterator[Finding]:
+    name = table.hypervisor_name
+    if name in AVAILABLE:
+        return
+    from kata_configuration.judge import removed_keys
+
+    hint = "use " + " or ".join(quoted(known) for known in AVAILABLE)
+    if name in HYPERVISORS:
+        message = f"there is no driver for {name} in this version"
+        yield Finding(Code.UNAVAILABLE, ("hypervisor_name",), message, hint)
+    elif stone := removed_keys.TABLES.get(("hypervisor", name)):
+        yield Finding(Code.CHOICE, ("hypervisor_name",), f"{quoted(name)} {stone.story}", hint)
+    else:
+        yield _unsupported("hypervisor_name", name, [*HYPERVISORS, *OTHER_NAMES])
+
+
+def _agent_is_there(table: Any) -> Iterator[Finding]:
+    if table.agent_name not in AGENTS:
+        yield _unsupported("agent_name", table.agent_name, AGENTS)
+
+
+def _unsupported(key: str, name: str, known: Iterable[str]) -> Finding:
+    best = closest(name, known)
+    hint = did_you_mean(name, known)
+    fix = Fix(value=best) if unmistakable(name, known) else None
+    return Finding(Code.CHOICE, (key,), f"{quoted(name)} is not supported", hint, fix=fix)
+
+
+def _sandbox_is_on(table: Any) -> Iterator[Finding]:
+    if not table.confined:
+        hint = 'write "on,..." with the groups to deny, or remove the key for all of them'
+        yield Finding(Code.UNCONFINED, ("seccompsandbox",), "QEMU runs unconfined", hint)
+        return
+    for group, setting in open_groups(table.seccompsandbox).items():
+        message = f"QEMU keeps the calls of the group {group} ({setting})"
+        yield Finding(Code.WEAKENED, ("seccompsandbox",), message, f"{group}=deny closes it")
+
+
+def _filter_is_on(table: Any) -> Iterator[Finding]:
+    if table.disable_seccomp:
+        message = f"{table.title} runs without its seccomp filter"
+        yield Finding(Code.UNCONFINED, ("disable_seccomp",), message, "set it to false")
+
+
+def _unconfined_is_not_honoured(table: Any) -> Iterator[Finding]:
+    if table.honor_unconfined:
+        message = f"a container without a seccomp profile runs {table.title} without its filter"
+        yield Finding(Code.UNCONFINED, ("honor_unconfined",), message, "set it to false")
+
+
+def _is_off(key: str) -> Check:
+    """Note a switch for debugging that is on."""
+
+    def check(table: Any) -> Iterator[Finding]:
+        if getattr(table, key):
+            yield Finding(Code.DEBUG, (key,), "is on, which is slow and tells much", "set it to false")
+
+    return check
+
+
+def _gates_open_what_they_say(table: Any) -> Iterator[Finding]:
+    if table.enable_annotations:
+        from kata_configuration.layer import pod_annotations
+
+        yield from pod_annotations.check_entries(type(table), table.enable_annotations)
+
+
+def _guest_is_confined(table: Any) -> Iterator[Finding]:
+    if table.disable_guest_seccomp:
+        message = "containers run without their seccomp profiles in the guest"
+        yield Finding(Code.GUEST_UNCONFINED, ("disable_guest_seccomp",), message, "set it to false")
+
+
+def _shim_is_confined(table: Any) -> Iterator[Finding]:
+    hint = 'set it to "enforce"'
+    if table.shim_seccomp == "off":
+        message = "the runtime's own process runs without a seccomp filter"
+        yield Finding(Code.SHIM_UNCONFINED, ("shim_seccomp",), message, hint)
+    elif table.shim_seccomp == "log":
+        message = "a call outside the policy of the runtime's own process is logged and let through"
+        yield Finding(Code.SHIM_UNENFORCED, ("shim_seccomp",), message, hint)
+
+
+def _host_file(key: str) -> Rule:
+    """Demand that the path of a key, when it has one, names a regular file that only root can change."""
+
+    def check(table: Any) -> Iterator[Finding]:
+        path: Path | None = getattr(table, key)
+        if path is None:
+            return
+        if wrong := _file_fault(path):
+            yield Finding(Code.HOST_PATH, (key,), f"{path} {wrong}", "correct the path or install the file")
+        yield from _writable(key, path)
+
+    return Rule("hypervisor", (key,), check)
+
+
+def _writable(key: str, path: Path) -> Iterator[Finding]:
+    """Warn of a file, or a directory that holds it, in which others than root may put another one."""
+    for place in (path, path.parent):
+        try:
+            status = place.stat()
+        except OSError:
+            return  # that it is missing is said elsewhere
+        sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
+            mode = stat.S_IMODE(status.st_mode)
+            message = f"{place} has the mode {mode:04o}, which lets others than its owner change what runs"
+            yield Finding(Code.HOST_WRITABLE, (key,), message, f"chmod go-w {place}")
+            return
+
+
+def _program(table: Any) -> Iterator[Finding]:
+    yield from _program_fault("path", table.path)
+
+
+def _jailer(table: Any) -> Iterator[Finding]:
+    if table.jailer_path is not None:
+        yield from _program_fault("jailer_path", table.jailer_path)
+
+
+def _file_daemon(table: Any) -> Iterator[Finding]:
+    if table.shared_fs == "virtio-fs":
+        others = [
+            path for path in VIRTIOFSD_PLACES if path != table.virtio_fs_daemon and _file_fault(path) is None
+        ]
+        yield from _program_fault("virtio_fs_daemon", table.virtio_fs_daemon, others)
+
+
+def _program_fault(key: str, path: Path, others: list[Path] | None = None) -> Iterator[Finding]:
+    if wrong := _file_fault(path):
+        hint = f"this host has {others[0]}" if others else "correct the path or install the program"
+        yield Finding(Code.HOST_PATH, (key,), f"{path} {wrong}", hint)
+    elif not os.access(path, os.X_OK):
+        yield Finding(Code.HOST_EXECUTABLE, (key,), f"{path} is not executable", f"chmod +x {path}")
+    yield from _writable(key, path)
+
+
+def _file_fault(path: Path) -> str | None:
+    """Return what is wrong with a path that must name a regular file, or None."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            return "does not exist"
+        return f"is unusable: {(error.strerror or str(error)).lower()}"
+    return None if stat.S_ISREG(status.st_mode) else "is not a regular file"
+
+
+def _entropy(table: Any) -> Iterator[Finding]:
+    if not table.entropy_source.exists():
+        message = f"{table.entropy_source} does not exist"
+        yield Finding(Code.HOST_PATH, ("entropy_source",), message, "use /dev/urandom")
+
+
+def _kvm(table: Any) -> Iterator[Finding]:
+    if table.needs_kvm and not KVM.exists():
+        message = f"this host has no {KVM}"
+        hint = "load the module kvm_intel or kvm_amd"
+        key = next(name for name in ("accelerator", "path", "kernel") if name in type(table).model_fields)
+        if key == "accelerator":
+            hint += ', or accept slow emulation with accelerator = "tcg"'
+        yield Finding(Code.HOST_KVM, (key,), message, hint)
+
+
+def _compiled_filters(table: Any) -> Iterator[Finding]:
+    """Warn where the kernel interprets the filter at every system call."""
+    try:
+        setting = JIT.read_text().strip()
+    except OSError:
+        return  # a kernel that always compiles, or none of ours
+    if table.confined and setting == "0":
+        key = "seccompsandbox" if "seccompsandbox" in type(table).model_fields else "disable_seccomp"
+        message = "this host's kernel interprets seccomp filters at every system call"
+        yield Finding(Code.HOST_JIT, (key,), message, "sysctl -w net.core.bpf_jit_enable=1")
+
+
+def _host_cpus(key: str) -> Rule:
+    def check(table: Any) -> Iterator[Finding]:
+        asked, cpus = getattr(table, key), os.cpu_count() or 1
+        if asked > cpus:
+            message = f"{asked} is more than the {cpus} CPUs of this host"
+            message += f", and becomes {cpus}" if key == "default_vcpus" else ""
+            yield Finding(Code.HOST_LIMIT, (key,), message, f"write {cpus} or less")
+
+    return Rule("hypervisor", (key,), check)
+
+
+def _host_memory(key: str) -> Rule:
+    def check(table: Any) -> Iterator[Finding]:
+        asked = getattr(table, key)
+        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+        if asked > installed:
+            message = f"{asked} is more than the {installed} MiB of this host"
+            yield Finding(Code.HOST_LIMIT, (key,), message, f"write less than {installed}")
+
+    return Rule("hypervisor", (key,), check)
+
+
+KVM = Path("/dev/kvm")
+JIT = Path("/proc/sys/net/core/bpf_jit_enable")
+VIRTIOFSD_PLACES = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"))
+
+# The names of the initrds that Kata's releases have.
+_WHOLE_GUEST = re.compile(r"kata-containers-initrd.*|kata-.*\.initrd")
+
+RULES: tuple[Rule, ...] = (
+    Rule("hypervisor", ("kernel",), _has_kernel),
+    Rule("hypervisor", ("image", "initrd"), _has_root),
+    Rule("hypervisor", ("image", "initrd"), _initrd_mounts_the_image),
+    Rule("hypervisor", ("default_vcpus", "default_maxvcpus"), _vcpus_fit),
+    Rule("hypervisor", ("default_memory", "default_maxmemory"), _memory_fits),
+    _needs("hugepage_type", "enable_hugepages"),
+    _needs("rootless_user", "rootless"),
+    _needs("guest_swap_size_percent", "enable_guest_swap"),
+    _needs("disk_rate_limiter_bw_one_time_burst", "disk_rate_limiter_bw_max_rate"),
+    _needs("disk_rate_limiter_ops_one_time_burst", "disk_rate_limiter_ops_max_rate"),
+    Rule("hypervisor", ("seccompsandbox",), _sandbox_is_on),
+    Rule("hypervisor", ("disable_seccomp",), _filter_is_on),
+    Rule("hypervisor", ("honor_unconfined",), _unconfined_is_not_honoured),
+    Rule("hypervisor", ("enable_annotations",), _gates_open_what_they_say),
+    Rule("hypervisor", ("enable_debug",), _is_off("enable_debug")),
+    Rule("agent", ("enable_debug",), _is_off("enable_debug")),
+    Rule("agent", ("dial_timeout_ms", "reconnect_timeout_ms"), _timeouts_fit),
+    Rule("runtime", ("enable_debug",), _is_off("enable_debug")),
+    Rule("runtime", ("disable_guest_seccomp",), _guest_is_confined),
+    Rule("runtime", ("shim_seccomp",), _shim_is_confined),
+    Rule("runtime", ("hypervisor_name",), _hypervisor_is_there),
+    Rule("runtime", ("agent_name",), _agent_is_there),
+)
+
+HOST_RULES: tuple[Rule, ...] = (
+    Rule("hypervisor", ("path",), _program),
+    _host_file("kernel"),
+    _host_file("initrd"),
+    _host_file("image"),
+    _host_file("firmware"),
+    Rule("hypervisor", ("shared_fs", "virtio_fs_daemon"), _file_daemon),
+    Rule("hypervisor", ("jailer_path",), _jailer),
+    Rule("hypervisor", ("entropy_source",), _entropy),
+    Rule("hypervisor", (), _kvm),
+    Rule("hypervisor", ("seccompsandbox",), _compiled_filters),
+    Rule("hypervisor", ("disable_seccomp",), _compiled_filters),
+    _host_cpus("default_vcpus"),
+    _host_cpus("default_maxvcpus"),
+    _host_memory("default_memory"),
+    _host_memory("default_maxmemory"),
+)

@@ -1,0 +1,140 @@
+"""The layers of a configuration: the base file, its drop-ins, then annotations, each with its own tree."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kata_configuration.diagnostics import Diagnostic, KeyPath
+from kata_configuration.errors import ConfigurationError
+from kata_configuration.layer import dropins
+from kata_configuration.parse import source
+from kata_configuration.parse.syntax import SyntaxFault, parse
+
+if TYPE_CHECKING:
+    from kata_configuration.parse.spans import SpanIndex
+
+SHARED_WRITE = 0o022
+
+
+class Kind(Enum):
+    """What a layer is, or for a value that none has, that it is a default."""
+
+    FILE = "file"
+    DROP_IN = "drop-in"
+    ANNOTATION = "annotation"
+    DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer. name: the file's path, or the annotation's name.
+
+    text: of the file, with plain newlines, or the annotation's value. sound: the same, with statements that
+    are no TOML blanked out. shared_mode: the file's mode bits, when others than its owner may write it.
+    """
+
+    kind: Kind
+    name: str
+    tree: dict[str, Any]
+    text: str = ""
+    sound: str = ""
+    faults: tuple[SyntaxFault, ...] = ()
+    shared_mode: int = 0
+
+    @property
+    def place(self) -> str:
+        """What stands for the layer in a diagnostic, where a file's path would."""
+        return annotation_place(self.name) if self.kind is Kind.ANNOTATION else self.name
+
+    @cached_property
+    def index(self) -> SpanIndex:
+        """Where the keys and values stand. The first use parses the text a second time."""
+        from kata_configuration.parse.spans import SpanIndex
+
+        return SpanIndex(self.sound)
+
+    def line_of(self, offset: int) -> tuple[int, int]:
+        """Return the line, from 1, of a character offset of the text, and the offset where it begins."""
+        number = bisect.bisect_right(self._line_starts, offset)
+        return number, self._line_starts[number - 1]
+
+    @cached_property
+    def _line_starts(self) -> list[int]:
+        return [0, *(match.end() for match in re.finditer("\n", self.text))]
+
+
+@dataclass(slots=True)
+class Files:
+    """The files of a configuration: their layers, the drop-ins that could not be read, and their hash."""
+
+    path: Path
+    layers: list[Layer]
+    unreadable: list[Diagnostic] = field(default_factory=list)
+    sha256: str = ""
+
+    @property
+    def drop_ins(self) -> tuple[Path, ...]:
+        """The drop-ins that were read, in the order in which they are merged."""
+        return tuple(Path(layer.name) for layer in self.layers[1:])
+
+
+def annotation_place(name: str) -> str:
+    """Return what stands for an annotation in a diagnostic, where a file's path would."""
+    return f"annotation {name}"
+
+
+def read_files(path: Path, *, trusted_only: bool = False) -> Files:
+    """Read a configuration file and its drop-ins.
+
+    The hash of a file without drop-ins is that of its bytes. With drop-ins it is that of the list of all
+    files' hashes as sha256sum prints it: `sha256sum FILE DROP-IN... | sha256sum`.
+
+    Raises:
+        ConfigurationError: the file itself cannot be read. A faulty drop-in is in `unreadable` instead.
+    """
+    base = source.read(path, trusted_only=trusted_only)
+    files = Files(path, [_layer_of(Kind.FILE, base)])
+    hashes = [(hashlib.sha256(base.content).hexdigest(), path)]
+    try:
+        found = dropins.find(path, trusted_only=trusted_only)
+    except ConfigurationError as error:
+        files.unreadable += error.diagnostics
+        found = ()
+    for drop_in in found:
+        try:
+            read = source.read(drop_in, trusted_only=trusted_only)
+        except ConfigurationError as error:
+            files.unreadable += error.diagnostics
+            continue
+        files.layers.append(_layer_of(Kind.DROP_IN, read))
+        hashes.append((hashlib.sha256(read.content).hexdigest(), drop_in))
+    files.sha256 = hashes[0][0] if len(hashes) == 1 else _hash_of_list(hashes)
+    return files
+
+
+def file_layer(kind: Kind, name: str, text: str, shared_mode: int = 0) -> Layer:
+    """Parse the text of a file, with plain newlines, into its layer."""
+    parsed = parse(text)
+    return Layer(kind, name, parsed.tree, text, parsed.text, parsed.faults, shared_mode)
+
+
+def _layer_of(kind: Kind, read: source.Source) -> Layer:
+    return file_layer(kind, str(read.path), read.text, read.mode if read.mode & SHARED_WRITE else 0)
+
+
+def _hash_of_list(hashes: list[tuple[str, Path]]) -> str:
+    lines = "".join(f"{digest}  {path}\n" for digest, path in hashes)
+    return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
+
+
+def line_of(layer: Layer, path: KeyPath) -> int:
+    """Return the line, from 1, where a key or element stands in a file, or 0 where it does not."""
+    span = layer.index.find(path) if layer.text else None
+    return layer.line_of(span.key)[0] if span else 0

@@ -1,0 +1,1 @@
+"""From bytes to a TOML tree, with the place of each key and value."""

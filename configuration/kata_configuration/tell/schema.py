@@ -1,0 +1,123 @@
+"""The file format as a JSON Schema (draft 2020-12), from the models, for editors and other validators.
+
+It knows what this version honours, and nothing of this host. What no schema can say, such as a key against
+another one's value, the linter alone knows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic.fields import FieldInfo
+
+from kata_configuration.models import AGENTS, HYPERVISORS, OTHER_NAMES, TABLES, Runtime, Table
+from kata_configuration.models.base import About, inner_table
+from kata_configuration.sandbox_option import GROUPS
+from kata_configuration.tell import facts
+
+Schema = dict[str, Any]
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+_GROUP = "|".join(f"{group}=({'|'.join(settings)})" for group, settings in GROUPS.items())
+_COMMA_LIST = r"^([^,\s]+( *, *[^,\s]+)*)?$"
+
+# The form of texts that have one, by key.
+FORMS = {
+    "seccompsandbox": f"^(off|on(,({_GROUP}))*)?$",
+    "kernel_params": r'^[^"]*("[^"]*"[^"]*)*$',
+    "kernel_verity_params": _COMMA_LIST,
+    "verity_params": _COMMA_LIST,
+    "cpu_features": _COMMA_LIST,
+    "machine_accelerators": _COMMA_LIST,
+}
+
+
+def build() -> Schema:
+    """Return the schema of a whole file."""
+    hypervisors = {name: _table(model, complete=False) for name, model in HYPERVISORS.items()}
+    for other, own in OTHER_NAMES.items():
+        hypervisors[other] = hypervisors[own] | {"deprecated": True}
+    runtime = _table(TABLES["runtime",])
+    runtime["properties"]["hypervisor_name"]["enum"] = [*HYPERVISORS, *OTHER_NAMES]
+    runtime["properties"]["agent_name"]["enum"] = [*AGENTS]
+    return {
+        "$schema": DIALECT,
+        "title": "Configuration of the Kata runtime",
+        **_closed(
+            {
+                "hypervisor": _closed(hypervisors),
+                "agent": _closed({name: _table(model) for name, model in AGENTS.items()}),
+                "runtime": runtime,
+            }
+        ),
+        "allOf": [_selected(name) for name in [*HYPERVISORS, *OTHER_NAMES]],
+    }
+
+
+def _table(model: type[Table], *, complete: bool = True) -> Schema:
+    """Return a table's schema; unless `complete`, its required keys may be absent."""
+    properties = {}
+    for name, field in model.model_fields.items():
+        properties[name] = _key(name, field)
+        for alias in (alias for alias, own in model.aliases.items() if own == name):
+            properties[alias] = _key(name, field) | {"deprecated": True}
+    required = [name for name, field in model.model_fields.items() if field.is_required()]
+    schema = {"description": facts.sentence(model), **_closed(properties)}
+    return schema | {"required": required} if complete and required else schema
+
+
+def _closed(properties: dict[str, Schema]) -> Schema:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _key(name: str, field: FieldInfo) -> Schema:
+    schema = _value(name, field)
+    schema["description"] = _description(field)
+    if not field.is_required() and field.default is not None and not inner_table(field):
+        schema["default"] = _plain(field.default)
+    return schema
+
+
+def _value(name: str, field: FieldInfo) -> Schema:
+    inner, kind = inner_table(field), facts.kind(field)
+    if inner:
+        table = _table(inner)
+        return {"type": "array", "items": table} if kind == "array of tables" else table
+    if kind.startswith("array"):
+        return {"type": "array", "items": {"type": "integer" if kind.endswith("integers") else "string"}}
+    if choices := facts.choices(field):
+        return {"enum": list(choices)}
+    if kind == "path":
+        optional = not field.is_required() and field.default is None
+        return {"type": "string", "pattern": "^(/|$)" if optional else "^/"}
+    low, high = facts.limits(field)
+    bounds = {"minimum": low, "maximum": high, "pattern": FORMS.get(name)}
+    return {"type": kind} | {word: bound for word, bound in bounds.items() if bound is not None}
+
+
+def _description(field: FieldInfo) -> str:
+    unit = facts.unit(field)
+    return About.of(field).sentence + (f" In {unit}." if unit else "")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, bool | int | float) else str(value)
+
+
+def _selected(name: str) -> Schema:
+    """Demand the table of a hypervisor where it is the selected one, and in it what it cannot be without."""
+    is_named: Schema = {"properties": {"hypervisor_name": {"const": name}}}
+    is_chosen: Schema = {"properties": {"runtime": is_named}}
+    if name != Runtime.model_fields["hypervisor_name"].default:
+        is_named["required"], is_chosen["required"] = ["hypervisor_name"], ["runtime"]
+    own = OTHER_NAMES.get(name, name)
+    model = HYPERVISORS[own]
+    table: Schema = {"required": [key for key, field in model.model_fields.items() if field.is_required()]}
+    if "image" in model.model_fields:
+        table["anyOf"] = [{"required": ["image"]}, {"required": ["initrd"]}]
+    spellings = [own, *(other for other in OTHER_NAMES if OTHER_NAMES[other] == own)]
+    tables = {"anyOf": [{"required": [word], "properties": {word: table}} for word in spellings]}
+    return {"if": is_chosen, "then": {"required": ["hypervisor"], "properties": {"hypervisor": tables}}}

@@ -1,0 +1,119 @@
+"""QEMU's monitor: QMP over a socket whose other end QEMU inherited.
+
+The protocol is qemu.qmp's; here are the errors of this package, bounds on what a VMM may send, and the
+events that matter. Source: QEMU's qapi/run-state.json, events SHUTDOWN and STOP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+
+from qemu.qmp import ConnectError, EventListener, Message, QMPClient, QMPError, Runstate
+
+from kata_hypervisor.errors import HypervisorError
+
+MESSAGE_LIMIT = 1024 * 1024
+"""Bytes of the longest message that is read; the VMM may have been taken over by its guest."""
+
+FAULTS = ("internal-error", "io-error")
+"""Run states of which nobody but the guest is the cause. Source: QEMU's qapi/run-state.json, RunState."""
+
+_FAILURES = (QMPError, OSError, EOFError, ValueError)
+
+# Whatever the client logs, it also raises, and the exception is what the caller reports.
+_silent = logging.getLogger(f"{__name__}.client")
+_silent.propagate = False
+_silent.addHandler(logging.NullHandler())
+
+
+class QmpError(HypervisorError):
+    """The monitor is gone, silent, or refused a command."""
+
+
+class QmpClient:
+    """The monitor of one QEMU process. The socket belongs to it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._connecting = asyncio.Lock()
+        self._client = QMPClient(readbuflen=MESSAGE_LIMIT)
+        self._client.logger = _silent
+        self._shutdown = EventListener("SHUTDOWN", self._is_first)
+        self._client.register_listener(self._shutdown)
+        self._stops = EventListener("STOP")
+        self._client.register_listener(self._stops)
+
+    def _is_first(self, event: Message) -> bool:
+        return not self._shutdown.history
+
+    async def connect(self) -> None:
+        """Read QEMU's greeting and agree on capabilities.
+
+        Raises:
+            QmpError: the other end hung up, or does not speak QMP.
+        """
+        try:
+            async with self._connecting:
+                await self._client.connect(self._socket)
+        except ConnectError as error:
+            raise QmpError(f"qemu's monitor gave no usable greeting: {_describe(error.exc)}") from error
+
+    async def execute(self, command: str) -> object:
+        """Run a command without arguments and return its result.
+
+        Raises:
+            QmpError: QEMU refused it, or the connection ended.
+        """
+        try:
+            return await self._client.execute(command)
+        except _FAILURES as error:
+            raise QmpError(f'qemu\'s monitor did not perform "{command}": {_describe(error)}') from error
+
+    async def wait_fault(self) -> str:
+        """Return when QEMU has stopped the machine because it cannot go on: "internal-error", "io-error".
+
+        Raises:
+            QmpError: the connection ended.
+        """
+        while True:
+            await self._stops.get()
+            answer = await self.execute("query-status")
+            status = answer.get("status") if isinstance(answer, Mapping) else None
+            if status in FAULTS:
+                return str(status)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the other end has hung up, or was never connected."""
+        return self._client.runstate is not Runstate.RUNNING
+
+    async def wait_ended(self) -> None:
+        """Return when the other end has hung up; everything that it sent before was then seen."""
+        while not self.ended:
+            await self._client.runstate_changed()
+
+    async def aclose(self) -> None:
+        """Hang up; a `connect` that is under way fails."""
+        with suppress(OSError):  # not connected, or not any more
+            self._socket.shutdown(socket.SHUT_RDWR)
+        async with self._connecting:
+            with suppress(*_FAILURES):  # raises what ended the connection, and that was wanted
+                await self._client.disconnect()
+        self._socket.close()
+
+    @property
+    def shutdown_reason(self) -> str | None:
+        """Why QEMU said it ends, such as "guest-shutdown" or "guest-reset"; None when it said nothing."""
+        for event in self._shutdown.history:
+            data = event.get("data")
+            reason = data.get("reason") if isinstance(data, Mapping) else None
+            return reason if isinstance(reason, str) else None
+        return None
+
+
+def _describe(error: BaseException) -> str:
+    return "it hung up" if isinstance(error, EOFError) else (str(error) or type(error).__name__)

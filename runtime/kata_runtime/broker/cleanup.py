@@ -1,0 +1,225 @@
+"""The janitor: undoes a sandbox from its undo stack, in the broker or, when that is dead, in `shim delete`.
+
+Processes are ended first, wherever they are on the stack, so that nothing holds a mount. Then the stack is
+undone from its top. Whoever undoes holds the lock on the sandbox's directory. What is removed is removed by
+its recorded name, one by one, and never behind a mount: a file of the user's cannot be reached from here.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import time
+
+from kata_runtime.broker import cgroups, mounts, processes
+from kata_runtime.broker.errors import BrokerError
+from kata_runtime.broker.path_scope import PathScope
+from kata_runtime.broker.rollback import NAME, RollbackJournal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    from kata_runtime.broker.rollback import Entry
+    from kata_runtime.identity import SandboxIdentity
+
+PATIENCE = 10.0
+"""How long to wait for a broker that is at work on the same directory, in seconds."""
+_PAUSE = 0.01
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+def clean_up(identity: SandboxIdentity, patience: float = PATIENCE) -> list[str]:
+    """Undo whatever is left of a sandbox, from any process and in any state; idempotent.
+
+    A shim that still lives is killed first: then its broker undoes everything itself, from within its own
+    mount namespace. Only when that broker is dead, or does not finish in time, is it done here.
+
+    Returns one line for each thing that could not be undone; the stack is then kept for another attempt.
+    """
+    try:
+        directory = os.open(identity.directory, _DIRECTORY)
+    except FileNotFoundError:
+        unlink(identity.socket)
+        return []
+    try:
+        if not lock(directory, 0):
+            _end(directory, "shim")
+            if not lock(directory, patience):
+                _end(directory, "broker")
+                if not lock(directory, processes.GRACE):
+                    return [f"{identity.directory} is locked by a process that does not end"]
+        return roll_back_all(directory, identity.directory)
+    finally:
+        os.close(directory)
+
+
+def lock(directory: int, patience: float) -> bool:
+    """Take the lock that says who works on a sandbox; it goes with the process. False when it is taken."""
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_PAUSE)
+        else:
+            return True
+
+
+def roll_back_all(directory: int, path: str) -> list[str]:
+    """Undo a sandbox whose broker is dead, and remove its directory; the caller has locked it."""
+    log = RollbackJournal.load(directory)
+    left = roll_back_dead(log, path) if log else []
+    if log:
+        unlink(log.header.get("socket", ""))
+    return left or clear(directory, path)
+
+
+def roll_back_dead(log: RollbackJournal, path: str) -> list[str]:
+    """Undo the stack that a dead broker left; its directory and its files stay. As `clean_up`."""
+    shim, broker = log.header.get("shim"), log.header.get("broker")
+    for process in (shim, broker):
+        if process and process[0] != os.getpid():
+            processes.end(*process)
+    bundle = log.header.get("bundle", "")
+    shared = os.path.join(path, "shared")
+    scope = PathScope(shared, _hold(shared), bundle, _hold(bundle))
+    try:
+        return replay(log, scope, {os.getpid()}, mounted=log.header.get("namespace") == mount_namespace())
+    finally:
+        scope.close()
+
+
+def replay(log: RollbackJournal, scope: PathScope, spared: Collection[int], *, mounted: bool) -> list[str]:
+    """Undo every entry of a stack.
+
+    spared: processes that must survive: the janitor itself, and a shim that is alive. mounted: whether we are
+    in the mount namespace of the entries; in another one their mounts do not exist, and end with their
+    namespace.
+
+    Returns one line for each entry that could not be undone.
+    """
+    left = [f"{log.unreadable} lines of the undo stack are unreadable"] if log.unreadable else []
+    stack = list(reversed(log.entries.values()))
+
+    def attempt(action: Callable[[Entry], None]) -> None:
+        for entry in stack:
+            try:
+                action(entry)
+            except (OSError, BrokerError, KeyError, TypeError) as error:
+                left.append(f"cannot undo {_describe(entry)}: {error}")
+
+    attempt(lambda entry: _end_processes(entry, spared))
+    attempt(lambda entry: _undo(entry, scope, mounted))
+    return left
+
+
+def _end_processes(entry: Entry, spared: Collection[int]) -> None:
+    match entry.get("undo"):
+        case "process":
+            if not processes.end(entry["pid"], entry["start"]):
+                raise OSError(errno.EBUSY, "it was killed and does not end")
+        case "cgroup":
+            if pids := cgroups.empty(entry["path"], entry["origin"], spared):
+                raise OSError(errno.EBUSY, f"process {pids[0]} in it was killed and does not end")
+
+
+def _undo(entry: Entry, scope: PathScope, mounted: bool) -> None:
+    match entry.get("undo"):
+        case "process":
+            return
+        case "cgroup":
+            cgroups.remove(entry["path"])
+        case "rmgroup":
+            cgroups.remove_parent(entry["path"])
+        case "unmount":
+            if mounted:
+                _unmount(entry["path"], scope)
+        case "remove":
+            _remove(entry["path"], scope)
+        case kind:
+            raise BrokerError(f"nobody knows how to undo {kind!r}")
+
+
+def _unmount(path: str, scope: PathScope) -> None:
+    try:
+        with scope.reach(path) as place:
+            mounts.unmount(place)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # EINVAL: it is not mounted (any more)
+            raise
+
+
+def _remove(path: str, scope: PathScope) -> None:
+    try:
+        with scope.reach(path) as place:
+            place.remove()
+    except FileNotFoundError:
+        return
+
+
+def _describe(entry: Entry) -> str:
+    what = entry.get("path") or f"{entry.get('name')} ({entry.get('pid')})"
+    return f"{entry.get('undo')} {what}"
+
+
+def clear(directory: int, path: str) -> list[str]:
+    """Remove the sandbox's own directory with the files and sockets in it, one level deep. As `clean_up`.
+
+    It is private to root and no guest sees it. What is in a directory below it is not ours to remove.
+    """
+    if os.fstat(directory).st_nlink == 0:
+        return []  # somebody else removed it; what has its name now is another sandbox's
+    left = []
+    for name in sorted(os.listdir(directory), key=lambda name: name == NAME):
+        try:
+            if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                os.rmdir(name, dir_fd=directory)
+            else:
+                os.unlink(name, dir_fd=directory)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            left.append(f"cannot remove {path}/{name}: {error.strerror}")
+    if not left:
+        try:
+            os.rmdir(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            left.append(f"cannot remove {path}: {error.strerror}")
+    return left
+
+
+def mount_namespace() -> int:
+    """The inode of our mount namespace."""
+    return os.stat("/proc/self/ns/mnt").st_ino
+
+
+def _end(directory: int, role: str) -> None:
+    """Kill the shim or the broker of a sandbox that somebody else has locked."""
+    log = RollbackJournal.load(directory)
+    process = log.header.get(role) if log else None
+    if process and process[0] != os.getpid():
+        processes.end(*process)
+
+
+def _hold(path: str) -> int:
+    try:
+        return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC) if path else -1
+    except (FileNotFoundError, NotADirectoryError):
+        return -1
+
+
+def unlink(path: str) -> None:
+    """Remove a file that may be gone already; nothing when the path is empty."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return

@@ -1,0 +1,153 @@
+"""The undo stack: what reverses each effect, written down before the effect is made.
+
+One JSON object per line of <sandbox directory>/undo.jsonl. The first says who works here:
+
+    {"sandbox": id, "owner": containerd's namespace, "broker": [pid, start], "shim": [pid, start],
+     "namespace": inode, "bundle": path, "socket": path}
+
+then entries {"n": 7, "undo": kind, ...} and {"done": 7} for those that were undone since. Kinds:
+
+    process  pid, start, name   a child
+    cgroup   path, origin       a leaf with the sandbox's processes; `origin` is where the shim came from
+    rmgroup  path               a parent of it, removed when it is empty
+    unmount  path               a mount in the namespace of the header
+    remove   path               an empty directory or a file
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Entry = dict[str, Any]
+
+NAME = "undo.jsonl"
+COMPACT_AFTER = 1000
+"""Entries undone since the file was last written anew."""
+
+
+class RollbackJournal:
+    """The stack of one sandbox, in memory and on disk. The caller holds the directory's lock."""
+
+    def __init__(self, directory: int, header: Entry) -> None:
+        self._directory = directory
+        self._file = -1
+        self._next = 1
+        self._done = 0
+        self.header = header
+        self.entries: dict[int, Entry] = {}
+        # Lines that nobody could read: what they would have undone stays.
+        self.unreadable = 0
+
+    @classmethod
+    def create(cls, directory: int, header: Entry) -> RollbackJournal:
+        """Begin an empty stack in place of any other."""
+        log = cls(directory, header)
+        log._rewrite()
+        return log
+
+    @classmethod
+    def load(cls, directory: int) -> RollbackJournal | None:
+        """Read the stack that a broker left, or None when there is none.
+
+        A torn last line is an effect that was never made: the line is complete before the effect begins.
+        """
+        try:
+            with open(
+                os.open(NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory), "rb"
+            ) as file:
+                lines = file.read().split(b"\n")
+        except FileNotFoundError:
+            return None
+        log = cls(directory, {})
+        for line in lines[:-1]:
+            log._replay(line)
+        return log
+
+    def _replay(self, line: bytes) -> None:
+        try:
+            entry = json.loads(line)
+            if "done" in entry:
+                self.entries.pop(entry["done"], None)
+            elif "n" in entry:
+                self.entries[int(entry["n"])] = entry
+                self._next = int(entry["n"]) + 1
+            else:
+                self.header = dict(entry)
+        except (ValueError, TypeError):
+            self.unreadable += 1
+
+    def push(self, undo: str, **fields: object) -> int:
+        """Write down how to undo what is about to be done. Raises OSError: then it must not be done."""
+        number = self._next
+        entry = {"n": number, "undo": undo, **fields}
+        _write(self._file, entry)
+        self._next += 1
+        self.entries[number] = entry
+        return number
+
+    def drop(self, number: int) -> None:
+        """Forget an entry: its effect was undone, or never came to be."""
+        if self.entries.pop(number, None) is None:
+            return
+        self._done += 1
+        try:
+            if self._done > COMPACT_AFTER:
+                self._rewrite()
+            else:
+                _write(self._file, {"done": number})
+        except OSError:
+            pass  # the file system is full: the entry stays on disk, and undoing it once more does no harm
+
+    def find(self, undo: str, path: str) -> list[int]:
+        """Numbers of the entries of this kind for this path, in order."""
+        return [n for n, entry in self.entries.items() if entry["undo"] == undo and entry.get("path") == path]
+
+    def _rewrite(self) -> None:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        fresh = os.open(NAME + ".new", flags, 0o600, dir_fd=self._directory)
+        try:
+            for entry in (self.header, *self.entries.values()):
+                _write(fresh, entry)
+            os.rename(NAME + ".new", NAME, src_dir_fd=self._directory, dst_dir_fd=self._directory)
+        except BaseException:
+            os.close(fresh)
+            raise
+        self.close()
+        self._file, self._done = fresh, 0
+
+    def close(self) -> None:
+        """Close the file; idempotent."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+
+def is_recorded(root: str, undo: str, path: str) -> bool:
+    """Whether the stack of any sandbox below this directory has an entry of this kind for this path."""
+    for name in os.listdir(root):
+        try:
+            directory = os.open(os.path.join(root, name), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        try:
+            log = RollbackJournal.load(directory)
+        finally:
+            os.close(directory)
+        if log and log.find(undo, path):
+            return True
+    return False
+
+
+def _write(file: int, entry: Entry) -> None:
+    """Append one line, or nothing."""
+    line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+    size = os.fstat(file).st_size
+    if (written := os.write(file, line)) != len(line):
+        os.ftruncate(file, size)
+        raise OSError(errno.ENOSPC, f"cannot write {NAME}: {written} of {len(line)} bytes were written")

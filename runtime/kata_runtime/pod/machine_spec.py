@@ -1,0 +1,106 @@
+"""What a sandbox consists of, by its configuration and its first container: the machine, the agent's part."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kata_agent.constants import AGENT_PORT
+from kata_agent.protos import agent_pb2
+from kata_hypervisor.contract import Disk, SharedDirectory, VmSpec
+from kata_runtime.container.bundle import ContainerType, container_type
+from kata_runtime.container.guest_spec import GUEST_SHARED, GUEST_SHM
+from kata_runtime.resource import sizing
+
+if TYPE_CHECKING:
+    from kata_configuration import Configuration
+    from kata_runtime.container.bundle import JsonObject
+    from kata_runtime.identity import SandboxIdentity
+
+_log = logging.getLogger(__name__)
+
+SPARE_DISKS = 8
+"""Containers that a sandbox may have at a time beside its first, where no files are shared."""
+
+
+def machine_of(
+    configuration: Configuration, identity: SandboxIdentity, spec: JsonObject, disks: tuple[Disk, ...]
+) -> VmSpec:
+    """Describe the virtual machine. spec: the first container's OCI specification, for its size."""
+    table, runtime = configuration.hypervisor, configuration.runtime
+    host_cpus = os.cpu_count() or 1
+    size = sizing.size_of(spec, table, static=runtime.static_sandbox_resource_mgmt, host_cpus=host_cpus)
+    _log.info("machine: %d vCPUs, %d MiB (from %s)", size.vcpus, size.memory_mib, size.origin)
+    shares = table.shared_fs == "virtio-fs"
+    assert table.kernel is not None  # the registry makes no driver of a table without one
+    return VmSpec(
+        sandbox_id=identity.id[:64],
+        directory=Path(identity.directory),
+        vcpus=size.vcpus,
+        memory_mib=size.memory_mib,
+        kernel=table.kernel,
+        initrd=table.initrd,
+        image=table.image,
+        rootfs_type=table.rootfs_type,
+        kernel_parameters=_kernel_parameters(configuration),
+        shared=SharedDirectory(Path(identity.shared_directory)) if shares else None,
+        disks=disks,
+        spare_disks=0 if shares else spare_disks(spec, disks),
+        agent_port=AGENT_PORT,
+        template=template_of(configuration),
+    )
+
+
+def spare_disks(spec: JsonObject, disks: tuple[Disk, ...]) -> int:
+    """How many disks may come later: none where the first container, with its disk, is the only one."""
+    alone = disks and container_type(spec) is ContainerType.SINGLE
+    return 0 if alone else SPARE_DISKS
+
+
+def template_of(configuration: Configuration) -> Path | None:
+    """The directory from which machines are to start, if they are to start from a template."""
+    factory = getattr(configuration.hypervisor, "factory", None)
+    return factory.template_path if factory is not None and factory.enable_template else None
+
+
+def _kernel_parameters(configuration: Configuration) -> tuple[str, ...]:
+    agent, table = configuration.agent, configuration.hypervisor
+    words = ["agent.log=debug"] if agent.enable_debug else []
+    if agent.container_pipe_size:
+        words.append(f"agent.container_pipe_size={agent.container_pipe_size}")
+    return (*words, *table.kernel_parameters)
+
+
+def request_of(
+    configuration: Configuration, identity: SandboxIdentity, spec: JsonObject
+) -> agent_pb2.CreateSandboxRequest:
+    """Describe the sandbox to the guest's agent. spec: the first container's, for the hostname."""
+    modules = []
+    for line in configuration.agent.kernel_modules:
+        name, *parameters = line.split()
+        modules.append(agent_pb2.KernelModule(name=name, parameters=parameters))
+    storages = [_SHARED] if configuration.hypervisor.shared_fs == "virtio-fs" else []
+    return agent_pb2.CreateSandboxRequest(
+        hostname=spec.get("hostname") or identity.id[:64],
+        sandbox_id=identity.id,
+        storages=[*storages, _SHM],
+        kernel_modules=modules,
+    )
+
+
+_SHARED = agent_pb2.Storage(
+    driver="virtio-fs",
+    source="kataShared",
+    fstype="virtiofs",
+    options=["nodev"],
+    mount_point=GUEST_SHARED,
+)
+_SHM = agent_pb2.Storage(
+    driver="ephemeral",
+    source="shm",
+    fstype="tmpfs",
+    options=["noexec", "nosuid", "nodev", "mode=1777", "size=67108864"],
+    mount_point=GUEST_SHM,
+)

@@ -1,0 +1,79 @@
+"""Sealing the runtime's own process: ready -> announced -> filtered -> handed over -> proven.
+
+When the guest runs its first instruction, all of it has happened.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import anyio.lowlevel
+
+from kata_hypervisor.contract import Vmm
+from kata_hypervisor.seccomp.confinement import find_breach
+from kata_runtime.errors import SandboxError
+
+if TYPE_CHECKING:
+    from kata_configuration import Configuration
+    from kata_runtime.broker.client import Broker
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """What holds this process, on one line, and whether it is a filter."""
+
+    description: str
+    in_force: bool
+
+
+NOT_YET = Sealed("not sealed yet", False)
+
+
+async def get_ready() -> None:
+    """Load what could not be loaded later; beside the machine's processes, which start meanwhile."""
+    from kata_runtime.pod import preload
+
+    await anyio.lowlevel.checkpoint()
+    preload.load()
+
+
+async def seal(configuration: Configuration, machine: Vmm, broker: Broker, inherited: int) -> Sealed:
+    """Put this process under the filter for its machine, and have the kernel's word that each thread is.
+
+    machine: prepared, and not running. broker: gets the filter's listener. inherited: how many filters the
+    process has had from its beginning.
+
+    Raises:
+        PolicyError, SealError, BrokerError, SandboxError: it is not sealed as it must be, and must not go on.
+    """
+    from kata_hypervisor.seccomp import seal as filters
+    from kata_runtime.pod import preload
+
+    mode = configuration.runtime.shim_seccomp
+    features = machine.seal_features
+    if "vcpu" in features and not configuration.hypervisor.confined:
+        mode = "off"  # the machine's process, which is to have no filter, is this one
+    built = filters.build(filters.SHIM_FEATURES | features, mode)
+    sealed = Sealed(built.describe(), mode != "off")
+    if not sealed.in_force:
+        _log.warning("%s", sealed.description)
+        return sealed
+    if built.vcpu is not None:
+        machine.seal_vcpus(built.install_vcpu)
+    await broker.announce_seal(mode=mode, policy=built.name)
+    preload.close()
+    # From here to the handover nobody answers a call that the filter refuses.
+    listener = built.install()
+    assert listener is not None
+    try:
+        threads = await broker.supervise(listener)
+    finally:
+        os.close(listener)
+    if (breach := find_breach(threads, True, inherited)) is not None:
+        raise SandboxError("seal", f"the runtime's process is not confined as it must be: {breach}")
+    return sealed

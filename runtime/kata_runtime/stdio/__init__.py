@@ -1,0 +1,1 @@
+"""Standard streams: between containerd's FIFOs and the guest."""

@@ -1,0 +1,1 @@
+"""Templates: saved virtual machines that later ones start from."""

@@ -1,0 +1,132 @@
+"""Making a template: a machine without a pod boots as far as its agent, and is saved; then this process ends.
+
+It is a process of its own, with a broker and a seal as every pod's shim has them: what is copied later must
+not have run less confined than the copies.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kata_agent.transport import GuestUnreachableError
+from kata_hypervisor.contract import Disk, Hypervisor
+from kata_runtime.errors import SandboxError
+from kata_runtime.identity import SandboxIdentity
+
+if TYPE_CHECKING:
+    import socket
+
+    from kata_configuration import Configuration
+
+OWNER = "kata-ctl"
+FAILED = 1
+
+
+def make(configuration: Configuration, directory: Path) -> str:
+    """Make a template in an empty directory; return why that failed, or nothing. Forks, and blocks."""
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if not pid:
+        _live(configuration, directory, writer)
+    os.close(writer)
+    try:
+        with os.fdopen(reader, encoding="utf-8", errors="replace") as file:
+            words = file.read().strip()
+    except KeyboardInterrupt:
+        os.kill(pid, signal.SIGKILL)  # its broker undoes what it did
+        raise
+    finally:
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    from kata_runtime.broker.log_sink import take_fatal_message
+
+    words = take_fatal_message(os.fspath(directory)) or words
+    return "" if status == 0 else words or f"the process that makes it ended with status {status}"
+
+
+def _live(configuration: Configuration, directory: Path, words: int) -> None:
+    """Be the process that makes it; never returns."""
+    status = FAILED
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which asyncio could not restore, once it is sealed
+    try:
+        from kata_runtime.broker.process import fork_broker
+
+        identity = SandboxIdentity(OWNER, "factory", f"template-{os.getpid()}")
+        channel, broker = fork_broker(identity, os.fspath(directory))
+        import anyio
+
+        level = logging.DEBUG if configuration.hypervisor.enable_debug else logging.WARNING
+        logging.basicConfig(stream=sys.stderr, level=level, format="%(message)s")
+        anyio.run(_make, configuration, directory, identity, channel, broker)
+        status = 0
+    except Exception as error:
+        os.write(words, (str(error) or type(error).__name__).encode())
+    finally:
+        os._exit(status)
+
+
+async def _make(
+    configuration: Configuration,
+    directory: Path,
+    identity: SandboxIdentity,
+    channel: socket.socket,
+    broker_pid: int,
+) -> None:
+    from kata_hypervisor import registry
+    from kata_hypervisor.seccomp.confinement import inherited_filters
+    from kata_runtime.broker.client import Broker
+    from kata_runtime.pod import machine_spec, sealing
+
+    inherited = inherited_filters()
+    broker = Broker(channel, broker_pid)
+    machine = registry.create(configuration.hypervisor_name, configuration.hypervisor, broker)
+    try:
+        spec = machine_spec.machine_of(configuration, identity, {}, places_of(configuration))
+        await sealing.get_ready()
+        await machine.prepare(replace(spec, template=None, saved_to=directory))
+        await sealing.seal(configuration, machine, broker, inherited)
+        await machine.run()
+        await _reach(configuration, machine)
+        await machine.pause()
+        await machine.snapshot(directory)
+    except Exception as error:
+        await machine.stop()  # and meanwhile the broker tells what it has refused
+        if broker.fault:
+            raise SandboxError("host", broker.fault) from error
+        raise
+    finally:
+        await machine.stop()
+        await broker.close()
+
+
+def places_of(configuration: Configuration) -> tuple[Disk, ...]:
+    """The disks that a pod's machine will have besides its image: one, where files are not shared."""
+    from kata_runtime.resource.block_rootfs import DISK_ID
+
+    if configuration.hypervisor.shared_fs != "none":
+        return ()
+    return (Disk(DISK_ID, Path(os.devnull), read_only=True),)
+
+
+async def _reach(configuration: Configuration, machine: Hypervisor) -> None:
+    """Wait for the agent, and let go of it: what is connected would not survive being saved."""
+    from kata_agent.client import AgentClient
+    from kata_agent.protos import health_pb2
+
+    agent = configuration.agent
+    try:
+        client = await AgentClient.connect(
+            machine.transport,
+            interval=agent.dial_timeout_ms / 1e3,
+            deadline=agent.reconnect_timeout_ms / 1e3,
+            timeout=float(agent.create_container_timeout),
+        )
+    except GuestUnreachableError as error:
+        raise SandboxError("agent", f"{error}\nguest console:\n{machine.console_tail.strip()}") from None
+    await client.check(health_pb2.CheckRequest())
+    await client.aclose()
