@@ -58,38 +58,13 @@ class Rpc(Generic[Request, Response]):
         return call
 
 
-class Caller(Protocol):
-    """What carries an agent's calls: a connection (Client), or who answers in an agent's place."""
-
-    @property
-    def closed(self) -> bool:
-        """Whether no more calls can be made."""
-
-    async def wait_closed(self) -> None:
-        """Return once it is closed, for whatever reason."""
-
-    async def aclose(self) -> None:
-        """Close it."""
-
-    async def call(
-        self,
-        service: str,
-        method: str,
-        request: Message,
-        response_type: type[Response],
-        *,
-        timeout: float | None = None,
-    ) -> Response:
-        """Call a method. Raises RpcError."""
-
-
 class AgentClient:
     """The agent of one guest. Every call may raise RpcError; see Client.call.
 
     timeout: seconds that a call may take unless it says otherwise.
     """
 
-    def __init__(self, client: Caller, *, timeout: float = 60) -> None:
+    def __init__(self, client: Client, *, timeout: float = 60) -> None:
         self.client = client
         self.timeout = timeout
 

@@ -41,7 +41,7 @@ class UnsupportedError(RuntimeRoomError):
 class SandboxError(RuntimeRoomError):
     """The sandbox could not be started, or has ended.
 
-    stage: where it failed: "config", "host", "vmm", "agent", "rootfs", "volume", "guest" or "running".
+    stage: where it failed: one of `pod.boot.STAGES`, "rootfs" or "running".
     """
 
     def __init__(self, stage: str, message: str) -> None:

@@ -150,7 +150,7 @@ def test_a_pod_is_one_machine(each_node: Node) -> None:
             node.ctr("task", "kill", "--signal", "SIGKILL", pod.sandbox)
             assert member.wait() == 137
             reason = f"its pod ended: the sandbox's container {pod.sandbox} was deleted"
-            assert f"kata: container {member.container} was ended: {reason}" in member.errors
+            assert f"kata: container {member.container} was stopped: {reason}" in member.errors
 
 
 def test_a_container_of_a_sandbox_that_does_not_run_is_refused(node: Node) -> None:

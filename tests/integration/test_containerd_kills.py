@@ -28,7 +28,7 @@ def test_who_attends_to_it_reads_why(node: Node, role: str) -> None:
             if role == "broker"
             else f"{role} ended: killed by SIGKILL"
         )
-        assert client.errors.startswith(f"kata: container {container} was ended: {how}")
+        assert client.errors.startswith(f"kata: container {container} was stopped: {how}")
         assert client.errors.count("\n") == 1
         assert f'level=error msg="sandbox {container} has ended: {how}' in node.log()
         check_end(node, events, container)

@@ -35,7 +35,7 @@ def test_ctr_shows_the_call(each_node: Node) -> None:
         asked = provoke(client.container)
         assert asked.returncode == 0, asked.stderr
         assert client.wait() == 137
-        assert client.errors.startswith(f"kata: container {client.container} was ended: seccomp: ")
+        assert client.errors.startswith(f"kata: container {client.container} was stopped: seccomp: ")
         assert SENTENCE.search(client.errors)
         assert SENTENCE.search(node.log())
 
@@ -55,6 +55,6 @@ def test_a_shim_that_does_not_debug_is_not_provoked(node: Node) -> None:
     with node.running(*FOREVER) as client:
         asked = provoke(client.container)
         assert asked.returncode == 1
-        assert "provoking the filter takes enable_debug = true in [runtime]" in asked.stderr
+        assert "set enable_debug = true in [runtime]" in asked.stderr
         time.sleep(0.1)
         assert not client.ended

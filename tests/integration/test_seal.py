@@ -72,7 +72,7 @@ async def test_a_forbidden_call_ends_the_pod_and_explains_itself(lab: Lab) -> No
     named = f"seccomp: the runtime's process called execve (59) on thread kata-shim (tid {pid})"
     assert await sleeper.wait() == 137
     finished = await sleeper.finish()
-    assert finished.stderr.decode().startswith(f"kata: container {sleeper.id} was ended: {named}")
+    assert finished.stderr.decode().startswith(f"kata: container {sleeper.id} was stopped: {named}")
     with pytest.raises(RpcError) as caught:
         await pod.add_exec("true")
     assert caught.value.code is Code.FAILED_PRECONDITION
@@ -113,7 +113,7 @@ async def test_off_is_off_and_says_so(lab: Lab) -> None:
 
 
 async def test_only_a_shim_that_debugs_is_provoked(shim_pod: Pod) -> None:
-    with pytest.raises(RpcError, match="takes enable_debug = true"):
+    with pytest.raises(RpcError, match="set enable_debug = true"):
         await provoke(shim_pod.shim)
     assert seal_of(shim_pod)["calls"] == {}
 

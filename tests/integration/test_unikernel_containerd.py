@@ -166,10 +166,13 @@ def test_a_block_device_of_the_image(node: UnikernelNode, images: Images) -> Non
             BINARY | described(binary="../../../../etc/passwd"),
             "cannot open ../../../../etc/passwd in the image: No such",
         ),
-        (BINARY | described(hypervisor="spt"), 'hypervisor says "spt", which [hypervisor.solo5-spt] runs'),
+        (
+            BINARY | described(hypervisor="spt"),
+            'asks for "spt", which [hypervisor.solo5-spt] runs',
+        ),
         (
             BINARY | described(hypervisor="xen"),
-            "com.urunc.unikernel.hypervisor says 'xen'; supported: hvt, spt",
+            "com.urunc.unikernel.hypervisor is 'xen': it must be one of hvt, spt",
         ),
         (BINARY | {"com.urunc.unikernel.binary": "/plain"}, "is '/plain': it must be the base64 of text"),
     ],

@@ -213,9 +213,12 @@ def test_a_container_that_never_started_is_deleted(subject: Subject) -> None:
             {"initrd": "/none"},
             "names '/none' as the unikernel's initrd: cannot open /none in the image: No such",
         ),
-        ({"hypervisor": "hvt"}, 'hypervisor says "hvt", which [hypervisor.dragonball] or'),
-        ({"hypervisor": "xen"}, "hypervisor says 'xen'; supported: hvt, spt, qemu, firecracker"),
-        ({"unikernelType": "osv"}, "unikernelType says 'osv'; supported: mirage, rumprun, unikraft, linux"),
+        ({"hypervisor": "hvt"}, 'hypervisor asks for "hvt", which [hypervisor.dragonball] or'),
+        ({"hypervisor": "xen"}, "hypervisor is 'xen': it must be one of hvt, spt, qemu, firecracker"),
+        (
+            {"unikernelType": "osv"},
+            "unikernelType is 'osv': it must be one of mirage, rumprun, unikraft",
+        ),
     ],
 )
 def test_what_cannot_run_is_explained_and_leaves_nothing(

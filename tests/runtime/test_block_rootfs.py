@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from kata_agent.guest import storage
 from kata_hypervisor.contract import Disk
+from kata_runtime.container.process import Container, Process
 from kata_runtime.errors import SandboxError, UnsupportedError
 from kata_runtime.resource import block_rootfs
 from kata_runtime.resource.block_rootfs import BlockRootfs, overlay_storages
 from kata_runtime.resource.shares import RootfsMount
+from kata_runtime.stdio.files import StdioPaths
 from local_host import LocalHost
 
 
@@ -53,8 +54,8 @@ class FakeShares:
         self.shared.remove(container.id)
 
 
-def container(*mounts: dict[str, Any]) -> Any:
-    return SimpleNamespace(id="c", spec={"mounts": list(mounts)}, home="", storages=[])
+def container(*mounts: dict[str, Any]) -> Container:
+    return Container("c", "/bundle", {"mounts": list(mounts)}, Process("c", "", StdioPaths(), {}))
 
 
 def rootfs(script: str) -> tuple[BlockRootfs, Maker, FakeShares]:
@@ -133,7 +134,7 @@ async def test_a_snapshotters_block_device_is_the_disk(monkeypatch: pytest.Monke
 async def test_a_mount_of_the_hosts_is_refused() -> None:
     block, _, _ = rootfs("true")
     bind = {"type": "bind", "source": "/etc", "destination": "/host", "options": ["rbind"]}
-    with pytest.raises(UnsupportedError, match="no mount on /host: remove it, or use a hypervisor with virt"):
+    with pytest.raises(UnsupportedError, match="no mount on /host; remove it, or configure a hypervisor"):
         await block.make(container(bind), (), "/dev/vdb")
     with pytest.raises(UnsupportedError, match="no mount on /host"):
         await block.make_later(container(bind), ())

@@ -62,7 +62,7 @@ class TestArguments:
             (["-nonsense", "start"], "unknown flag"),
             (["-id"], "needs a value"),
             (["run"], "unknown action"),
-            (["start", "now"], "unexpected words"),
+            (["start", "now"], "unexpected arguments"),
         ],
     )
     def test_refusals(self, words: list[str], message: str) -> None:

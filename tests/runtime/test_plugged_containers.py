@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +20,9 @@ from kata_hypervisor.contract import Capabilities, Disk, Hypervisor
 from kata_hypervisor.errors import HypervisorError
 from kata_runtime.errors import UnsupportedError
 from kata_runtime.pod.creation import CreateRequest, Creation
+from kata_runtime.pod.linux_guest import LinuxGuest
 from kata_runtime.resource.block_rootfs import BlockRootfs, overlay_storages
-from kata_runtime.stdio.pumps import StdioPaths
+from kata_runtime.stdio.files import StdioPaths
 
 
 class Machine(Hypervisor):
@@ -66,21 +68,30 @@ class Pod:
             return Path(bundle, "config.json").read_bytes()
 
         self.directory = directory
+        self.group = group
         self.machine = Machine()
         self.agent = Agent()
-        self.sandbox = SimpleNamespace(
-            identity=SimpleNamespace(id="sandbox", shared_directory=str(directory / "shared")),
-            broker=SimpleNamespace(read_spec=read_spec, open_fifo=None, open_log=None),
-            configuration=SimpleNamespace(runtime=SimpleNamespace(disable_guest_seccomp=False)),
-            running=True,
-            shares_files=False,
-            stream_io=True,
-            transport=None,
-            ended=None,
-            hypervisor=self.machine,
-            agent=self.agent,
+        self.identity = SimpleNamespace(id="sandbox", shared_directory=str(directory / "shared"))
+        self.broker: Any = SimpleNamespace(read_spec=read_spec, open_fifo=None, open_log=None)
+        self.running = True
+        self.start()
+
+    def start(self) -> None:
+        """Take the machine's capabilities as they are now."""
+        configuration: Any = SimpleNamespace(
+            hypervisor=SimpleNamespace(shared_fs="none"),
+            runtime=SimpleNamespace(disable_guest_seccomp=False),
+            agent=SimpleNamespace(health_check_request_timeout_ms=1000),
         )
-        self.creation = Creation(self.sandbox, group)  # type: ignore[arg-type]
+        agent: Any = self.agent
+        self.guest = LinuxGuest(configuration, self.machine, agent, streams=True)
+        sandbox: Any = self
+        self.creation = Creation(sandbox, self.broker, self.group)
+
+    @contextlib.contextmanager
+    def asked_to(self, action: str) -> Iterator[LinuxGuest]:
+        """See Sandbox."""
+        yield self.guest
 
     def request(self, name: str) -> CreateRequest:
         bundle = self.directory / name
@@ -111,7 +122,7 @@ async def test_each_has_a_disk_of_its_own(pod: Pod) -> None:
     await pod.creation.take_away(first)
     await pod.creation.take_away(first)
     assert pod.machine.disks == ["rootfs_2"]
-    pod.sandbox.running = False  # it goes with the machine
+    pod.running = False  # it goes with the machine
     await pod.creation.take_away(second)
     assert pod.machine.disks == ["rootfs_2"]
 
@@ -140,6 +151,7 @@ async def test_a_disk_that_does_not_come_out_is_logged(pod: Pod, caplog: pytest.
 
 async def test_a_hypervisor_without_hotplug_refuses(pod: Pod) -> None:
     pod.machine.capabilities = Capabilities()
-    with pytest.raises(UnsupportedError, match="takes no disk later, so its sandbox has one container"):
+    pod.start()
+    with pytest.raises(UnsupportedError, match="takes no disk while it runs, so a sandbox has one container"):
         await pod.creation.create(pod.request("a"))
     assert pod.agent.asked == []

@@ -17,7 +17,8 @@ import pytest
 from kata_agent.constants import NO_STREAM
 from kata_runtime.errors import UnsupportedError
 from kata_runtime.stdio import pumps as stdio_module
-from kata_runtime.stdio.pumps import Stdio, StdioFiles, StdioPaths
+from kata_runtime.stdio.files import StdioFiles, StdioPaths
+from kata_runtime.stdio.pumps import Stdio, connect
 
 DATA = os.urandom(3 << 20)
 
@@ -74,8 +75,9 @@ def write_all(path: str, data: bytes) -> None:
 
 async def connected(given: StdioPaths, names: list[str]) -> tuple[Stdio, Guest]:
     guest = Guest(names)
-    stdio = Stdio(await StdioFiles.open(given, open_fifo, open_log))
-    ports = await stdio.connect(guest.connect)
+    files = await StdioFiles.open(given, open_fifo, open_log)
+    streams, ports = await connect(files, guest.connect)
+    stdio = Stdio(files, streams)
     assert sorted(ports) == ["stderr", "stdin", "stdout"]
     assert sorted(name for name, number in ports.items() if number != NO_STREAM) == sorted(names)
     return stdio, guest

@@ -128,10 +128,10 @@ def test_a_process_that_only_dies_is_reported(place: Path, monkeypatch: pytest.M
     place.mkdir(parents=True)
     configuration = load(write(place), check_host=False)
 
-    def live(configuration: object, directory: Path, words: int) -> None:
+    def live(configuration: object, directory: Path, messages: int) -> None:
         import os
 
         os._exit(3)
 
     monkeypatch.setattr(maker, "_live", live)
-    assert maker.make(configuration, place) == "the process that makes it ended with status 3"
+    assert maker.make(configuration, place) == "the process that makes it exited with status 3"

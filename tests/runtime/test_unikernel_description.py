@@ -47,13 +47,13 @@ def test_keys_of_later_versions_are_told() -> None:
     [
         ({"binary": ""}, InvalidRequestError, "com.urunc.unikernel.binary is missing"),
         ({"hypervisor": ""}, InvalidRequestError, "com.urunc.unikernel.hypervisor is missing"),
-        ({"hypervisor": "xen"}, UnsupportedError, "says 'xen'; supported: hvt, spt, qemu, firecracker"),
+        ({"hypervisor": "xen"}, UnsupportedError, "is 'xen': it must be one of hvt, spt, qemu, firecracker"),
         (
             {"unikernelType": "mewz"},
             UnsupportedError,
-            "Type says 'mewz'; supported: mirage, rumprun, unikraft, linux",
+            "Type is 'mewz': it must be one of mirage, rumprun, unikraft, linux",
         ),
-        ({"initrd": "/initrd"}, UnsupportedError, "initrd asks for an initrd"),
+        ({"initrd": "/initrd"}, UnsupportedError, "initrd names an initrd"),
         ({"binary": "a\0b"}, InvalidRequestError, "binary must not contain null characters"),
     ],
 )
@@ -169,6 +169,6 @@ def test_an_initrd_beside_a_kernel(hypervisor: str) -> None:
 def test_a_configuration_that_does_not_run_it_is_named() -> None:
     unikernel = Unikernel("annotation", "/a", "hvt")
     unikernel.check_runner("dragonball")
-    message = r"\[hypervisor.dragonball\] or \[hypervisor.solo5-hvt\] runs: .* \[hypervisor.qemu\]"
+    message = r"\[hypervisor.dragonball\] or \[hypervisor.solo5-hvt\] runs; .* \[hypervisor.qemu\]"
     with pytest.raises(UnsupportedError, match=message):
         unikernel.check_runner("qemu")

@@ -1,36 +1,39 @@
-"""What is asked of an agent, asked of a unikernel whose monitor is one in name only."""
+"""What is asked of a guest, asked of a unikernel whose VMM is one in name only."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import pytest
 
-from kata_agent.client import AgentClient
-from kata_agent.protos import agent_pb2
-from kata_agent.ttrpc.status import Code, RpcError
+from kata_agent.protos import oci_pb2
 from kata_hypervisor import registry
-from kata_hypervisor.contract import UnikernelSpec, VmExit
+from kata_hypervisor.contract import Disk, UnikernelSpec, VmExit
 from kata_hypervisor.errors import UnikernelError
 from kata_hypervisor.host import ExitStatus
+from kata_runtime.broker import client
 from kata_runtime.broker.errors import RequestFailedError
 from kata_runtime.container.process import Container, Process
 from kata_runtime.errors import InvalidRequestError, UnsupportedError
-from kata_runtime.stdio.pumps import StdioPaths
+from kata_runtime.stdio.files import STREAMS, StdioFiles, StdioPaths
+from kata_runtime.stdio.pumps import Stream
+from kata_runtime.unikernel.boot import UnikernelBoot
 from kata_runtime.unikernel.description import Unikernel
-from kata_runtime.unikernel.guest import UnikernelGuest, find_unikernel, refuse_unikernel
+from kata_runtime.unikernel.finding import find_unikernel, refuse_unikernel
+from kata_runtime.unikernel.guest import UnikernelGuest
 from unikernel_description import GOOD
 
 ALL = StdioPaths("/in", "/out", "/err")
-WAIT = agent_pb2.WaitProcessRequest()
+
+T = TypeVar("T")
 
 
-class Monitor:
+class MachineDouble:
     """Takes orders; `end` ends it."""
 
     def __init__(self) -> None:
@@ -55,8 +58,9 @@ class Monitor:
         return order
 
     def end(self, status: ExitStatus, reason: str, diagnostics: Mapping[str, str] | None = None) -> None:
-        os.close(self.output)
-        self._end.set_result(VmExit(reason, "monitor", status, diagnostics=diagnostics or {}))
+        if self.output >= 0:
+            os.close(self.output)
+        self._end.set_result(VmExit(reason, "vmm", status, diagnostics=diagnostics or {}))
 
     async def wait(self) -> VmExit:
         return await asyncio.shield(self._end)
@@ -94,8 +98,8 @@ def broker(tmp_path: Path) -> Broker:
 
 
 @pytest.fixture
-async def monitor(monkeypatch: pytest.MonkeyPatch) -> Monitor:
-    one = Monitor()
+async def machine(monkeypatch: pytest.MonkeyPatch) -> MachineDouble:
+    one = MachineDouble()
     monkeypatch.setattr(registry, "create_for_unikernel", lambda name, table, host: one)
     return one
 
@@ -104,17 +108,32 @@ async def prepared(
     broker: Broker, one: Container | None = None, *, hypervisor: str = "dragonball", **keys: str
 ) -> UnikernelGuest:
     kind = "hvt" if hypervisor == "dragonball" else "qemu"
-    guest = UnikernelGuest(Unikernel("annotation", "/app.hvt", kind, **keys), one or container())
     configuration: Any = SimpleNamespace(
         hypervisor_name=hypervisor, hypervisor=SimpleNamespace(default_memory=99)
     )
     identity: Any = SimpleNamespace(id="one", directory="/run/one")
+    unikernel, files = Unikernel("annotation", "/app.hvt", kind, **keys), cast(client.Broker, broker)
+    boot = UnikernelBoot(configuration, identity, files, unikernel, one or container())
     try:
-        await guest.prepare(configuration, identity, broker)  # type: ignore[arg-type]
+        await boot.prepare()
     except BaseException:
-        await guest.aclose()
+        await boot.stop()
         raise
-    return guest
+    return await boot.start(run_stage)
+
+
+async def run_stage(name: str, work: Awaitable[T]) -> T:
+    raise AssertionError("it waits for nothing")
+
+
+async def streams_of(guest: UnikernelGuest, one: Container | None = None) -> dict[str, Stream]:
+    """Create its container; what it is asked for reads and writes these."""
+    stdio = await guest.create_container(one or container(), {}, StdioFiles())
+    return stdio._streams
+
+
+def process(exec_id: str = "") -> Process:
+    return Process("one", exec_id, StdioPaths(), {})
 
 
 async def test_annotations_come_before_the_file(broker: Broker) -> None:
@@ -133,41 +152,43 @@ async def test_a_container_without_either_is_none(broker: Broker) -> None:
 
 async def test_a_terminal_is_refused(broker: Broker) -> None:
     one = container(StdioPaths("/in", "/out", terminal=True), annotations=GOOD)
-    with pytest.raises(UnsupportedError, match="one is a unikernel, which has no terminal"):
+    with pytest.raises(UnsupportedError, match="cannot create container one with a terminal: it is a"):
         await find_unikernel(one, broker)  # type: ignore[arg-type]
 
 
-async def test_what_the_monitor_is_given(broker: Broker, monitor: Monitor) -> None:
+async def test_what_the_vmm_is_given(broker: Broker, machine: MachineDouble) -> None:
     guest = await prepared(broker, block="/disk")
-    assert monitor.spec is not None
-    assert (monitor.spec.name, monitor.spec.command_line, monitor.spec.memory_mib) == ("/app.hvt", "a b", 99)
-    assert monitor.spec.block is not None
+    assert machine.spec is not None
+    assert (machine.spec.name, machine.spec.command_line, machine.spec.memory_mib) == ("/app.hvt", "a b", 99)
+    assert machine.spec.block is not None
     assert [(name, write) for _, name, write in broker.opened] == [("/app.hvt", False), ("/disk", True)]
-    await guest.aclose()
+    await guest.stop()
 
 
-async def test_an_initrd_is_opened_and_the_environment_is_told(broker: Broker, monitor: Monitor) -> None:
+async def test_an_initrd_is_opened_and_the_environment_is_given(
+    broker: Broker, machine: MachineDouble
+) -> None:
     (broker.root / "initrd").write_bytes(b"content")
     one = container(process={"args": ["a", "b"], "env": ["A=b"]})
     guest = await prepared(broker, one, hypervisor="qemu", kind="unikraft", initrd="/initrd")
-    assert monitor.spec is not None
-    assert monitor.spec.initrd is not None
-    assert monitor.spec.command_line == 'a env.vars=[ A=b ] vfs.fstab=[ "initrd0:/:extract:::" ] -- b'
+    assert machine.spec is not None
+    assert machine.spec.initrd is not None
+    assert machine.spec.command_line == 'a env.vars=[ A=b ] vfs.fstab=[ "initrd0:/:extract:::" ] -- b'
     assert [(name, write) for _, name, write in broker.opened] == [("/app.hvt", False), ("/initrd", False)]
-    await guest.aclose()
+    await guest.stop()
 
 
 @pytest.mark.parametrize(("limit", "mib"), [(64 << 20, 64), (1, 1), (-1, 99), (None, 99)])
 async def test_a_memory_limit_is_the_memory(
-    broker: Broker, monitor: Monitor, limit: int | None, mib: int
+    broker: Broker, machine: MachineDouble, limit: int | None, mib: int
 ) -> None:
     guest = await prepared(broker, container(linux={"resources": {"memory": {"limit": limit}}}))
-    assert monitor.spec is not None
-    assert monitor.spec.memory_mib == mib
-    await guest.aclose()
+    assert machine.spec is not None
+    assert machine.spec.memory_mib == mib
+    await guest.stop()
 
 
-async def test_a_file_that_is_not_there_is_named(broker: Broker, monitor: Monitor) -> None:
+async def test_a_file_that_is_not_there_is_named(broker: Broker, machine: MachineDouble) -> None:
     (broker.root / "app.hvt").unlink()
     with pytest.raises(
         InvalidRequestError, match=r"names '/app\.hvt' as the unikernel's binary: .*No such file"
@@ -175,111 +196,118 @@ async def test_a_file_that_is_not_there_is_named(broker: Broker, monitor: Monito
         await prepared(broker)
 
 
-async def test_a_hypervisor_that_does_not_run_it(broker: Broker, monitor: Monitor) -> None:
+async def test_a_hypervisor_that_does_not_run_it(broker: Broker, machine: MachineDouble) -> None:
     with pytest.raises(UnsupportedError, match="the configuration in force has"):
         await prepared(broker, hypervisor="firecracker")
     assert broker.opened == []
 
 
-async def test_a_refused_file_leaves_nothing_open(broker: Broker, monitor: Monitor) -> None:
+async def test_a_refused_file_leaves_nothing_open(broker: Broker, machine: MachineDouble) -> None:
     before = len(os.listdir("/proc/self/fd"))
-    monitor.refusal = UnikernelError("no")
+    machine.refusal = UnikernelError("no")
     with pytest.raises(UnikernelError):
         await prepared(broker)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-async def test_its_life(broker: Broker, monitor: Monitor) -> None:
+async def test_its_life(broker: Broker, machine: MachineDouble) -> None:
     guest = await prepared(broker)
-    agent = AgentClient(guest)
-    streams = [(await guest.connect(1))[0] for _ in range(3)]
-    await agent.create_container(agent_pb2.CreateContainerRequest(container_id="one"))
-    assert monitor.orders == []
-    await agent.start_container(agent_pb2.StartContainerRequest())
-    await agent.pause_container(agent_pb2.PauseContainerRequest())
-    await agent.resume_container(agent_pb2.ResumeContainerRequest())
-    os.write(monitor.output, b"printed")
-    monitor.end(ExitStatus(code=3), "the unikernel ended with status 3")
-    assert (await agent.wait_process(WAIT)).status == 3
-    assert [os.read(stream.fileno(), 100) for stream in streams] == [b"", b"printed", b""]
-    assert os.read(streams[1].fileno(), 100) == b""
-    await agent.remove_container(agent_pb2.RemoveContainerRequest())
-    assert monitor.orders == ["run", "pause", "resume", "stop"]
-    for stream in streams:
+    streams = await streams_of(guest)
+    assert machine.orders == []
+    await guest.start_container("one")
+    await guest.pause_container("one")
+    await guest.resume_container("one")
+    os.write(machine.output, b"printed")
+    machine.end(ExitStatus(code=3), "the unikernel ended with status 3")
+    assert await guest.wait_process(process()) == 3
+    assert [os.read(streams[name].fileno(), 100) for name in STREAMS] == [b"", b"printed", b""]
+    assert os.read(streams["stdout"].fileno(), 100) == b""
+    await guest.remove_container("one")
+    assert machine.orders == ["run", "pause", "resume", "stop"]
+    for stream in streams.values():
         stream.close()
-    await agent.aclose()
+    await guest.stop()
 
 
-@pytest.mark.parametrize(("paths", "index"), [(ALL, 2), (StdioPaths("", "/out"), 0)])
-async def test_a_crash_is_told_on_the_output(
-    broker: Broker, monitor: Monitor, paths: StdioPaths, index: int
+@pytest.mark.parametrize(("paths", "name"), [(ALL, "stderr"), (StdioPaths("", "/out"), "stdout")])
+async def test_a_crash_is_explained_on_the_output(
+    broker: Broker, machine: MachineDouble, paths: StdioPaths, name: str
 ) -> None:
     guest = await prepared(broker, container(paths))
-    streams = [(await guest.connect(1))[0] for path in (paths.stdin, paths.stdout, paths.stderr) if path]
-    monitor.end(ExitStatus(signal=6), "the unikernel crashed")
-    assert (await AgentClient(guest).wait_process(WAIT)).status == 134
-    assert os.read(streams[index].fileno(), 100) == b"kata: the unikernel crashed\n"
-    for stream in streams:
+    streams = await streams_of(guest)
+    machine.end(ExitStatus(signal=6), "the unikernel crashed")
+    assert await guest.wait_process(process()) == 134
+    assert os.read(streams[name].fileno(), 100) == b"kata: the unikernel crashed\n"
+    for stream in streams.values():
         stream.close()
-    await guest.aclose()
+    await guest.stop()
 
 
-async def test_a_container_without_streams(broker: Broker, monitor: Monitor) -> None:
+async def test_a_container_without_streams(broker: Broker, machine: MachineDouble) -> None:
     guest = await prepared(broker, container(StdioPaths()))
-    monitor.end(ExitStatus(signal=6), "the unikernel crashed")
-    assert (await AgentClient(guest).wait_process(WAIT)).status == 134
-    await guest.aclose()
+    assert await streams_of(guest) == {}
+    machine.end(ExitStatus(signal=6), "the unikernel crashed")
+    assert await guest.wait_process(process()) == 134
+    await guest.stop()
 
 
 @pytest.mark.parametrize(("number", "status"), [(9, 137), (15, 143), (2, 130)])
-async def test_a_signal_ends_it(broker: Broker, monitor: Monitor, number: int, status: int) -> None:
+async def test_a_signal_ends_it(broker: Broker, machine: MachineDouble, number: int, status: int) -> None:
     guest = await prepared(broker, container(StdioPaths()))
-    agent = AgentClient(guest)
-    await agent.signal_process(agent_pb2.SignalProcessRequest(signal=28))  # SIGWINCH
-    assert monitor.orders == []
-    await agent.signal_process(agent_pb2.SignalProcessRequest(signal=number))
-    assert (await agent.wait_process(WAIT)).status == status
-    await guest.aclose()
+    await guest.signal_process(process(), 28, everyone=False)  # SIGWINCH
+    assert machine.orders == []
+    await guest.signal_process(process(), number, everyone=False)
+    assert await guest.wait_process(process()) == status
+    await guest.stop()
 
 
-async def test_what_needs_an_agent_is_unimplemented(broker: Broker, monitor: Monitor) -> None:
+async def test_what_needs_an_agent_is_unsupported(broker: Broker, machine: MachineDouble) -> None:
     guest = await prepared(broker, container(StdioPaths()))
-    agent = AgentClient(guest)
     calls = {
-        "run another process in it": agent.exec_process(agent_pb2.ExecProcessRequest()),
-        "change its limits": agent.update_container(agent_pb2.UpdateContainerRequest()),
-        "count what it uses": agent.stats_container(agent_pb2.StatsContainerRequest()),
-        "set the size of its terminal": agent.tty_win_resize(agent_pb2.TtyWinResizeRequest()),
+        "run another process in it": guest.exec_process(process("job"), StdioFiles()),
+        "change its limits": guest.update_container("one", oci_pb2.LinuxResources()),
+        "count what it uses": guest.container_stats("one"),
+        "set the size of its terminal": guest.resize_terminal(process(), 80, 25),
+        "plug in a disk": guest.add_disk(Disk("rootfs_1", Path("/image"))),
+        "take out a disk": guest.remove_disk("rootfs_1"),
     }
-    for words, call in calls.items():
-        with pytest.raises(RpcError, match=f"cannot {words}: the container is a unikernel") as caught:
+    for action, call in calls.items():
+        with pytest.raises(UnsupportedError, match=f"cannot {action}: the container is a unikernel"):
             await call
-        assert caught.value.code is Code.UNIMPLEMENTED
-    with pytest.raises(RpcError, match="cannot run another process in it"):
-        await guest.connect(1)
-    monitor.end(ExitStatus(code=0), "the end")
-    await guest.aclose()
+    machine.end(ExitStatus(code=0), "the end")
+    await guest.stop()
 
 
-async def test_it_is_alone_in_its_sandbox(broker: Broker, monitor: Monitor) -> None:
+async def test_an_exec_that_is_refused_leaves_no_stream_open(broker: Broker, machine: MachineDouble) -> None:
     guest = await prepared(broker, container(StdioPaths()))
-    with pytest.raises(RpcError, match="cannot run container two beside it") as caught:
-        await AgentClient(guest).create_container(agent_pb2.CreateContainerRequest(container_id="two"))
-    assert caught.value.code is Code.UNIMPLEMENTED
-    monitor.end(ExitStatus(code=0), "the end")
-    await guest.aclose()
+    reader, writer = os.pipe()
+    with pytest.raises(UnsupportedError):
+        await guest.exec_process(process("job"), StdioFiles(stdout=writer))
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+    machine.end(ExitStatus(code=0), "the end")
+    await guest.stop()
+
+
+async def test_it_is_alone_in_its_sandbox(broker: Broker, machine: MachineDouble) -> None:
+    guest = await prepared(broker, container(StdioPaths()))
+    with pytest.raises(UnsupportedError, match="cannot run container one beside it: the container is a unik"):
+        guest.check_further(container())
+    machine.end(ExitStatus(code=0), "the end")
+    await guest.stop()
     refuse_unikernel(container())
     with pytest.raises(UnsupportedError, match="a unikernel is the only container of its sandbox"):
         refuse_unikernel(container(annotations=GOOD))
 
 
-async def test_a_monitor_that_complained_is_quoted(broker: Broker, monitor: Monitor) -> None:
+async def test_a_vmm_that_complained_is_quoted(broker: Broker, machine: MachineDouble) -> None:
     guest = await prepared(broker, container(StdioPaths("", "/out")))
-    stream, _ = await guest.connect(1)
+    streams = await streams_of(guest)
     diagnostics = {"solo5-hvt stderr": "no KVM"}
     status = ExitStatus(code=1)
-    monitor.end(status, "solo5-hvt ended: exit status 1: no KVM", diagnostics)
-    assert (await AgentClient(guest).wait_process(WAIT)).status == 1
+    machine.end(status, "solo5-hvt ended: exit status 1: no KVM", diagnostics)
+    assert await guest.wait_process(process()) == 1
+    stream = streams["stdout"]
     assert os.read(stream.fileno(), 100) == b"kata: solo5-hvt ended: exit status 1: no KVM\n"
     stream.close()
-    await guest.aclose()
+    await guest.stop()

@@ -7,6 +7,7 @@ Source of the amendments: Kata's agent protocol, in which the guest sees its own
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,7 +72,7 @@ def volumes_of(spec: JsonObject) -> list[Volume]:
 
 
 def amend(
-    spec: JsonObject, container_id: str, guest_sources: dict[int, str], *, disable_guest_seccomp: bool
+    spec: JsonObject, container_id: str, guest_sources: Mapping[int, str], *, disable_guest_seccomp: bool
 ) -> JsonObject:
     """The specification for the guest's runtime; the argument is not changed.
 
@@ -106,7 +107,7 @@ def amend_process(process: JsonObject) -> JsonObject:
     return process
 
 
-def _mount(index: int, mount: JsonObject, guest_sources: dict[int, str]) -> JsonObject:
+def _mount(index: int, mount: JsonObject, guest_sources: Mapping[int, str]) -> JsonObject:
     if index in guest_sources:
         return mount | {"type": "bind", "source": guest_sources[index]}
     if is_bind(mount) and mount["destination"] == "/dev/shm":

@@ -1,4 +1,4 @@
-"""A process of a container as this side of the VM knows it: state, streams, end."""
+"""A process of a container as this side of the VM knows it: state, streams, exit."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ import anyio
 from kata_agent.protos.agent_pb2 import Storage
 from kata_runtime.container.bundle import JsonObject
 from kata_runtime.container.states import Event, State, after
-from kata_runtime.stdio.pumps import Stdio, StdioPaths
+from kata_runtime.stdio.files import StdioPaths
+from kata_runtime.stdio.pumps import Stdio
 
 KILLED = 128 + 9
 
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """The end of a process. status: 0 to 255, 128 + n after signal n. at: nanoseconds since the epoch."""
+    """The exit of a process. status: 0 to 255, 128 + n after signal n. at: nanoseconds since the epoch."""
 
     status: int
     at: int
@@ -63,17 +64,17 @@ class Process:
         """Raise as `apply` would, and change nothing."""
         after(self.state, event, self.what)
 
-    def end(self, status: int) -> bool:
-        """Record the end; False when it was recorded before."""
+    def record_exit(self, status: int) -> Exit | None:
+        """Record that it has exited; None when that was recorded before."""
         if self.state in (State.STOPPED, State.DELETED):
-            return False
+            return None
         self.apply(Event.EXIT)
         self.exit = Exit(status, time.time_ns())
         self._exited.set()
-        return True
+        return self.exit
 
     async def wait(self) -> Exit:
-        """Return once it has ended."""
+        """Return once it has exited."""
         await self._exited.wait()
         assert self.exit is not None
         return self.exit
@@ -95,6 +96,11 @@ class Container:
     storages: list[Storage] = field(default_factory=list)
     # The name of the disk that was plugged in for it, if one was.
     disk: str = ""
+
+    @property
+    def rootfs(self) -> str:
+        """Where its root file system is mounted on the host while it is shared."""
+        return os.path.join(self.home, "rootfs")
 
     @property
     def root(self) -> str:

@@ -1,4 +1,4 @@
-"""What a sandbox consists of, by its configuration and its first container: the machine, the agent's part."""
+"""What a Linux guest is made of, by the configuration and its first container: the machine, the sandbox."""
 
 from __future__ import annotations
 
@@ -53,6 +53,20 @@ def machine_of(
     )
 
 
+def shares_files(configuration: Configuration) -> bool:
+    """Whether the guest sees files of the host.
+
+    A table without the key runs unikernels only: their files stay where they are.
+    """
+    return getattr(configuration.hypervisor, "shared_fs", None) != "none"
+
+
+def rootfs_device(configuration: Configuration) -> str:
+    """By what the guest knows the disk with the first container's files, where no files are shared."""
+    number = 1 if configuration.hypervisor.image is not None else 0
+    return f"/dev/vd{chr(ord('a') + number)}"
+
+
 def spare_disks(spec: JsonObject, disks: tuple[Disk, ...]) -> int:
     """How many disks may come later: none where the first container, with its disk, is the only one."""
     alone = disks and container_type(spec) is ContainerType.SINGLE
@@ -67,10 +81,10 @@ def template_of(configuration: Configuration) -> Path | None:
 
 def _kernel_parameters(configuration: Configuration) -> tuple[str, ...]:
     agent, table = configuration.agent, configuration.hypervisor
-    words = ["agent.log=debug"] if agent.enable_debug else []
+    parameters = ["agent.log=debug"] if agent.enable_debug else []
     if agent.container_pipe_size:
-        words.append(f"agent.container_pipe_size={agent.container_pipe_size}")
-    return (*words, *table.kernel_parameters)
+        parameters.append(f"agent.container_pipe_size={agent.container_pipe_size}")
+    return (*parameters, *table.kernel_parameters)
 
 
 def request_of(

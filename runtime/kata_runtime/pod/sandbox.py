@@ -1,60 +1,43 @@
-"""A sandbox: one virtual machine, its guest agent, and the watch over both.
+"""A sandbox: one virtual machine and its guest, in one of the states of `pod/states.py`.
 
-`boot` takes the stages in order and undoes all of them when one fails; afterwards the sandbox either runs,
-or has ended with a reason that every later call repeats.
+`boot` leaves a sandbox that runs, or one that has ended with a reason that every later call repeats. Others
+ask it for what they need; nobody else knows of its parts.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
-import os
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.abc
 
-from kata_agent.constants import FEATURE_STREAM_IO
-from kata_agent.protos import agent_pb2
 from kata_agent.ttrpc.status import Code, RpcError
-from kata_hypervisor.contract import Disk, Vmm
+from kata_hypervisor.concurrency import finish
 from kata_hypervisor.seccomp.confinement import inherited_filters
-from kata_runtime.concurrency import gather, race
-from kata_runtime.container.bundle import JsonObject, annotations_of
+from kata_runtime.container.bundle import JsonObject
+from kata_runtime.container.guest import Guest
 from kata_runtime.errors import SandboxError
 from kata_runtime.identity import SandboxIdentity
-from kata_runtime.pod import machine_spec, sealing
-from kata_runtime.pod.health import HealthCheck, describe
-from kata_runtime.pod.reseed import Reseed
+from kata_runtime.pod.boot import Boot, Booted, MakeBoot
+from kata_runtime.pod.states import Event, Lifecycle, State
 
 if TYPE_CHECKING:
-    from kata_agent.client import AgentClient
-    from kata_agent.transport import GuestTransport
     from kata_configuration import Configuration
     from kata_runtime.broker.client import Broker
-    from kata_runtime.unikernel.guest import UnikernelGuest
 
 _log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """What is ready for a sandbox's first container: disks of the guest, or the unikernel that it is."""
-
-    disks: tuple[Disk, ...] = ()
-    unikernel: UnikernelGuest | None = None
-
-
-MakeReady = Callable[[str | None], Awaitable[Ready]]
-
 
 class Sandbox:
-    """One VM and its agent. `on_end` is called once, with the reason, when it ends unasked."""
+    """One machine and its guest.
+
+    on_end: called once, with the reason, when it fails while it boots or runs. on_oom: called with a
+    container's id when the guest's kernel kills a process of it for want of memory.
+    """
 
     def __init__(
         self,
@@ -66,276 +49,181 @@ class Sandbox:
         on_oom: Callable[[str], None],
     ) -> None:
         self.identity = identity
-        self.broker = broker
-        self.configuration: Configuration | None = None
-        self.ended: str | None = None
-        self.stream_io = False
-        self.seal = sealing.NOT_YET
-        # Made by the sandbox service, which also ends it: it outlives its containers.
-        self.lasting = False
+        self._broker = broker
         self._tasks = tasks
         self._on_end = on_end
         self._on_oom = on_oom
-        self._hypervisor: Vmm | None = None
-        self._transport: GuestTransport | None = None
-        self._agent: AgentClient | None = None
-        self._reseed: Reseed | None = None
-        self._watchers = anyio.CancelScope()
+        self._life = Lifecycle(identity.id)
+        self._configuration: Configuration | None = None
+        self._booted: Booted | None = None
+        self._outlives_containers = False
+        # The boot may be under way when the sandbox ends.
+        self._booting = anyio.CancelScope()
+        self._boot_over: anyio.Event | None = None
+        self._supervision = anyio.CancelScope()
         self._inherited = inherited_filters()
+
+    # -- what it is ----------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> State:
+        """Where it is in its life."""
+        return self._life.state
 
     @property
     def running(self) -> bool:
         """Whether the guest can be asked for something."""
-        return self._agent is not None and self.ended is None
+        return self._life.state is State.RUNNING
 
     @property
-    def agent(self) -> AgentClient:
-        """The guest's agent.
-
-        Raises:
-            SandboxError: the sandbox has not been booted, or has ended.
-        """
-        if self.ended is not None:
-            raise SandboxError("running", f"the sandbox {self.identity.id} has ended: {self.ended}")
-        if self._agent is None:
-            raise SandboxError("running", f"the sandbox {self.identity.id} is not running yet")
-        return self._agent
+    def description(self) -> str:
+        """Its id and its state as a sentence, with the reason once it has ended."""
+        return self._life.description
 
     @property
-    def hypervisor(self) -> Vmm:
-        """Who runs the machine. Raises as `agent` does."""
-        if self._hypervisor is None:
-            raise SandboxError("running", f"the sandbox {self.identity.id} is not running")
-        return self._hypervisor
+    def booted(self) -> Booted:
+        """What it has while it runs. Raises SandboxError in any other state."""
+        if self._booted is None or not self.running:
+            raise SandboxError("running", self._life.description)
+        return self._booted
+
+    @property
+    def guest(self) -> Guest:
+        """Who is asked for containers and processes. Raises SandboxError unless it runs."""
+        return self.booted.guest
 
     @property
     def vmm_pid(self) -> int:
-        """Process id of the VMM on the host; 0 before it was started."""
-        processes = self._hypervisor.processes if self._hypervisor else ()
-        return processes[0].child.pid if processes else 0
+        """Process id of the VMM on the host, also after the end; 0 before the boot is over."""
+        return self._booted.vmm_pid if self._booted is not None else 0
 
     @property
-    def transport(self) -> GuestTransport:
-        """How to reach the guest's ports. Raises as `agent` does."""
-        if self._transport is None:
-            raise SandboxError("running", f"the sandbox {self.identity.id} is not running")
-        return self._transport
+    def outlives_containers(self) -> bool:
+        """Whether the sandbox service made it, which also ends it."""
+        return self._outlives_containers
+
+    @property
+    def booted_at(self) -> int:
+        """When its boot was over, in nanoseconds since the epoch; 0 before."""
+        return self._booted.at if self._booted is not None else 0
+
+    @property
+    def ended_at(self) -> int:
+        """When it ended, in nanoseconds since the epoch; 0 before."""
+        return self._life.ended_at
+
+    def report(self) -> Mapping[str, str]:
+        """What SandboxStatus says of its configuration, once that was read, and why it has ended."""
+        facts: dict[str, str] = {}
+        if (configuration := self._configuration) is not None:
+            facts["configuration"] = str(configuration.path)
+            facts["configuration-sha256"] = configuration.sha256
+            facts["hypervisor"] = configuration.hypervisor_name
+        if self._life.reason is not None:
+            facts["reason"] = self._life.reason
+        return facts
+
+    @contextlib.contextmanager
+    def asked_to(self, action: str) -> Iterator[Guest]:
+        """Give the guest for one action; say what was attempted when it refuses, or has ended meanwhile.
+
+        Raises:
+            SandboxError: the sandbox does not run, or not any more.
+            RpcError: the guest's agent refused the action.
+        """
+        try:
+            yield self.guest
+        except RpcError as error:
+            if error.code is Code.UNAVAILABLE and self._life.state is State.ENDED:
+                raise SandboxError("running", f"cannot {action}: {self._life.description}") from error
+            raise RpcError(error.code, f"cannot {action}: {error.message}") from error
+
+    # -- its boot ------------------------------------------------------------------------------------------
 
     async def boot(
-        self, spec: JsonObject, config_path: str | None, make_ready: MakeReady | None = None
+        self,
+        spec: JsonObject,
+        config_path: str | None,
+        make_boot: MakeBoot,
+        *,
+        outlives_containers: bool = False,
     ) -> None:
-        """Start the virtual machine and its agent; a unikernel is made ready, and starts with its container.
+        """Start the virtual machine and its guest; a unikernel is made ready, and starts with its container.
 
         spec: the OCI specification of the sandbox's first container, for annotations, size, hostname and
         cgroup. Annotations of later containers set nothing: the virtual machine exists by then.
-        make_ready: makes that container's files ready. It is told the name in the guest of the disk that they
-        are to be on, or None where files are shared.
+        make_boot: makes ready what the guest needs of the host's files, and says what kind of guest it is.
 
         Raises:
-            SandboxError: a stage failed; nothing is left of it.
+            StateError: it was booted before, or is being booted by another, which nothing happens to.
+            SandboxError: a stage failed, or the sandbox was ended meanwhile; nothing is left of it. Other
+                errors of a stage are raised as they are.
         """
-        begin = time.monotonic()
-        stages: list[str] = []
+        self._life.apply(Event.BOOT)
+        self._outlives_containers = outlives_containers
+        self._boot_over = anyio.Event()
+        boot = Boot(self.identity, self._broker, spec, inherited=self._inherited)
         try:
-            self.configuration = await self._stage("config", stages, self._load(config_path, spec))
-            await self._stage("host", stages, self._prepare_host(spec))
-            ready = await self._stage("files", stages, self._make_ready(make_ready))
-            await self._stage("vmm", stages, self._prepare_machine(spec, ready))
-            await self._stage("seal", stages, self._seal())
-            if ready.unikernel is None:
-                await self._stage("agent", stages, self._run_machine())
-                await self._stage("guest", stages, self._prepare_guest(spec))
+            with self._booting:
+                self._configuration = await boot.configure(config_path)
+                booted = self._booted = await boot.run(self._configuration, make_boot, self._ready)
+                self._tasks.start_soon(self._supervise, booted.guest)
+                _log.info(
+                    "sandbox %s is running after %s; %s",
+                    self.identity.id,
+                    boot.duration,
+                    booted.seal.description,
+                )
         except BaseException as error:
-            self.ended = str(error).partition("\n")[0] or type(error).__name__
-            _log.error("sandbox %s did not start: %s", self.identity.id, error)
-            with anyio.CancelScope(shield=True):
-                await self.stop()
-            if isinstance(error, Exception) and (cause := self.broker.fault):
+            self._record_failure(error)
+            if isinstance(error, Exception) and (cause := self._broker.fault):
                 # What was seen first may only be a consequence of it.
                 raise SandboxError("host", cause) from error
             raise
-        if ready.unikernel is None:  # whose end is its container's end, and is seen there
-            self._tasks.start_soon(self._watch)
-        _log.info(
-            "sandbox %s is running after %.0f ms (%s); %s",
-            self.identity.id,
-            (time.monotonic() - begin) * 1e3,
-            ", ".join(stages),
-            self.seal.description,
-        )
+        finally:
+            self._boot_over.set()
+            if self._life.state is State.ENDED:
+                self._life.release()
+        if self._booting.cancelled_caught:
+            raise SandboxError("host", self._broker.fault or self._life.description)
 
-    async def _stage(self, name: str, stages: list[str], work: Awaitable[T]) -> T:
-        begin = time.monotonic()
-        try:
-            result = await work
-        except SandboxError:
-            raise
-        except (OSError, RpcError, TimeoutError) as error:
-            raise SandboxError(name, f"sandbox {self.identity.id}, stage {name}: {error}") from error
-        stages.append(f"{name} {(time.monotonic() - begin) * 1e3:.0f} ms")
-        return result
+    def _ready(self) -> None:
+        self._life.apply(Event.READY)
 
-    async def _load(self, config_path: str | None, spec: JsonObject) -> Configuration:
-        from kata_configuration import discover, load
+    def _record_failure(self, error: BaseException) -> None:
+        cancelled = isinstance(error, asyncio.CancelledError)
+        reason = "the request that booted it was cancelled" if cancelled else str(error)
+        _log.error("sandbox %s did not start: %s", self.identity.id, reason)
+        self._life.end(reason or type(error).__name__)
 
-        path, rule = discover(config_path, os.environ)
-        configuration = load(path, source=rule, annotations=annotations_of(spec))
-        _log.info("%s", configuration)
-        for warning in configuration.warnings:
-            _log.warning("%s", warning)
-        return configuration
+    # -- its end -------------------------------------------------------------------------------------------
 
-    async def _prepare_host(self, spec: JsonObject) -> None:
-        cgroup = (spec.get("linux") or {}).get("cgroupsPath")
-        await self.broker.prepare(cgroup)
-
-    @property
-    def shares_files(self) -> bool:
-        """Whether the guest sees files of the host. Known when the configuration was read."""
-        if self.configuration is None:
-            return True
-        # What runs unikernels only has no such key: their files stay where they are.
-        return getattr(self.configuration.hypervisor, "shared_fs", None) != "none"
-
-    async def _make_ready(self, make_ready: MakeReady | None) -> Ready:
-        """Make the first container's files ready before the guest runs."""
-        assert self.configuration is not None
-        if make_ready is None:
-            return Ready()
-        if self.shares_files:
-            return await make_ready(None)
-        number = 1 if self.configuration.hypervisor.image is not None else 0
-        return await make_ready(f"/dev/vd{chr(ord('a') + number)}")
-
-    async def _prepare_machine(self, spec: JsonObject, ready: Ready) -> None:
-        """Make the machine ready to run, and meanwhile this process to be sealed."""
-
-        async def make() -> None:
-            if ready.unikernel is not None:
-                await self._make_unikernel(ready.unikernel)
-            else:
-                await self._make_machine(spec, ready.disks)
-
-        await gather(make, sealing.get_ready)
-
-    async def _make_unikernel(self, guest: UnikernelGuest) -> None:
-        from kata_agent.client import AgentClient
-
-        assert self.configuration is not None
-        self._transport, self.stream_io = guest, True
-        self._agent = AgentClient(guest)
-        self._hypervisor = await guest.prepare(self.configuration, self.identity, self.broker)
-        self._tell_warnings()
-
-    async def _seal(self) -> None:
-        assert self.configuration is not None
-        self.seal = await sealing.seal(self.configuration, self.hypervisor, self.broker, self._inherited)
-
-    async def _make_machine(self, spec: JsonObject, disks: tuple[Disk, ...]) -> None:
-        from kata_hypervisor import registry
-
-        assert self.configuration is not None
-        table, name = self.configuration.hypervisor, self.configuration.hypervisor_name
-        self._hypervisor = hypervisor = registry.create(name, table, self.broker)
-        machine = machine_spec.machine_of(self.configuration, self.identity, spec, disks)
-        if machine.template is not None:
-            self._reseed = Reseed()
-        await hypervisor.prepare(machine)
-        self._transport = hypervisor.transport
-        self._tell_warnings()
-
-    def _tell_warnings(self) -> None:
-        for line in self.hypervisor.warnings:
-            _log.warning("%s", line)
-
-    async def _run_machine(self) -> None:
-        await self.hypervisor.run()
-        await self._reach_agent()
-
-    async def _reach_agent(self) -> None:
-        """Connect to the agent, unless the machine or a helper ends first: whatever comes first is told."""
-        from kata_agent.client import AgentClient
-
-        assert self.configuration is not None
-        budget = self.configuration.agent.reconnect_timeout_ms / 1e3
-        interval = self.configuration.agent.dial_timeout_ms / 1e3
-        timeout = float(self.configuration.agent.create_container_timeout)
-        transport = self.transport
-
-        async def connect() -> None:
-            self._agent = await AgentClient.connect(
-                transport, interval=interval, deadline=budget, timeout=timeout
-            )
-
-        try:
-            await self._or_death(connect)
-        except (TimeoutError, OSError) as error:
-            tail = self.hypervisor.console_tail.strip()
-            raise SandboxError(
-                "agent",
-                f"the guest's agent did not answer within {budget:g} s, while the VMM runs ({error}): "
-                f"see what kata-ctl check says of this host, check the guest image, "
-                f"or raise reconnect_timeout_ms in [agent.kata]\nguest console:\n{tail or '(silent)'}",
-            ) from None
-
-    async def _or_death(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Await something of the guest; the end of the machine ends the wait with its reason."""
-
-        async def watch() -> T:
-            raise SandboxError("agent", describe(await self.hypervisor.wait()))
-
-        return await race(work, watch)
-
-    async def _prepare_guest(self, spec: JsonObject) -> None:
-        assert self.configuration is not None
-        request = machine_spec.request_of(self.configuration, self.identity, spec)
-
-        async def prepare() -> None:
-            if self._reseed is not None:
-                await self._reseed.give(self.agent)
-            details = await self.agent.get_guest_details(agent_pb2.GuestDetailsRequest(mem_block_size=True))
-            self.stream_io = FEATURE_STREAM_IO in details.agent_details.extra_features
-            await self.agent.create_sandbox(request)
-
-        await self._or_death(prepare)
-        await self.hypervisor.verify_confinement()
-
-    async def stop(self) -> None:
+    async def stop(self, reason: str = "it was stopped") -> None:
         """End the machine, polite to nobody; what it had on the host is undone by the broker. Idempotent."""
-        self._watchers.cancel()
-        if self.ended is None:
-            self.ended = "it was stopped"
-        agent, self._agent = self._agent, None
-        if agent is not None:
-            await agent.aclose()
-        if self._hypervisor is not None:
-            await self._hypervisor.stop()
-
-    # -- the watch over a running sandbox ------------------------------------------------------------------
-
-    async def _watch(self) -> None:
-        assert self.configuration is not None
-        timeout = self.configuration.agent.health_check_request_timeout_ms / 1e3
-        with self._watchers:
-            await self.fail(await HealthCheck(self.hypervisor, self.agent, timeout, self._on_oom).end())
+        self._life.end(reason)
+        await finish(self._release())
 
     async def fail(self, reason: str) -> None:
         """End the sandbox because it cannot go on; the first line of the reason is what users see."""
-        if self.ended is not None:
-            return
-        self.ended = reason.partition("\n")[0]
-        _log.error("sandbox %s has ended: %s", self.identity.id, reason)
-        self._on_end(self.ended)
-        with anyio.CancelScope(shield=True):
-            await self.stop()
+        if self._life.end(reason):
+            _log.error("sandbox %s has ended: %s", self.identity.id, reason)
+            self._on_end(reason.partition("\n")[0])
+            await finish(self._release())
 
+    async def wait_ended(self) -> None:
+        """Return once it has ended, and nothing is left of its machine."""
+        await self._life.wait_released()
 
-@contextlib.contextmanager
-def in_the_guest(sandbox: Sandbox, action: str) -> Iterator[None]:
-    """Say what was attempted when the guest refuses it, or why there is no guest any more."""
-    try:
-        yield
-    except RpcError as error:
-        if error.code is Code.UNAVAILABLE and sandbox.ended is not None:
-            raise SandboxError("running", f"cannot {action}: {sandbox.ended}") from error
-        raise RpcError(error.code, f"cannot {action}: {error.message}") from error
+    async def _release(self) -> None:
+        """After the end was recorded: break off the boot, or stop the guest. Any number of times at once."""
+        self._booting.cancel()
+        if self._boot_over is not None:
+            await self._boot_over.wait()
+        self._supervision.cancel()
+        if self._booted is not None:
+            await self._booted.guest.stop()
+        self._life.release()
+
+    async def _supervise(self, guest: Guest) -> None:
+        with self._supervision:
+            await self.fail(await guest.failure(self._on_oom))

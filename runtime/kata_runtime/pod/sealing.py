@@ -1,4 +1,4 @@
-"""Sealing the runtime's own process: ready -> announced -> filtered -> handed over -> proven.
+"""Sealing the runtime's own process: ready -> announced -> filtered -> handed over -> verified.
 
 When the guest runs its first instruction, all of it has happened.
 """
@@ -43,10 +43,10 @@ async def get_ready() -> None:
 
 
 async def seal(configuration: Configuration, machine: Vmm, broker: Broker, inherited: int) -> Sealed:
-    """Put this process under the filter for its machine, and have the kernel's word that each thread is.
+    """Put this process under the filter for its machine; verify by the kernel's report that each thread is.
 
     machine: prepared, and not running. broker: gets the filter's listener. inherited: how many filters the
-    process has had from its beginning.
+    process has had from its start.
 
     Raises:
         PolicyError, SealError, BrokerError, SandboxError: it is not sealed as it must be, and must not go on.
@@ -75,5 +75,8 @@ async def seal(configuration: Configuration, machine: Vmm, broker: Broker, inher
     finally:
         os.close(listener)
     if (breach := find_breach(threads, True, inherited)) is not None:
-        raise SandboxError("seal", f"the runtime's process is not confined as it must be: {breach}")
+        raise SandboxError(
+            "seal",
+            f"the shim is not confined as shim_seccomp requires, so the pod is not started: {breach}",
+        )
     return sealed

@@ -2,87 +2,81 @@
 
 State, Wait, Pids and Delete are answered from memory in every state, also while a container is being
 created and after the guest has died; only what needs the guest asks the guest, always with a deadline.
+
+What changes a process here and in the guest is finished once it has begun: a caller that goes away, such as a
+containerd that is restarted, must not leave it half done.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import anyio
 import anyio.abc
 from google.protobuf.message import Message
 
 from kata_agent import oci
 from kata_agent.protos import agent_pb2
 from kata_agent.ttrpc.status import Code, RpcError
+from kata_hypervisor.concurrency import finish
 from kata_runtime.container import bundle as oci_bundle
-from kata_runtime.container import guest_spec
 from kata_runtime.container.bundle import JsonObject
 from kata_runtime.container.process import KILLED, Container, Process
 from kata_runtime.container.states import Event, State
-from kata_runtime.containerd_api import events_pb2
 from kata_runtime.errors import (
     AlreadyExistsError,
     InvalidRequestError,
     NotFoundError,
-    SandboxError,
     StateError,
 )
 from kata_runtime.identity import check_id
-from kata_runtime.pod import streams
+from kata_runtime.pod.containers import Containers
 from kata_runtime.pod.creation import CreateRequest, Creation
-from kata_runtime.pod.sandbox import Sandbox, in_the_guest
-from kata_runtime.pod.timestamps import timestamp
-from kata_runtime.stdio.pumps import StdioPaths
+from kata_runtime.pod.deletion import Deletion
+from kata_runtime.pod.exits import Exits
+from kata_runtime.pod.sandbox import Sandbox
+from kata_runtime.pod.task_events import TaskEvents
+from kata_runtime.stdio.files import StdioPaths
+from kata_runtime.stdio.pumps import Stdio
 
-_log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from kata_runtime.broker.client import Broker
 
 SIGKILL = 9
-# Seconds that the agent may take to pass a signal on.
-KILL_BUDGET = 10.0
 
 
 class Tasks:
     """The containers of one sandbox."""
 
     def __init__(
-        self, sandbox: Sandbox, tasks: anyio.abc.TaskGroup, publish: Callable[[Message], None]
+        self,
+        sandbox: Sandbox,
+        broker: Broker,
+        tasks: anyio.abc.TaskGroup,
+        publish: Callable[[Message], None],
     ) -> None:
         self._sandbox = sandbox
         self._tasks = tasks
-        self._publish = publish
-        self._creation = Creation(sandbox, tasks)
-        self._containers: dict[str, Container] = {}
-        self._creating: set[str] = set()
+        self._creation = Creation(sandbox, broker, tasks)
+        self._containers = Containers(sandbox.identity.id)
+        self._events = TaskEvents(sandbox, publish)
+        self._exits = Exits(sandbox, self._containers, tasks, self._events)
+        self._deletion = Deletion(sandbox, self._containers, self._creation, self._exits, self._events)
 
     # -- looking up ----------------------------------------------------------------------------------------
 
     @property
     def empty(self) -> bool:
         """Whether there is no container, and none under way."""
-        return not self._containers and not self._creating
+        return self._containers.empty
 
     def container(self, container_id: str) -> Container:
-        """A container by its id. Raises NotFoundError."""
-        try:
-            return self._containers[container_id]
-        except KeyError:
-            if container_id in self._creating:
-                raise StateError(f"container {container_id} is still being created") from None
-            raise NotFoundError(
-                f"no container {container_id!r} in sandbox {self._sandbox.identity.id}"
-            ) from None
+        """A container by its id. Raises NotFoundError, StateError."""
+        return self._containers.container(container_id)
 
     def process(self, container_id: str, exec_id: str) -> Process:
-        """The init process, or an exec. Raises NotFoundError."""
-        container = self.container(container_id)
-        if not exec_id:
-            return container.init
-        try:
-            return container.execs[exec_id]
-        except KeyError:
-            raise NotFoundError(f"no exec {exec_id!r} in container {container_id}") from None
+        """The init process, or an exec. Raises NotFoundError, StateError."""
+        return self._containers.process(container_id, exec_id)
 
     # -- creating ------------------------------------------------------------------------------------------
 
@@ -90,100 +84,25 @@ class Tasks:
         """Create a container; the first one of a sandbox boots the virtual machine.
 
         Raises:
-            AlreadyExistsError, InvalidRequestError, UnsupportedError, SandboxError: with nothing left behind.
+            AlreadyExistsError, StateError, InvalidRequestError, UnsupportedError, SandboxError: with nothing
+                left behind.
         """
         check_id(request.id, "container id")
-        if request.id in self._containers or request.id in self._creating:
-            raise AlreadyExistsError(f"container {request.id} exists already")
-        self._creating.add(request.id)
-        try:
+        with self._containers.claim(request.id):
             container = await self._creation.create(request)
-        finally:
-            self._creating.discard(request.id)
-        self._containers[request.id] = container
-        self._publish(
-            events_pb2.TaskCreate(
-                container_id=request.id,
-                bundle=request.bundle,
-                io=events_pb2.TaskIO(
-                    stdin=request.stdio.stdin,
-                    stdout=request.stdio.stdout,
-                    stderr=request.stdio.stderr,
-                    terminal=request.stdio.terminal,
-                ),
-                pid=self._sandbox.vmm_pid,
-            )
-        )
-        self._tasks.start_soon(self._watch_process, container.init)
+        self._containers.add(container)
+        self._events.created(container)
+        self._exits.await_exit(container.init)
         return container
-
-    # -- running -------------------------------------------------------------------------------------------
-
-    async def start(self, container_id: str, exec_id: str) -> None:
-        """Start a created container, or an exec. Raises NotFoundError, StateError, SandboxError, RpcError."""
-        process = self.process(container_id, exec_id)
-        # A caller that goes away, such as a containerd that is restarted, must not leave it half started.
-        with anyio.CancelScope(shield=True):
-            await self._start(process)
-        if exec_id:
-            self._tasks.start_soon(self._watch_process, process)
-
-    async def _start(self, process: Process) -> None:
-        async with process.turn:
-            process.check(Event.START)
-            if process.exec_id:
-                await self._start_exec(process)
-            else:
-                request = agent_pb2.StartContainerRequest(container_id=process.container_id)
-                with in_the_guest(self._sandbox, f"start {process.what}"):
-                    await self._sandbox.agent.start_container(request)
-            process.apply(Event.START)
-            if process.pending_size is not None:
-                await self._resize(process, *process.pending_size)
-            self._publish_start(process)
-
-    async def _start_exec(self, process: Process) -> None:
-        container = self.container(process.container_id).init
-        if container.state is not State.RUNNING:
-            raise StateError(f"cannot start {process.what}: the container is {container.state.value}")
-        try:
-            ports = await streams.connect(
-                self._sandbox, process, await streams.open_files(self._sandbox, process)
-            )
-            request = agent_pb2.ExecProcessRequest(
-                container_id=process.container_id,
-                exec_id=process.exec_id,
-                process=oci.process_to_proto(guest_spec.amend_process(dict(process.spec))),
-                stdin_port=ports.get("stdin", 0),
-                stdout_port=ports.get("stdout", 0),
-                stderr_port=ports.get("stderr", 0),
-            )
-            with in_the_guest(self._sandbox, f"start {process.what}"):
-                await self._sandbox.agent.exec_process(request)
-            assert process.stdio is not None
-            process.stdio.start(self._tasks)
-        except BaseException:
-            if process.stdio is not None:
-                process.stdio.close()
-            # containerd deletes the exec next: it must find it stopped.
-            process.end(KILLED)
-            raise
-
-    def _publish_start(self, process: Process) -> None:
-        if process.exec_id:
-            started = events_pb2.TaskExecStarted(
-                container_id=process.container_id, exec_id=process.exec_id, pid=self._sandbox.vmm_pid
-            )
-            self._publish(started)
-        else:
-            self._publish(events_pb2.TaskStart(container_id=process.container_id, pid=self._sandbox.vmm_pid))
 
     async def exec(self, container_id: str, exec_id: str, spec: object, paths: StdioPaths) -> None:
         """Record an exec; `start` runs it. Raises AlreadyExistsError, NotFoundError, InvalidRequestError."""
         container = self.container(container_id)
         check_id(exec_id, "exec id")
         if exec_id in container.execs or exec_id == container_id:
-            raise AlreadyExistsError(f"exec {exec_id} exists already in container {container_id}")
+            raise AlreadyExistsError(
+                f"exec {exec_id} exists already in container {container_id}: choose another id"
+            )
         if container.init.state in (State.STOPPED, State.DELETED):
             raise StateError(f"cannot exec in container {container_id}: it is {container.init.state.value}")
         checked = oci_bundle.check_process(spec, f"exec {exec_id}")
@@ -191,61 +110,59 @@ class Tasks:
             oci.process_to_proto(checked)
         except oci.SpecError as error:
             raise InvalidRequestError(f"exec {exec_id}: {error}") from None
-        container.execs[exec_id] = Process(container_id, exec_id, paths, checked)
-        self._publish(events_pb2.TaskExecAdded(container_id=container_id, exec_id=exec_id))
+        process = container.execs[exec_id] = Process(container_id, exec_id, paths, checked)
+        self._events.exec_added(process)
 
-    async def _watch_process(self, process: Process) -> None:
-        """Wait for the end of a process in the guest and make it known."""
-        request = agent_pb2.WaitProcessRequest(container_id=process.container_id, exec_id=process.guest_id)
-        try:
-            status = (await self._sandbox.agent.wait_process(request)).status
-        except (RpcError, SandboxError) as error:
-            if process.exit is not None:
-                return
-            # When the sandbox has ended, `end_all` tells so with its reason; wait for it.
-            with anyio.move_on_after(10):
-                await process.wait()
-                return
-            _log.error("lost sight of %s: %s", process.what, error)
-            status = KILLED
-        if process.stdio is not None:
-            await process.stdio.deliver()
+    # -- running -------------------------------------------------------------------------------------------
+
+    async def start(self, container_id: str, exec_id: str) -> None:
+        """Start a created container, or an exec. Raises NotFoundError, StateError, SandboxError, RpcError."""
+        await finish(self._start(self.process(container_id, exec_id)))
+
+    async def _start(self, process: Process) -> None:
         async with process.turn:
-            self._end(process, status & 0xFF if status >= 0 else KILLED)
+            process.check(Event.START)
+            if process.exec_id:
+                await self._start_exec(process)
+            else:
+                with self._sandbox.asked_to(f"start {process.what}") as guest:
+                    await guest.start_container(process.container_id)
+            process.apply(Event.START)
+            self._events.started(process)
+            if process.exec_id:
+                self._exits.await_exit(process)
+            if process.pending_size is not None:
+                await self._sandbox.guest.resize_terminal(process, *process.pending_size)
 
-    def _end(self, process: Process, status: int) -> None:
-        """Record the end of a process, of its container's execs before it, and publish it, once."""
-        if not process.exec_id and process.state is not State.STOPPED:
-            container = self._containers.get(process.container_id)
-            for started in list(container.execs.values()) if container else ():
-                if started.state in (State.RUNNING, State.PAUSED):
-                    self._end(started, KILLED)
-        if not process.end(status):
-            return
-        if process.stdio is not None:
-            self._tasks.start_soon(process.stdio.finish)
-        assert process.exit is not None
-        self._publish(
-            events_pb2.TaskExit(
-                container_id=process.container_id,
-                id=process.exec_id or process.container_id,
-                pid=self._sandbox.vmm_pid,
-                exit_status=process.exit.status,
-                exited_at=timestamp(process.exit.at),
-            )
-        )
+    async def _start_exec(self, process: Process) -> None:
+        container = self.container(process.container_id).init
+        if container.state is not State.RUNNING:
+            raise StateError(f"cannot start {process.what}: the container is {container.state.value}")
+        try:
+            process.stdio = await self._exec_in_guest(process)
+        except BaseException:
+            # containerd deletes the exec next: it must find it stopped.
+            process.record_exit(KILLED)
+            raise
+        process.stdio.start(self._tasks)
+
+    async def _exec_in_guest(self, process: Process) -> Stdio:
+        files = await self._creation.open_files(process)
+        try:
+            with self._sandbox.asked_to(f"start {process.what}") as guest:
+                return await guest.exec_process(process, files)
+        except BaseException:
+            files.close()
+            raise
 
     def end_all(self, reason: str) -> None:
         """The sandbox has ended: so has every process in it, with a status that is not zero."""
-        for container in self._containers.values():
-            if container.init.state is not State.STOPPED and container.init.stdio is not None:
-                container.init.stdio.notice(f"kata: container {container.id} was ended: {reason}\n")
-            self._end(container.init, KILLED)
+        self._exits.end_all(reason)
 
     def oom(self, container_id: str) -> None:
         """The guest's kernel killed a process of this container for its memory limit."""
-        if container_id in self._containers:
-            self._publish(events_pb2.TaskOOM(container_id=container_id))
+        if self._containers.find(container_id) is not None:
+            self._events.out_of_memory(container_id)
 
     async def kill(self, container_id: str, exec_id: str, number: int, *, everyone: bool) -> None:
         """Send a signal to a process, or to all of a container.
@@ -253,115 +170,54 @@ class Tasks:
         A guest that does not even take SIGKILL is ended with everything in it.
 
         Raises:
-            NotFoundError: no such process, or it has ended: containerd reads that as done.
+            NotFoundError: no such process, or it has exited: containerd reads that as done.
         """
         process = self.process(container_id, exec_id)
         if process.state in (State.STOPPED, State.DELETED) and not everyone:
-            raise NotFoundError(f"cannot signal {process.what}: it has already ended")
+            raise NotFoundError(f"cannot signal {process.what}: it has exited already")
         if exec_id and process.state is State.CREATED:
             raise StateError(f"cannot signal {process.what}: it has not been started")
         if not self._sandbox.running:
-            raise NotFoundError(f"cannot signal {process.what}: its sandbox has ended: {self._sandbox.ended}")
-        target = "" if everyone and not exec_id else process.guest_id
-        request = agent_pb2.SignalProcessRequest(container_id=container_id, exec_id=target, signal=number)
+            raise NotFoundError(f"cannot signal {process.what}: {self._sandbox.description}")
         try:
-            await self._sandbox.agent.signal_process(request, timeout=KILL_BUDGET)
+            guest = self._sandbox.guest
+            await guest.signal_process(process, number, everyone=everyone and not exec_id)
         except RpcError as error:
             if number != SIGKILL or error.code is not Code.DEADLINE_EXCEEDED:
                 raise
-            await self._sandbox.fail(f"the guest's agent did not take SIGKILL for {process.what}")
-
-    async def delete(self, container_id: str, exec_id: str) -> Process:
-        """Delete a stopped process; deleting the last container of a sandbox ends its machine.
-
-        Raises:
-            StateError: it is running.
-        """
-        process = self.process(container_id, exec_id)
-        async with process.turn:
-            waiting = process.state is State.CREATED and not exec_id
-            if waiting:
-                # Created, never started: its process waits in the guest, and goes with its container.
-                self._end(process, KILLED)
-            process.check(Event.DELETE)
-            if process.stdio is not None:
-                if not waiting:
-                    await process.stdio.finish()
-                process.stdio.close()
-            if exec_id:
-                self.container(container_id).execs.pop(exec_id, None)
-            else:
-                await self._delete_container(self.container(container_id))
-            process.apply(Event.DELETE)
-        return process
-
-    async def _delete_container(self, container: Container) -> None:
-        with anyio.CancelScope(shield=True):
-            if self._sandbox.running:
-                request = agent_pb2.RemoveContainerRequest(container_id=container.id)
-                try:
-                    await self._sandbox.agent.remove_container(request)
-                except (RpcError, SandboxError) as error:
-                    _log.warning("the guest could not remove container %s: %s", container.id, error)
-            if container.id == self._sandbox.identity.id:
-                # containerd takes the shim for dead after this, whatever else is in the pod.
-                self.end_all(f"its pod ended: the sandbox's container {container.id} was deleted")
-                await self._sandbox.stop()
-            elif len(self._containers) == 1 and not self._creating and not self._sandbox.lasting:
-                await self._sandbox.stop()
-            await self._creation.take_away(container)
-            self._containers.pop(container.id, None)
-        status = container.init.exit.status if container.init.exit else KILLED
-        at = container.init.exit.at if container.init.exit else 0
-        self._publish(
-            events_pb2.TaskDelete(
-                container_id=container.id,
-                pid=self._sandbox.vmm_pid,
-                exit_status=status,
-                exited_at=timestamp(at),
-            )
-        )
-
-    # -- while running -------------------------------------------------------------------------------------
+            await self._sandbox.fail(f"the guest's agent did not deliver SIGKILL to {process.what} in time")
 
     async def pause(self, container_id: str) -> None:
         """Freeze the processes of a container."""
-        process = self.process(container_id, "")
+        await finish(self._pause(self.process(container_id, "")))
+
+    async def _pause(self, process: Process) -> None:
         async with process.turn:
             process.check(Event.PAUSE)
-            await self._sandbox.agent.pause_container(
-                agent_pb2.PauseContainerRequest(container_id=container_id)
-            )
+            await self._sandbox.guest.pause_container(process.container_id)
             process.apply(Event.PAUSE)
-            self._publish(events_pb2.TaskPaused(container_id=container_id))
+            self._events.paused(process.container_id)
 
     async def resume(self, container_id: str) -> None:
         """Let the processes of a paused container run again."""
-        process = self.process(container_id, "")
+        await finish(self._resume(self.process(container_id, "")))
+
+    async def _resume(self, process: Process) -> None:
         async with process.turn:
             process.check(Event.RESUME)
-            await self._sandbox.agent.resume_container(
-                agent_pb2.ResumeContainerRequest(container_id=container_id)
-            )
+            await self._sandbox.guest.resume_container(process.container_id)
             process.apply(Event.RESUME)
-            self._publish(events_pb2.TaskResumed(container_id=container_id))
+            self._events.resumed(process.container_id)
 
     async def resize(self, container_id: str, exec_id: str, columns: int, rows: int) -> None:
         """Set the size of a process's terminal; before its start the size is kept for it."""
         process = self.process(container_id, exec_id)
         if not process.paths.terminal:
-            raise StateError(f"cannot resize the terminal of {process.what}: it has none")
+            raise StateError(f"cannot resize the terminal of {process.what}: it was created without one")
         if process.state is State.CREATED:
             process.pending_size = (columns, rows)
         elif process.state is State.RUNNING:
-            await self._resize(process, columns, rows)
-
-    async def _resize(self, process: Process, columns: int, rows: int) -> None:
-        await self._sandbox.agent.tty_win_resize(
-            agent_pb2.TtyWinResizeRequest(
-                container_id=process.container_id, exec_id=process.guest_id, row=rows, column=columns
-            ),
-        )
+            await self._sandbox.guest.resize_terminal(process, columns, rows)
 
     def close_stdin(self, container_id: str, exec_id: str) -> None:
         """End a process's standard input, after what is already in its FIFO."""
@@ -375,12 +231,22 @@ class Tasks:
         try:
             encoded = oci.resources_to_proto(resources)
         except oci.SpecError as error:
-            raise InvalidRequestError(f"update of container {container_id}: {error}") from None
-        request = agent_pb2.UpdateContainerRequest(container_id=container_id, resources=encoded)
-        await self._sandbox.agent.update_container(request)
+            raise InvalidRequestError(f"cannot update container {container_id}: {error}") from None
+        await self._sandbox.guest.update_container(container_id, encoded)
 
     async def stats(self, container_id: str) -> agent_pb2.StatsContainerResponse:
         """Resource usage of a container as the guest counts it."""
         self.container(container_id)
-        request = agent_pb2.StatsContainerRequest(container_id=container_id)
-        return await self._sandbox.agent.stats_container(request)
+        return await self._sandbox.guest.container_stats(container_id)
+
+    # -- deleting ------------------------------------------------------------------------------------------
+
+    async def delete(self, container_id: str, exec_id: str) -> Process:
+        """Delete a stopped process; deleting the last container of a sandbox ends its machine.
+
+        Raises:
+            StateError: it is running.
+        """
+        process = self.process(container_id, exec_id)
+        await finish(self._deletion.delete(process))
+        return process

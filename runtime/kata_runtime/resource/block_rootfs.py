@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 import anyio
 
 from kata_agent.protos import agent_pb2
+from kata_hypervisor.concurrency import finish
 from kata_hypervisor.contract import Disk
-from kata_hypervisor.host import ExitStatus
+from kata_hypervisor.host import Child, ExitStatus
 from kata_runtime.container import guest_spec
 from kata_runtime.container.process import Container
 from kata_runtime.errors import SandboxError, UnsupportedError
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 GUEST_DIRECTORY = "/run/kata-containers/rootfs"
 DISK_FILESYSTEMS = ("ext4", "xfs", "btrfs")
 DISK_ID = "rootfs"
-MOST_WORDS = 8192
-"""Bytes that are kept of what the maker of images says"""
+OUTPUT_TAIL = 8192
+"""Bytes that are kept of what the maker of images writes."""
 
 
 class BlockRootfs:
@@ -41,7 +42,7 @@ class BlockRootfs:
         self._plugged = 0
 
     async def make(self, container: Container, mounts: tuple[RootfsMount, ...], device: str) -> Disk:
-        """Make a disk for the machine's start, and tell the container's `storages` how the guest mounts it.
+        """Make a disk for the machine's start; the container's `storages` get how the guest mounts it.
 
         device: the disk's node in the guest, "/dev/vdb".
 
@@ -57,7 +58,7 @@ class BlockRootfs:
         return await self._make(container, mounts, DISK_ID, device)
 
     async def make_later(self, container: Container, mounts: tuple[RootfsMount, ...]) -> Disk:
-        """Make a disk to be plugged in, whose node the guest is told then. Raises as `make` does.
+        """Make a disk to be plugged in; `locate` puts in its node then. Raises as `make` does.
 
         UnsupportedError too for a block device of the host: this process cannot look at it any more, and who
         owns this process would name another one.
@@ -65,8 +66,9 @@ class BlockRootfs:
         _refuse_volumes(container)
         if len(mounts) == 1 and mounts[0].type in DISK_FILESYSTEMS:
             raise UnsupportedError(
-                f"container {container.id}: its root file system is the block device {mounts[0].source}, "
-                "which cannot be plugged into a running sandbox: use the overlayfs snapshotter, or virtio-fs"
+                f"cannot create container {container.id}: its root file system is the block device "
+                f"{mounts[0].source}, which cannot be plugged into a running sandbox; "
+                "use the overlayfs snapshotter, or configure a hypervisor with virtio-fs"
             )
         self._plugged += 1
         return await self._make(container, mounts, f"{DISK_ID}_{self._plugged}", "")
@@ -82,11 +84,11 @@ class BlockRootfs:
         """Mount the files, make the image where they are seen, and unmount them."""
         await self._shares.share(container, mounts)
         try:
-            root = os.path.join(container.home, "rootfs")
-            words, status = await run_maker(self._broker, root)
+            root = container.rootfs
+            output, status = await run_maker(self._broker, root)
         finally:
             await self._shares.unshare(container)
-        last = words.strip().rpartition("\n")[2]
+        last = output.strip().rpartition("\n")[2]
         path, _, mode = last.rpartition(" ")
         if status.code != 0 or not path:
             raise SandboxError("rootfs", last or f"cannot make an image of {root}: {status}")
@@ -94,25 +96,28 @@ class BlockRootfs:
 
 
 async def run_maker(broker: Broker, root: str) -> tuple[str, ExitStatus]:
-    """Let the broker make an image of what is mounted; return the last of what was said, and how it ended."""
+    """Let the broker make an image of what is mounted; return the tail of its output, and how it exited."""
     child, descriptor = await broker.make_image(root)
     written = b""
     try:
         while piece := await _read(descriptor):
-            written = (written + piece)[-MOST_WORDS:]
+            written = (written + piece)[-OUTPUT_TAIL:]
         return written.decode("utf-8", "replace"), await child.wait()
     finally:
         os.close(descriptor)
-        with anyio.CancelScope(shield=True):
-            await child.kill()
-            await child.wait()
+        await finish(_end(child))
+
+
+async def _end(child: Child) -> None:
+    await child.kill()
+    await child.wait()
 
 
 async def _read(descriptor: int) -> bytes:
     """The next piece of what is written into a pipe; nothing at its end."""
     while True:
         try:
-            return os.read(descriptor, MOST_WORDS)
+            return os.read(descriptor, OUTPUT_TAIL)
         except BlockingIOError:
             await anyio.wait_readable(descriptor)
 
@@ -121,8 +126,9 @@ def _refuse_volumes(container: Container) -> None:
     volumes = guest_spec.volumes_of(container.spec)
     if volumes:
         raise UnsupportedError(
-            f"container {container.id}: this hypervisor shares no files of the host, so there can be no "
-            f"mount on {volumes[0].destination}: remove it, or use a hypervisor with virtio-fs"
+            f"cannot create container {container.id}: the hypervisor shares no files of the host, "
+            f"so there can be no mount on {volumes[0].destination}; "
+            "remove it, or configure a hypervisor with virtio-fs"
         )
 
 

@@ -72,7 +72,9 @@ class Shares:
             await self._broker.bind(directory, target, readonly=False)
         except RequestFailedError as error:
             raise _explain(
-                error, f"container {container.id}: its root file system {container.root} is not a directory"
+                error,
+                f"cannot create container {container.id}: "
+                f"its root file system {container.root} is not a directory",
             ) from None
 
     async def _share_volume(self, container: Container, volume: guest_spec.Volume) -> str:
@@ -80,7 +82,7 @@ class Shares:
         target = os.path.join(container.home, name)
         source, readonly, recursive = volume.source, volume.readonly, volume.recursive
         absent = (
-            f"container {container.id}: "
+            f"cannot create container {container.id}: "
             f"the source {source!r} of the mount on {volume.destination} does not exist"
         )
         if not os.path.isabs(source):

@@ -50,25 +50,25 @@ class Arguments:
 
 
 def parse(argv: list[str]) -> Arguments:
-    """Parse the words after the program's name.
+    """Parse the arguments after the program's name.
 
     Raises:
         UsageError: a flag that does not exist, a flag without its value, or an unknown action.
     """
     values: dict[str, str] = {}
     switches: set[str] = set()
-    words = iter(argv)
-    for word in words:
-        if not word.startswith("-"):
-            return Arguments(values, switches, _action(word, list(words)))
-        name, has_value, value = word.lstrip("-").partition("=")
+    arguments = iter(argv)
+    for argument in arguments:
+        if not argument.startswith("-"):
+            return Arguments(values, switches, _action(argument, list(arguments)))
+        name, has_value, value = argument.lstrip("-").partition("=")
         if name in _SWITCHES:
             if value not in ("false", "0"):
                 switches.add(name)
         elif name not in _STRINGS:
-            raise UsageError(f"unknown flag {word!r}")
+            raise UsageError(f"unknown flag {argument!r}")
         else:
-            given = value if has_value else next(words, None)
+            given = value if has_value else next(arguments, None)
             if given is None:
                 raise UsageError(f"flag -{name} needs a value")
             values[name] = given
@@ -79,5 +79,5 @@ def _action(word: str, rest: list[str]) -> str:
     if word not in ACTIONS:
         raise UsageError(f"unknown action {word!r}: use {', '.join(ACTIONS)}")
     if rest:
-        raise UsageError(f"unexpected words after {word!r}: {' '.join(rest)}")
+        raise UsageError(f"unexpected arguments after {word!r}: {' '.join(rest)}")
     return word

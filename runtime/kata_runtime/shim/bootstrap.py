@@ -3,7 +3,7 @@
     containerd       standard input of `start`         answer
     1.6, 1.7         nothing, or Any(runtime options)  the plain address: task API version 2
     2.0 to 2.2       the same                          the same; JSON with version 3 where KATA_SHIM_API=3,
-                                                       for nothing tells these from 1.7, which refuses it
+                                                       for they look like 1.7, which refuses it
     2.3 and later    BootstrapParams                   BootstrapResult: task API version 3
 
 Source: containerd, pkg/shim/util.go (Command) and core/runtime/v2/shim.go (parseStartResponse).
@@ -17,7 +17,7 @@ API_VARIABLE = "KATA_SHIM_API"
 
 
 class Call:
-    """What containerd said on standard input.
+    """What containerd wrote to standard input.
 
     dialect: "plain", "json" or "protobuf". socket_root: directory for the shim's socket, or None for the
     default. ttrpc_address: where events go, or None. config_path: the operator's configuration file, or None.

@@ -33,12 +33,15 @@ class DebugService:
 
     async def provoke(self, request: Empty) -> Empty:
         """Make a call that the policy does not allow."""
-        configuration = self._sandbox.configuration
-        if configuration is None or not configuration.runtime.enable_debug:
-            raise UnsupportedError("provoking the filter takes enable_debug = true in [runtime]")
-        if not self._sandbox.seal.in_force:
-            raise UnsupportedError(f"there is no filter to provoke: {self._sandbox.seal.description}")
-        if configuration.runtime.shim_seccomp == "log":
+        booted = self._sandbox.booted
+        runtime = booted.configuration.runtime
+        if not runtime.enable_debug:
+            raise UnsupportedError(
+                "cannot provoke the filter: enable_debug is not set; set enable_debug = true in [runtime]"
+            )
+        if not booted.seal.in_force:
+            raise UnsupportedError(f"cannot provoke the filter: {booted.seal.description}")
+        if runtime.shim_seccomp == "log":
             os.uname()
             return Empty()
         try:

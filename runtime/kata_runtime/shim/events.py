@@ -18,6 +18,7 @@ from google.protobuf.message import Message
 
 from kata_agent.ttrpc.client import Client
 from kata_agent.ttrpc.status import Code, RpcError
+from kata_hypervisor.concurrency import finish
 from kata_runtime.containerd_api import events_pb2, forward_pb2, types_pb2
 from kata_runtime.pod.timestamps import timestamp
 
@@ -92,8 +93,7 @@ class EventPublisher:
                 await self._drain()
         finally:
             if self._client is not None:
-                with anyio.CancelScope(shield=True):
-                    await self._client.aclose()
+                await finish(self._client.aclose())
 
     async def _drain(self) -> None:
         delay = RETRY[0]

@@ -137,7 +137,7 @@ def _delete(parsed: arguments.Arguments) -> int:
 def sandbox_of_bundle(bundle: str) -> str | None:
     """The id of the pod's sandbox when this bundle is a further container of a pod, else None.
 
-    A bundle that cannot be read is a sandbox of its own: Create says what is wrong with it.
+    A bundle that cannot be read is a sandbox of its own: Create reports what is wrong with it.
     """
     text = _read_file(os.path.join(bundle, "config.json"))
     if not any(key in text for key in _TYPE_KEYS):

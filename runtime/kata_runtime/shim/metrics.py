@@ -1,4 +1,4 @@
-"""Container metrics: from the agent's words to containerd's.
+"""Container metrics: from the agent's messages to containerd's.
 
 The cgroup v1 shape is used, as upstream does: every containerd understands it, whatever the host's cgroups.
 Source: containerd/cgroups, cgroup1/stats/metrics.proto.

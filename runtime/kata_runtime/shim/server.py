@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import anyio
 
 from kata_agent.ttrpc.server import Server
+from kata_hypervisor.concurrency import finish, race
 from kata_runtime.broker.client import Broker
-from kata_runtime.concurrency import race
 from kata_runtime.pod.sandbox import Sandbox
 from kata_runtime.pod.tasks import Tasks
 from kata_runtime.shim.codes import to_rpc_error
@@ -43,23 +43,28 @@ async def serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> 
         publisher = EventPublisher(connect, setup.identity.namespace)
         tasks.start_soon(publisher.run)
 
-        def on_end(reason: str) -> None:
-            manager.end_all(reason)
-            sandboxes.ended()
+        sandbox = Sandbox(
+            setup.identity,
+            broker,
+            tasks,
+            on_end=lambda reason: manager.end_all(reason),
+            on_oom=lambda container_id: manager.oom(container_id),
+        )
+        manager = Tasks(sandbox, broker, tasks, publisher.publish)
 
-        sandbox = Sandbox(setup.identity, broker, tasks, on_end=on_end, on_oom=lambda name: manager.oom(name))
-        manager = Tasks(sandbox, tasks, publisher.publish)
-
-        async def shut_down() -> None:
-            """Undo everything before the answer: containerd runs `shim delete` right after it."""
+        async def undo_everything() -> None:
+            """Before the answer to Shutdown: containerd runs `shim delete` right after it."""
             await publisher.flush(FLUSH_BUDGET)
-            await sandbox.stop()
+            await sandbox.stop("the shim was shut down")
             # What a lost broker has left is for `shim delete`, which containerd runs next: we are sealed.
             for line in await broker.close():
                 _log.error("left behind: %s", line)
             done.set()
 
-        sandboxes = SandboxService(sandbox, manager, shut_down, setup.config_path)
+        async def shut_down() -> None:
+            await finish(undo_everything())
+
+        sandboxes = SandboxService(sandbox, manager, broker, shut_down, setup.config_path)
         service = TaskService(manager, sandbox, shut_down, setup.config_path)
         handlers = {**service.handlers(), **sandboxes.handlers(), **DebugService(sandbox).handlers()}
         server = Server(handlers, on_error=to_rpc_error)

@@ -22,10 +22,10 @@ from kata_runtime.pod.tasks import Tasks
 from kata_runtime.pod.timestamps import timestamp
 from kata_runtime.resource.shares import RootfsMount
 from kata_runtime.shim import metrics
-from kata_runtime.stdio.pumps import StdioPaths
+from kata_runtime.stdio.files import StdioPaths
 from kata_runtime.version import VERSION
 
-Ended = TypeVar("Ended", task_pb2.DeleteResponse, task_pb2.WaitResponse)
+WithExit = TypeVar("WithExit", task_pb2.DeleteResponse, task_pb2.WaitResponse)
 
 _STATUS = {
     State.CREATED: task_types_pb2.CREATED,
@@ -82,7 +82,9 @@ class TaskService:
     async def create(self, request: task_pb2.CreateTaskRequest) -> task_pb2.CreateTaskResponse:
         """Create a container; the first one boots the sandbox."""
         if request.checkpoint:
-            raise UnsupportedError("restoring a container from a checkpoint is not supported")
+            raise UnsupportedError(
+                f"cannot create container {request.id} from a checkpoint: this runtime has none"
+            )
         paths = StdioPaths(request.stdin, request.stdout, request.stderr, request.terminal)
         mounts = tuple(
             RootfsMount(mount.type, mount.source, tuple(mount.options)) for mount in request.rootfs
@@ -122,7 +124,7 @@ class TaskService:
         return _with_exit(task_pb2.DeleteResponse(pid=pid), process)
 
     async def wait(self, request: task_pb2.WaitRequest) -> task_pb2.WaitResponse:
-        """Answer when a container or an exec has ended."""
+        """Answer when a container or an exec has exited."""
         process = self._tasks.process(request.id, request.exec_id)
         await process.wait()
         return _with_exit(task_pb2.WaitResponse(), process)
@@ -156,7 +158,9 @@ class TaskService:
 
     async def checkpoint(self, request: task_pb2.CheckpointTaskRequest) -> Empty:
         """Not supported: a container's state is part of its guest's."""
-        raise UnsupportedError("checkpointing a container inside a virtual machine is not supported")
+        raise UnsupportedError(
+            f"cannot checkpoint container {request.id}: its state is part of its virtual machine's"
+        )
 
     async def resize_pty(self, request: task_pb2.ResizePtyRequest) -> Empty:
         """Set the size of a terminal."""
@@ -189,8 +193,8 @@ class TaskService:
     async def shutdown(self, request: task_pb2.ShutdownRequest) -> Empty:
         """End the shim, unless containers are left (and `now` is not asked for)."""
         if request.now:
-            self._tasks.end_all("the shim was told to shut down at once")
-        elif not self._tasks.empty or self._sandbox.lasting:
+            self._tasks.end_all("containerd shut the shim down")
+        elif not self._tasks.empty or self._sandbox.outlives_containers:
             return Empty()
         await self._shutdown()
         return Empty()
@@ -202,7 +206,7 @@ def config_path_of(options: Any) -> str | None:
     options: Any(runtimeoptions.v1.Options), or of another type, which is then not for us.
 
     Raises:
-        InvalidRequestError: it says that it is runtime options, and is not.
+        InvalidRequestError: it is typed as runtime options, and is not.
     """
     if "runtimeoptions" not in options.type_url:
         return None
@@ -210,7 +214,7 @@ def config_path_of(options: Any) -> str | None:
         parsed = runtimeoptions_pb2.Options.FromString(options.value)
     except DecodeError:
         raise InvalidRequestError(
-            "the runtime options cannot be decoded: check ConfigPath in containerd's configuration"
+            "cannot decode the runtime options: check ConfigPath in containerd's configuration"
         ) from None
     return parsed.config_path or None
 
@@ -222,7 +226,7 @@ def _json(raw: bytes, what: str) -> object:
         raise InvalidRequestError(f"{what} is not JSON: {error}") from None
 
 
-def _with_exit(response: Ended, process: Process) -> Ended:
+def _with_exit(response: WithExit, process: Process) -> WithExit:
     if process.exit is None:
         response.exit_status = KILLED
     else:

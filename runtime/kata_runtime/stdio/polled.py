@@ -13,8 +13,10 @@ import anyio
 import anyio.abc
 
 from kata_agent.protos import agent_pb2
-from kata_runtime.concurrency import race
-from kata_runtime.stdio.pumps import Stdio, StdioFiles, has_input
+from kata_hypervisor.concurrency import race
+from kata_runtime.stdio.files import StdioFiles
+from kata_runtime.stdio.moving import has_input
+from kata_runtime.stdio.pumps import Stdio
 
 if TYPE_CHECKING:
     from kata_agent.client import AgentClient
@@ -30,7 +32,7 @@ class PolledStdio(Stdio):
     def __init__(
         self, files: StdioFiles, agent: AgentClient, container_id: str, exec_id: str, *, terminal: bool
     ) -> None:
-        super().__init__(files)
+        super().__init__(files, {})
         self._terminal = terminal
         self._agent = agent
         self._container_id = container_id

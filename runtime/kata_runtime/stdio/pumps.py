@@ -1,126 +1,70 @@
 """A process's standard streams: between containerd's FIFOs on the host and the guest.
 
 With our agent each stream is a socket to the guest and the kernel moves the bytes (splice); Python only
-learns that there are some. With another agent the bytes travel in ReadStdout, ReadStderr and WriteStdin.
+learns that there are some. With another agent the bytes travel in ReadStdout, ReadStderr and WriteStdin, see
+`polled`. A unikernel's are pipes.
 """
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
-import os
 import socket
-import struct
-import termios
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from typing import Protocol
 
 import anyio
 import anyio.abc
 
 from kata_agent.constants import NO_STREAM
 from kata_agent.ttrpc.status import RpcError
-from kata_runtime.concurrency import race
-from kata_runtime.errors import UnsupportedError
+from kata_hypervisor.concurrency import race
+from kata_runtime.stdio.files import STREAMS, StdioFiles
+from kata_runtime.stdio.moving import has_input, move
 
 _log = logging.getLogger(__name__)
 
-CHUNK = 1 << 20
-# After the process has ended and nobody reads its output, it is kept for so long (seconds), or until Delete.
+# After the process has exited and nobody reads its output, it is kept for so long (seconds), or until Delete.
 STALL_BUDGET = 5.0
-# How long the end of a process is held back for a client that reads nothing of its output (seconds).
+# How long the exit of a process is held back for a client that reads nothing of its output (seconds).
 DELIVERY_BUDGET = 0.5
 
-OpenFifo = Callable[[str, str], Awaitable[int]]
 Pump = Callable[[], Awaitable[None]]
+Connect = Callable[[], Awaitable[tuple[socket.socket, int]]]
 
 
-@dataclass(frozen=True, slots=True)
-class StdioPaths:
-    """What containerd gave for each stream: a path of a FIFO, file:///path for a log, or nothing."""
+class Stream(Protocol):
+    """Our end of a stream to the guest: a descriptor that does not block."""
 
-    stdin: str = ""
-    stdout: str = ""
-    stderr: str = ""
-    terminal: bool = False
-
-
-class StdioFiles:
-    """The host's end of the streams, opened; -1 where there is none. All but those in `logs` are FIFOs."""
-
-    def __init__(self, stdin: int = -1, stdout: int = -1, stderr: int = -1) -> None:
-        self.stdin = stdin
-        self.stdout = stdout
-        self.stderr = stderr
-        self.logs: set[int] = set()
-
-    @classmethod
-    async def open(
-        cls, paths: StdioPaths, open_fifo: OpenFifo, open_log: Callable[[str], Awaitable[int]]
-    ) -> StdioFiles:
-        """Open what containerd gave; on an error nothing stays open.
-
-        Output is opened for reading as well, so that a client which detaches does not end the stream and one
-        that attaches again finds what it missed. So is the input of a terminal, which has no end of file.
-        """
-        files = cls()
-
-        async def output(path: str) -> int:
-            scheme, separator, rest = path.partition("://")
-            if not separator:
-                return await open_fifo(path, "rw")
-            if scheme == "file":
-                files.logs.add(fd := await open_log(rest))
-                return fd
-            raise UnsupportedError(
-                f"cannot log to {path!r}: use a FIFO or file:///path (binary loggers are not supported)"
-            )
-
-        try:
-            if paths.stdin:
-                files.stdin = await open_fifo(paths.stdin, "rw" if paths.terminal else "r")
-            if paths.stdout:
-                files.stdout = await output(paths.stdout)
-            if paths.stderr and not paths.terminal:
-                files.stderr = await output(paths.stderr)
-        except BaseException:
-            files.close()
-            raise
-        return files
+    def fileno(self) -> int:
+        """The descriptor; -1 once it is closed."""
 
     def close(self) -> None:
-        """Close all; idempotent."""
-        for name in ("stdin", "stdout", "stderr"):
-            self.close_one(name)
+        """Close it; idempotent."""
 
-    def close_one(self, name: str) -> None:
-        """Close one of "stdin", "stdout", "stderr"; idempotent."""
-        fd = getattr(self, name)
-        setattr(self, name, -1)
-        if fd >= 0:
-            os.close(fd)
 
-    def unread(self, fd: int) -> int:
-        """How many bytes are in a FIFO; 0 for a log."""
-        return 0 if fd in self.logs else queued(fd)
+async def connect(files: StdioFiles, connect_one: Connect) -> tuple[dict[str, Stream], dict[str, int]]:
+    """Open a stream to the guest for each file; on an error none stays open.
 
-    def write_notice(self, text: str) -> None:
-        """Put a last line of the runtime's own behind the process's output, if there is room for it."""
-        fd = self.stderr if self.stderr >= 0 else self.stdout
-        if fd >= 0:
-            try:
-                os.write(fd, text.encode())
-            except OSError as error:
-                _log.debug("no room for a notice on the container's output: %s", error)
+    Returns the streams by name, and the number by which the guest knows each, NO_STREAM where there is none.
+    """
+    streams: dict[str, Stream] = {}
+    numbers = dict.fromkeys(STREAMS, NO_STREAM)
+    try:
+        for name in files.names:
+            streams[name], numbers[name] = await connect_one()
+    except BaseException:
+        for stream in streams.values():
+            stream.close()
+        raise
+    return streams, numbers
 
 
 class Stdio:
-    """Pumps the streams of one process until they end."""
+    """Pumps the streams of one process until they end. streams: to the guest, by the name in STREAMS."""
 
-    def __init__(self, files: StdioFiles) -> None:
+    def __init__(self, files: StdioFiles, streams: Mapping[str, Stream]) -> None:
         self._files = files
-        self._sockets: dict[str, socket.socket] = {}
+        self._streams = dict(streams)
         self._stdin_closing = anyio.Event()
         self._pumps: dict[str, anyio.CancelScope] = {}
         # The outputs that have not been moved to their end.
@@ -129,18 +73,10 @@ class Stdio:
         self._finishing = anyio.Event()
         self._progress = 0
 
-    async def connect(self, connect: Callable[[], Awaitable[tuple[socket.socket, int]]]) -> dict[str, int]:
-        """Open a stream to the guest for each file; returns the number of each, for the agent's request."""
-        ports = dict.fromkeys(("stdin", "stdout", "stderr"), NO_STREAM)
-        for name in ports:
-            if getattr(self._files, name) >= 0:
-                self._sockets[name], ports[name] = await connect()
-        return ports
-
     def start(self, tasks: anyio.abc.TaskGroup) -> None:
         """Start pumping the connected streams in the background."""
         pumps = {"stdin": self._pump_input, "stdout": self._pump_stdout, "stderr": self._pump_stderr}
-        self._begin(tasks, {name: pumps[name] for name in self._sockets})
+        self._begin(tasks, {name: pumps[name] for name in self._streams})
 
     def _begin(self, tasks: anyio.abc.TaskGroup, pumps: Mapping[str, Pump]) -> None:
         self._pumps = {name: anyio.CancelScope() for name in pumps}
@@ -152,7 +88,7 @@ class Stdio:
     async def _run(self, name: str, pump: Pump) -> None:
         """Run a pump, let a late reader take what is in the FIFO, then close what bytes were moved between.
 
-        An output stays open until the process has ended: whatever ends it may still have a notice to write.
+        An output stays open until the process has exited: whatever ends it may still have a notice to write.
         Nobody else closes that: a descriptor closed under a task that waits for it comes back as another's.
         """
         try:
@@ -183,7 +119,7 @@ class Stdio:
         self._stdin_closing.set()
 
     async def deliver(self) -> None:
-        """After the process's end, before anybody hears of it: wait until its client has read its output.
+        """After the process's exit, before it is reported: wait until its client has read its output.
 
         containerd's clients close their end of the FIFOs as soon as they know the status, whatever is in them
         (task.Delete in its Go client). One that reads nothing, or is not there, is waited for no longer than
@@ -219,13 +155,13 @@ class Stdio:
         """End the pumps and close every descriptor; idempotent."""
         for scope in self._pumps.values():
             scope.cancel()
-        for name in {"stdin", "stdout", "stderr"} - self._pumps.keys():
+        for name in set(STREAMS) - self._pumps.keys():
             self._close_one(name)
         self.drained.set()
 
     def _close_one(self, name: str) -> None:
-        if (sock := self._sockets.pop(name, None)) is not None:
-            sock.close()
+        if (stream := self._streams.pop(name, None)) is not None:
+            stream.close()
         self._files.close_one(name)
 
     def notice(self, text: str) -> None:
@@ -247,64 +183,19 @@ class Stdio:
         await self._pump_output("stderr", self._files.stderr)
 
     async def _pump_output(self, name: str, fifo: int) -> None:
-        while moved := await _move(self._sockets[name].fileno(), fifo):
+        while moved := await move(self._streams[name].fileno(), fifo):
             self._progress += moved
 
     async def _pump_input(self) -> None:
-        sock, fifo = self._sockets["stdin"], self._files.stdin
+        stream, fifo = self._streams["stdin"], self._files.stdin
         while await self._wait_input(fifo):
-            if await _move(fifo, sock.fileno()) == 0:
+            if await move(fifo, stream.fileno()) == 0:
                 break
-        sock.shutdown(socket.SHUT_WR)
+        if isinstance(stream, socket.socket):  # a pipe is only closed
+            stream.shutdown(socket.SHUT_WR)
 
     async def _wait_input(self, fifo: int) -> bool:
         """Wait for input; False once CloseIO was asked for and nothing is left."""
         if not self._stdin_closing.is_set():
             await race(lambda: anyio.wait_readable(fifo), self._stdin_closing.wait)
         return not self._stdin_closing.is_set() or has_input(fifo)
-
-
-async def _move(source: int, target: int) -> int:
-    """Move what is there, at least a byte, from one descriptor to the other; 0 at the end of the source."""
-    while True:
-        try:
-            return os.splice(source, target, CHUNK, flags=os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK)
-        except BlockingIOError:
-            await _wait_ready(source, target)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            return await _copy(source, target)
-
-
-async def _wait_ready(source: int, target: int) -> None:
-    await anyio.wait_readable(source)
-    await anyio.wait_writable(target)
-
-
-async def _copy(source: int, target: int) -> int:
-    """As `_move`, through this process: for a target such as a log file opened for appending."""
-    while True:
-        try:
-            data = os.read(source, 1 << 16)
-            break
-        except BlockingIOError:
-            await anyio.wait_readable(source)
-    view = memoryview(data)
-    while view:
-        try:
-            view = view[os.write(target, view) :]
-        except BlockingIOError:
-            await anyio.wait_writable(target)
-    return len(data)
-
-
-def queued(fifo: int) -> int:
-    """How many bytes are in a FIFO."""
-    (count,) = struct.unpack("i", fcntl.ioctl(fifo, termios.FIONREAD, bytes(4)))
-    return int(count)
-
-
-def has_input(fifo: int) -> bool:
-    """Whether there is something in a FIFO. At its end there is nothing, and nothing will come."""
-    return queued(fifo) > 0

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kata_agent.transport import GuestUnreachableError
 from kata_hypervisor.contract import Disk, Hypervisor
 from kata_runtime.errors import SandboxError
 from kata_runtime.identity import SandboxIdentity
@@ -37,7 +36,7 @@ def make(configuration: Configuration, directory: Path) -> str:
     os.close(writer)
     try:
         with os.fdopen(reader, encoding="utf-8", errors="replace") as file:
-            words = file.read().strip()
+            message = file.read().strip()
     except KeyboardInterrupt:
         os.kill(pid, signal.SIGKILL)  # its broker undoes what it did
         raise
@@ -45,11 +44,11 @@ def make(configuration: Configuration, directory: Path) -> str:
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     from kata_runtime.broker.log_sink import take_fatal_message
 
-    words = take_fatal_message(os.fspath(directory)) or words
-    return "" if status == 0 else words or f"the process that makes it ended with status {status}"
+    message = take_fatal_message(os.fspath(directory)) or message
+    return "" if status == 0 else message or f"the process that makes it exited with status {status}"
 
 
-def _live(configuration: Configuration, directory: Path, words: int) -> None:
+def _live(configuration: Configuration, directory: Path, messages: int) -> None:
     """Be the process that makes it; never returns."""
     status = FAILED
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # which asyncio could not restore, once it is sealed
@@ -65,7 +64,7 @@ def _live(configuration: Configuration, directory: Path, words: int) -> None:
         anyio.run(_make, configuration, directory, identity, channel, broker)
         status = 0
     except Exception as error:
-        os.write(words, (str(error) or type(error).__name__).encode())
+        os.write(messages, (str(error) or type(error).__name__).encode())
     finally:
         os._exit(status)
 
@@ -91,11 +90,11 @@ async def _make(
         await machine.prepare(replace(spec, template=None, saved_to=directory))
         await sealing.seal(configuration, machine, broker, inherited)
         await machine.run()
-        await _reach(configuration, machine)
+        await _wait_for_agent(configuration, machine)
         await machine.pause()
         await machine.snapshot(directory)
     except Exception as error:
-        await machine.stop()  # and meanwhile the broker tells what it has refused
+        await machine.stop()  # meanwhile the broker reports what it has refused
         if broker.fault:
             raise SandboxError("host", broker.fault) from error
         raise
@@ -113,20 +112,13 @@ def places_of(configuration: Configuration) -> tuple[Disk, ...]:
     return (Disk(DISK_ID, Path(os.devnull), read_only=True),)
 
 
-async def _reach(configuration: Configuration, machine: Hypervisor) -> None:
-    """Wait for the agent, and let go of it: what is connected would not survive being saved."""
-    from kata_agent.client import AgentClient
+async def _wait_for_agent(configuration: Configuration, machine: Hypervisor) -> None:
+    """Wait until the agent answers, and hang up: what is connected would not survive being saved."""
     from kata_agent.protos import health_pb2
+    from kata_runtime.pod.agent_connection import connect_agent
 
-    agent = configuration.agent
+    client = await connect_agent(configuration, machine)
     try:
-        client = await AgentClient.connect(
-            machine.transport,
-            interval=agent.dial_timeout_ms / 1e3,
-            deadline=agent.reconnect_timeout_ms / 1e3,
-            timeout=float(agent.create_container_timeout),
-        )
-    except GuestUnreachableError as error:
-        raise SandboxError("agent", f"{error}\nguest console:\n{machine.console_tail.strip()}") from None
-    await client.check(health_pb2.CheckRequest())
-    await client.aclose()
+        await client.check(health_pb2.CheckRequest())
+    finally:
+        await client.aclose()

@@ -40,7 +40,9 @@ class TemplateStore:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StateError(f"the template in {self.path} is being changed already: wait for that") from None
+            raise StateError(
+                f"cannot change the template in {self.path}: another process is changing it; wait for that"
+            ) from None
         else:
             yield
         finally:
@@ -92,7 +94,9 @@ def remove(directory: Path) -> None:
     for name in names:
         path = directory / name
         if not stat.S_ISREG(path.lstat().st_mode):
-            raise OSError(f"{path} is no file of a template: remove it by hand")
+            raise OSError(
+                f"cannot remove {path}: a template has regular files only, and it is none; remove it by hand"
+            )
         path.unlink()
     directory.rmdir()
 

@@ -1,1 +1,1 @@
-"""Unikernels: what an image says of one, and the guest that it is."""
+"""Unikernels: how an image describes one, and the guest that it is."""

@@ -1,4 +1,4 @@
-"""What an image says of the unikernel in it: the container's annotations, or urunc.json in its root.
+"""How an image describes the unikernel in it: the container's annotations, or urunc.json in its root.
 
 The keys are urunc's, their values base64 of text. Source: urunc, pkg/unikontainers/config.go.
 """
@@ -64,7 +64,7 @@ class Unikernel:
         if name not in able:
             tables = " or ".join(f"[hypervisor.{one}]" for one in able)
             raise UnsupportedError(
-                f'the {self.origin} {PREFIX}hypervisor says "{self.hypervisor}", which {tables} runs: '
+                f'the {self.origin} {PREFIX}hypervisor asks for "{self.hypervisor}", which {tables} runs; '
                 f"the configuration in force has [hypervisor.{name}]"
             )
 
@@ -84,26 +84,26 @@ def _rumprun(unikernel: Unikernel, arguments: Sequence[str], environment: Sequen
 
 def _unikraft(unikernel: Unikernel, arguments: Sequence[str], environment: Sequence[str]) -> str:
     """Its own name, parameters of its libraries, and its arguments behind two hyphens."""
-    words = list(arguments[:1])
+    parts = list(arguments[:1])
     if environment:
-        words.append(f"env.vars=[ {' '.join(environment)} ]")
+        parts.append(f"env.vars=[ {' '.join(environment)} ]")
     if unikernel.initrd:
         current = not unikernel.version or _numbers(unikernel.version) >= FSTAB_SINCE
-        words.append('vfs.fstab=[ "initrd0:/:extract:::" ]' if current else "vfs.rootfs=initrd")
-    return " ".join([*words, "--", *arguments[1:]])
+        parts.append('vfs.fstab=[ "initrd0:/:extract:::" ]' if current else "vfs.rootfs=initrd")
+    return " ".join([*parts, "--", *arguments[1:]])
 
 
 def _linux(unikernel: Unikernel, arguments: Sequence[str], environment: Sequence[str]) -> str:
     """A Linux kernel whose init is the first argument; one with spaces in it stands in single quotes."""
-    words = ["panic=-1", "console=ttyS0"]
+    parameters = ["panic=-1", "console=ttyS0"]
     if unikernel.block:
-        words += ["root=/dev/vda", "rw"]
+        parameters += ["root=/dev/vda", "rw"]
     elif unikernel.initrd:
-        words += ["root=/dev/ram0", "rw"]
-    words += [_in_double_quotes(variable) for variable in environment]
+        parameters += ["root=/dev/ram0", "rw"]
+    parameters += [_in_double_quotes(variable) for variable in environment]
     init = "init" if unikernel.block or not unikernel.initrd else "rdinit"
-    line = [f"'{word}'" if " " in word else word for word in arguments]
-    return " ".join([*words, f"{init}={line[0]}", "--", *line[1:]])
+    quoted = [f"'{argument}'" if " " in argument else argument for argument in arguments]
+    return " ".join([*parameters, f"{init}={quoted[0]}", "--", *quoted[1:]])
 
 
 def _in_double_quotes(variable: str) -> str:
@@ -153,7 +153,7 @@ def _read(encoded: Mapping[str, str], origin: str) -> Unikernel:
     for key in ("binary", "hypervisor"):
         if not known.get(key):
             raise InvalidRequestError(
-                f"the {origin} {PREFIX}{key} is missing: it is needed to run a unikernel"
+                f"the {origin} {PREFIX}{key} is missing: a unikernel cannot run without it"
             )
     unikernel = Unikernel(
         origin,
@@ -169,7 +169,7 @@ def _read(encoded: Mapping[str, str], origin: str) -> Unikernel:
     _check_choice(unikernel.kind, COMMAND_LINES, origin, "unikernelType")
     if unikernel.initrd and unikernel.hypervisor in SOLO5:
         raise UnsupportedError(
-            f"the {origin} {PREFIX}initrd asks for an initrd, which solo5's unikernels have not"
+            f"the {origin} {PREFIX}initrd names an initrd, which Solo5 unikernels do not support: remove it"
         )
     return unikernel
 
@@ -189,4 +189,6 @@ def _decode(value: str, origin: str, key: str) -> str:
 def _check_choice(value: str, choices: Mapping[str, object], origin: str, key: str) -> None:
     if value not in choices:
         supported = ", ".join(choice for choice in choices if choice)
-        raise UnsupportedError(f"the {origin} {PREFIX}{key} says {value[:100]!r}; supported: {supported}")
+        raise UnsupportedError(
+            f"the {origin} {PREFIX}{key} is {value[:100]!r}: it must be one of {supported}"
+        )

@@ -1,13 +1,37 @@
-"""What structured concurrency leaves to us: a race, and a pair whose error is not a group of one."""
+"""What structured concurrency leaves to us: a race, a gathering, and work that is finished in any case."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 import anyio
 
 T = TypeVar("T")
+
+
+async def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Run work to its end in a task of its own, whatever happens to the caller; return what it returns.
+
+    A caller that is cancelled waits all the same; the cancellation is raised once the work has ended, and
+    what the work raised is its cause. `anyio.CancelScope(shield=True)` alone does not do that: it holds
+    against scopes of anyio, and not against `asyncio.Task.cancel` and `asyncio.timeout`, by which a ttrpc
+    server cancels the requests of a closed connection or of a caller whose deadline has passed.
+
+    The work must be bounded: nobody can cancel it.
+    """
+    task = asyncio.get_running_loop().create_task(work)
+    cancellation: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):  # or a cancelled scope would interrupt the wait again and again
+        while not task.done():
+            try:
+                await asyncio.wait({task})
+            except asyncio.CancelledError as error:
+                cancellation = error
+    if cancellation is None:
+        return task.result()
+    raise cancellation from (None if task.cancelled() else task.exception())
 
 
 async def race(*functions: Callable[[], Awaitable[T]]) -> T:

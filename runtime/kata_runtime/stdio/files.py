@@ -1,0 +1,100 @@
+"""The host's end of a process's standard streams: FIFOs or logs that containerd named."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from kata_runtime.errors import UnsupportedError
+from kata_runtime.stdio.moving import queued
+
+_log = logging.getLogger(__name__)
+
+STREAMS = ("stdin", "stdout", "stderr")
+
+OpenFifo = Callable[[str, str], Awaitable[int]]
+OpenLog = Callable[[str], Awaitable[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class StdioPaths:
+    """What containerd gave for each stream: a path of a FIFO, file:///path for a log, or nothing."""
+
+    stdin: str = ""
+    stdout: str = ""
+    stderr: str = ""
+    terminal: bool = False
+
+
+class StdioFiles:
+    """The host's end of the streams, opened; -1 where there is none. All but those in `logs` are FIFOs."""
+
+    def __init__(self, stdin: int = -1, stdout: int = -1, stderr: int = -1) -> None:
+        self.stdin = stdin
+        self.stdout = stdout
+        self.stderr = stderr
+        self.logs: set[int] = set()
+
+    @classmethod
+    async def open(cls, paths: StdioPaths, open_fifo: OpenFifo, open_log: OpenLog) -> StdioFiles:
+        """Open what containerd gave; on an error nothing stays open.
+
+        Output is opened for reading as well, so that a client which detaches does not end the stream and one
+        that attaches again finds what it missed. So is the input of a terminal, which has no end of file.
+        """
+        files = cls()
+
+        async def output(path: str) -> int:
+            scheme, separator, rest = path.partition("://")
+            if not separator:
+                return await open_fifo(path, "rw")
+            if scheme == "file":
+                files.logs.add(fd := await open_log(rest))
+                return fd
+            raise UnsupportedError(
+                f"cannot log to {path!r}: use a FIFO or file:///path (binary loggers are not supported)"
+            )
+
+        try:
+            if paths.stdin:
+                files.stdin = await open_fifo(paths.stdin, "rw" if paths.terminal else "r")
+            if paths.stdout:
+                files.stdout = await output(paths.stdout)
+            if paths.stderr and not paths.terminal:
+                files.stderr = await output(paths.stderr)
+        except BaseException:
+            files.close()
+            raise
+        return files
+
+    @property
+    def names(self) -> list[str]:
+        """Which of STREAMS there are."""
+        return [name for name in STREAMS if getattr(self, name) >= 0]
+
+    def close(self) -> None:
+        """Close all; idempotent."""
+        for name in STREAMS:
+            self.close_one(name)
+
+    def close_one(self, name: str) -> None:
+        """Close one of STREAMS; idempotent."""
+        fd = getattr(self, name)
+        setattr(self, name, -1)
+        if fd >= 0:
+            os.close(fd)
+
+    def unread(self, fd: int) -> int:
+        """How many bytes are in a FIFO; 0 for a log."""
+        return 0 if fd in self.logs else queued(fd)
+
+    def write_notice(self, text: str) -> None:
+        """Put a last line of the runtime's own behind the process's output, if there is room for it."""
+        fd = self.stderr if self.stderr >= 0 else self.stdout
+        if fd >= 0:
+            try:
+                os.write(fd, text.encode())
+            except OSError as error:
+                _log.debug("no room for a notice on the container's output: %s", error)
