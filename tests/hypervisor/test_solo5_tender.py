@@ -125,7 +125,7 @@ async def test_an_unknown_version(rig: Rig) -> None:
 
 
 async def test_an_old_one_behind_a_script_cannot_be_filtered(rig: Rig) -> None:
-    with pytest.raises(HostUnfitError, match="is no program but something that starts one"):
+    with pytest.raises(HostUnfitError, match=r"is not an ELF file: .* set path to the program itself"):
         await rig.monitor(version="v0.10.1").prepare(rig.spec)
 
 
@@ -150,7 +150,7 @@ async def test_an_old_one_runs_without_a_filter_where_that_is_asked_for(
 @pytest.mark.parametrize(("honored", "unconfined"), [(False, True), (True, False)])
 async def test_nobody_loses_a_filter_by_accident(rig: Rig, honored: bool, unconfined: bool) -> None:
     monitor = rig.monitor(version="v0.10.1", honor_unconfined=honored)
-    with pytest.raises(HostUnfitError, match="cannot be told what the program's C library does"):
+    with pytest.raises(HostUnfitError, match=r"is not an ELF file: .* set path to the program itself"):
         await monitor.prepare(replace(rig.spec, unconfined=unconfined))
 
 

@@ -9,7 +9,7 @@ from kata_hypervisor.seccomp import actions, syscalls
 from kata_hypervisor.seccomp.child_filter import ChildFilter
 from kata_hypervisor.seccomp.compiler import compile_rules
 from kata_hypervisor.seccomp.policy import load_policy
-from kata_hypervisor.solo5.libc import libc_of
+from kata_hypervisor.solo5.c_library import libc_of
 
 POLICY = "solo5-hvt"
 

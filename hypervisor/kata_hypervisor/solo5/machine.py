@@ -16,13 +16,13 @@ from kata_hypervisor.kvm import abi as kvm
 from kata_hypervisor.kvm.device import DEVICE, open_kvm, patient_ioctl
 from kata_hypervisor.solo5 import abi, start
 from kata_hypervisor.solo5.devices import Block, Console, Device, Net, Waiter
-from kata_hypervisor.solo5.elf import HVT, HVT_VERSION, Unikernel, check_target
 from kata_hypervisor.solo5.exits import handle
 from kata_hypervisor.solo5.hypercalls import End, Guest
 from kata_hypervisor.solo5.manifest import BlockProperties, attached_manifest, check_devices
 from kata_hypervisor.solo5.memory import Memory
 from kata_hypervisor.solo5.processor import KICK, Processor
 from kata_hypervisor.solo5.supply import Supply, check_room
+from kata_hypervisor.solo5.unikernel_file import HVT, HVT_VERSION, Unikernel, check_target
 
 RUNNER = "the in-process monitor"
 

@@ -12,8 +12,8 @@ import struct
 from kata_hypervisor.errors import HostUnfitError, UnikernelError
 from kata_hypervisor.kvm import abi as kvm
 from kata_hypervisor.solo5 import abi
-from kata_hypervisor.solo5.elf import Unikernel
 from kata_hypervisor.solo5.memory import Memory
+from kata_hypervisor.solo5.unikernel_file import Unikernel
 
 PRESENT, WRITABLE, LARGE = 1 << 0, 1 << 1, 1 << 7
 PE, ET, NE, WP, PG = 1 << 0, 1 << 4, 1 << 5, 1 << 16, 1 << 31

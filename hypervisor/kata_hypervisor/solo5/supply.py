@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from kata_hypervisor.contract import UnikernelSpec
 from kata_hypervisor.errors import UnikernelError
 from kata_hypervisor.solo5 import abi
-from kata_hypervisor.solo5.elf import Unikernel, read_unikernel
 from kata_hypervisor.solo5.manifest import (
     BlockProperties,
     Device,
@@ -18,6 +17,7 @@ from kata_hypervisor.solo5.manifest import (
     Properties,
     check_devices,
 )
+from kata_hypervisor.solo5.unikernel_file import Unikernel, read_unikernel
 
 BLOCK_SIZE = 512
 

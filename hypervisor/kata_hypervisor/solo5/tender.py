@@ -44,8 +44,8 @@ from kata_hypervisor.host import Child, ExitStatus, Host
 from kata_hypervisor.lifecycle import VmLifecycle
 from kata_hypervisor.output_tail import Follower, follow
 from kata_hypervisor.seccomp.confinement import find_breach, inherited_filters
-from kata_hypervisor.solo5.elf import HVT, HVT_VERSION, SPT, SPT_VERSION, check_target
 from kata_hypervisor.solo5.supply import Supply, check_room, read_file, supply_of
+from kata_hypervisor.solo5.unikernel_file import HVT, HVT_VERSION, SPT, SPT_VERSION, check_target
 
 STDOUT, STDERR, GATE, FILE, BLOCK = 1, 2, 3, 4, 5
 
