@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from kata_hypervisor import libc
 from kata_hypervisor.errors import SealError
 from kata_hypervisor.seccomp import actions, syscalls
 from kata_hypervisor.seccomp import filter as kernel
@@ -49,11 +50,6 @@ _GETPID_OF_I386 = bytes.fromhex("b814000000 cd80 c3")  # mov eax, 20; int 0x80; 
 # The kernel answers these before it asks any filter (Linux 6.11 and later): they do nothing but end a process
 # that calls them elsewhere than from the kernel's own probes.
 _EXEMPT = ("uretprobe", "uprobe")
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_syscall = _libc.syscall
-_syscall.argtypes = [ctypes.c_long] + [ctypes.c_uint64] * 6
-_syscall.restype = ctypes.c_long
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +225,7 @@ def _make(codes: Sequence[bytes], probes: Sequence[Probe], first: int, board: mm
         return
     for index in range(first, len(probes)):
         _RECORD.pack_into(board, index * _RECORD.size, _MADE, 0, 0)
-        result = _syscall(probes[index].number, *probes[index].arguments)
-        number = ctypes.get_errno() if result == -1 else 0
+        result, number = libc.call(probes[index].number, probes[index].arguments)
         _RECORD.pack_into(board, index * _RECORD.size, _RETURNED, result, number)
 
 
