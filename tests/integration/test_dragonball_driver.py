@@ -188,7 +188,7 @@ async def test_a_virtiofsd_that_is_killed_ends_the_machine(rig: Rig) -> None:
         end = await machine.wait()
     await machine.stop()
     assert end.process == "virtiofsd"
-    assert end.reason.startswith("virtiofsd ended: killed by SIGKILL")
+    assert end.reason.startswith("virtiofsd exited: killed by SIGKILL")
 
 
 async def test_what_does_not_start_says_why(rig: Rig) -> None:

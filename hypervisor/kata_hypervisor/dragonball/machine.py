@@ -20,9 +20,10 @@ from kata_hypervisor.dragonball.serial import SerialPort
 from kata_hypervisor.dragonball.slots import D, Slot, States
 from kata_hypervisor.dragonball.virtio.device import Device, DeviceContext
 from kata_hypervisor.dragonball.virtio.mmio import USED_BUFFERS, Register, Registers
-from kata_hypervisor.dragonball.vm import DEVICE, VirtualMachine
+from kata_hypervisor.dragonball.vm import VirtualMachine
 from kata_hypervisor.errors import LaunchError, SnapshotError
 from kata_hypervisor.kvm import abi
+from kata_hypervisor.kvm.device import DEVICE
 
 MOST_VCPUS = 32
 

@@ -5,7 +5,7 @@ unikernel_file   its file: the notes that say what it is for, and what is loaded
 abi              the calls that it makes, and the words it is started with (target hvt, version 2)
 memory           its memory, with every address checked
 start            page tables, boot information, and the registers that it starts with
-supply           the devices that there are, under the names that it declares
+attachment       the devices that it gets, under the names that it declares
 devices          what its block and network calls reach, and what its polls wait for
 exits            why the processor left the guest, and what is done about it
 hypercalls       from a call's number to what is done

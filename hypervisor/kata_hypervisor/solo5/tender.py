@@ -44,7 +44,7 @@ from kata_hypervisor.host import Child, ExitStatus, Host
 from kata_hypervisor.lifecycle import VmLifecycle
 from kata_hypervisor.output_tail import Follower, follow
 from kata_hypervisor.seccomp.confinement import find_breach, inherited_filters
-from kata_hypervisor.solo5.supply import Supply, check_room, read_file, supply_of
+from kata_hypervisor.solo5.attachment import AttachedDevice, attach_devices, check_room, read_file
 from kata_hypervisor.solo5.unikernel_file import HVT, HVT_VERSION, SPT, SPT_VERSION, check_target
 
 STDOUT, STDERR, GATE, FILE, BLOCK = 1, 2, 3, 4, 5
@@ -60,7 +60,7 @@ PROOF_BUDGET = 5.0
 MOMENT = 0.1
 
 
-def command_line(tender: str, spec: UnikernelSpec, devices: Mapping[str, Supply]) -> list[str]:
+def command_line(tender: str, spec: UnikernelSpec, devices: Mapping[str, AttachedDevice]) -> list[str]:
     """The tender's words."""
     words = [tender, f"--mem={spec.memory_mib}"]
     words += [f"--block:{name}={BLOCK_DEVICE}" for name in devices]
@@ -97,7 +97,7 @@ class Tender(VmLifecycle, UnikernelVmm):
         unikernel = read_file(spec)
         try:
             check_target(unikernel, *self.target, self.name)
-            devices = supply_of(unikernel.devices, spec)
+            devices = attach_devices(unikernel.devices, spec)
             check_room(unikernel, spec.memory_mib << 20)
         except UnikernelError as error:
             raise UnikernelError(f"cannot run the unikernel {spec.name}: {error}") from error
@@ -140,7 +140,7 @@ class Tender(VmLifecycle, UnikernelVmm):
             )
         return int(found[1]), int(found[2])
 
-    async def _spawn(self, spec: UnikernelSpec, devices: Mapping[str, Supply]) -> None:
+    async def _spawn(self, spec: UnikernelSpec, devices: Mapping[str, AttachedDevice]) -> None:
         words = command_line(self._path, spec, devices)
         seccomp = None
         if self._ours_filters:
@@ -154,7 +154,7 @@ class Tender(VmLifecycle, UnikernelVmm):
             self._ours.push_async_callback(self._stderr.aclose)
             os.set_blocking(spec.output, True)  # a tender takes "try again" for a fault
             fds = {STDOUT: spec.output, STDERR: writer, GATE: gate, FILE: spec.file}
-            fds.update((BLOCK, supply.descriptor) for supply in devices.values())
+            fds.update((BLOCK, device.descriptor) for device in devices.values())
             self._child = await self._host.spawn(self.name, words, fds=fds, gate=GATE, seccomp=seccomp)
         finally:
             os.close(gate)
