@@ -110,11 +110,12 @@ class InProcessVmm(VmLifecycle, Generic[Outcome]):
         assert self._own is not None
         threads = await self._host.confinement(self._own)
         stacked = [thread for thread in threads if thread.tid in vcpus.thread_ids]
-        breach = find_breach(threads, True, self._inherited)
+        named = {"process": "the runtime's process", "required_by": "disable_seccomp = false"}
+        breach = find_breach(threads, True, self._inherited, **named)
         if stacked or vcpus.outcome is None:
-            breach = breach or find_breach(stacked, True, self._inherited + 1)
+            breach = breach or find_breach(stacked, True, self._inherited + 1, **named)
         if breach is not None:
-            raise ConfinementError(f"the runtime's process, which is the VMM, is not confined: {breach}")
+            raise ConfinementError(breach)
 
     async def pause(self) -> None:
         """See the contract."""

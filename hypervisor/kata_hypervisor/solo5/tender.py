@@ -179,17 +179,18 @@ class Tender(VmLifecycle, UnikernelVmm):
         """Have the kernel's word that our filter is on what waits at the gate, and forbids something."""
         assert self._child is not None
         if (breach := await self._breach()) is not None:
-            raise ConfinementError(f"{self.name} is not confined as it must be: {breach}")
+            raise ConfinementError(breach)
         try:
-            bites = await self._host.filters_effective(self._child, self._child.pid, self._inherited)
+            effective = await self._host.filters_effective(self._child, self._child.pid, self._inherited)
         except SealError as error:
             self._warnings += (f"the filter of {self.name} is in force, and could not be read back: {error}",)
         except ProcessLookupError:
             return  # its end says why
         else:
-            if not bites:
+            if not effective:
                 raise ConfinementError(
-                    f"{self.name} is not confined as it must be: its filter forbids nothing"
+                    f"the seccomp filter of {self.name} allows each system call that was tried; "
+                    f"[hypervisor.{self.name}] requires one that refuses them"
                 )
 
     async def _verify_soon(self) -> None:
@@ -197,7 +198,7 @@ class Tender(VmLifecycle, UnikernelVmm):
         deadline = anyio.current_time() + PROOF_BUDGET
         while (breach := await self._breach()) is not None:
             if anyio.current_time() > deadline:
-                raise ConfinementError(f"{self.name} is not confined as it must be: {breach}")
+                raise ConfinementError(breach)
             await anyio.sleep(0.005)
 
     async def _breach(self) -> str | None:
@@ -206,16 +207,17 @@ class Tender(VmLifecycle, UnikernelVmm):
             return None
         try:
             threads = await self._host.confinement(self._child)
-            return find_breach(threads, self._confined, self._inherited)
+            table = f"[hypervisor.{self.name}]"
+            return find_breach(threads, self._confined, self._inherited, process=self.name, required_by=table)
         except ProcessLookupError:
             return None
 
     async def verify_confinement(self) -> None:
         """See the contract."""
         if not self._running or self._child is None:
-            raise HypervisorError("there is no confinement to prove: the unikernel is not running")
+            raise HypervisorError("cannot verify the confinement of the unikernel: it is not running")
         if (breach := await self._breach()) is not None:
-            raise ConfinementError(f"{self.name} is not confined as it must be: {breach}")
+            raise ConfinementError(breach)
 
     async def _stop(self) -> None:
         self._close_gate()
