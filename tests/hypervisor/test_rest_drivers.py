@@ -157,7 +157,8 @@ async def test_cloud_hypervisors_main_thread_does_not_leave_its_process(make: Ma
     message = await refused(make("clh", f"escape:{deed}"))
     call = {"fork": "(clone|fork|vfork)"}.get(deed, deed)
     assert re.match(
-        rf"seccomp: cloud-hypervisor called {call} \(\d+\) when it had loaded, which policy fence", message
+        rf"seccomp: cloud-hypervisor called {call} \(\d+\) when it had loaded, which policy wrapper filter",
+        message,
     )
     assert "disable_seccomp = true runs it without any filter" in message
 

@@ -83,7 +83,7 @@ every_libc = pytest.mark.parametrize("rig", COMPILERS, indirect=True)
 @every_libc
 async def test_it_runs(rig: Rig) -> None:
     end = await rig.run("echo words")
-    assert (end.status, end.reason) == (ExitStatus(code=0), "solo5-hvt ended: exit status 0")
+    assert (end.status, end.reason) == (ExitStatus(code=0), "solo5-hvt exited: exit status 0")
     assert rig.printed() == b"echo words"
 
 
@@ -107,8 +107,8 @@ async def test_what_waits_at_the_gate_holds_nothing_else(rig: Rig) -> None:
     await monitor.stop()
 
 
-async def test_a_filter_without_teeth_is_refused(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(effectiveness, "bite", lambda tid, beyond: False)
+async def test_a_filter_that_refuses_nothing_is_no_filter(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(effectiveness, "are_effective", lambda tid, beyond: False)
     monitor = rig.monitor()
     with pytest.raises(ConfinementError, match="allows each system call that was tried"):
         await monitor.prepare(rig.spec)

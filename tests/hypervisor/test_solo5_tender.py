@@ -100,9 +100,9 @@ async def test_a_block_device_is_given_by_its_descriptor(rig: Rig) -> None:
         os.close(one)
 
 
-async def test_its_end_is_told_with_its_last_words(rig: Rig) -> None:
+async def test_its_exit_is_reported_with_its_last_line(rig: Rig) -> None:
     end = await rig.run("echo it broke >&2; exit 3")
-    assert (end.reason, end.status) == ("solo5-hvt ended: exit status 3: it broke", ExitStatus(code=3))
+    assert (end.reason, end.status) == ("solo5-hvt exited: exit status 3: it broke", ExitStatus(code=3))
     assert end.diagnostics == {"solo5-hvt stderr": "it broke"}
 
 
@@ -120,7 +120,7 @@ async def test_one_without_a_filter_is_ended(rig: Rig, monkeypatch: pytest.Monke
 
 
 async def test_an_unknown_version(rig: Rig) -> None:
-    with pytest.raises(HostUnfitError, match="--version does not tell a version of solo5-hvt"):
+    with pytest.raises(HostUnfitError, match="--version does not print a version of solo5-hvt"):
         await rig.monitor(version="unknown").prepare(rig.spec)
 
 

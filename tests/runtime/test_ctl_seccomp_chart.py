@@ -9,7 +9,7 @@ import pytest
 
 from kata_hypervisor.seccomp.policy import load_policy
 from kata_runtime.ctl.seccomp_chart import FONT_SIZE, SMALL_FONT_SIZE, bars, cells
-from kata_runtime.ctl.seccomp_policy import Standing, measure, standings
+from kata_runtime.ctl.seccomp_policy import ScoreRow, measure, score_rows
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -63,15 +63,15 @@ def assert_whole(picture: ElementTree.Element) -> None:
 
 
 @pytest.fixture(scope="module")
-def rows() -> list[Standing]:
-    return standings(measure(load_policy()))
+def rows() -> list[ScoreRow]:
+    return score_rows(measure(load_policy()))
 
 
-def test_the_labels_of_the_bars_are_whole(rows: list[Standing]) -> None:
+def test_the_labels_of_the_bars_are_whole(rows: list[ScoreRow]) -> None:
     assert_whole(ElementTree.fromstring(bars(rows)))
 
 
-def test_a_label_ends_before_its_bar_begins(rows: list[Standing]) -> None:
+def test_a_label_ends_before_its_bar_begins(rows: list[ScoreRow]) -> None:
     picture = ElementTree.fromstring(bars(rows))
     begin = min(float(part.get("x", "")) for part in picture.iter(f"{SVG}rect"))
     names = [part for part in picture.iter(f"{SVG}text") if part.get("class", "").startswith("name")]
@@ -82,7 +82,7 @@ def test_a_label_ends_before_its_bar_begins(rows: list[Standing]) -> None:
 def test_a_long_name_has_room() -> None:
     assert_whole(
         ElementTree.fromstring(
-            bars([Standing(3 * "this runtime's shim, ", "process", 400, 1, 0, 1.5, ours=True)])
+            bars([ScoreRow(3 * "this runtime's shim, ", "process", 400, 1, 0, 1.5, ours=True)])
         )
     )
 

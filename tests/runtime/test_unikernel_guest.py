@@ -278,8 +278,8 @@ async def test_a_monitor_that_complained_is_quoted(broker: Broker, monitor: Moni
     stream, _ = await guest.connect(1)
     diagnostics = {"solo5-hvt stderr": "no KVM"}
     status = ExitStatus(code=1)
-    monitor.end(status, "solo5-hvt ended: exit status 1: no KVM", diagnostics)
+    monitor.end(status, "solo5-hvt exited: exit status 1: no KVM", diagnostics)
     assert (await AgentClient(guest).wait_process(WAIT)).status == 1
-    assert os.read(stream.fileno(), 100) == b"kata: solo5-hvt ended: exit status 1: no KVM\n"
+    assert os.read(stream.fileno(), 100) == b"kata: solo5-hvt exited: exit status 1: no KVM\n"
     stream.close()
     await guest.aclose()

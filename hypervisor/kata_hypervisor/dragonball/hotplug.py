@@ -85,7 +85,7 @@ class Hotplug:
             await self._until(lambda: slot.registers.settled, what)
         else:
             self._machine.states.show(slot.number)
-            # Told again and again: a kernel that is still booting does not hear it.
+            # Announced again and again: a kernel that is still booting misses it.
             await self._until(lambda: slot.driven, what, self._machine.states.announce)
 
     async def _unplug(self, slot: Slot[D], what: str) -> None:

@@ -27,8 +27,8 @@ class Processors(VcpuThreads[str, memoryview]):
         """KVM's descriptors of the processors, by number; while they are held, their state may be read."""
         return tuple(one.descriptor for one in self._all)
 
-    def tell_clocks(self) -> None:
-        """Let the guest's clock know that it was stopped, so that its watchdogs do not bark."""
+    def mark_clocks_stopped(self) -> None:
+        """Let the guest's clock know that it was stopped, so that its watchdogs do not fire."""
         for one in self._all:
             with contextlib.suppress(OSError):  # a guest that does not use this clock
                 fcntl.ioctl(one.descriptor, abi.KVM_KVMCLOCK_CTRL)
@@ -37,7 +37,7 @@ class Processors(VcpuThreads[str, memoryview]):
         return what
 
     def _before_resuming(self) -> None:
-        self.tell_clocks()
+        self.mark_clocks_stopped()
 
     def _settle(self, vcpu: Vcpu[memoryview]) -> None:
         """Let KVM complete the access whose exit was handled last: it does so when it is entered again."""

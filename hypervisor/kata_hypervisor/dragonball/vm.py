@@ -68,14 +68,14 @@ class VirtualMachine:
         fcntl.ioctl(self.descriptor, abi.KVM_IRQFD, abi.KvmIrqfd(fd=line, gsi=pin))
         return line
 
-    def notify(self, address: int, value: int, event: int) -> None:
+    def count_writes(self, address: int, value: int, event: int) -> None:
         """Let the guest's 32-bit writes of a value to an address count up an eventfd, without an exit."""
         request = abi.KvmIoeventfd(
             datamatch=value, addr=address, len=4, fd=event, flags=abi.KVM_IOEVENTFD_FLAG_DATAMATCH
         )
         fcntl.ioctl(self.descriptor, abi.KVM_IOEVENTFD, request)
 
-    def notice(self, address: int) -> memoryview:
+    def map_readable(self, address: int) -> memoryview:
         """Make a page that the guest reads at an address without an exit, until `close`; its writes exit."""
         place = map_anonymous(layout.PAGE)
         self._ours.callback(unmap, place, layout.PAGE)

@@ -64,7 +64,7 @@ def inherited_filters(proc: str = "/proc") -> int:
     """Count the filters in force on the caller's own main thread: a child starts with as many.
 
     A runtime that itself runs confined (in a container, under systemd's SystemCallFilter) hands its filters
-    down, and a VMM in filter mode then proves nothing. Read it before the caller seals itself.
+    down, and that a VMM is in filter mode then shows nothing. Read it before the caller seals itself.
     """
     return _read_status(f"{proc}/self/status", os.getpid()).filters
 

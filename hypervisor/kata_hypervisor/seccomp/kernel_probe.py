@@ -1,4 +1,4 @@
-"""The oracle of a filter: the kernel, asked call by call whether it does what the policy says.
+"""The kernel, probed call by call: whether a filter does what its policy says.
 
 A probe is one system call with its arguments. A forked child puts the program itself on, with an errno that
 no call returns in the place of the answer that ends a process, and makes each probe. What is let through is
@@ -56,7 +56,7 @@ _EXEMPT = ("uretprobe", "uprobe")
 class Probe:
     """One call to be made. rule: the number of the rule that it tries, 0 for none.
 
-    what: the case in words. expected: REFUSED, KILLED, PASSES, or "errno NAME".
+    what: the case, for people. expected: REFUSED, KILLED, PASSES, or "errno NAME".
     """
 
     rule: int
@@ -130,9 +130,9 @@ def _missing(condition: Condition, right: int) -> Iterator[int]:
 
 
 def try_programs(programs: Sequence[tuple[bytes, int]], probes: Sequence[Probe]) -> list[str]:
-    """Make each probe under these programs, stacked in this order; what the kernel did, in words.
+    """Make each probe under these programs, stacked in this order; what the kernel did.
 
-    programs: the code of each and its default action. The words are REFUSED; KILLED, which is SIGSYS; "errno
+    programs: the code of each and its default action. Results: REFUSED; KILLED, which is SIGSYS; "errno
     NAME", which may be the filter's or the call's own; or how the call ended otherwise.
 
     Raises:

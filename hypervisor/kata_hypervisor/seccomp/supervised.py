@@ -148,7 +148,7 @@ class SupervisedCommand:
         previous = {number: signal.signal(number, self._interrupt) for number in _PASSED_ON}
         previous_fd = signal.set_wakeup_fd(wake)
         try:
-            self._watch(answer, awake)
+            self._serve(answer, awake)
         finally:
             signal.set_wakeup_fd(previous_fd)
             for number, handler in previous.items():
@@ -157,12 +157,12 @@ class SupervisedCommand:
             os.close(wake)
         status = self.wait()
         if status == _EXEC_FAILED and select.select([self._failure], [], [], 0)[0]:
-            words = os.read(self._failure, 4096).decode(errors="replace")
-            if words:
-                raise LaunchError(f"cannot run {self._command[0]}: {words}")
+            message = os.read(self._failure, 4096).decode(errors="replace")
+            if message:
+                raise LaunchError(f"cannot run {self._command[0]}: {message}")
         return status
 
-    def _watch(self, answer: Answer, awake: int) -> None:
+    def _serve(self, answer: Answer, awake: int) -> None:
         poll = select.poll()
         for fd in (self.listener, self._process, awake):
             poll.register(fd, select.POLLIN)

@@ -2,7 +2,7 @@
 
 manifest         the devices that a unikernel declares
 unikernel_file   its file: the notes that say what it is for, and what is loaded where
-abi              the calls that it makes, and the words it is started with (target hvt, version 2)
+abi              the calls that it makes, and what it is started with (target hvt, version 2)
 memory           its memory, with every address checked
 start            page tables, boot information, and the registers that it starts with
 attachment       the devices that it gets, under the names that it declares

@@ -36,7 +36,7 @@ def build(tender: str, file: str, blocks: Sequence[str]) -> ChildFilter:
 
     Raises:
         PolicyError, SealError: there is no policy for this machine, or libseccomp is missing.
-        HostUnfitError: it cannot be told which C library the tender has.
+        HostUnfitError: it cannot be determined which C library the tender has.
     """
     libc, policy = libc_of(tender), load_policy(program=POLICY)
     running = running_features(libc, block=bool(blocks))

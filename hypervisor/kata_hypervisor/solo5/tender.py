@@ -1,12 +1,12 @@
 """Solo5's own tenders, solo5-hvt and solo5-spt: one process each, which filters itself, or is filtered by us.
 
 prepare: file -> version of the tender -> a process that waits at a gate to become the tender.
-run:     the gate opens; the tender loads the unikernel, puts on its filter and runs it; then the proof.
+run:     the gate opens; the tender loads the unikernel, puts on its filter and runs it; then it is verified.
 end:     the process's end.
 
-A tender cannot be started without running its guest, and puts its filter on right before that: so the
-kernel's word about it is read right after, not before. A solo5-hvt before 0.11 has no filter of its own: what
-waits at the gate is under ours, and is proven there. Source: Solo5's tenders/hvt/hvt_main.c and
+A tender cannot be started without running its guest, and puts its filter on right before that: so what the
+kernel reports of it is read right after, not before. A solo5-hvt before 0.11 has no filter of its own: what
+waits at the gate is under ours, and is verified there. Source: Solo5's tenders/hvt/hvt_main.c and
 tenders/spt/spt_main.c.
 """
 
@@ -61,10 +61,10 @@ MOMENT = 0.1
 
 
 def command_line(tender: str, spec: UnikernelSpec, devices: Mapping[str, AttachedDevice]) -> list[str]:
-    """The tender's words."""
-    words = [tender, f"--mem={spec.memory_mib}"]
-    words += [f"--block:{name}={BLOCK_DEVICE}" for name in devices]
-    return [*words, "--", UNIKERNEL, *([spec.command_line] if spec.command_line else [])]
+    """The tender's argv."""
+    argv = [tender, f"--mem={spec.memory_mib}"]
+    argv += [f"--block:{name}={BLOCK_DEVICE}" for name in devices]
+    return [*argv, "--", UNIKERNEL, *([spec.command_line] if spec.command_line else [])]
 
 
 class Tender(VmLifecycle, UnikernelVmm):
@@ -117,7 +117,7 @@ class Tender(VmLifecycle, UnikernelVmm):
     async def _probe(self) -> tuple[int, int]:
         """Ask the tender for its version."""
         reader, writer = os.pipe2(os.O_CLOEXEC)
-        said = await follow(os.fdopen(reader, "rb", buffering=0))
+        output = await follow(os.fdopen(reader, "rb", buffering=0))
         try:
             try:
                 child = await self._host.spawn(self.name, [self._path, "--version"], fds={STDERR: writer})
@@ -125,23 +125,23 @@ class Tender(VmLifecycle, UnikernelVmm):
                 os.close(writer)
             with anyio.move_on_after(PROBE_BUDGET) as patience:
                 await child.wait()
-                await said.ended.wait()
+                await output.ended.wait()
             await child.kill()
             end = await child.wait()
-            text = said.tail.text
+            text = output.tail.text
         finally:
-            await said.aclose()
+            await output.aclose()
         found = VERSION.search(text)
         if found is None:
             how = f"in {PROBE_BUDGET:g} s" if patience.cancelled_caught else f"({end})"
             raise HostUnfitError(
-                f"{self._path} --version does not tell a version of {self.name} {how}: {text[:200]!r}; "
+                f"{self._path} --version does not print a version of {self.name} {how}: {text[:200]!r}; "
                 f"correct path in [hypervisor.{self.name}]"
             )
         return int(found[1]), int(found[2])
 
     async def _spawn(self, spec: UnikernelSpec, devices: Mapping[str, AttachedDevice]) -> None:
-        words = command_line(self._path, spec, devices)
+        argv = command_line(self._path, spec, devices)
         seccomp = None
         if self._ours_filters:
             from kata_hypervisor.solo5 import allowlist
@@ -155,7 +155,7 @@ class Tender(VmLifecycle, UnikernelVmm):
             os.set_blocking(spec.output, True)  # a tender takes "try again" for a fault
             fds = {STDOUT: spec.output, STDERR: writer, GATE: gate, FILE: spec.file}
             fds.update((BLOCK, device.descriptor) for device in devices.values())
-            self._child = await self._host.spawn(self.name, words, fds=fds, gate=GATE, seccomp=seccomp)
+            self._child = await self._host.spawn(self.name, argv, fds=fds, gate=GATE, seccomp=seccomp)
         finally:
             os.close(gate)
             os.close(writer)
@@ -166,7 +166,7 @@ class Tender(VmLifecycle, UnikernelVmm):
         if self._gate < 0 or self._running:
             raise LaunchError("cannot run the unikernel: it is not prepared, or runs already")
         try:
-            with contextlib.suppress(BrokenPipeError):  # it has ended, which its end tells
+            with contextlib.suppress(BrokenPipeError):  # it has exited: its end says why
                 os.write(self._gate, b"\n")
             self._close_gate()
             self._running = True
@@ -176,7 +176,7 @@ class Tender(VmLifecycle, UnikernelVmm):
             raise
 
     async def _verify_filter(self) -> None:
-        """Have the kernel's word that our filter is on what waits at the gate, and forbids something."""
+        """Verify that our filter is on what waits at the gate, and is effective."""
         assert self._child is not None
         if (breach := await self._breach()) is not None:
             raise ConfinementError(breach)
@@ -194,7 +194,7 @@ class Tender(VmLifecycle, UnikernelVmm):
                 )
 
     async def _verify_soon(self) -> None:
-        """Wait until the tender has put on its filter; one that has ended by then has no threads to prove."""
+        """Wait until the tender has put on its filter; one that has exited by then has no threads."""
         deadline = anyio.current_time() + PROOF_BUDGET
         while (breach := await self._breach()) is not None:
             if anyio.current_time() > deadline:
@@ -237,15 +237,15 @@ class Tender(VmLifecycle, UnikernelVmm):
         assert self._stderr is not None
         with anyio.move_on_after(MOMENT):
             await self._stderr.ended.wait()
-        words = self._stderr.tail
-        reason = f"{self.name} ended: {status}" + (f": {words.last_line}" if words.last_line else "")
+        stderr = self._stderr.tail
+        reason = f"{self.name} exited: {status}" + (f": {stderr.last_line}" if stderr.last_line else "")
         if child.violation:
             reason = child.violation
         elif status == ExitStatus(signal=signal.SIGSYS):
             reason = (
                 f"{self.name} made a system call that its seccomp filter refuses, and was killed by SIGSYS"
             )
-        diagnostics = {f"{self.name} stderr": words.text} if words.text else {}
+        diagnostics = {f"{self.name} stderr": stderr.text} if stderr.text else {}
         return VmExit(reason, self.name, status, self._requested, diagnostics)
 
     async def pause(self) -> None:

@@ -88,7 +88,7 @@ def read_unikernel(read: Read) -> Unikernel:
 
 
 def check_target(unikernel: Unikernel, target: str, version: int, runner: str) -> None:
-    """See that a unikernel is for who shall run it. runner: in words, such as "solo5-hvt".
+    """See that a unikernel is for who shall run it. runner: its name, such as "solo5-hvt".
 
     Raises:
         UnikernelError: it is for another.

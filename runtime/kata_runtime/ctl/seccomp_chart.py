@@ -9,7 +9,7 @@ from html import escape
 
 from kata_hypervisor.seccomp.score import ESCAPE, HEAVY, REACH
 from kata_hypervisor.seccomp.survey import Survey
-from kata_runtime.ctl.seccomp_policy import Standing
+from kata_runtime.ctl.seccomp_policy import ScoreRow
 
 _WIDTH = 1000
 _ROW, _TOP, _GAP = 26, 46, 12
@@ -31,7 +31,7 @@ CLASSES: tuple[tuple[str, frozenset[str] | None], ...] = (
 )
 
 
-def bars(rows: Sequence[Standing]) -> str:
+def bars(rows: Sequence[ScoreRow]) -> str:
     """One bar for each VMM: calls let through whatever their arguments, and those under conditions."""
     height = _TOP + len(rows) * _ROW + 12
     title = "System calls that each VMM's filter lets through, the best score first"
@@ -69,7 +69,7 @@ def _frame(scale: _Scale, height: int) -> Iterator[str]:
     yield _text(_SCORE, 14, "score", "head", "end")
 
 
-def _bar(scale: _Scale, place: int, row: Standing) -> Iterator[str]:
+def _bar(scale: _Scale, place: int, row: ScoreRow) -> Iterator[str]:
     y = _TOP + place * _ROW
     kind = " ours" if row.ours else ""
     unfiltered = row.allowed if row.unfiltered is None else row.unfiltered

@@ -12,7 +12,7 @@ from kata_hypervisor.seccomp.score import surface_of
 from kata_hypervisor.seccomp.survey import Survey
 from kata_runtime.ctl.seccomp import GOOD, reporting
 from kata_runtime.ctl.seccomp_chart import FONT_SIZE, SMALL_FONT_SIZE, bars, cells
-from kata_runtime.ctl.seccomp_policy import Standing, measure, standings
+from kata_runtime.ctl.seccomp_policy import ScoreRow, measure, score_rows
 from kata_runtime.version import VERSION
 
 _STYLE = """\
@@ -65,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def page(measured: Mapping[tuple[str, str], Survey], source: str) -> str:
     """The page. measured: what each driver's kinds of threads let through; source: the policy's name."""
-    rows = standings(measured)
+    rows = score_rows(measured)
     maps = [part for (driver, thread), survey in measured.items() for part in _map(driver, thread, survey)]
     return "\n".join(
         [
@@ -91,7 +91,7 @@ def page(measured: Mapping[tuple[str, str], Survey], source: str) -> str:
     )
 
 
-def _finding(rows: Sequence[Standing]) -> str:
+def _finding(rows: Sequence[ScoreRow]) -> str:
     """The page's message in one sentence."""
     ours = max((row for row in rows if row.ours and row.unit == "process"), key=lambda row: row.score)
     worse = sum(1 for row in rows if not row.ours and row.unit == "process" and row.score > ours.score)
@@ -124,7 +124,7 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(f"<code>{escape(name)}</code>" for name in names) or "none"
 
 
-def _table(rows: Sequence[Standing]) -> str:
+def _table(rows: Sequence[ScoreRow]) -> str:
     heads = ("VMM", "filter on", "calls", "unfiltered", "escape", "score")
     lines = ["<table><tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"]
     for row in rows:
