@@ -66,12 +66,21 @@ def test_agreement() -> None:
 
 def test_the_first_thread_that_differs_is_named() -> None:
     threads = [thread(1, 2, 1), thread(2, 0, 0), thread(3, 0, 0)]
-    assert find_breach(threads, confined=True) == (
-        'thread "t2" (tid 2) is in seccomp mode 0 (disabled) with 0 filters, '
-        "expected mode 2 (filter) with more than 0"
+    assert find_breach(threads, confined=True, process="qemu", required_by="seccompsandbox") == (
+        "the kernel reports seccomp mode 0 for thread 2 (t2) of qemu; seccompsandbox requires mode 2"
     )
     assert find_breach(threads, confined=False) == (
-        'thread "t1" (tid 1) is in seccomp mode 2 (filter) with 1 filters, expected mode 0 (disabled) with 0'
+        "the kernel reports seccomp mode 2 for thread 1 (t1); the configuration requires mode 0"
+    )
+
+
+def test_filters_that_were_inherited_are_told_by_their_number() -> None:
+    assert find_breach([thread(1, 2, 2)], confined=True, inherited=2, process="firecracker") == (
+        "the kernel reports 2 seccomp filters for thread 1 (t1) of firecracker; "
+        "the configuration requires more than 2"
+    )
+    assert find_breach([thread(1, 2, 3)], confined=False, inherited=2) == (
+        "the kernel reports 3 seccomp filters for thread 1 (t1); the configuration requires 2"
     )
 
 
@@ -81,7 +90,9 @@ def test_strict_mode_is_no_filter() -> None:
 
 def test_nothing_read_proves_nothing() -> None:
     for confined in (True, False):
-        assert find_breach([], confined=confined) is not None
+        assert find_breach([], confined=confined, process="qemu") == (
+            "the kernel lists no thread of qemu; the configuration requires filters on each"
+        )
 
 
 MODES = st.lists(st.tuples(st.sampled_from([0, 1, 2]), st.integers(0, 4)), min_size=1, max_size=6)

@@ -52,9 +52,9 @@ class Bench:
     def __init__(self, device: LocalDevice) -> None:
         self.device = device
         self.future = Heard()
-        self.kick = os.eventfd(0)
+        self.notify_fd = os.eventfd(0)
         self.driver = VirtqueueDriver()
-        device.connect(DeviceContext(self.driver.memory, [self.kick], -1, self.future))
+        device.connect(DeviceContext(self.driver.memory, [self.notify_fd], -1, self.future))
 
     def start(self, *indices: int) -> None:
         """Set up some queues, all of them the one that there is."""
@@ -64,13 +64,13 @@ class Bench:
 
     def notify(self) -> None:
         """The guest writes to the notification register."""
-        os.eventfd_write(self.kick, 1)
+        os.eventfd_write(self.notify_fd, 1)
 
     def close(self) -> None:
         """End the device's thread."""
         self.device.close()
         self.device.close()
-        os.close(self.kick)
+        os.close(self.notify_fd)
 
 
 @pytest.fixture

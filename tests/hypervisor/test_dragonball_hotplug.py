@@ -36,7 +36,7 @@ class Guest:
     def __init__(self) -> None:
         self.attentive = True
         self.control = Control("devices")
-        self.processors = SimpleNamespace(reason=None)
+        self.processors = SimpleNamespace(outcome=None)
         self.states = States(self._look)
         self.slots: list[Slot[Any]] = []
         self.looks = 0
@@ -196,7 +196,7 @@ async def test_the_end_of_the_guest_ends_the_wait(guest: Guest, plugs: Hotplug, 
         tasks.start_soon(plug)
         while not guest.looks:
             await anyio.lowlevel.checkpoint()
-        guest.processors.reason = "it powered off"
+        guest.processors.outcome = "it powered off"
 
 
 async def test_who_gives_up_gets_the_slot_emptied(guest: Guest, plugs: Hotplug, tmp_path: Path) -> None:

@@ -11,15 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kata_hypervisor.dragonball import boot, layout
-from kata_hypervisor.dragonball.kernel import (
-    ElfHeader,
-    ElfProgramHeader,
-    Entry,
-    KernelImage,
-    SetupHeader,
-    parse_kernel,
-)
+from kata_hypervisor.dragonball.kernel import Entry, KernelImage, SetupHeader, parse_kernel
 from kata_hypervisor.dragonball.memory import GuestMemory
+from kata_hypervisor.elf import Elf64Header, Elf64Program
 from kata_hypervisor.errors import LaunchError
 
 MEMORY = 32 << 20
@@ -45,15 +39,15 @@ def elf(segments: list[tuple[int, bytes]], entry: int, note: bytes = b"") -> byt
     """An ELF file with some segments and notes."""
     programs, content = [], b""
     count = len(segments) + bool(note)
-    start = sizeof(ElfHeader) + count * sizeof(ElfProgramHeader)
+    start = sizeof(Elf64Header) + count * sizeof(Elf64Program)
     for kind, address, data in [*((1, *one) for one in segments), *([(4, 0, note)] if note else [])]:
-        program = ElfProgramHeader(p_type=kind, p_paddr=address, p_offset=start + len(content))
+        program = Elf64Program(p_type=kind, p_paddr=address, p_offset=start + len(content))
         program.p_filesz, program.p_memsz = len(data), len(data) + 16
         programs.append(bytes(program))
         content += data
-    header = ElfHeader(e_machine=62, e_entry=entry, e_phoff=sizeof(ElfHeader))
+    header = Elf64Header(e_machine=62, e_entry=entry, e_phoff=sizeof(Elf64Header))
     header.e_ident[:6] = b"\x7fELF\x02\x01"
-    header.e_phentsize, header.e_phnum = sizeof(ElfProgramHeader), count
+    header.e_phentsize, header.e_phnum = sizeof(Elf64Program), count
     return bytes(header) + b"".join(programs) + content
 
 
@@ -97,10 +91,12 @@ def test_an_elf_kernel_with_the_note_is_entered_by_pvh() -> None:
         (bzimage(code=b""), "ends before its code"),
         (bzimage(setup_sects=200), "ends before its code"),
         (bzimage(pref_address=0x1000), "below the first MiB"),
-        (b"\x7fELF", "ends within its header"),
+        (b"\x7fELF", "it ends within its ELF header"),
         (elf([(0x100000, b"x")], 0x100000)[:100], "ends within its program headers"),
         (elf([], 0), "0 program headers"),
         (elf([(0x100000, b"code")], 0x100000)[:-1], "longer than the file"),
+        (elf([(0x100000, b"code")], 0x100000, b"note")[:-1], "it ends within its notes"),
+        (b"\x7fELF\x01\x01" + bytes(60), "it is an ELF file for ELF machine 0, 32 bits; supported: x86_64"),
         (elf([(0x1000, b"code")], 0x1000), "below the first MiB"),
         (elf([(0x100000, b"code")], 0x100004), "in none of its segments"),
         (elf([(0x100000, b"code")], 0x100000, note(18, b"Xen\0", bytes(4))), "in none of its segments"),

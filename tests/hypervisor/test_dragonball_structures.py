@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from kata_hypervisor import elf
 from kata_hypervisor.dragonball import acpi, boot, kernel
 from kata_hypervisor.dragonball.virtio import balloon, block, network, vhost
 from kata_hypervisor.dragonball.virtio import queue as virtqueue
@@ -42,8 +43,14 @@ PAIRS: dict[str, tuple[str, type[ctypes.Structure] | type[ctypes.LittleEndianStr
     "struct setup_header": ("asm/bootparam.h", kernel.SetupHeader),
     "struct boot_params": ("asm/bootparam.h", boot.BootParams),
     "struct boot_e820_entry": ("asm/bootparam.h", boot.BootE820Entry),
-    "Elf64_Ehdr": ("linux/elf.h", kernel.ElfHeader),
-    "Elf64_Phdr": ("linux/elf.h", kernel.ElfProgramHeader),
+    "Elf64_Ehdr": ("linux/elf.h", elf.Elf64Header),
+    "Elf32_Ehdr": ("linux/elf.h", elf.Elf32Header),
+    "Elf64_Phdr": ("linux/elf.h", elf.Elf64Program),
+    "Elf32_Phdr": ("linux/elf.h", elf.Elf32Program),
+    "Elf64_Shdr": ("linux/elf.h", elf.Elf64Section),
+    "Elf32_Shdr": ("linux/elf.h", elf.Elf32Section),
+    "Elf64_Nhdr": ("linux/elf.h", elf.ElfNoteHeader),
+    "Elf32_Nhdr": ("linux/elf.h", elf.ElfNoteHeader),
     "struct virtio_net_config": ("linux/virtio_net.h", network.NetworkConfiguration),
     "struct virtio_balloon_config": ("linux/virtio_balloon.h", balloon.BalloonConfiguration),
 }

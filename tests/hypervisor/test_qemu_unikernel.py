@@ -170,7 +170,8 @@ async def test_one_that_ignores_its_option_never_runs(
     rig.host.threads = UNCONFINED
     monitor = rig.monitor(**settings)
     with pytest.raises(
-        ConfinementError, match=r'qemu is not confined as seccompsandbox = "on,obsolete=deny.*: thread'
+        ConfinementError,
+        match=r'qemu is not confined as seccompsandbox = "on,obsolete=deny.*: the kernel ',
     ):
         await monitor.prepare(spec)
     assert "cont" not in rig.host.children["qemu"].commands

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from filtered_process import filtered_process
+from kata_hypervisor import libc
 from kata_hypervisor.errors import SealError
 from kata_hypervisor.seccomp import actions, bpf, readback
 from kata_hypervisor.seccomp.confinement import read_threads
@@ -136,6 +138,7 @@ def test_a_reader_under_a_filter_is_told_so() -> None:
     """In a process of its own, because a filter cannot be taken off."""
     script = f"""
 from kata_hypervisor.seccomp import filter, readback
+from kata_hypervisor import libc
 from kata_hypervisor.errors import SealError
 filter.install(bytes.fromhex({FIRST.hex()!r}), all_threads=False, listener=False)
 try:
@@ -162,14 +165,14 @@ except SealError as error:
 def test_each_refusal_has_its_reason(number: int, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with filtered_process([FIRST]) as process:
         with monkeypatch.context() as patched:
-            real = readback._ptrace
+            real = libc.ptrace
 
-            def refuse(request: int, tid: int, address: int = 0, data: int = 0) -> int:
+            def refuse(request: int, *arguments: int, **options: Any) -> int:
                 if request == readback._GET_FILTER:
                     raise OSError(number, os.strerror(number))
-                return real(request, tid, address, data)
+                return real(request, *arguments, **options)
 
-            patched.setattr(readback, "_ptrace", refuse)
+            patched.setattr(libc, "ptrace", refuse)
             with pytest.raises(SealError, match=why):
                 readback.read_filters(process.pid)
         assert readback.read_filters(process.pid) == [FIRST]

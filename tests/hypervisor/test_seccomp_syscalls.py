@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kata_hypervisor import libc
 from kata_hypervisor.seccomp import syscalls
 from kata_hypervisor.seccomp.compiler import load_library
 
@@ -23,6 +24,11 @@ def test_libseccomp_agrees_wherever_it_knows_the_name(arch: str) -> None:
     }
     assert len(known) > 300
     assert known == {name: syscalls.number_of(name, arch) for name in known}
+
+
+@pytest.mark.parametrize("arch", libc.NUMBERS)
+def test_the_calls_by_number_are_those_of_the_tables(arch: str) -> None:
+    assert libc.NUMBERS[arch] == {name: syscalls.number_of(name, arch) for name in libc.NUMBERS[arch]}
 
 
 @pytest.mark.parametrize("arch", syscalls.ARCHITECTURES)

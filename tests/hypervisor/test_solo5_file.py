@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kata_hypervisor.errors import UnikernelError
-from kata_hypervisor.solo5.elf import Segment, check_target, read_unikernel
 from kata_hypervisor.solo5.manifest import (
     BlockProperties,
     Device,
@@ -18,6 +17,7 @@ from kata_hypervisor.solo5.manifest import (
     check_devices,
     parse_manifest,
 )
+from kata_hypervisor.solo5.unikernel_file import Segment, check_target, read_unikernel
 from solo5_file import AT, CODE, abi_note, entry, manifest_note, reader, unikernel_file
 
 BLOCK, NET = entry("storage", 1), entry("service", 2)
@@ -41,8 +41,8 @@ GOOD = unikernel_file()
         (b"#!/bin/sh\n", "is not an ELF file: it begins with b'#!/b'"),
         (GOOD[:40], "ends within its ELF header"),
         (GOOD[:70], "ends within its program headers"),
-        (GOOD[:0x2010], "ends within a note"),
-        (GOOD[:-4], "ends within a note"),
+        (GOOD[:0x2010], "ends within its notes"),
+        (GOOD[:-4], "ends within its notes"),
         (GOOD[:4] + b"\x01" + GOOD[5:], "not a little-endian ELF file of 64 bits"),
         (unikernel_file(machine=183), "is for aarch64; supported: x86_64"),
         (unikernel_file(machine=9999), "is for ELF machine 9999"),

@@ -100,9 +100,9 @@ async def test_a_block_device_is_given_by_its_descriptor(rig: Rig) -> None:
         os.close(one)
 
 
-async def test_its_end_is_told_with_its_last_words(rig: Rig) -> None:
+async def test_its_exit_is_reported_with_its_last_line(rig: Rig) -> None:
     end = await rig.run("echo it broke >&2; exit 3")
-    assert (end.reason, end.status) == ("solo5-hvt ended: exit status 3: it broke", ExitStatus(code=3))
+    assert (end.reason, end.status) == ("solo5-hvt exited: exit status 3: it broke", ExitStatus(code=3))
     assert end.diagnostics == {"solo5-hvt stderr": "it broke"}
 
 
@@ -114,18 +114,18 @@ async def test_one_without_a_filter_is_ended(rig: Rig, monkeypatch: pytest.Monke
     monkeypatch.setattr(tender, "PROOF_BUDGET", 0.05)
     monitor = rig.monitor("exec sleep 60")
     await monitor.prepare(rig.spec)
-    with pytest.raises(ConfinementError, match="solo5-hvt is not confined as it must be: thread"):
+    with pytest.raises(ConfinementError, match=r"seccomp mode 0 for thread .* of solo5-hvt; "):
         await monitor.run()
     assert (await monitor.wait()).requested
 
 
 async def test_an_unknown_version(rig: Rig) -> None:
-    with pytest.raises(HostUnfitError, match="--version does not tell a version of solo5-hvt"):
+    with pytest.raises(HostUnfitError, match="--version does not print a version of solo5-hvt"):
         await rig.monitor(version="unknown").prepare(rig.spec)
 
 
 async def test_an_old_one_behind_a_script_cannot_be_filtered(rig: Rig) -> None:
-    with pytest.raises(HostUnfitError, match="is no program but something that starts one"):
+    with pytest.raises(HostUnfitError, match=r"is not an ELF file: .* set path to the program itself"):
         await rig.monitor(version="v0.10.1").prepare(rig.spec)
 
 
@@ -150,7 +150,7 @@ async def test_an_old_one_runs_without_a_filter_where_that_is_asked_for(
 @pytest.mark.parametrize(("honored", "unconfined"), [(False, True), (True, False)])
 async def test_nobody_loses_a_filter_by_accident(rig: Rig, honored: bool, unconfined: bool) -> None:
     monitor = rig.monitor(version="v0.10.1", honor_unconfined=honored)
-    with pytest.raises(HostUnfitError, match="cannot be told what the program's C library does"):
+    with pytest.raises(HostUnfitError, match=r"is not an ELF file: .* set path to the program itself"):
         await monitor.prepare(replace(rig.spec, unconfined=unconfined))
 
 

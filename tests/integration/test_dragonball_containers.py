@@ -88,4 +88,4 @@ def test_a_killed_virtiofsd_ends_the_task_with_a_reason(dragonball: DragonballNo
     with dragonball.running(*FOREVER) as client:
         dragonball.kill(client.container, "virtiofsd")
         assert client.wait(300) == 137
-        assert "virtiofsd ended: killed by SIGKILL" in client.errors
+        assert "virtiofsd exited: killed by SIGKILL" in client.errors

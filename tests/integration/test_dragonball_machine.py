@@ -13,10 +13,10 @@ import pytest
 
 from kata_hypervisor.dragonball import layout
 from kata_hypervisor.dragonball.machine import Board, Machine
-from kata_hypervisor.dragonball.processors import KICK
 from kata_hypervisor.dragonball.virtio.block import Block, Medium
 from kata_hypervisor.dragonball.virtio.mmio import Register, Registers
 from kata_hypervisor.kvm.probe import probe_kvm
+from kata_hypervisor.kvm.vcpus import KICK
 from tiny_guest import HALT_FOREVER, SPIN, kernel, load_and_say, out_byte, read_and_say, say, store
 
 pytestmark = pytest.mark.integration
@@ -200,7 +200,7 @@ def test_a_bug_in_a_device_ends_the_guest_with_a_reason(guest: Guest) -> None:
         raise ZeroDivisionError("bug")
 
     guest.machine.serial.write_port = fail  # type: ignore[method-assign]
-    assert guest.run(say(b"x")) == "its processor's thread failed: ZeroDivisionError: bug"
+    assert guest.run(say(b"x")) == "the thread of its vCPU failed: ZeroDivisionError: bug"
 
 
 def test_other_processors_wait_for_the_first(tmp_path: Path, guest: Guest) -> None:

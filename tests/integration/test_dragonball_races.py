@@ -149,5 +149,5 @@ async def test_a_machine_runs_once(bench: Bench) -> None:
 
 async def test_a_host_without_vhost_vsock_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vhost_vsock, "open_device", lambda: None)
-    with pytest.raises(HostUnfitError, match="no /dev/vhost-vsock on this host; load vhost_vsock"):
+    with pytest.raises(HostUnfitError, match="this host has no /dev/vhost-vsock; load vhost_vsock"):
         await bench.driver.prepare(bench.spec(POWER_OFF))

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from kata_configuration import load
 from kata_hypervisor import vhost_vsock
 from kata_hypervisor.dragonball.machine import Board, Machine
-from kata_hypervisor.dragonball.processors import KICK
 from kata_hypervisor.dragonball.saved_state import Document, Fields, decode, encode
 from kata_hypervisor.dragonball.virtio import vsock
 from kata_hypervisor.dragonball.virtio.block import Block, Medium
 from kata_hypervisor.errors import SnapshotError
+from kata_hypervisor.kvm.vcpus import KICK
 from kata_runtime.template import maker
 from tiny_guest import SPIN, kernel, out_byte, say
 

@@ -219,7 +219,7 @@ async def test_a_pause_stops_it(bench: Bench) -> None:
     await monitor.resume()
     assert await loop.sock_recv(bench.output, 1 << 16)
     await monitor.stop()
-    with pytest.raises(HypervisorError, match="cannot pause the unikernel: it is not running"):
+    with pytest.raises(HypervisorError, match="cannot pause the unikernel: it was stopped"):
         await monitor.pause()
 
 

@@ -53,7 +53,7 @@ def test_its_status_is_the_containers(node: UnikernelNode, commands: str, status
 def test_the_tenders_complaint_is_told(node: UnikernelNode, commands: str) -> None:
     result = node.run(commands, "call", "77")
     assert result.returncode == 1
-    assert "kata: solo5-hvt ended: exit status 1: solo5-hvt: Invalid guest port access" in result.stderr
+    assert "kata: solo5-hvt exited: exit status 1: solo5-hvt: Invalid guest port access" in result.stderr
 
 
 def test_every_thread_of_the_tender_is_confined(node: UnikernelNode, commands: str) -> None:

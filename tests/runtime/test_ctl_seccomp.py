@@ -21,7 +21,7 @@ from kata_runtime.ctl import seccomp_report, seccomp_status
 from kata_runtime.ctl.main import main
 from kata_runtime.ctl.running import RecordedProcess, RecordedSandbox
 from kata_runtime.ctl.seccomp_chart import cells
-from kata_runtime.ctl.seccomp_policy import Standing, measure
+from kata_runtime.ctl.seccomp_policy import ScoreRow, measure
 
 supervising = pytest.mark.skipif(
     kernel.notification_sizes() is None, reason="this kernel has no seccomp notifications"
@@ -221,10 +221,10 @@ def test_its_pictures_are_well_formed_and_have_a_cell_for_each_call() -> None:
 
 def test_the_page_says_how_many_allow_more() -> None:
     rows = [
-        Standing("ours", "process", 30, 20, 0, 40, ours=True),
-        Standing("less", "process", 9, 9, 0, 9, ours=False),
-        Standing("more", "process", 99, 99, 0, 99, ours=False),
-        Standing("a thread", "thread", 99, 99, 0, 99, ours=False),
+        ScoreRow("ours", "process", 30, 20, 0, 40, ours=True),
+        ScoreRow("less", "process", 9, 9, 0, 9, ours=False),
+        ScoreRow("more", "process", 99, 99, 0, 99, ours=False),
+        ScoreRow("a thread", "thread", 99, 99, 0, 99, ours=False),
     ]
     assert "less than 1 of the 2 processes" in seccomp_report._finding(rows)
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from kata_runtime.image import elf
 
+MAGIC_64 = b"\x7fELF\x02\x01"
+
 
 def make_elf(sections: list[tuple[str, int, int, bytes]]) -> bytes:
     """Make an ELF file of sections (name, type, link, data); the first one is empty."""
@@ -24,7 +26,7 @@ def make_elf(sections: list[tuple[str, int, int, bytes]]) -> bytes:
     for (name, kind, link, data), offset in zip([*sections, (".names", 3, 0, names)], offsets, strict=True):
         start = names.index(name.encode() + b"\0")
         table += struct.pack("<IIQQQQIIQQ", start, kind, 0, 0, offset, len(data), link, 0, 0, 0)
-    body[:6] = elf.MAGIC
+    body[:6] = MAGIC_64
     struct.pack_into("<Q", body, 0x28, len(body))
     struct.pack_into("<HHH", body, 0x3A, 64, len(sections) + 1, len(sections))
     return bytes(body + table)
@@ -60,7 +62,7 @@ def test_module_info_collects_values_by_key() -> None:
     assert info == {"depends": ["virtio,virtio_ring"], "license": ["GPL"], "softdep": ["pre: crc32c"]}
 
 
-@pytest.mark.parametrize("data", [b"", b"\x7fELF", b"#!/bin/sh\n", elf.MAGIC + bytes(20)])
+@pytest.mark.parametrize("data", [b"", b"\x7fELF", b"#!/bin/sh\n", MAGIC_64 + bytes(20)])
 def test_what_is_no_elf_file_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="ELF"):
         elf.needed(data)

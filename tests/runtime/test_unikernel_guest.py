@@ -305,9 +305,9 @@ async def test_a_vmm_that_complained_is_quoted(broker: Broker, machine: MachineD
     streams = await streams_of(guest)
     diagnostics = {"solo5-hvt stderr": "no KVM"}
     status = ExitStatus(code=1)
-    machine.end(status, "solo5-hvt ended: exit status 1: no KVM", diagnostics)
+    machine.end(status, "solo5-hvt exited: exit status 1: no KVM", diagnostics)
     assert await guest.wait_process(process()) == 1
     stream = streams["stdout"]
-    assert os.read(stream.fileno(), 100) == b"kata: solo5-hvt ended: exit status 1: no KVM\n"
+    assert os.read(stream.fileno(), 100) == b"kata: solo5-hvt exited: exit status 1: no KVM\n"
     stream.close()
     await guest.stop()

@@ -10,9 +10,9 @@ import struct
 from kata_hypervisor.errors import UnikernelError
 from kata_hypervisor.solo5 import abi
 from kata_hypervisor.solo5.devices import Block, Console, Net, Waiter
-from kata_hypervisor.solo5.elf import LOWEST_ADDRESS, read_unikernel
 from kata_hypervisor.solo5.hypercalls import Guest, call
 from kata_hypervisor.solo5.memory import Memory
+from kata_hypervisor.solo5.unikernel_file import LOWEST_ADDRESS, read_unikernel
 from solo5_file import reader
 
 RECORD = struct.Struct("<BB2xI40s")

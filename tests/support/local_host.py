@@ -165,7 +165,7 @@ class LocalHost:
 
     async def filters_effective(self, child: Child, tid: int, beyond: int = 0) -> bool:
         """See Host."""
-        return effectiveness.bite(tid, beyond)
+        return effectiveness.are_effective(tid, beyond)
 
     async def aclose(self) -> None:
         """End what a failed test has left, and take the jail apart."""

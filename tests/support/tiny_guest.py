@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from ctypes import sizeof
 
-from kata_hypervisor.dragonball.kernel import ElfHeader, ElfProgramHeader
+from kata_hypervisor.elf import Elf64Header, Elf64Program
 
 CODE = 0x100000
 HALT_FOREVER = bytes.fromhex("fa f4 eb fd")  # cli; hlt; jmp to it
@@ -16,14 +16,14 @@ def kernel(code: bytes, *, pvh: bool = False) -> bytes:
     """An ELF kernel that is nothing but this code; entered in 64 bits, or by PVH in 32."""
     note = struct.pack("<3I4sI", 4, 4, 18, b"Xen\0", CODE) if pvh else b""
     count = 2 if pvh else 1
-    start = sizeof(ElfHeader) + count * sizeof(ElfProgramHeader)
-    load = ElfProgramHeader(p_type=1, p_offset=start, p_paddr=CODE, p_filesz=len(code), p_memsz=len(code))
-    notes = ElfProgramHeader(
+    start = sizeof(Elf64Header) + count * sizeof(Elf64Program)
+    load = Elf64Program(p_type=1, p_offset=start, p_paddr=CODE, p_filesz=len(code), p_memsz=len(code))
+    notes = Elf64Program(
         p_type=4, p_offset=start + len(code), p_filesz=len(note), p_memsz=len(note), p_align=4
     )
-    header = ElfHeader(e_machine=62, e_entry=CODE, e_phoff=sizeof(ElfHeader), e_phnum=count)
+    header = Elf64Header(e_machine=62, e_entry=CODE, e_phoff=sizeof(Elf64Header), e_phnum=count)
     header.e_ident[:6] = b"\x7fELF\x02\x01"
-    header.e_phentsize = sizeof(ElfProgramHeader)
+    header.e_phentsize = sizeof(Elf64Program)
     programs = bytes(load) + (bytes(notes) if pvh else b"")
     return bytes(header) + programs + code + note
 

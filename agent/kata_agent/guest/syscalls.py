@@ -1,4 +1,8 @@
-"""The system calls that Python's standard library lacks. Each raises OSError that names its operands."""
+"""The system calls that Python's standard library lacks: the agent room's only use of ctypes.
+
+Each raises OSError that names its operands. With `use_errno` ctypes exchanges the thread's errno with a copy
+of its own right after each call, before anything else of Python runs: `ctypes.get_errno` is about that call.
+"""
 
 from __future__ import annotations
 
@@ -38,16 +42,19 @@ def umount(target: str, flags: int = 0) -> None:
 
 def unshare(flags: int) -> None:
     """unshare(2): the calling thread leaves the namespaces that flags name."""
+    # SAFETY: no argument is a pointer.
     _check(_libc.unshare(flags), f"unshare {flags:#x}")
 
 
 def reboot(command: int) -> None:
     """reboot(2); returns only on failure."""
+    # SAFETY: the C library's reboot(3) has one argument, which is no pointer.
     _check(_libc.reboot(ctypes.c_int(command - (1 << 32) if command >> 31 else command)), "reboot")
 
 
 def become_subreaper() -> None:
     """Take in the orphans among this process's descendants, as PID 1 does anyway."""
+    # SAFETY: no argument is a pointer.
     _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "become a subreaper")
 
 

@@ -1,4 +1,4 @@
-"""Who answers at a port or at an address without memory; nobody answers as empty wires do, with ones."""
+"""Who answers at a port or at an address without memory; where nobody does, all bits are ones."""
 
 from __future__ import annotations
 

@@ -26,14 +26,14 @@ PARTITION_MARK = b"\x55\xaa"
 
 
 def kernel_command_line(spec: VmSpec, debug: bool) -> str:
-    """Join the driver's words and the machine's; later words win in the kernel."""
-    words = [*KERNEL_PARAMETERS]
+    """Join the driver's parameters and the machine's; later ones win in the kernel."""
+    parameters = [*KERNEL_PARAMETERS]
     if not debug:
-        words.append("quiet")
+        parameters.append("quiet")
     if spec.image is not None:
         device = "/dev/vda1" if has_partition_table(spec.image) else "/dev/vda"
-        words += [f"root={device}", f"rootfstype={spec.rootfs_type}", "ro"]
-    return " ".join([*words, *spec.kernel_parameters])
+        parameters += [f"root={device}", f"rootfstype={spec.rootfs_type}", "ro"]
+    return " ".join([*parameters, *spec.kernel_parameters])
 
 
 def has_partition_table(image: Path) -> bool:

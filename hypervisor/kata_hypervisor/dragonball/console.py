@@ -12,7 +12,7 @@ from kata_hypervisor.output_tail import Follower, follow
 
 
 class Console:
-    """The last words of a guest.
+    """The end of what a guest has printed.
 
     A guest that writes faster than they are read loses some: its processors never wait for a reader.
     """

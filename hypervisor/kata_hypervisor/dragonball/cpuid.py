@@ -1,4 +1,4 @@
-"""What the guest's CPUID says: the host's, with what KVM cannot know filled in.
+"""The guest's CPUID: the host's, with what KVM cannot know filled in.
 
 Sources: Intel's Software Developer's Manual, volume 2A, CPUID; AMD's Programmer's Manual, volume 3, appendix
 E; which fields to change: Firecracker's cpuid-normalization.md.

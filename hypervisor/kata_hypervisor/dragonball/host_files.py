@@ -6,8 +6,6 @@ import contextlib
 import os
 from pathlib import Path
 
-from kata_configuration.models.dragonball import Dragonball
-from kata_hypervisor import virtiofsd
 from kata_hypervisor.contract import Disk, Tap, VmSpec
 from kata_hypervisor.dragonball.virtio.block import Block, Medium
 from kata_hypervisor.dragonball.virtio.entropy import Entropy
@@ -88,14 +86,3 @@ def open_entropy() -> Entropy:
         return Entropy(os.open(ENTROPY, os.O_RDONLY | os.O_CLOEXEC))
     except OSError as error:
         raise HostUnfitError(f"cannot open {ENTROPY} for the guest: {error.strerror}") from error
-
-
-def daemon_command(table: Dragonball, directory: Path) -> list[str]:
-    """The command line of the virtiofsd that serves a directory. Raises HostUnfitError."""
-    return virtiofsd.command_line(
-        table.virtio_fs_daemon,
-        virtiofsd.dialect_of(table.virtio_fs_daemon),
-        directory,
-        table.virtio_fs_cache,
-        table.virtio_fs_extra_args,
-    )

@@ -85,7 +85,7 @@ class Hotplug:
             await self._until(lambda: slot.registers.settled, what)
         else:
             self._machine.states.show(slot.number)
-            # Told again and again: a kernel that is still booting does not hear it.
+            # Announced again and again: a kernel that is still booting misses it.
             await self._until(lambda: slot.driven, what, self._machine.states.announce)
 
     async def _unplug(self, slot: Slot[D], what: str) -> None:
@@ -97,7 +97,7 @@ class Hotplug:
     async def _vacate(self, slot: Slot[D]) -> None:
         """Empty a slot, whatever the guest thinks of it."""
         with anyio.CancelScope(shield=True):
-            if self._machine.processors.reason is None:  # else it is emptied by the machine's end
+            if self._machine.processors.outcome is None:  # else it is emptied by the machine's end
                 await self._machine.control.run(slot.device.eject)
         if not slot.driven:
             self._machine.states.hide(slot.number)
@@ -111,7 +111,7 @@ class Hotplug:
             for turn in itertools.count(1):
                 if noticed():
                     return
-                if (reason := self._machine.processors.reason) is not None:
+                if (reason := self._machine.processors.outcome) is not None:
                     raise HypervisorError(f"cannot {what}: the guest has ended: {reason}")
                 await anyio.sleep(PAUSE)
                 if turn % TURNS == 0:
@@ -122,7 +122,7 @@ class Hotplug:
         )
 
 
-class TakesPlugs(Hypervisor):
+class HotplugHypervisor(Hypervisor):
     """A hypervisor with slots: the contract's methods for them."""
 
     @abc.abstractmethod

@@ -1,18 +1,18 @@
 """Kernel files: a Linux bzImage with the 64-bit entry, or an ELF kernel, with a PVH note or without.
 
-Sources: Linux' Documentation/x86/boot.rst; the ELF specification; Xen's public/elfnote.h (note 18,
-XEN_ELFNOTE_PHYS32_ENTRY). A kernel file is the operator's, but it is parsed as if it were not.
+Source: Linux' Documentation/x86/boot.rst. A kernel file is the operator's, and is parsed as a hostile one is.
 """
 
 from __future__ import annotations
 
-import struct
 from ctypes import LittleEndianStructure, c_uint8, c_uint16, c_uint32, c_uint64, sizeof
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
 
+from kata_hypervisor import elf
 from kata_hypervisor.dragonball.layout import HIGH_MEMORY
+from kata_hypervisor.elf import ElfError, ElfFile, Program
 from kata_hypervisor.errors import LaunchError
 
 SETUP_HEADER = 0x1F1
@@ -23,13 +23,6 @@ KERNEL_64 = 1 << 0
 ENTRY_64 = 0x200
 SECTOR = 512
 DEFAULT_SETUP_SECTORS = 4
-
-ELF_MAGIC = b"\x7fELF"
-ELF_CLASS_64, ELF_LITTLE_ENDIAN, ELF_X86_64 = 2, 1, 62
-PT_LOAD, PT_NOTE = 1, 4
-PROGRAM_HEADERS_LIMIT = 128
-NOTE_LIMIT = 1 << 20
-PVH_NOTE, PVH_OWNER = 18, b"Xen\0"
 
 
 class Readable(Protocol):
@@ -88,33 +81,6 @@ class SetupHeader(LittleEndianStructure):
     )
 
 
-class ElfHeader(LittleEndianStructure):
-    """Elf64_Ehdr of linux/elf.h"""
-
-    _fields_ = (
-        ("e_ident", c_uint8 * 16),
-        ("e_type", c_uint16),
-        ("e_machine", c_uint16),
-        ("e_version", c_uint32),
-        ("e_entry", c_uint64),
-        ("e_phoff", c_uint64),
-        ("e_shoff", c_uint64),
-        ("e_flags", c_uint32),
-        *((name, c_uint16) for name in ("e_ehsize", "e_phentsize", "e_phnum")),
-        *((name, c_uint16) for name in ("e_shentsize", "e_shnum", "e_shstrndx")),
-    )
-
-
-class ElfProgramHeader(LittleEndianStructure):
-    """Elf64_Phdr of linux/elf.h"""
-
-    _fields_ = (
-        ("p_type", c_uint32),
-        ("p_flags", c_uint32),
-        *((name, c_uint64) for name in ("p_offset", "p_vaddr", "p_paddr", "p_filesz", "p_memsz", "p_align")),
-    )
-
-
 class Entry(Enum):
     """How a kernel is entered: Linux' 64-bit protocol with boot_params, or PVH with start_info in 32 bits."""
 
@@ -148,7 +114,7 @@ def parse_kernel(file: Readable) -> KernelImage:
     Raises:
         LaunchError: it is neither kind, or damaged; the message names what is wrong, not the file.
     """
-    return _parse_elf(file) if file[:4] == ELF_MAGIC else _parse_bzimage(file)
+    return _parse_elf(file) if file[:4] == elf.MAGIC else _parse_bzimage(file)
 
 
 def _parse_bzimage(file: Readable) -> KernelImage:
@@ -174,40 +140,31 @@ def _parse_bzimage(file: Readable) -> KernelImage:
 
 
 def _parse_elf(file: Readable) -> KernelImage:
-    if len(file) < sizeof(ElfHeader):
-        raise LaunchError("it is an ELF file that ends within its header")
-    header = ElfHeader.from_buffer_copy(file[: sizeof(ElfHeader)])
-    identity = bytes(header.e_ident)
-    if identity[4] != ELF_CLASS_64 or identity[5] != ELF_LITTLE_ENDIAN or header.e_machine != ELF_X86_64:
-        raise LaunchError("it is an ELF file, but not a 64-bit one for x86")
-    if header.e_phentsize != sizeof(ElfProgramHeader) or not 0 < header.e_phnum <= PROGRAM_HEADERS_LIMIT:
-        raise LaunchError(
-            f"it is an ELF file with {header.e_phnum} program headers of {header.e_phentsize} bytes"
-        )
+    try:
+        return _read_elf(file, ElfFile(lambda offset, size: file[offset : offset + size]))
+    except ElfError as error:
+        raise LaunchError(f"it {error}") from error
+
+
+def _read_elf(file: Readable, content: ElfFile) -> KernelImage:
+    if content.bits != 64 or content.header.e_machine != elf.EM_X86_64:
+        raise LaunchError(f"it is an ELF file for {content.machine}, {content.bits} bits; supported: x86_64")
     segments: list[Segment] = []
     pvh = None
-    for number in range(header.e_phnum):
-        program = _program_header(file, header.e_phoff + number * sizeof(ElfProgramHeader))
-        if program.p_type == PT_LOAD and program.p_memsz:
+    for program in content.programs():
+        if program.p_type == elf.PT_LOAD and program.p_memsz:
             segments.append(_load_segment(file, program))
-        elif program.p_type == PT_NOTE and pvh is None:
-            pvh = _pvh_entry(file, program)
+        elif program.p_type == elf.PT_NOTE and pvh is None:
+            pvh = _pvh_entry(content, program)
     if not segments:
         raise LaunchError("it is an ELF file without a segment to load")
-    address = header.e_entry if pvh is None else pvh
+    address = content.header.e_entry if pvh is None else pvh
     if not any(one.address <= address < one.address + one.length for one in segments):
         raise LaunchError(f"it is an ELF file whose entry {address:#x} is in none of its segments")
     return KernelImage(tuple(segments), Entry.LINUX if pvh is None else Entry.PVH, address)
 
 
-def _program_header(file: Readable, offset: int) -> ElfProgramHeader:
-    end = offset + sizeof(ElfProgramHeader)
-    if end > len(file):
-        raise LaunchError("it is an ELF file that ends within its program headers")
-    return ElfProgramHeader.from_buffer_copy(file[offset:end])
-
-
-def _load_segment(file: Readable, program: ElfProgramHeader) -> Segment:
+def _load_segment(file: Readable, program: Program) -> Segment:
     segment = Segment(program.p_paddr, program.p_offset, program.p_filesz, program.p_memsz)
     if segment.length > segment.room or segment.offset + segment.length > len(file):
         raise LaunchError("it is an ELF file with a segment that is longer than the file or its room")
@@ -220,21 +177,9 @@ def _check_address(segment: Segment) -> None:
         raise LaunchError(f"it wants to be at {segment.address:#x}, below the first MiB's end")
 
 
-def _pvh_entry(file: Readable, program: ElfProgramHeader) -> int | None:
+def _pvh_entry(content: ElfFile, program: Program) -> int | None:
     """Search the notes for the address of the PVH entry."""
-    if program.p_filesz > NOTE_LIMIT or program.p_offset + program.p_filesz > len(file):
-        raise LaunchError("it is an ELF file with notes that are longer than the file or a MiB")
-    notes = file[program.p_offset : program.p_offset + program.p_filesz]
-    at = 0
-    while at + 12 <= len(notes):
-        owner_size, size, kind = struct.unpack_from("<3I", notes, at)
-        owner = notes[at + 12 : at + 12 + owner_size]
-        content = at + 12 + _padded(owner_size)
-        if kind == PVH_NOTE and owner == PVH_OWNER and size in (4, 8) and content + size <= len(notes):
-            return int.from_bytes(notes[content : content + size], "little")
-        at = content + _padded(size)
+    for note in content.notes(program):
+        if (note.owner, note.kind) == elf.XEN_PVH_ENTRY and len(note.content) == note.size in (4, 8):
+            return int.from_bytes(note.content, "little")
     return None
-
-
-def _padded(size: int) -> int:
-    return (size + 3) & ~3

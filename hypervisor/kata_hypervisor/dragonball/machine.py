@@ -20,9 +20,10 @@ from kata_hypervisor.dragonball.serial import SerialPort
 from kata_hypervisor.dragonball.slots import D, Slot, States
 from kata_hypervisor.dragonball.virtio.device import Device, DeviceContext
 from kata_hypervisor.dragonball.virtio.mmio import USED_BUFFERS, Register, Registers
-from kata_hypervisor.dragonball.vm import DEVICE, VirtualMachine
+from kata_hypervisor.dragonball.vm import VirtualMachine
 from kata_hypervisor.errors import LaunchError, SnapshotError
 from kata_hypervisor.kvm import abi
+from kata_hypervisor.kvm.device import DEVICE
 
 MOST_VCPUS = 32
 
@@ -99,7 +100,7 @@ class Machine:
             HostUnfitError: the host refuses what the device needs.
         """
         window = self._reserve_window(self._windows)
-        self._connect(device, window, self.vm.notice(window.address))
+        self._connect(device, window, self.vm.map_readable(window.address))
 
     def add_slot(self, device: D) -> Slot[D]:
         """Prepare an empty device that the guest does not find before `states` shows it. As `add_device`.
@@ -120,9 +121,9 @@ class Machine:
         notify_fds = [self.vm.event() for _ in groups]
         for queue, group in enumerate(device.notify_groups):
             if group is not None:
-                self.vm.notify(window.address + Register.QUEUE_NOTIFY, queue, notify_fds[group])
-        unheard = self.vm.event()
-        self.vm.notify(window.address + Register.INTERRUPT_ACKNOWLEDGE, USED_BUFFERS, unheard)
+                self.vm.count_writes(window.address + Register.QUEUE_NOTIFY, queue, notify_fds[group])
+        unread = self.vm.event()
+        self.vm.count_writes(window.address + Register.INTERRUPT_ACKNOWLEDGE, USED_BUFFERS, unread)
         device.connect(DeviceContext(self.memory, notify_fds, line, registers))
         registers.show()
         self.bus.add_page(window.address, registers)
@@ -208,7 +209,7 @@ class Machine:
             registers.restore(one)
         self.serial.restore(state.part("serial"))
         self._clock.index = state.integer("clock_index", 0xFF)
-        self.processors.tell_clocks()
+        self.processors.mark_clocks_stopped()
 
     def close(self) -> None:
         """End the guest and its threads, and release everything; blocks for milliseconds. Idempotent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -9,23 +10,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from kata_hypervisor import libc
 from kata_hypervisor.dragonball.layout import HUGE_PAGE, MMIO_GAP, MMIO_GAP_END, PAGE
 from kata_hypervisor.errors import HostUnfitError
 
-MADV_HUGEPAGE = 14
-MADV_REMOVE = 9
 MFD_CLOEXEC, MFD_ALLOW_SEALING, MFD_HUGETLB = 1, 2, 4
-MAP_FIXED = 0x10
-PROT_NONE = 0
+READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
 PIECE = 1 << 16
 """Bytes of a saved memory that are there or not."""
-FAILED = ctypes.c_void_p(-1).value
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.mmap.restype = ctypes.c_void_p
-_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 class OutOfRangeError(ValueError):
@@ -97,8 +89,9 @@ class GuestMemory:
             raise HostUnfitError(
                 f"cannot reserve {size >> 20} MiB of {kind} for the guest: {error.strerror}"
             ) from error
-        if not huge:  # advice: a kernel without transparent huge pages refuses it
-            _libc.madvise(address, size, MADV_HUGEPAGE)
+        if not huge:
+            with contextlib.suppress(OSError):  # a kernel without transparent huge pages
+                libc.advise_memory(address, size, libc.MADV_HUGEPAGE)
         return cls(bytes_at(address, size), address, descriptor)
 
     @classmethod
@@ -205,10 +198,14 @@ class GuestMemory:
 
         The guest reads zeros there, or what its template had. A host that cannot do it keeps the pages.
         """
+        # SAFETY: the view is of this memory, which stays mapped while a device works on it (see `close`).
         start = ctypes.addressof(ctypes.c_char.from_buffer(view))
         first, end = -(-start // PAGE) * PAGE, (start + len(view)) // PAGE * PAGE
         if self.descriptor >= 0 and end > first:
-            _libc.madvise(first, end - first, mmap.MADV_DONTNEED if self.private else MADV_REMOVE)
+            with contextlib.suppress(OSError):
+                libc.advise_memory(
+                    first, end - first, mmap.MADV_DONTNEED if self.private else libc.MADV_REMOVE
+                )
 
     def __iter__(self) -> Iterator[Region]:
         return iter(self.regions)
@@ -216,21 +213,23 @@ class GuestMemory:
 
 def map_shared(descriptor: int, size: int) -> int:
     """Map a file's first bytes, shared, without keeping it open; return the address. Raises OSError."""
-    return _map(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, descriptor)
+    return libc.map_memory(None, size, READ_WRITE, mmap.MAP_SHARED, descriptor)
 
 
 def map_anonymous(size: int) -> int:
     """Map memory of zeros that is nobody's file, shared; return the address. Raises OSError."""
-    return _map(None, size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS, -1)
+    return libc.map_memory(None, size, READ_WRITE, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS, -1)
 
 
 def unmap(address: int, size: int) -> None:
     """End a mapping. Nobody may use `bytes_at` it any more."""
-    _libc.munmap(address, size)
+    libc.unmap_memory(address, size)
 
 
 def bytes_at(address: int, size: int) -> memoryview:
     """The mapped memory at an address; it does not keep the mapping alive."""
+    # SAFETY: the caller has mapped all of it, readable and writable, and unmaps it only when nobody uses the
+    # view any more.
     return memoryview((ctypes.c_ubyte * size).from_address(address)).cast("B")
 
 
@@ -250,10 +249,11 @@ def data_of(file: int, size: int) -> Iterator[tuple[int, int]]:
 
 def _map_aligned(descriptor: int, size: int, kind: int = mmap.MAP_SHARED) -> int:
     """Map the file at a multiple of 2 MiB: reserve more than that, and map over a part of it."""
-    reserved = _map(None, size + HUGE_PAGE, PROT_NONE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    reserved = libc.map_memory(None, size + HUGE_PAGE, libc.PROT_NONE, flags, -1)
     address = -(-reserved // HUGE_PAGE) * HUGE_PAGE
     try:
-        _map(address, size, mmap.PROT_READ | mmap.PROT_WRITE, kind | MAP_FIXED, descriptor)
+        libc.map_memory(address, size, READ_WRITE, kind | libc.MAP_FIXED, descriptor)
     except OSError:
         unmap(reserved, size + HUGE_PAGE)
         raise
@@ -261,11 +261,3 @@ def _map_aligned(descriptor: int, size: int, kind: int = mmap.MAP_SHARED) -> int
         if end > start:
             unmap(start, end - start)
     return address
-
-
-def _map(address: int | None, size: int, protection: int, flags: int, descriptor: int) -> int:
-    mapped: int | None = _libc.mmap(address, size, protection, flags, descriptor, 0)
-    if mapped is None or mapped == FAILED:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return mapped

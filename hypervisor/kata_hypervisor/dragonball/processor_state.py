@@ -50,7 +50,7 @@ def save(vcpu: int, indices: Sequence[int]) -> Document:
     """Read the state. indices: of the model-specific registers.
 
     Raises:
-        SnapshotError: the host does not tell a part of it.
+        SnapshotError: the host does not report a part of it.
     """
     state: Document = {part.name: text_of(bytes(_read(vcpu, part))) for part in BEFORE_REGISTERS}
     state["tsc_khz"] = fcntl.ioctl(vcpu, abi.KVM_GET_TSC_KHZ)
@@ -139,7 +139,7 @@ def _read(vcpu: int, part: Part) -> Structure:
     try:
         fcntl.ioctl(vcpu, part.get, value)
     except OSError as error:
-        raise SnapshotError(f"this host does not tell a processor's {part.name}: {error.strerror}") from error
+        raise SnapshotError(f"this host does not report a vCPU's {part.name}: {error.strerror}") from error
     return value
 
 

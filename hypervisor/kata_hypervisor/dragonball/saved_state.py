@@ -43,14 +43,14 @@ def decode(data: bytes) -> Fields:
         SnapshotError: it is of another format, or damaged.
     """
     head, _, content = data.partition(b"\n")
-    words = head.removeprefix(MAGIC).split()
-    if not head.startswith(MAGIC) or len(words) != 2:
+    fields = head.removeprefix(MAGIC).split()
+    if not head.startswith(MAGIC) or len(fields) != 2:
         raise SnapshotError("it is no state of a machine")
-    if words[0] != b"%d" % FORMAT:
+    if fields[0] != b"%d" % FORMAT:
         raise SnapshotError(
-            f"it has format {words[0][:20].decode(errors='replace')}, this version reads {FORMAT}"
+            f"it has format {fields[0][:20].decode(errors='replace')}, this version reads {FORMAT}"
         )
-    if words[1] != b"sha256:" + sha256(content).hexdigest().encode():
+    if fields[1] != b"sha256:" + sha256(content).hexdigest().encode():
         raise SnapshotError("it is damaged: its content does not fit its hash")
     try:
         document = json.loads(content)

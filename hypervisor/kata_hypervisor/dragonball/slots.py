@@ -1,13 +1,13 @@
 """Slots: places for devices that are plugged in while the guest runs.
 
-All of a slot's wires exist before the process is sealed; what is plugged in later is only a descriptor. An
+A slot's device context exists before the process is sealed; what is plugged in later is only a descriptor. An
 empty slot's device is hidden by its ACPI state. It is harmless to a guest that touches it nevertheless: a
 drive without a disk in it, a network interface without a tap.
 
-    empty -> plugged: the device gets its file, the state says "present", the kernel is told to look.
-    plugged -> left: the file is closed and the device says that it is empty. Linux keeps its driver
+    empty -> plugged: the device gets its file, its state is "present", the kernel is notified.
+    plugged -> left: the file is closed and the device reports that it is empty. Linux keeps its driver
         (it takes an ACPI device away, but not the virtio device behind it), so the slot stays present.
-    left -> plugged: the driver is told that the device has changed; it takes only what fits what it knows.
+    left -> plugged: the driver is notified of the change; it takes only what fits what it knows.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from kata_hypervisor.dragonball.layout import SLOTS
-from kata_hypervisor.dragonball.virtio.device import Pluggable
+from kata_hypervisor.dragonball.virtio.device import HotplugDevice
 from kata_hypervisor.dragonball.virtio.mmio import Registers
 
 PRESENT = 0xF
 """ACPI specification 6.5, 6.3.7: present, enabled, shown, working"""
 
-D = TypeVar("D", bound=Pluggable)
+D = TypeVar("D", bound=HotplugDevice)
 
 
 @dataclass(slots=True)

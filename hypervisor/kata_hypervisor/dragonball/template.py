@@ -190,7 +190,7 @@ def _check_owner(status: os.stat_result, name: str) -> None:
 
 
 def _file_identity(path: Path | None) -> Document:
-    """A file by its content, and by what tells without reading it that it is the same one still."""
+    """A file by its content, and by what shows without reading it that it is still the same one."""
     if path is None:
         return {"path": "", "sha256": "", "stamp": ""}
     with path.open("rb") as file:

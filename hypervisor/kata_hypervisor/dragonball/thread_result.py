@@ -13,25 +13,25 @@ T = TypeVar("T")
 
 
 class ThreadResult(Generic[T]):
-    """Made on the event loop, before the process is sealed. heard: has the first value that was told."""
+    """Made on the event loop, before the process is sealed. future: has the first value that was set."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._told: list[T] = []
+        self._values: list[T] = []
         self._event = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._loop.add_reader(self._event, self._hear)
+        self._loop.add_reader(self._event, self._receive)
         self.future: asyncio.Future[T] = self._loop.create_future()
 
-    def tell(self, value: T) -> None:
+    def set(self, value: T) -> None:
         """Leave a value; on any thread."""
-        self._told.append(value)
+        self._values.append(value)
         os.eventfd_write(self._event, 1)
 
     def close(self) -> None:
-        """Close the descriptor; on the loop, once no thread can tell any more."""
+        """Close the descriptor; on the loop, once no thread can set a value any more."""
         self._loop.remove_reader(self._event)
         os.close(self._event)
 
-    def _hear(self) -> None:
+    def _receive(self) -> None:
         self._loop.remove_reader(self._event)
-        self.future.set_result(self._told[0])
+        self.future.set_result(self._values[0])

@@ -1,8 +1,7 @@
 """The driver of a unikernel in this process: no other process, and no kernel but the unikernel.
 
 prepare: file -> memory, KVM, devices -> a thread, which waits.
-The caller seals the process: nothing is opened, mapped or started from then on.
-run:     the thread puts on its own filter -> proof -> the guest's first instruction.
+run:     see in_process.
 end:     one task waits for the guest's end, releases everything and keeps the `VmExit`.
 """
 
@@ -13,7 +12,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from kata_configuration.models.dragonball import Dragonball as DragonballTable
@@ -26,49 +25,37 @@ from kata_hypervisor.contract import (
     VmmProcess,
     check_unikernel,
 )
-from kata_hypervisor.dragonball.control import Control
-from kata_hypervisor.dragonball.driver import SWITCH_INTERVAL
+from kata_hypervisor.dragonball.in_process import SWITCH_INTERVAL, InProcessVmm
+from kata_hypervisor.dragonball.layout import MIB
 from kata_hypervisor.dragonball.own_process import NAME, OwnProcess
-from kata_hypervisor.dragonball.thread_result import ThreadResult
-from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError, UnikernelError
+from kata_hypervisor.errors import LaunchError, UnikernelError
 from kata_hypervisor.host import ExitStatus, Host
-from kata_hypervisor.lifecycle import VmLifecycle
 from kata_hypervisor.output_tail import Tail
-from kata_hypervisor.seccomp.confinement import find_breach, inherited_filters
+from kata_hypervisor.solo5.attachment import AttachedDevice, attach_devices, read_file
 from kata_hypervisor.solo5.hypercalls import End
 from kata_hypervisor.solo5.machine import Board, Machine
-from kata_hypervisor.solo5.supply import Supply, read_file, supply_of
-
-MIB = 1 << 20
+from kata_hypervisor.solo5.processor import Processor
 
 
-class InProcessUnikernel(VmLifecycle, UnikernelVmm):
-    """One unikernel in this process.
-
-    table: [hypervisor.dragonball] of the configuration. host: reads what the kernel says of this process's
-    threads, which a sealed process cannot.
-
-    Make it, and await `prepare`, in the main thread and before the caller seals itself.
-    """
+class InProcessUnikernel(InProcessVmm[End], UnikernelVmm):
+    """One unikernel in this process. table: [hypervisor.dragonball] of the configuration, without effect."""
 
     capabilities = UnikernelCapabilities(tap_descriptors=True)
+    _noun = "the unikernel"
 
     def __init__(self, table: DragonballTable, host: Host) -> None:
-        self._table = table
-        self._host = host
-        self._inherited = inherited_filters()
-        self._seal: Callable[[], object] | None = None
+        super().__init__(host)
         self._ours = contextlib.ExitStack()
         self._tail = Tail()
-        self._worker: Control | None = None
         self._machine: Machine | None = None
-        self._own: OwnProcess | None = None
-        self._guest_ended: asyncio.Future[End] | None = None
-        self._used = self._running = False
+        self._used = False
 
-    def seal_vcpus(self, install: Callable[[], object]) -> None:
-        """Before `run`: what the processor's thread calls first, to put its own filter on itself."""
-        self._seal = install
+    @property
+    def _vcpus(self) -> Processor | None:
+        return self._machine.processor if self._machine is not None else None
+
+    def _describe(self, outcome: End) -> str:
+        return f"it {outcome.reason}"
 
     @property
     def seal_features(self) -> frozenset[str]:
@@ -92,19 +79,21 @@ class InProcessUnikernel(VmLifecycle, UnikernelVmm):
         unikernel = read_file(spec)
         try:
             devices = {
-                name: self._keep_device(one) for name, one in supply_of(unikernel.devices, spec).items()
+                name: self._keep_device(one) for name, one in attach_devices(unikernel.devices, spec).items()
             }
             line = spec.command_line.encode(errors="surrogateescape")
             output = self._keep(spec.output)
             os.set_blocking(output, False)
             board = Board(spec.memory_mib * MIB, line, output, devices)
-            self._machine = Machine(unikernel, spec.file, board, self._tail.feed, self._watch_guest())
+            guest_end = self._guest_end()
+            self._ours.callback(guest_end.close)
+            self._machine = Machine(unikernel, spec.file, board, self._tail.feed, guest_end.set)
         except UnikernelError as error:
             raise UnikernelError(f"cannot run the unikernel {spec.name}: {error}") from error
-        self._worker = Control("machine")
+        self._make_worker()
         processor = self._machine.processor
         self._own = OwnProcess(lambda _: processor.end(End("was killed")))
-        self._end = asyncio.create_task(self._supervise(), name="unikernel's end")
+        self._end = asyncio.create_task(self._supervise(self._machine), name="unikernel's end")
 
     def _keep(self, descriptor: int) -> int:
         """A descriptor of our own for the caller's."""
@@ -112,50 +101,8 @@ class InProcessUnikernel(VmLifecycle, UnikernelVmm):
         self._ours.callback(os.close, ours)
         return ours
 
-    def _keep_device(self, supply: Supply) -> Supply:
-        return replace(supply, descriptor=self._keep(supply.descriptor))
-
-    async def run(self) -> None:
-        """See the contract."""
-        if self._machine is None or self._worker is None or self._running or self._guest_has_ended:
-            raise LaunchError("cannot run the unikernel: it is not prepared, runs already, or has ended")
-        processor = self._machine.processor
-        try:
-            if self._seal is not None:
-                seal = self._seal
-                await self._worker.run(lambda: processor.confine(seal))
-            await self._verify_confinement()
-            if self._guest_has_ended:
-                raise LaunchError("cannot run the unikernel: it was ended meanwhile")
-            processor.release()
-            self._running = True
-        except BaseException:
-            await self.stop()
-            raise
-
-    async def verify_confinement(self) -> None:
-        """See the contract."""
-        if not self._running:
-            raise HypervisorError("there is no confinement to prove: the unikernel is not running")
-        await self._verify_confinement()
-
-    async def _verify_confinement(self) -> None:
-        """Ask the kernel: a filter on each thread, and one more on the processor's."""
-        if self._seal is None:
-            return
-        assert self._own is not None
-        assert self._machine is not None
-        threads = await self._host.confinement(self._own)
-        stacked = [thread for thread in threads if thread.tid == self._machine.processor.thread_id]
-        breach = find_breach(threads, True, self._inherited)
-        if stacked or not self._guest_has_ended:
-            breach = breach or find_breach(stacked, True, self._inherited + 1)
-        if breach is not None:
-            raise ConfinementError(f"the runtime's process, which is the VMM, is not confined: {breach}")
-
-    @property
-    def _guest_has_ended(self) -> bool:
-        return self._guest_ended is not None and self._guest_ended.done()
+    def _keep_device(self, device: AttachedDevice) -> AttachedDevice:
+        return replace(device, descriptor=self._keep(device.descriptor))
 
     async def _stop(self) -> None:
         if self._machine is not None:
@@ -164,21 +111,6 @@ class InProcessUnikernel(VmLifecycle, UnikernelVmm):
             await asyncio.wait({self._end})
         else:
             self._ours.close()
-
-    async def pause(self) -> None:
-        """See the contract."""
-        machine, worker = self._running_machine("pause")
-        await worker.run(machine.processor.hold)
-
-    async def resume(self) -> None:
-        """See the contract."""
-        machine, _ = self._running_machine("resume")
-        machine.processor.release()
-
-    def _running_machine(self, purpose: str) -> tuple[Machine, Control]:
-        if self._machine is None or self._worker is None or not self._running or self._guest_has_ended:
-            raise HypervisorError(f"cannot {purpose} the unikernel: it is not running")
-        return self._machine, self._worker
 
     @property
     def processes(self) -> tuple[VmmProcess, ...]:
@@ -190,21 +122,14 @@ class InProcessUnikernel(VmLifecycle, UnikernelVmm):
         """See the contract."""
         return self._tail.text
 
-    def _watch_guest(self) -> Callable[[End], None]:
-        """Return what the machine calls at the guest's end, on whichever thread."""
-        verdict = ThreadResult[End]()
-        self._guest_ended = verdict.future
-        self._ours.callback(verdict.close)
-        return verdict.tell
-
-    async def _supervise(self) -> VmExit:
+    async def _supervise(self, machine: Machine) -> VmExit:
         """Wait for the guest's end, then release everything."""
         assert self._guest_ended is not None
-        assert self._machine is not None
         assert self._worker is not None
         end = await self._guest_ended
-        await self._worker.run(self._machine.close)
+        await self._worker.run(machine.close)
         self._worker.close()
+        self._worker = None
         self._ours.close()
         if self._own is not None:
             self._own.end()

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import fcntl
 import os
 from contextlib import ExitStack
 
+from kata_hypervisor import libc
 from kata_hypervisor.dragonball import layout
 from kata_hypervisor.dragonball.memory import GuestMemory, bytes_at, map_anonymous, map_shared, unmap
 from kata_hypervisor.errors import HostUnfitError
 from kata_hypervisor.kvm import abi
-
-DEVICE = "/dev/kvm"
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong]
+from kata_hypervisor.kvm.device import DEVICE, open_kvm, patient_ioctl
 
 
 class VirtualMachine:
@@ -32,14 +28,9 @@ class VirtualMachine:
         self._ours = ExitStack()
         self._slots = 0
         try:
-            self._kvm = self._own(_open(device))
-            version = fcntl.ioctl(self._kvm, abi.KVM_GET_API_VERSION)
-            if version != abi.KVM_API_VERSION:
-                raise HostUnfitError(
-                    f"{device} speaks version {version} of the KVM API, not {abi.KVM_API_VERSION}"
-                )
+            self._kvm = self._own(open_kvm(device))
             self._page_size = fcntl.ioctl(self._kvm, abi.KVM_GET_VCPU_MMAP_SIZE)
-            self.descriptor = self._own(_patient(self._kvm, abi.KVM_CREATE_VM))
+            self.descriptor = self._own(patient_ioctl(self._kvm, abi.KVM_CREATE_VM))
             self._set_up(memory)
         except OSError as error:
             self.close()
@@ -77,14 +68,14 @@ class VirtualMachine:
         fcntl.ioctl(self.descriptor, abi.KVM_IRQFD, abi.KvmIrqfd(fd=line, gsi=pin))
         return line
 
-    def notify(self, address: int, value: int, event: int) -> None:
+    def count_writes(self, address: int, value: int, event: int) -> None:
         """Let the guest's 32-bit writes of a value to an address count up an eventfd, without an exit."""
         request = abi.KvmIoeventfd(
             datamatch=value, addr=address, len=4, fd=event, flags=abi.KVM_IOEVENTFD_FLAG_DATAMATCH
         )
         fcntl.ioctl(self.descriptor, abi.KVM_IOEVENTFD, request)
 
-    def notice(self, address: int) -> memoryview:
+    def map_readable(self, address: int) -> memoryview:
         """Make a page that the guest reads at an address without an exit, until `close`; its writes exit."""
         place = map_anonymous(layout.PAGE)
         self._ours.callback(unmap, place, layout.PAGE)
@@ -96,7 +87,7 @@ class VirtualMachine:
         return self._own(os.eventfd(0, os.EFD_CLOEXEC))
 
     def _set_up(self, memory: GuestMemory) -> None:
-        _address_request(self.descriptor, abi.KVM_SET_TSS_ADDR, layout.TSS)
+        libc.ioctl_address(self.descriptor, abi.KVM_SET_TSS_ADDR, layout.TSS)
         identity = ctypes.c_uint64(layout.IDENTITY_MAP)
         fcntl.ioctl(self.descriptor, abi.KVM_SET_IDENTITY_MAP_ADDR, identity)
         fcntl.ioctl(self.descriptor, abi.KVM_CREATE_IRQCHIP)
@@ -115,30 +106,3 @@ class VirtualMachine:
     def _own(self, descriptor: int) -> int:
         self._ours.callback(os.close, descriptor)
         return descriptor
-
-
-def _open(device: str) -> int:
-    try:
-        return os.open(device, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        hint = {
-            errno.ENOENT: "load kvm_intel or kvm_amd, or enable virtualization",
-            errno.EACCES: "run as root or as a member of group kvm",
-        }.get(error.errno or 0, "kata-ctl check says what this host can do")
-        raise HostUnfitError(f"cannot open {device}: {error.strerror}; {hint}") from error
-
-
-def _patient(descriptor: int, request: int) -> int:
-    """Make a request that a signal may interrupt."""
-    while True:
-        try:
-            return fcntl.ioctl(descriptor, request)
-        except InterruptedError:
-            continue
-
-
-def _address_request(descriptor: int, request: int, address: int) -> None:
-    """Make a request whose argument is an address: fcntl.ioctl takes no integer of 2**31 and more."""
-    if _libc.ioctl(descriptor, request, address) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))

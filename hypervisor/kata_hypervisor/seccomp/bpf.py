@@ -264,7 +264,7 @@ def disassemble(code: bytes) -> list[str]:
 
 
 def render(instruction: Instruction, place: int | None = None) -> str:
-    """One instruction in words; place: its index, for absolute targets (else they are relative)."""
+    """One instruction as text; place: its index, for absolute targets (else they are relative)."""
     code, jt, jf, k = instruction
     if code not in OPCODES:
         return f"opcode {code:#x} jt {jt} jf {jf} k {k:#x}"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class ChildFilter:
     """A seccomp filter for a child that has none of its own: on it from before its program runs, to its end.
 
-    policy: its name, for sentences. advice: the way out of a refusal, in a few words. code: the program; for
+    policy: its name, for sentences. advice: what to do about a refusal, in short. code: the program; for
     what it answers with `actions.NOTIFY` the child is killed, unless it is still loading. loading: a program
     that allows what it may do until then. last: number and second argument of the call with which loading
     ends; without them it ends when the program begins. readable, writable: what it may open in the meantime,

@@ -57,7 +57,7 @@ def compile_rules(
     """Compile rules into a program that answers every other call with `default`, a value of `actions`.
 
     A call of a foreign architecture or of x32 kills the process. Calls are taken by their number in our own
-    table, so it hardly matters which of them libseccomp has heard of.
+    table, so it hardly matters which of them libseccomp knows.
 
     arch: "x86_64" or "aarch64", this machine's by default. tree: search a call's number in a binary tree,
     else one after the other, the `frequent` ones first.
@@ -148,7 +148,7 @@ def _check_comparisons(rules: Sequence[Rule]) -> None:
 
 
 def _number(library: Any, call: str, arch: str) -> int | None:
-    """The number by which libseccomp is told of a call; None where this architecture has no such call."""
+    """The number by which libseccomp knows a call; None where this architecture has no such call."""
     number = syscalls.number_of(call, arch)
     if number is None and all(syscalls.number_of(call, other) is None for other in syscalls.ARCHITECTURES):
         raise PolicyError(f"there is no system call {call!r}")
@@ -160,7 +160,7 @@ def _number(library: Any, call: str, arch: str) -> int | None:
 
 
 def _add(library: Any, program: Any, rule: Rule, call: str, number: int) -> bool:
-    """Add a rule for one call; False when libseccomp has never heard of that call and refuses it."""
+    """Add a rule for one call; False when libseccomp does not know that call and refuses it."""
     arguments = [_argument(library, condition) for condition in rule.conditions]
     try:
         program.add_rule_exactly(rule.action, number, *arguments)

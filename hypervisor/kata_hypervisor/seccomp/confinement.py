@@ -1,4 +1,4 @@
-"""The kernel's word about a process: the seccomp state of each of its threads.
+"""What the kernel reports of a process: the seccomp state of each of its threads.
 
 Standard library only: the broker imports this before anything else is loaded.
 Source: proc_pid_status(5), fields Name, Seccomp and Seccomp_filters.
@@ -64,30 +64,40 @@ def inherited_filters(proc: str = "/proc") -> int:
     """Count the filters in force on the caller's own main thread: a child starts with as many.
 
     A runtime that itself runs confined (in a container, under systemd's SystemCallFilter) hands its filters
-    down, and a VMM in filter mode then proves nothing. Read it before the caller seals itself.
+    down, and that a VMM is in filter mode then shows nothing. Read it before the caller seals itself.
     """
     return _read_status(f"{proc}/self/status", os.getpid()).filters
 
 
-def find_breach(threads: Sequence[ThreadConfinement], confined: bool, inherited: int = 0) -> str | None:
-    """Compare the kernel's word with what the configuration asks for.
+def find_breach(
+    threads: Sequence[ThreadConfinement],
+    confined: bool,
+    inherited: int = 0,
+    *,
+    process: str = "",
+    required_by: str = "the configuration",
+) -> str | None:
+    """Compare what the kernel reports of a process with what the configuration asks for.
 
     confined: whether every thread must be under a filter of its own, or none may be. inherited: how many
-    filters the process started with. Returns None when they agree, else one sentence about the first thread
-    for which they differ.
+    filters the process started with. process, required_by: its name, and what asks for this, for the
+    sentence. Returns None when they agree, else one sentence about the first thread for which they differ.
     """
+    of_process = f" of {process}" if process else ""
     if not threads:
-        return "no thread of it could be read"
+        return f"the kernel lists no thread{of_process}; {required_by} requires filters on each"
     for thread in threads:
         agrees = thread.confined and thread.filters > inherited if confined else thread.filters == inherited
-        if not agrees:
-            mode = 2 if confined or inherited else 0
+        if agrees:
+            continue
+        mode = 2 if confined or inherited else 0
+        if thread.mode != mode:
+            reported, wanted = f"seccomp mode {thread.mode}", f"mode {mode}"
+        else:
+            reported = f"{thread.filters} seccomp filters"
             wanted = f"more than {inherited}" if confined else f"{inherited}"
-            return (
-                f'thread "{thread.name}" (tid {thread.tid}) is in seccomp mode {thread.mode} '
-                f"({MODES.get(thread.mode, 'unknown')}) with {thread.filters} filters, "
-                f"expected mode {mode} ({MODES[mode]}) with {wanted}"
-            )
+        where = f"thread {thread.tid} ({thread.name}){of_process}"
+        return f"the kernel reports {reported} for {where}; {required_by} requires {wanted}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Whether a thread's filters forbid anything: a filter that allows every call looks the same to /proc.
+"""Whether a thread's filters refuse anything: a filter that allows every call looks the same to /proc.
 
 The filters themselves are read back from the kernel, and run on calls that no VMM needs once it is confined.
 """
@@ -16,7 +16,7 @@ _decode = functools.lru_cache(maxsize=16)(bpf.decode)
 TRIED = ("execve", "ptrace", "mount", "bpf", "kexec_load", "init_module")
 
 
-def forbid_something(programs: Sequence[bytes], arch: str | None = None) -> bool:
+def refuse_some(programs: Sequence[bytes], arch: str | None = None) -> bool:
     """Whether filters that are stacked on one thread refuse at least one of the calls that are tried."""
     machine = arch or syscalls.native()
     numbers = [number for name in TRIED if (number := syscalls.number_of(name, machine)) is not None]
@@ -27,12 +27,12 @@ def forbid_something(programs: Sequence[bytes], arch: str | None = None) -> bool
     )
 
 
-def bite(tid: int, beyond: int = 0) -> bool:
-    """Whether the filters on a thread forbid something. beyond: how many, the oldest, are not asked.
+def are_effective(tid: int, beyond: int = 0) -> bool:
+    """Whether the filters on a thread refuse some call. beyond: how many, the oldest, are not asked.
 
     Raises:
         ProcessLookupError: there is no such thread.
         SealError: the kernel does not hand them out to this process; the message says why.
     """
     programs = readback.read_filters(tid)[beyond:]
-    return bool(programs) and forbid_something(programs)
+    return bool(programs) and refuse_some(programs)

@@ -1,7 +1,7 @@
 """Installing a compiled filter, from its bytes, with seccomp(2).
 
-Everything that ctypes makes on first use is made when this module is imported, so that a sealed process can
-put a second filter on a thread. Source: seccomp(2), prctl(2), linux/seccomp.h.
+A sealed process can put a second filter on a thread: nothing is loaded for it. Source: seccomp(2),
+linux/seccomp.h.
 """
 
 from __future__ import annotations
@@ -11,26 +11,16 @@ import errno
 import os
 import struct
 
+from kata_hypervisor import libc
 from kata_hypervisor.errors import SealError
-from kata_hypervisor.seccomp import actions, syscalls
+from kata_hypervisor.seccomp import actions
 
 INSTRUCTION = 8
 MAX_INSTRUCTIONS = 4096
 
 _SET_MODE_FILTER, _GET_ACTION_AVAIL, _GET_NOTIF_SIZES = 1, 2, 3
 _TSYNC, _LOG, _NEW_LISTENER, _TSYNC_ESRCH = 1, 2, 8, 16
-_PR_SET_NO_NEW_PRIVS = 38
 _ALLOW_ALL = struct.pack("<HBBI", 0x06, 0, 0, actions.ALLOW)
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_prctl = _libc.prctl
-_prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
-_syscall = _libc.syscall
-_syscall.argtypes = [ctypes.c_long, ctypes.c_uint, ctypes.c_uint, ctypes.c_void_p]
-_syscall.restype = ctypes.c_long
-_NUMBER = (
-    syscalls.number_of("seccomp", syscalls.native()) if syscalls.native() in syscalls.ARCHITECTURES else None
-)
 
 
 class _Program(ctypes.Structure):
@@ -58,14 +48,17 @@ def install(
             f"cannot install a seccomp filter of {len(code)} bytes: it must have 1 to {MAX_INSTRUCTIONS} "
             f"instructions of {INSTRUCTION} bytes"
         )
-    if not sealed and _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
-        raise SealError(f"cannot give up new privileges: {os.strerror(ctypes.get_errno())}")
+    if not sealed:
+        try:
+            libc.give_up_privileges()
+        except OSError as error:
+            raise SealError(f"cannot give up new privileges: {error.strerror}") from error
     flags = _LOG if log else 0
     if all_threads:
         flags |= _TSYNC | (_TSYNC_ESRCH if listener else 0)
     if listener:
         flags |= _NEW_LISTENER
-    result, number = _seccomp(_SET_MODE_FILTER, flags, code)
+    result, number = _set_filter(flags, code)
     if result == 0 and not listener:
         return None
     if result >= 0 and listener:
@@ -80,7 +73,7 @@ def action_available(action: int) -> bool:
         SealError: this kernel has no seccomp(2), or does not let us ask.
     """
     value = ctypes.c_uint32(action & 0xFFFF0000)
-    result, number = _call(_GET_ACTION_AVAIL, 0, ctypes.addressof(value))
+    result, number = _call(_GET_ACTION_AVAIL, 0, value)
     if result == 0:
         return True
     if number == errno.EOPNOTSUPP:
@@ -91,21 +84,24 @@ def action_available(action: int) -> bool:
 def notification_sizes() -> tuple[int, int, int] | None:
     """The bytes of struct seccomp_notif, seccomp_notif_resp and seccomp_data; None where there are none."""
     sizes = (ctypes.c_uint16 * 3)()
-    result, _ = _call(_GET_NOTIF_SIZES, 0, ctypes.addressof(sizes))
+    result, _ = _call(_GET_NOTIF_SIZES, 0, sizes)
     return (sizes[0], sizes[1], sizes[2]) if result == 0 else None
 
 
-def _call(operation: int, flags: int, argument: int) -> tuple[int, int]:
+def _set_filter(flags: int, code: bytes) -> tuple[int, int]:
+    return _call(_SET_MODE_FILTER, flags, _Program(len(code) // INSTRUCTION, code))
+
+
+def _call(
+    operation: int, flags: int, argument: _Program | ctypes.Array[ctypes.c_uint16] | ctypes.c_uint32
+) -> tuple[int, int]:
     """seccomp(2): its result, and errno where that is -1."""
-    if _NUMBER is None:
+    try:
+        return libc.seccomp(operation, flags, argument), 0
+    except NotImplementedError:
         return -1, errno.ENOSYS
-    result = _syscall(_NUMBER, operation, flags, argument)
-    return result, ctypes.get_errno() if result < 0 else 0
-
-
-def _seccomp(operation: int, flags: int, code: bytes) -> tuple[int, int]:
-    program = _Program(len(code) // INSTRUCTION, code)
-    return _call(operation, flags, ctypes.addressof(program))
+    except OSError as error:
+        return -1, error.errno or 0
 
 
 def _explain(result: int, number: int, *, listener: bool) -> SealError:
@@ -115,7 +111,7 @@ def _explain(result: int, number: int, *, listener: bool) -> SealError:
     if number == errno.ESRCH:
         # The same question without a listener is answered with the thread's id. Should the thread be gone by
         # now, this filter, which allows everything, is what stays.
-        thread, _ = _seccomp(_SET_MODE_FILTER, _TSYNC, _ALLOW_ALL)
+        thread, _ = _set_filter(_TSYNC, _ALLOW_ALL)
         why = (
             _unreachable(thread) if thread > 0 else "a thread, which has ended since, had a filter of its own"
         )

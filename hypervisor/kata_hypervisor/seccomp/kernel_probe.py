@@ -1,4 +1,4 @@
-"""The oracle of a filter: the kernel, asked call by call whether it does what the policy says.
+"""The kernel, probed call by call: whether a filter does what its policy says.
 
 A probe is one system call with its arguments. A forked child puts the program itself on, with an errno that
 no call returns in the place of the answer that ends a process, and makes each probe. What is let through is
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from kata_hypervisor import libc
 from kata_hypervisor.errors import SealError
 from kata_hypervisor.seccomp import actions, syscalls
 from kata_hypervisor.seccomp import filter as kernel
@@ -50,17 +51,12 @@ _GETPID_OF_I386 = bytes.fromhex("b814000000 cd80 c3")  # mov eax, 20; int 0x80; 
 # that calls them elsewhere than from the kernel's own probes.
 _EXEMPT = ("uretprobe", "uprobe")
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_syscall = _libc.syscall
-_syscall.argtypes = [ctypes.c_long] + [ctypes.c_uint64] * 6
-_syscall.restype = ctypes.c_long
-
 
 @dataclass(frozen=True, slots=True)
 class Probe:
     """One call to be made. rule: the number of the rule that it tries, 0 for none.
 
-    what: the case in words. expected: REFUSED, KILLED, PASSES, or "errno NAME".
+    what: the case, for people. expected: REFUSED, KILLED, PASSES, or "errno NAME".
     """
 
     rule: int
@@ -134,9 +130,9 @@ def _missing(condition: Condition, right: int) -> Iterator[int]:
 
 
 def try_programs(programs: Sequence[tuple[bytes, int]], probes: Sequence[Probe]) -> list[str]:
-    """Make each probe under these programs, stacked in this order; what the kernel did, in words.
+    """Make each probe under these programs, stacked in this order; what the kernel did.
 
-    programs: the code of each and its default action. The words are REFUSED; KILLED, which is SIGSYS; "errno
+    programs: the code of each and its default action. Results: REFUSED; KILLED, which is SIGSYS; "errno
     NAME", which may be the filter's or the call's own; or how the call ended otherwise.
 
     Raises:
@@ -229,8 +225,7 @@ def _make(codes: Sequence[bytes], probes: Sequence[Probe], first: int, board: mm
         return
     for index in range(first, len(probes)):
         _RECORD.pack_into(board, index * _RECORD.size, _MADE, 0, 0)
-        result = _syscall(probes[index].number, *probes[index].arguments)
-        number = ctypes.get_errno() if result == -1 else 0
+        result, number = libc.call(probes[index].number, probes[index].arguments)
         _RECORD.pack_into(board, index * _RECORD.size, _RETURNED, result, number)
 
 

@@ -23,7 +23,7 @@ _FLAG_CONTINUE = 1  # Linux 5.5
 _SYNC_WAKE_UP = 1  # Linux 6.6
 
 SIZES = (_REQUEST.size, _RESPONSE.size, 64)
-"""Bytes of notification, response and data as above; SECCOMP_GET_NOTIF_SIZES tells the kernel's."""
+"""Bytes of notification, response and data as above; SECCOMP_GET_NOTIF_SIZES returns the kernel's."""
 
 _WRITE, _READ_WRITE = 1, 3
 

@@ -1,7 +1,7 @@
 """A policy: what the sealed process may call, with which arguments, why, and for which of its features.
 
 One TOML file for each program and architecture; the first lines of `policies/x86_64.toml` describe the
-format. A policy is checked whole when it is loaded: an unknown call, a misspelt field or two rules that
+format. A policy is checked whole when it is loaded: an unknown call, a misspelled field or two rules that
 contradict each other is a PolicyError with the file, the line of the rule and its number.
 """
 

@@ -103,12 +103,12 @@ class Reader:
             )
 
     def _words(self, table: Mapping[str, Any], field: str) -> tuple[str, ...]:
-        words = table.get(field)
-        if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
-            raise self._error(f"{field} must be a list of at least one string, not {words!r}")
-        if len(set(words)) < len(words):
+        values = table.get(field)
+        if not isinstance(values, list) or not values or not all(isinstance(one, str) for one in values):
+            raise self._error(f"{field} must be a list of at least one string, not {values!r}")
+        if len(set(values)) < len(values):
             raise self._error(f"{field} names something twice")
-        return tuple(words)
+        return tuple(values)
 
     def _features(self, table: Mapping[str, Any]) -> tuple[str, ...]:
         features = self._words(table, "features")

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from kata_hypervisor import libc
 from kata_hypervisor.errors import SealError
 
 PATIENCE = 2.0  # seconds; a running thread stops at once, a frozen one never
@@ -24,10 +25,6 @@ _WALL = 0x40000000  # waitpid's __WALL: the threads of any process
 _INSTRUCTION_SIZE = 8
 _POLL_INTERVAL = 0.0005
 _MOMENT = 0.0002  # seconds in which nearly every thread stops, and which are not slept away
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
-_libc.ptrace.restype = ctypes.c_long
 
 
 def read_filters(tid: int) -> list[bytes]:
@@ -50,12 +47,12 @@ def read_filters(tid: int) -> list[bytes]:
 def _stopped(tid: int) -> Iterator[None]:
     """Hold a thread in a stop that only its tracer sees."""
     try:
-        _ptrace(_SEIZE, tid)
+        libc.ptrace(_SEIZE, tid)
     except PermissionError as error:
         raise SealError(f"the filters of thread {tid} cannot be read: {_why_not_seized(tid)}") from error
     pending = 0
     try:
-        _ptrace(_INTERRUPT, tid)
+        libc.ptrace(_INTERRUPT, tid)
         pending = _wait_for_stop(tid)
         yield
     finally:
@@ -92,7 +89,7 @@ def _wait_for_stop(tid: int) -> int:
 def _let_go(tid: int, pending: int) -> None:
     """Detach. A thread that never stopped cannot be detached: it is let go when this process ends."""
     try:
-        _ptrace(_DETACH, tid, data=pending)
+        libc.detach_thread(_DETACH, tid, pending)
     except ProcessLookupError:
         return
 
@@ -100,22 +97,14 @@ def _let_go(tid: int, pending: int) -> None:
 def _read_filter(tid: int, index: int) -> bytes | None:
     """The program with this index, the oldest is 0; None when there is no such filter."""
     try:
-        length = _ptrace(_GET_FILTER, tid, address=index)
+        length = libc.ptrace(_GET_FILTER, tid, address=index)
         program = ctypes.create_string_buffer(length * _INSTRUCTION_SIZE)
-        _ptrace(_GET_FILTER, tid, address=index, data=ctypes.addressof(program))
+        libc.ptrace(_GET_FILTER, tid, address=index, buffer=program)
     except OSError as error:
         if error.errno == errno.ENOENT or (error.errno == errno.EINVAL and not _is_filtered(tid)):
             return None
         raise SealError(f"the filters of thread {tid} cannot be read: {_why_not_read(error)}") from error
     return program.raw
-
-
-def _ptrace(request: int, tid: int, address: int = 0, data: int = 0) -> int:
-    result: int = _libc.ptrace(request, tid, address or None, data or None)
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
-    return result
 
 
 def _is_filtered(tid: int) -> bool:

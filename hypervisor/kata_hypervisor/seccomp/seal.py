@@ -9,13 +9,13 @@ It is built while files can still be opened and put on in one call:
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from kata_hypervisor import libc
 from kata_hypervisor.errors import PolicyError
 from kata_hypervisor.seccomp import actions, syscalls
 from kata_hypervisor.seccomp import filter as kernel
@@ -29,8 +29,6 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 
 SHIM_FEATURES = frozenset({"serve", "broker", "stdio"})
 """What every shim does after the seal; a driver adds its own (`seal_features`)."""
-
-_M_ARENA_MAX = -8
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +109,8 @@ def settle_libc() -> None:
     Before the process's first thread: malloc makes no arenas for threads, because it opens a file of /proc
     when it makes one smaller. The first thread of a process sets up a signal, and loads what ends threads.
     """
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_ARENA_MAX, 1)
-    try:
-        ctypes.CDLL("libgcc_s.so.1")
-    except OSError:
-        pass  # a C library that has none does not load it either
+    libc.limit_arenas()
+    libc.load_unwinder()
     thread = threading.Thread(target=int, name="settling")
     thread.start()
     thread.join()

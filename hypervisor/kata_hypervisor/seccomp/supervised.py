@@ -12,7 +12,6 @@ is killed: without an answer its calls would fail with ENOSYS.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import shutil
@@ -21,13 +20,12 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
+from kata_hypervisor import libc
 from kata_hypervisor.errors import LaunchError
 from kata_hypervisor.seccomp import actions, bpf, notification, syscalls
 from kata_hypervisor.seccomp import filter as kernel
 from kata_hypervisor.seccomp.notification import Call
 
-_PIDFD_GETFD = 438  # on every architecture
-_PR_SET_PDEATHSIG = 1
 _LISTENER = "anon_inode:seccomp notify"
 _LOOK_AGAIN = 0.0005
 _EXEC_FAILED = 127
@@ -94,10 +92,9 @@ class SupervisedCommand:
         try:
             for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
                 signal.signal(number, signal.SIG_DFL)
-            libc = ctypes.CDLL(None)
-            libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+            libc.die_with_parent(signal.SIGKILL)
             kernel.install(self._code, all_threads=False, listener=True)
-            libc.syscall(ctypes.c_long(self._signal_call), ctypes.c_ulong(_SIGNAL))
+            libc.call(self._signal_call, (_SIGNAL, 0, 0, 0, 0, 0))
             assert self._program is not None
             os.execv(self._program, self._command)
         except BaseException as error:
@@ -126,12 +123,12 @@ class SupervisedCommand:
             return False
 
     def _duplicate(self, fd: int) -> int:
-        libc = ctypes.CDLL(None, use_errno=True)
-        taken: int = libc.syscall(ctypes.c_long(_PIDFD_GETFD), self._process, fd, 0)
-        if taken < 0:
-            reason = os.strerror(ctypes.get_errno())
-            raise LaunchError(f"cannot supervise {self._command[0]}: pidfd_getfd: {reason}")
-        return taken
+        try:
+            return libc.copy_descriptor(self._process, fd)
+        except OSError as error:
+            raise LaunchError(
+                f"cannot supervise {self._command[0]}: pidfd_getfd: {error.strerror}"
+            ) from error
 
     def _report_fatal(self) -> str:
         return os.read(self._failure, 4096).decode(errors="replace") or "it ended at once"
@@ -151,7 +148,7 @@ class SupervisedCommand:
         previous = {number: signal.signal(number, self._interrupt) for number in _PASSED_ON}
         previous_fd = signal.set_wakeup_fd(wake)
         try:
-            self._watch(answer, awake)
+            self._serve(answer, awake)
         finally:
             signal.set_wakeup_fd(previous_fd)
             for number, handler in previous.items():
@@ -160,12 +157,12 @@ class SupervisedCommand:
             os.close(wake)
         status = self.wait()
         if status == _EXEC_FAILED and select.select([self._failure], [], [], 0)[0]:
-            words = os.read(self._failure, 4096).decode(errors="replace")
-            if words:
-                raise LaunchError(f"cannot run {self._command[0]}: {words}")
+            message = os.read(self._failure, 4096).decode(errors="replace")
+            if message:
+                raise LaunchError(f"cannot run {self._command[0]}: {message}")
         return status
 
-    def _watch(self, answer: Answer, awake: int) -> None:
+    def _serve(self, answer: Answer, awake: int) -> None:
         poll = select.poll()
         for fd in (self.listener, self._process, awake):
             poll.register(fd, select.POLLIN)

@@ -38,7 +38,7 @@ Words = dict[int, Constraint]
 class Reach:
     """What filters do with a call over all its arguments.
 
-    refusals: what happens to it where it is not let through, in the words of actions.describe.
+    refusals: what happens to it where it is not let through, as actions.describe puts it.
     """
 
     access: Access

@@ -1,6 +1,6 @@
 """What a program was seen to call: the record that `kata-ctl seccomp trace` writes, and others read.
 
-A record is a JSON object {"format": 1, "arch", "kernel", "command": [words], "status", "calls": [...]}, each
+A record is a JSON object {"format": 1, "arch", "kernel", "command": [argv], "status", "calls": [...]}, each
 call {"program", "thread", "call", "number", "arguments": {"INDEX": value}, "count"}. Only arguments that
 decide what the call does are in it, none that point into memory or name a descriptor.
 """

@@ -1,4 +1,4 @@
-"""The arguments by which calls are told apart: which are kept, how wide they are, what they are called.
+"""The arguments by which calls are distinguished: which are kept, how wide they are, what they are called.
 
 Sources: the manual page of each call; the kernel's include/uapi/linux and include/uapi/asm-generic headers.
 """

@@ -26,7 +26,7 @@ class Case:
     """One call that was tried.
 
     rule: the number of its rule in the policy, 0 for a call that is in none. thread: PROCESS or VCPU. what:
-    the arguments in words. expected: "passes", "refused", "killed" or "errno NAME". got: what the kernel did.
+    the arguments, as text. expected: "passes", "refused", "killed" or "errno NAME". got: what the kernel did.
     """
 
     rule: int

@@ -32,7 +32,7 @@ def build(name: str, advice: str) -> ChildFilter:
     ]
     loading = [Rule(("execve",), reason="the program itself")]
     return ChildFilter(
-        policy=f"fence [{name}]",
+        policy=f"wrapper filter [{name}]",
         advice=advice,
         code=compile_rules(rules, actions.ALLOW).code,
         loading=compile_rules(loading, actions.NOTIFY).code,

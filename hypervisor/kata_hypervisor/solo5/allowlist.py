@@ -9,7 +9,7 @@ from kata_hypervisor.seccomp import actions, syscalls
 from kata_hypervisor.seccomp.child_filter import ChildFilter
 from kata_hypervisor.seccomp.compiler import compile_rules
 from kata_hypervisor.seccomp.policy import load_policy
-from kata_hypervisor.solo5.libc import libc_of
+from kata_hypervisor.solo5.c_library import libc_of
 
 POLICY = "solo5-hvt"
 
@@ -36,7 +36,7 @@ def build(tender: str, file: str, blocks: Sequence[str]) -> ChildFilter:
 
     Raises:
         PolicyError, SealError: there is no policy for this machine, or libseccomp is missing.
-        HostUnfitError: it cannot be told which C library the tender has.
+        HostUnfitError: it cannot be determined which C library the tender has.
     """
     libc, policy = libc_of(tender), load_policy(program=POLICY)
     running = running_features(libc, block=bool(blocks))

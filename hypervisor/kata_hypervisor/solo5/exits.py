@@ -43,7 +43,7 @@ def _entry_failed(guest: Guest, run: kvm.KvmRun, page: mmap.mmap) -> End:
 
 def _internal_error(guest: Guest, run: kvm.KvmRun, page: mmap.mmap) -> End:
     if run.internal.suberror == kvm.KVM_INTERNAL_ERROR_EMULATION:
-        return End("executed an instruction that this KVM cannot emulate: kata-ctl check tells what it can")
+        return End("executed an instruction that this KVM cannot emulate: kata-ctl check shows what it can")
     return End(f"was given up by KVM: internal error {run.internal.suberror}")
 
 

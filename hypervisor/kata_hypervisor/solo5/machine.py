@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-import signal
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,15 +13,16 @@ from functools import partial
 from kata_hypervisor.errors import HostUnfitError, UnikernelError
 from kata_hypervisor.kvm import abi as kvm
 from kata_hypervisor.kvm.device import DEVICE, open_kvm, patient_ioctl
+from kata_hypervisor.kvm.vcpus import accept_kicks
 from kata_hypervisor.solo5 import abi, start
+from kata_hypervisor.solo5.attachment import AttachedDevice, check_room
 from kata_hypervisor.solo5.devices import Block, Console, Device, Net, Waiter
-from kata_hypervisor.solo5.elf import HVT, HVT_VERSION, Unikernel, check_target
 from kata_hypervisor.solo5.exits import handle
 from kata_hypervisor.solo5.hypercalls import End, Guest
 from kata_hypervisor.solo5.manifest import BlockProperties, attached_manifest, check_devices
 from kata_hypervisor.solo5.memory import Memory
-from kata_hypervisor.solo5.processor import KICK, Processor
-from kata_hypervisor.solo5.supply import Supply, check_room
+from kata_hypervisor.solo5.processor import Processor
+from kata_hypervisor.solo5.unikernel_file import HVT, HVT_VERSION, Unikernel, check_target
 
 RUNNER = "the in-process monitor"
 
@@ -38,7 +38,7 @@ class Board:
     memory: int
     command_line: bytes
     console: int
-    devices: Mapping[str, Supply] = field(default_factory=dict)
+    devices: Mapping[str, AttachedDevice] = field(default_factory=dict)
     device: str = DEVICE
 
 
@@ -70,8 +70,9 @@ class Machine:
             self._start(vcpu, unikernel)
             wake = self._own(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
             guest = self._make_guest(unikernel, wake, seen)
-            signal.signal(KICK, _kicked)
-            self.processor = Processor(vcpu, page, wake, partial(handle, guest), ended)
+            accept_kicks()
+            self.processor = Processor(wake, partial(handle, guest), ended)
+            self.processor.add(vcpu, page)
             self._undo = undo.pop_all()
 
     def close(self) -> None:
@@ -125,7 +126,7 @@ class Machine:
             fcntl.ioctl(vm, kvm.KVM_SET_USER_MEMORY_REGION, region)
 
     def _start(self, vcpu: int, unikernel: Unikernel) -> None:
-        properties = {name: supply.properties for name, supply in self._board.devices.items()}
+        properties = {name: device.properties for name, device in self._board.devices.items()}
         manifest = attached_manifest(unikernel.devices, properties)
         frequency = start.cycles_per_second(vcpu)
         start.write_boot_info(self.memory, unikernel.end, frequency, self._board.command_line, manifest)
@@ -135,28 +136,24 @@ class Machine:
         waiter = Waiter(wake, lambda: self.processor.attend())
         self._undo.callback(waiter.close)
         devices: dict[int, Device] = {}
-        for device in unikernel.devices:
-            supply = self._board.devices[device.name]
-            if isinstance(supply.properties, BlockProperties):
-                capacity = supply.properties.capacity
-                devices[device.handle] = Block(supply.descriptor, capacity, read_only=supply.read_only)
+        for declared in unikernel.devices:
+            attached = self._board.devices[declared.name]
+            if isinstance(attached.properties, BlockProperties):
+                capacity = attached.properties.capacity
+                devices[declared.handle] = Block(attached.descriptor, capacity, read_only=attached.read_only)
             else:
-                devices[device.handle] = Net(supply.descriptor)
-                waiter.add_input(supply.descriptor, device.handle)
+                devices[declared.handle] = Net(attached.descriptor)
+                waiter.add_input(attached.descriptor, declared.handle)
         return Guest(self.memory, Console(self._board.console, waiter, seen), waiter, devices)
 
 
 def check(unikernel: Unikernel, board: Board) -> None:
     """See that the unikernel is for this monitor and this board. Raises UnikernelError."""
     check_target(unikernel, HVT, HVT_VERSION, RUNNER)
-    check_devices(unikernel.devices, {name: supply.kind for name, supply in board.devices.items()})
+    check_devices(unikernel.devices, {name: device.kind for name, device in board.devices.items()})
     if board.memory > abi.MOST_MEMORY:
         raise UnikernelError(
             f"it would get {board.memory >> 20} MiB of memory, and target hvt supports "
             f"{abi.MOST_MEMORY >> 20} MiB: lower default_memory"
         )
     check_room(unikernel, board.memory)
-
-
-def _kicked(number: int, frame: object) -> None:
-    """A signal's handler that has nothing to do: that the signal came is enough."""

@@ -1,4 +1,4 @@
-"""The manifest of a Solo5 unikernel: the devices that it declares, and what the tender tells it about them.
+"""The manifest of a Solo5 unikernel: the devices that it declares, and what the tender fills in about them.
 
 Source: Solo5's include/mft_abi.h (struct mft, struct mft_entry), manifest version 1, on x86_64.
 """
@@ -37,7 +37,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class BlockProperties:
-    """What a unikernel is told about a block device. capacity: bytes. block_size: bytes, a power of 2."""
+    """What a unikernel learns about a block device. capacity: bytes. block_size: bytes, a power of 2."""
 
     capacity: int
     block_size: int = 512
@@ -49,7 +49,7 @@ class BlockProperties:
 
 @dataclass(frozen=True, slots=True)
 class NetProperties:
-    """What a unikernel is told about a network device. mac: 6 bytes. mtu: bytes."""
+    """What a unikernel learns about a network device. mac: 6 bytes. mtu: bytes."""
 
     mac: bytes
     mtu: int = 1500

@@ -12,8 +12,8 @@ import struct
 from kata_hypervisor.errors import HostUnfitError, UnikernelError
 from kata_hypervisor.kvm import abi as kvm
 from kata_hypervisor.solo5 import abi
-from kata_hypervisor.solo5.elf import Unikernel
 from kata_hypervisor.solo5.memory import Memory
+from kata_hypervisor.solo5.unikernel_file import Unikernel
 
 PRESENT, WRITABLE, LARGE = 1 << 0, 1 << 1, 1 << 7
 PE, ET, NE, WP, PG = 1 << 0, 1 << 4, 1 << 5, 1 << 16, 1 << 31
@@ -57,7 +57,7 @@ def write_tables(memory: Memory) -> None:
 
 
 def _first_entry(page: int) -> int:
-    """The first 2 MiB by pages: the tables are out of sight, what the guest is told is for reading."""
+    """The first 2 MiB by pages: the tables are not mapped, boot information is for reading."""
     if page < abi.LOW:
         return 0
     return page | PRESENT | (WRITABLE if page >= abi.LOWEST else 0)
@@ -104,7 +104,7 @@ def cycles_per_second(vcpu: int) -> int:
         return fcntl.ioctl(vcpu, kvm.KVM_GET_TSC_KHZ) * 1000
     except OSError as error:
         raise HostUnfitError(
-            f"cannot tell the unikernel its processor's frequency: {error.strerror}: "
+            f"cannot give the unikernel its processor's frequency: {error.strerror}: "
             "the host's time-stamp counter is not stable"
         ) from error
 

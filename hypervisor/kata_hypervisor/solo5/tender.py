@@ -1,12 +1,12 @@
 """Solo5's own tenders, solo5-hvt and solo5-spt: one process each, which filters itself, or is filtered by us.
 
 prepare: file -> version of the tender -> a process that waits at a gate to become the tender.
-run:     the gate opens; the tender loads the unikernel, puts on its filter and runs it; then the proof.
+run:     the gate opens; the tender loads the unikernel, puts on its filter and runs it; then it is verified.
 end:     the process's end.
 
-A tender cannot be started without running its guest, and puts its filter on right before that: so the
-kernel's word about it is read right after, not before. A solo5-hvt before 0.11 has no filter of its own: what
-waits at the gate is under ours, and is proven there. Source: Solo5's tenders/hvt/hvt_main.c and
+A tender cannot be started without running its guest, and puts its filter on right before that: so what the
+kernel reports of it is read right after, not before. A solo5-hvt before 0.11 has no filter of its own: what
+waits at the gate is under ours, and is verified there. Source: Solo5's tenders/hvt/hvt_main.c and
 tenders/spt/spt_main.c.
 """
 
@@ -44,8 +44,8 @@ from kata_hypervisor.host import Child, ExitStatus, Host
 from kata_hypervisor.lifecycle import VmLifecycle
 from kata_hypervisor.output_tail import Follower, follow
 from kata_hypervisor.seccomp.confinement import find_breach, inherited_filters
-from kata_hypervisor.solo5.elf import HVT, HVT_VERSION, SPT, SPT_VERSION, check_target
-from kata_hypervisor.solo5.supply import Supply, check_room, read_file, supply_of
+from kata_hypervisor.solo5.attachment import AttachedDevice, attach_devices, check_room, read_file
+from kata_hypervisor.solo5.unikernel_file import HVT, HVT_VERSION, SPT, SPT_VERSION, check_target
 
 STDOUT, STDERR, GATE, FILE, BLOCK = 1, 2, 3, 4, 5
 
@@ -60,11 +60,11 @@ PROOF_BUDGET = 5.0
 MOMENT = 0.1
 
 
-def command_line(tender: str, spec: UnikernelSpec, devices: Mapping[str, Supply]) -> list[str]:
-    """The tender's words."""
-    words = [tender, f"--mem={spec.memory_mib}"]
-    words += [f"--block:{name}={BLOCK_DEVICE}" for name in devices]
-    return [*words, "--", UNIKERNEL, *([spec.command_line] if spec.command_line else [])]
+def command_line(tender: str, spec: UnikernelSpec, devices: Mapping[str, AttachedDevice]) -> list[str]:
+    """The tender's argv."""
+    argv = [tender, f"--mem={spec.memory_mib}"]
+    argv += [f"--block:{name}={BLOCK_DEVICE}" for name in devices]
+    return [*argv, "--", UNIKERNEL, *([spec.command_line] if spec.command_line else [])]
 
 
 class Tender(VmLifecycle, UnikernelVmm):
@@ -97,7 +97,7 @@ class Tender(VmLifecycle, UnikernelVmm):
         unikernel = read_file(spec)
         try:
             check_target(unikernel, *self.target, self.name)
-            devices = supply_of(unikernel.devices, spec)
+            devices = attach_devices(unikernel.devices, spec)
             check_room(unikernel, spec.memory_mib << 20)
         except UnikernelError as error:
             raise UnikernelError(f"cannot run the unikernel {spec.name}: {error}") from error
@@ -117,7 +117,7 @@ class Tender(VmLifecycle, UnikernelVmm):
     async def _probe(self) -> tuple[int, int]:
         """Ask the tender for its version."""
         reader, writer = os.pipe2(os.O_CLOEXEC)
-        said = await follow(os.fdopen(reader, "rb", buffering=0))
+        output = await follow(os.fdopen(reader, "rb", buffering=0))
         try:
             try:
                 child = await self._host.spawn(self.name, [self._path, "--version"], fds={STDERR: writer})
@@ -125,23 +125,23 @@ class Tender(VmLifecycle, UnikernelVmm):
                 os.close(writer)
             with anyio.move_on_after(PROBE_BUDGET) as patience:
                 await child.wait()
-                await said.ended.wait()
+                await output.ended.wait()
             await child.kill()
             end = await child.wait()
-            text = said.tail.text
+            text = output.tail.text
         finally:
-            await said.aclose()
+            await output.aclose()
         found = VERSION.search(text)
         if found is None:
             how = f"in {PROBE_BUDGET:g} s" if patience.cancelled_caught else f"({end})"
             raise HostUnfitError(
-                f"{self._path} --version does not tell a version of {self.name} {how}: {text[:200]!r}; "
+                f"{self._path} --version does not print a version of {self.name} {how}: {text[:200]!r}; "
                 f"correct path in [hypervisor.{self.name}]"
             )
         return int(found[1]), int(found[2])
 
-    async def _spawn(self, spec: UnikernelSpec, devices: Mapping[str, Supply]) -> None:
-        words = command_line(self._path, spec, devices)
+    async def _spawn(self, spec: UnikernelSpec, devices: Mapping[str, AttachedDevice]) -> None:
+        argv = command_line(self._path, spec, devices)
         seccomp = None
         if self._ours_filters:
             from kata_hypervisor.solo5 import allowlist
@@ -154,8 +154,8 @@ class Tender(VmLifecycle, UnikernelVmm):
             self._ours.push_async_callback(self._stderr.aclose)
             os.set_blocking(spec.output, True)  # a tender takes "try again" for a fault
             fds = {STDOUT: spec.output, STDERR: writer, GATE: gate, FILE: spec.file}
-            fds.update((BLOCK, supply.descriptor) for supply in devices.values())
-            self._child = await self._host.spawn(self.name, words, fds=fds, gate=GATE, seccomp=seccomp)
+            fds.update((BLOCK, device.descriptor) for device in devices.values())
+            self._child = await self._host.spawn(self.name, argv, fds=fds, gate=GATE, seccomp=seccomp)
         finally:
             os.close(gate)
             os.close(writer)
@@ -166,7 +166,7 @@ class Tender(VmLifecycle, UnikernelVmm):
         if self._gate < 0 or self._running:
             raise LaunchError("cannot run the unikernel: it is not prepared, or runs already")
         try:
-            with contextlib.suppress(BrokenPipeError):  # it has ended, which its end tells
+            with contextlib.suppress(BrokenPipeError):  # it has exited: its end says why
                 os.write(self._gate, b"\n")
             self._close_gate()
             self._running = True
@@ -176,28 +176,29 @@ class Tender(VmLifecycle, UnikernelVmm):
             raise
 
     async def _verify_filter(self) -> None:
-        """Have the kernel's word that our filter is on what waits at the gate, and forbids something."""
+        """Verify that our filter is on what waits at the gate, and is effective."""
         assert self._child is not None
         if (breach := await self._breach()) is not None:
-            raise ConfinementError(f"{self.name} is not confined as it must be: {breach}")
+            raise ConfinementError(breach)
         try:
-            bites = await self._host.filters_effective(self._child, self._child.pid, self._inherited)
+            effective = await self._host.filters_effective(self._child, self._child.pid, self._inherited)
         except SealError as error:
             self._warnings += (f"the filter of {self.name} is in force, and could not be read back: {error}",)
         except ProcessLookupError:
             return  # its end says why
         else:
-            if not bites:
+            if not effective:
                 raise ConfinementError(
-                    f"{self.name} is not confined as it must be: its filter forbids nothing"
+                    f"the seccomp filter of {self.name} allows each system call that was tried; "
+                    f"[hypervisor.{self.name}] requires one that refuses them"
                 )
 
     async def _verify_soon(self) -> None:
-        """Wait until the tender has put on its filter; one that has ended by then has no threads to prove."""
+        """Wait until the tender has put on its filter; one that has exited by then has no threads."""
         deadline = anyio.current_time() + PROOF_BUDGET
         while (breach := await self._breach()) is not None:
             if anyio.current_time() > deadline:
-                raise ConfinementError(f"{self.name} is not confined as it must be: {breach}")
+                raise ConfinementError(breach)
             await anyio.sleep(0.005)
 
     async def _breach(self) -> str | None:
@@ -206,16 +207,17 @@ class Tender(VmLifecycle, UnikernelVmm):
             return None
         try:
             threads = await self._host.confinement(self._child)
-            return find_breach(threads, self._confined, self._inherited)
+            table = f"[hypervisor.{self.name}]"
+            return find_breach(threads, self._confined, self._inherited, process=self.name, required_by=table)
         except ProcessLookupError:
             return None
 
     async def verify_confinement(self) -> None:
         """See the contract."""
         if not self._running or self._child is None:
-            raise HypervisorError("there is no confinement to prove: the unikernel is not running")
+            raise HypervisorError("cannot verify the confinement of the unikernel: it is not running")
         if (breach := await self._breach()) is not None:
-            raise ConfinementError(f"{self.name} is not confined as it must be: {breach}")
+            raise ConfinementError(breach)
 
     async def _stop(self) -> None:
         self._close_gate()
@@ -235,15 +237,15 @@ class Tender(VmLifecycle, UnikernelVmm):
         assert self._stderr is not None
         with anyio.move_on_after(MOMENT):
             await self._stderr.ended.wait()
-        words = self._stderr.tail
-        reason = f"{self.name} ended: {status}" + (f": {words.last_line}" if words.last_line else "")
+        stderr = self._stderr.tail
+        reason = f"{self.name} exited: {status}" + (f": {stderr.last_line}" if stderr.last_line else "")
         if child.violation:
             reason = child.violation
         elif status == ExitStatus(signal=signal.SIGSYS):
             reason = (
                 f"{self.name} made a system call that its seccomp filter refuses, and was killed by SIGSYS"
             )
-        diagnostics = {f"{self.name} stderr": words.text} if words.text else {}
+        diagnostics = {f"{self.name} stderr": stderr.text} if stderr.text else {}
         return VmExit(reason, self.name, status, self._requested, diagnostics)
 
     async def pause(self) -> None:

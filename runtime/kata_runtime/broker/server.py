@@ -287,7 +287,7 @@ class Server:
         from kata_hypervisor.seccomp import effectiveness
 
         try:
-            return {"bite": effectiveness.bite(tid, beyond), "unknown": ""}, []
+            return {"bite": effectiveness.are_effective(tid, beyond), "unknown": ""}, []
         except SealError as error:
             return {"bite": False, "unknown": str(error)[:1000]}, []
 

@@ -1,8 +1,10 @@
-"""The system calls that Python's standard library does not have.
+"""The system calls that Python's standard library does not have: the runtime room's only use of ctypes.
 
-Numbers from 424 on are the same on every architecture; libc wrappers are used where they are old enough.
+Numbers from 424 on are the same on every architecture; libc wrappers are used where they are old enough. With
+`use_errno` ctypes exchanges the thread's errno with a copy of its own right after each call, before anything
+else of Python runs, so that `ctypes.get_errno` is about the last call on this thread.
 Sources: mount(2), umount(2), unshare(2), setns(2), prctl(2), open_tree(2), mount_setattr(2), move_mount(2),
-close_range(2), openat2(2), pidfd_getfd(2).
+close_range(2), openat2(2), pidfd_getfd(2), renameat2(2).
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
 _RESOLVE_NO_XDEV, _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS = 0x1, 0x2, 0x4
 _RESOLVE_BENEATH, _RESOLVE_IN_ROOT = 0x8, 0x10
 _UMOUNT_NOFOLLOW, _MNT_DETACH = 8, 2
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x1, 0x2, 0x4, 0x8
 MS_SYNCHRONOUS, MS_MANDLOCK, MS_DIRSYNC = 0x10, 0x40, 0x80
@@ -50,6 +53,7 @@ def _call(number: int, *arguments: object) -> int:
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
     """mount(2)."""
+    # SAFETY: the strings are bytes with a zero at their end, which live until the call returns.
     _check(
         _libc.mount(
             os.fsencode(source),
@@ -63,6 +67,7 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = 
 
 def unmount(target: str, *, lazy: bool = False) -> None:
     """umount2(2), without following a link at the target's end. lazy: detach now, unmount when unused."""
+    # SAFETY: the string is bytes with a zero at its end, which live until the call returns.
     _check(_libc.umount2(os.fsencode(target), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)))
 
 
@@ -82,6 +87,7 @@ def open_in_root(root: int, path: str, flags: int) -> int:
 
 
 def _openat2(directory: int, path: str, flags: int, resolve: int) -> int:
+    # SAFETY: the string and the structure, whose size the kernel is told, live until the call returns.
     how = _HowToOpen(flags=flags, resolve=resolve)
     size = ctypes.c_size_t(ctypes.sizeof(how))
     return _call(_OPENAT2, ctypes.c_int(directory), os.fsencode(path), ctypes.byref(how), size)
@@ -90,6 +96,7 @@ def _openat2(directory: int, path: str, flags: int, resolve: int) -> int:
 def clone_tree(fd: int, *, recursive: bool) -> int:
     """Return a descriptor of a detached copy of a mount: a bind mount that is nowhere yet."""
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    # SAFETY: the string is a constant with a zero at its end.
     return _call(_OPEN_TREE, ctypes.c_int(fd), b"", ctypes.c_uint(flags))
 
 
@@ -107,6 +114,7 @@ def set_attributes(tree: int, attributes: int, *, recursive: bool, propagation: 
     clear = MOUNT_ATTR_ATIME if attributes & MOUNT_ATTR_ATIME else 0
     wanted = _MountAttributes(set=attributes, clear=clear, propagation=propagation)
     flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    # SAFETY: the string is a constant; the structure, whose size the kernel is told, lives until the return.
     size = ctypes.c_size_t(ctypes.sizeof(wanted))
     _call(_MOUNT_SETATTR, ctypes.c_int(tree), b"", ctypes.c_uint(flags), ctypes.byref(wanted), size)
 
@@ -114,6 +122,7 @@ def set_attributes(tree: int, attributes: int, *, recursive: bool, propagation: 
 def attach_tree(tree: int, target: int) -> None:
     """Put a detached mount on what a descriptor names."""
     flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
+    # SAFETY: the strings are constants with a zero at their end.
     _call(_MOVE_MOUNT, ctypes.c_int(tree), b"", ctypes.c_int(target), b"", ctypes.c_uint(flags))
 
 
@@ -123,6 +132,7 @@ def unshare_mounts() -> None:
     The whole tree becomes a slave of the host's, and then shared, so that a child's own namespace (virtiofsd
     makes one) receives what is mounted here later.
     """
+    # SAFETY: no argument is a pointer.
     _check(_libc.unshare(_CLONE_NEWNS))
     mount("", "/", flags=MS_SLAVE | MS_REC)
     mount("", "/", flags=MS_SHARED | MS_REC)
@@ -130,27 +140,32 @@ def unshare_mounts() -> None:
 
 def enter_mounts(namespace: int) -> None:
     """Enter a mount namespace by a descriptor of it; the root and the working directory become its root."""
+    # SAFETY: no argument is a pointer.
     _check(_libc.setns(namespace, _CLONE_NEWNS))
 
 
 def set_name(name: str) -> None:
     """Name this thread, as ps and /proc show it (15 characters)."""
+    # SAFETY: the kernel reads 16 bytes at most, up to the zero that ends the buffer, which lives until then.
     buffer = ctypes.create_string_buffer(name.encode()[:15])
     _check(_libc.prctl(_PR_SET_NAME, ctypes.addressof(buffer), 0, 0, 0))
 
 
 def become_subreaper() -> None:
     """Become the parent of descendants whose own parents end."""
+    # SAFETY: no argument is a pointer.
     _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 
 
 def die_with_parent(number: int) -> None:
     """Have the kernel send this signal when the thread that forked us ends."""
+    # SAFETY: no argument is a pointer.
     _check(_libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0))
 
 
 def close_range(first: int, last: int) -> None:
     """Close every descriptor from `first` to `last`, both included."""
+    # SAFETY: no argument is a pointer.
     _call(_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), ctypes.c_uint(0))
 
 
@@ -158,6 +173,13 @@ def take_descriptor(pid: int, fd: int) -> int:
     """Return a copy of a child's descriptor. Raises OSError."""
     process = os.pidfd_open(pid)
     try:
+        # SAFETY: no argument is a pointer.
         return _call(_PIDFD_GETFD, ctypes.c_int(process), ctypes.c_int(fd), ctypes.c_uint(0))
     finally:
         os.close(process)
+
+
+def exchange(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> None:
+    """Let two paths of one file system change places in one step. Raises OSError."""
+    # SAFETY: the strings are bytes with a zero at their end, which live until the call returns.
+    _check(_libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE))

@@ -112,7 +112,7 @@ CHILD_ROWS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ScoreRow:
     """One row of the comparison; ours: this runtime's own. unfiltered, escape: None where not published."""
 
     name: str
@@ -149,25 +149,25 @@ def measure(policy: Policy) -> dict[tuple[str, str], Survey]:
     return found
 
 
-def standings(measured: Mapping[tuple[str, str], Survey]) -> list[Standing]:
+def score_rows(measured: Mapping[tuple[str, str], Survey]) -> list[ScoreRow]:
     """This runtime, as measured, and the others, the best first."""
     rows = [_ours(driver, thread, surface_of(found)) for (driver, thread), found in measured.items()]
     rows += [
-        Standing(vmm.name, vmm.unit, vmm.allowed, vmm.unfiltered, vmm.escape, vmm.score, ours=False)
+        ScoreRow(vmm.name, vmm.unit, vmm.allowed, vmm.unfiltered, vmm.escape, vmm.score, ours=False)
         for vmm in PUBLISHED
     ]
     return sorted(rows, key=lambda row: row.score)
 
 
-def _ours(driver: str, thread: str, surface: Surface) -> Standing:
+def _ours(driver: str, thread: str, surface: Surface) -> ScoreRow:
     name = CHILD_ROWS.get(driver) or f"this runtime's shim, {driver}" + (", vCPU" if thread == VCPU else "")
     unit = "thread" if thread == VCPU else "process"
     escape = len(surface.escape)
-    return Standing(name, unit, surface.allowed, surface.unfiltered, escape, surface.score, ours=True)
+    return ScoreRow(name, unit, surface.allowed, surface.unfiltered, escape, surface.score, ours=True)
 
 
 def _score(arguments: argparse.Namespace) -> int:
-    rows = standings(measure(load_policy()))
+    rows = score_rows(measure(load_policy()))
     if arguments.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
     else:
@@ -178,7 +178,7 @@ def _score(arguments: argparse.Namespace) -> int:
     return FAULTS if too_high else GOOD
 
 
-def _table(rows: Sequence[Standing]) -> Iterator[str]:
+def _table(rows: Sequence[ScoreRow]) -> Iterator[str]:
     width = max(len(row.name) for row in rows)
     line = f"{{:1}} {{:<{width}}} {{:<8}} {{:>6}} {{:>10}} {{:>7}} {{:>7}}"
     yield line.format("", "", "unit", "calls", "unfiltered", "escape", "score").rstrip()

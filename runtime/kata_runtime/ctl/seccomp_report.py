@@ -11,8 +11,8 @@ from kata_hypervisor.seccomp.policy import PROCESS, load_policy
 from kata_hypervisor.seccomp.score import surface_of
 from kata_hypervisor.seccomp.survey import Survey
 from kata_runtime.ctl.seccomp import GOOD, reporting
-from kata_runtime.ctl.seccomp_chart import bars, cells
-from kata_runtime.ctl.seccomp_policy import Standing, measure, standings
+from kata_runtime.ctl.seccomp_chart import FONT_SIZE, SMALL_FONT_SIZE, bars, cells
+from kata_runtime.ctl.seccomp_policy import ScoreRow, measure, score_rows
 from kata_runtime.version import VERSION
 
 _STYLE = """\
@@ -25,8 +25,8 @@ body { background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sa
   margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: 0.2rem; } h2 { font-size: 1.1rem; margin-top: 2.2rem; }
 p { color: var(--soft); max-width: 46rem; } b { color: var(--ink); }
-svg { width: 100%; height: auto; font: 12.5px system-ui, sans-serif; }
-svg text { fill: var(--ink); } svg .axis, svg .head { fill: var(--soft); font-size: 11.5px; }
+svg { width: 100%; height: auto; overflow: visible; font-family: system-ui, sans-serif; }
+svg text { fill: var(--ink); } svg .axis, svg .head { fill: var(--soft); }
 svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .open { fill: var(--open); } svg .conditional { fill: var(--conditional); }
 svg .closed { fill: var(--closed); } svg text.ours { font-weight: 650; }
@@ -37,6 +37,9 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 0.15rem 0.8rem; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 code { font-size: 0.9em; }
+"""
+_FONTS = f"""\
+svg {{ font-size: {FONT_SIZE}px; }} svg .axis, svg .head {{ font-size: {SMALL_FONT_SIZE}px; }}
 """
 
 
@@ -62,7 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def page(measured: Mapping[tuple[str, str], Survey], source: str) -> str:
     """The page. measured: what each driver's kinds of threads let through; source: the policy's name."""
-    rows = standings(measured)
+    rows = score_rows(measured)
     maps = [part for (driver, thread), survey in measured.items() for part in _map(driver, thread, survey)]
     return "\n".join(
         [
@@ -70,7 +73,7 @@ def page(measured: Mapping[tuple[str, str], Survey], source: str) -> str:
             '<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             "<title>What the sealed runtime can call</title>",
-            f"<style>\n{_STYLE}</style></head><body>",
+            f"<style>\n{_STYLE}{_FONTS}</style></head><body>",
             "<h1>What the sealed runtime can call</h1>",
             f"<p>Policy <code>{escape(source)}</code>, kata-ctl {escape(VERSION)}. {_finding(rows)}</p>",
             f"<p>{_key('ours', 'this runtime, whatever the arguments')}"
@@ -88,7 +91,7 @@ def page(measured: Mapping[tuple[str, str], Survey], source: str) -> str:
     )
 
 
-def _finding(rows: Sequence[Standing]) -> str:
+def _finding(rows: Sequence[ScoreRow]) -> str:
     """The page's message in one sentence."""
     ours = max((row for row in rows if row.ours and row.unit == "process"), key=lambda row: row.score)
     worse = sum(1 for row in rows if not row.ours and row.unit == "process" and row.score > ours.score)
@@ -121,7 +124,7 @@ def _list(names: Sequence[str]) -> str:
     return ", ".join(f"<code>{escape(name)}</code>" for name in names) or "none"
 
 
-def _table(rows: Sequence[Standing]) -> str:
+def _table(rows: Sequence[ScoreRow]) -> str:
     heads = ("VMM", "filter on", "calls", "unfiltered", "escape", "score")
     lines = ["<table><tr>" + "".join(f"<th>{head}</th>" for head in heads) + "</tr>"]
     for row in rows:

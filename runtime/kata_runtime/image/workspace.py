@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -11,10 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kata_runtime.broker.syscalls import exchange
 from kata_runtime.image.errors import OutputError
-
-AT_FDCWD = -100
-RENAME_EXCHANGE = 2  # linux/fs.h
 
 
 @contextmanager
@@ -73,13 +70,13 @@ def publish(new: Path, output: Path) -> None:
 
 
 def _exchange(new: Path, output: Path) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    arguments = (AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(output), RENAME_EXCHANGE)
-    if libc.renameat2(*arguments):
-        reason = os.strerror(ctypes.get_errno())
+    try:
+        exchange(new, output)
+    except OSError as error:
         raise OutputError(
-            f"cannot replace {output} in one step: {reason}: remove it first, or choose another --output"
-        )
+            f"cannot replace {output} in one step: {error.strerror}: remove it first, or choose another "
+            "--output"
+        ) from error
 
 
 def _sync(path: Path) -> None:

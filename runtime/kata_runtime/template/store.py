@@ -6,7 +6,6 @@ Nobody sees half of one. Who starts a machine from the old one meanwhile keeps i
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import secrets
@@ -14,12 +13,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from kata_runtime.broker.syscalls import exchange
 from kata_runtime.errors import StateError
-
-AT_FDCWD = -100
-RENAME_EXCHANGE = 2
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class TemplateStore:
@@ -65,7 +60,7 @@ class TemplateStore:
         except OSError:
             if not self.path.is_dir():
                 raise
-            _exchange(directory, self.path)
+            exchange(directory, self.path)
 
     def destroy(self) -> bool:
         """Remove the template; return whether there was one."""
@@ -99,10 +94,3 @@ def remove(directory: Path) -> None:
             )
         path.unlink()
     directory.rmdir()
-
-
-def _exchange(one: Path, other: Path) -> None:
-    """Let two paths change places, with nobody seeing neither."""
-    if _libc.renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), os.fspath(other))

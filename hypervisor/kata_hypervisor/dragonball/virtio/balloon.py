@@ -1,6 +1,6 @@
 """The balloon: memory that the guest gives back to the host. Source: virtio 1.2, 5.5.
 
-With free-page reporting the guest tells of what it does not use, without being asked. What it takes back
+With free-page reporting the guest reports what it does not use, without being asked. What it takes back
 later comes as zeros, which the host's kernel makes at the first touch.
 """
 
@@ -24,7 +24,7 @@ MOST_FRAMES = 4096
 
 
 class BalloonConfiguration(LittleEndianStructure):
-    """struct virtio_balloon_config, up to the members that our features tell of"""
+    """struct virtio_balloon_config, up to the members that our features offer"""
 
     _fields_ = (("num_pages", c_uint32), ("actual", c_uint32))
 
@@ -48,7 +48,7 @@ class Balloon(LocalDevice):
         return bytes(self._configuration)
 
     def configure(self, offset: int, data: bytes) -> None:
-        """See Device: the driver tells how large the balloon is, which we only note."""
+        """See Device: the driver reports how large the balloon is, which we only note."""
         if offset == BalloonConfiguration.actual.offset and len(data) == FRAME_BYTES:
             self._configuration.actual = int.from_bytes(data, "little")
 

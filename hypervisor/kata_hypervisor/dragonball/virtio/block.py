@@ -9,7 +9,7 @@ from collections.abc import Callable
 from ctypes import LittleEndianStructure, c_uint8, c_uint16, c_uint32, c_uint64
 from dataclasses import dataclass
 
-from kata_hypervisor.dragonball.virtio.device import BLOCK, DeviceError, Pluggable
+from kata_hypervisor.dragonball.virtio.device import BLOCK, DeviceError, HotplugDevice
 from kata_hypervisor.dragonball.virtio.local import COMMON_FEATURES, LocalDevice
 from kata_hypervisor.dragonball.virtio.queue import Chain, gather, scatter, split, split_last
 
@@ -26,7 +26,7 @@ OK, IO_ERROR, UNSUPPORTED = 0, 1, 2
 
 
 class BlockConfiguration(LittleEndianStructure):
-    """struct virtio_blk_config, up to the members that our features tell of"""
+    """struct virtio_blk_config, up to the members that our features offer"""
 
     _pack_ = 1
     _layout_ = "ms"
@@ -129,7 +129,7 @@ class Medium:
         return OK
 
 
-class Block(LocalDevice, Pluggable):
+class Block(LocalDevice, HotplugDevice):
     """A drive, with a disk in it or without one."""
 
     kind = BLOCK
@@ -162,12 +162,12 @@ class Block(LocalDevice, Pluggable):
         self._context.interrupts.configuration_changed()
 
     def insert(self, medium: Medium) -> None:
-        """Put a disk into the empty drive, which takes it over; the driver has to be told."""
+        """Put a disk into the empty drive, which takes it over; the driver has to be notified."""
         self.features = medium.features_of(read_only=medium.read_only)
         self._medium = medium
 
     def eject(self) -> None:
-        """See Pluggable; what is asked for from now on is an error."""
+        """See HotplugDevice; what is asked for from now on is an error."""
         medium, self._medium = self._medium, None
         if medium is not None:
             medium.close()

@@ -54,8 +54,8 @@ class Interrupts(Protocol):
 class DeviceContext:
     """What connects a device to its machine.
 
-    kicks: one eventfd for each group of queues, which the guest's notifications write to. line: the eventfd
-    of its interrupt pin. interrupts: its transport.
+    notify_fds: an eventfd for each group of queues, which the guest's notifications write to. line: that of
+    its interrupt pin. interrupts: its transport.
     """
 
     memory: GuestMemory
@@ -89,7 +89,7 @@ class Device(abc.ABC):
 
     @abc.abstractmethod
     def connect(self, context: DeviceContext) -> None:
-        """Take the wires; once, before the guest runs. Raises HostUnfitError."""
+        """Take what connects it to the machine; once, before the guest runs. Raises HostUnfitError."""
 
     @abc.abstractmethod
     def activate(self, features: int, queues: Sequence[QueueSetup]) -> None:
@@ -124,9 +124,9 @@ class Device(abc.ABC):
         """Release everything; idempotent. No vCPU runs any more."""
 
 
-class Pluggable(Device):
+class HotplugDevice(Device):
     """A device that can be empty."""
 
     @abc.abstractmethod
     def eject(self) -> None:
-        """Close what is in it, when what is under way is done; idempotent. The driver has to be told."""
+        """Close what is in it, when what is under way is done; idempotent. The driver has to be notified."""

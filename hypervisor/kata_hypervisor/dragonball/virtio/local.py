@@ -50,7 +50,7 @@ class LocalDevice(Device):
         memory = self._context.memory
         with self._lock:
             self._queues = {setup.index: SplitQueue(memory, setup, event_index) for setup in queues}
-        os.eventfd_write(self._context.notify_fds[0], 1)  # what was offered before now has nobody told us
+        os.eventfd_write(self._context.notify_fds[0], 1)  # nobody has notified us of what was offered before
 
     def freeze(self) -> Mapping[int, int]:
         """See Device: the thread waits for the lock."""

@@ -91,8 +91,8 @@ FIXED = (
 class Registers:
     """A MemoryDevice: the registers of one device.
 
-    Its interrupts always say that buffers may have been used: who pulses the line may be another process, and
-    the machine lets KVM swallow the acknowledgement of that, which is an exit less for each interrupt.
+    Its interrupts always report that buffers may have been used: another process may be who pulses the line,
+    and the machine lets KVM swallow the acknowledgement of that, which is an exit less for each interrupt.
 
     pulse: pulses the device's interrupt line. call: calls those methods of the device that may need system
     calls, on another thread where the driver's own may not make them. page: where the guest reads the

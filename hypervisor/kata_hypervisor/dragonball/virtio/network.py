@@ -20,7 +20,7 @@ from kata_hypervisor.dragonball.virtio.device import (
     VERSION_1,
     DeviceContext,
     DeviceError,
-    Pluggable,
+    HotplugDevice,
     QueueSetup,
 )
 from kata_hypervisor.errors import HostUnfitError
@@ -43,7 +43,7 @@ NO_TAP = -1
 
 
 class NetworkConfiguration(LittleEndianStructure):
-    """struct virtio_net_config, up to the members that our features tell of"""
+    """struct virtio_net_config, up to the members that our features offer"""
 
     _pack_ = 1
     _layout_ = "ms"
@@ -61,7 +61,7 @@ def set_up_tap(tap: int) -> None:
     fcntl.ioctl(tap, TUNSETOFFLOAD, c_ulong(TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6).value)
 
 
-class Network(Pluggable):
+class Network(HotplugDevice):
     """A network interface with one pair of queues; without a tap its link is down.
 
     tap, vhost_net: descriptors of a tap that is set up, or NO_TAP, and of /dev/vhost-net; owned from here on.
@@ -104,7 +104,7 @@ class Network(Pluggable):
                 self._set_backend(tap)
 
     def eject(self) -> None:
-        """See Pluggable."""
+        """See HotplugDevice."""
         with self._lock:
             tap, self._tap = self._tap, NO_TAP
             if tap != NO_TAP:

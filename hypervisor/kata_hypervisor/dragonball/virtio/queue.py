@@ -68,7 +68,7 @@ class SplitQueue:
         self._used = used.cast("H")
         self._elements = used[4 : 4 + USED_ELEMENT * self._size].cast("I")
         self._next = self._used_index = self._signalled = setup.position
-        self._fence = threading.Lock()
+        self._barrier = threading.Lock()
 
     @property
     def position(self) -> int:
@@ -107,7 +107,7 @@ class SplitQueue:
             self._used[RING + USED_ELEMENT // 2 * self._size] = self._available[HEAD]
 
     def wants_interrupt(self) -> bool:
-        """Whether the driver wants to hear of what was pushed since this was last asked."""
+        """Whether the driver wants to be interrupted for what was pushed since this was last asked."""
         self._order()
         new, old = self._used_index, self._signalled
         self._signalled = new
@@ -120,7 +120,7 @@ class SplitQueue:
 
     def _order(self) -> None:
         """A full memory barrier, which taking a lock is: our store must be seen before what we read next."""
-        with self._fence:
+        with self._barrier:
             pass
 
     def _walk(self, head: int) -> Chain:

@@ -117,7 +117,7 @@ class Ring:
     index: int
     size: int
     addresses: tuple[int, int, int]
-    kick: int
+    notify_fd: int
     call: int
     position: int = 0
 
@@ -201,4 +201,4 @@ def start_rings(backend: Backend, rings: Sequence[Ring]) -> None:
         backend.send(ring_state(Request.SET_VRING_BASE, ring.index, ring.position))
         backend.send(ring_addresses(ring.index, *ring.addresses))
         backend.send(ring_descriptor(Request.SET_VRING_CALL, ring.index, ring.call))
-        backend.send(ring_descriptor(Request.SET_VRING_KICK, ring.index, ring.kick))
+        backend.send(ring_descriptor(Request.SET_VRING_KICK, ring.index, ring.notify_fd))

@@ -127,8 +127,8 @@ class Socket(Device):
     def _go_on(self) -> None:
         assert self._context is not None
         self._set_running(1)
-        for kick in self._context.notify_fds:  # the kernel has ignored those that came meanwhile
-            os.eventfd_write(kick, 1)
+        for notify_fd in self._context.notify_fds:  # the kernel has ignored those that came meanwhile
+            os.eventfd_write(notify_fd, 1)
 
 
 def _refusal(error: OSError) -> DeviceError:

@@ -8,14 +8,14 @@ what Solo5's own loader asks of it.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from ctypes import sizeof
 from dataclasses import dataclass
 
+from kata_hypervisor import elf
+from kata_hypervisor.elf import ElfError, ElfFile, Program, Read
 from kata_hypervisor.errors import UnikernelError
 from kata_hypervisor.solo5.manifest import ENTRY, HEADER, MAX_ENTRIES, Device, parse_manifest
-
-Read = Callable[[int, int], bytes]
-"""Reads from an offset up to a number of bytes of the file; fewer where the file ends."""
 
 TARGETS: Mapping[int, str] = {1: "hvt", 2: "spt", 3: "virtio", 4: "muen", 5: "genode", 6: "xen"}
 HVT, HVT_VERSION = "hvt", 2
@@ -23,16 +23,6 @@ SPT, SPT_VERSION = "spt", 2
 
 LOWEST_ADDRESS = 0x100000
 PAGE = 4096
-
-FILE_HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
-PROGRAM_HEADER = struct.Struct("<IIQQQQQQ")
-NOTE_HEADER = struct.Struct("<III")
-MAGIC, CLASS_64, LITTLE_ENDIAN, CURRENT = b"\x7fELF", 2, 1, 1
-EXECUTABLE, X86_64 = 2, 62
-MACHINES = {3: "i386", 21: "ppc64", 40: "arm", 183: "aarch64", 243: "riscv"}
-LOAD, NOTE = 1, 4
-EXECUTE, WRITE = 1, 2
-MAX_PROGRAM_HEADERS = 64
 
 OWNER = b"Solo5\0"
 ABI_NOTE, MANIFEST_NOTE = 0x31494241, 0x3154464D  # "ABI1", "MFT1"
@@ -81,20 +71,24 @@ def read_unikernel(read: Read) -> Unikernel:
     Raises:
         UnikernelError: it is no Solo5 unikernel for this processor, or is damaged.
     """
-    entry, headers = _headers(read)
-    notes = dict(_notes(read, headers))
+    try:
+        file = _open(read)
+        programs = file.programs()
+        notes = dict(_notes(file, programs))
+    except ElfError as error:
+        raise UnikernelError(f"it {error}") from error
     target, version = _abi(notes)
     if MANIFEST_NOTE not in notes:
         raise UnikernelError("it has no note MFT1 of Solo5, the manifest of its devices: link it with one")
     devices = parse_manifest(notes[MANIFEST_NOTE][MANIFEST_PADDING:])
-    segments = tuple(_segments(headers))
+    entry, segments = file.header.e_entry, tuple(_segments(programs))
     if not any(s.executable and s.address <= entry < s.address + s.memory_size for s in segments):
         raise UnikernelError(f"its entry {entry:#x} is in none of its executable segments")
     return Unikernel(target, version, devices, entry, segments)
 
 
 def check_target(unikernel: Unikernel, target: str, version: int, runner: str) -> None:
-    """See that a unikernel is for who shall run it. runner: in words, such as "solo5-hvt".
+    """See that a unikernel is for who shall run it. runner: its name, such as "solo5-hvt".
 
     Raises:
         UnikernelError: it is for another.
@@ -106,53 +100,34 @@ def check_target(unikernel: Unikernel, target: str, version: int, runner: str) -
         )
 
 
-def _headers(read: Read) -> tuple[int, list[tuple[int, ...]]]:
-    raw = read(0, FILE_HEADER.size)
-    if raw[:4] != MAGIC:
-        raise UnikernelError(f"it is not an ELF file: it begins with {raw[:4]!r}")
-    if len(raw) < FILE_HEADER.size:
-        raise UnikernelError("it ends within its ELF header")
-    identity, kind, machine, version, entry, offset, _, _, size, entry_size, count, *_ = FILE_HEADER.unpack(
-        raw
-    )
-    if identity[4:6] != bytes((CLASS_64, LITTLE_ENDIAN)) or version != CURRENT or size != FILE_HEADER.size:
-        raise UnikernelError("it is not a little-endian ELF file of 64 bits")
-    if machine != X86_64:
-        raise UnikernelError(
-            f"it is for {MACHINES.get(machine, f'ELF machine {machine}')}; supported: x86_64"
+def _open(read: Read) -> ElfFile:
+    file = ElfFile(read)
+    header = file.header
+    if file.bits != 64 or header.e_version != elf.CURRENT_VERSION or header.e_ehsize != sizeof(header):
+        raise ElfError("is not a little-endian ELF file of 64 bits")
+    if header.e_machine != elf.EM_X86_64:
+        raise ElfError(f"is for {file.machine}; supported: x86_64")
+    if header.e_type != elf.ET_EXEC:
+        raise ElfError(
+            f"is not linked to fixed addresses (ELF type {header.e_type}; supported: {elf.ET_EXEC}, EXEC)"
         )
-    if kind != EXECUTABLE:
-        raise UnikernelError(
-            f"it is not linked to fixed addresses (ELF type {kind}; supported: {EXECUTABLE}, EXEC)"
-        )
-    if entry_size != PROGRAM_HEADER.size or not 1 <= count <= MAX_PROGRAM_HEADERS:
-        raise UnikernelError(f"it has {count} program headers of {entry_size} bytes")
-    table = read(offset, count * PROGRAM_HEADER.size)
-    if len(table) < count * PROGRAM_HEADER.size:
-        raise UnikernelError("it ends within its program headers")
-    return entry, list(PROGRAM_HEADER.iter_unpack(table))
+    return file
 
 
-def _notes(read: Read, headers: list[tuple[int, ...]]) -> Iterator[tuple[int, bytes]]:
+def _notes(file: ElfFile, programs: Sequence[Program]) -> Iterator[tuple[int, bytes]]:
     """Yield Solo5's notes by type; each has a program header of its own."""
-    for kind, _, offset, _, _, size, _, _ in headers:
-        head = NOTE_HEADER.size + 8  # the name is padded to a multiple of 4
-        if kind != NOTE or size < head:
+    for program in programs:
+        if program.p_type != elf.PT_NOTE:
             continue
-        raw = read(offset, head)
-        if len(raw) < head:
-            raise UnikernelError("it ends within a note")
-        name_size, content_size, number = NOTE_HEADER.unpack_from(raw)
-        if name_size != len(OWNER) or raw[NOTE_HEADER.size :][: len(OWNER)] != OWNER:
+        note = next(file.notes(program), None)
+        if note is None or note.owner != OWNER:
             continue
-        if content_size > min(size - head, MAX_MANIFEST):
-            raise UnikernelError(
-                f"its note of type {number:#x} is larger than its program header, or than is allowed"
+        if note.size > MAX_MANIFEST or len(note.content) < note.size:
+            raise ElfError(
+                f"has a note of type {note.kind:#x} with {note.size} bytes, which is larger than its program "
+                f"header or than {MAX_MANIFEST} bytes"
             )
-        content = read(offset + head, content_size)
-        if len(content) < content_size:
-            raise UnikernelError("it ends within a note")
-        yield number, content
+        yield note.kind, note.content
 
 
 def _abi(notes: Mapping[int, bytes]) -> tuple[str, int]:
@@ -166,11 +141,14 @@ def _abi(notes: Mapping[int, bytes]) -> tuple[str, int]:
     return TARGETS.get(target, f"number {target}"), version
 
 
-def _segments(headers: list[tuple[int, ...]]) -> Iterator[Segment]:
+def _segments(programs: Sequence[Program]) -> Iterator[Segment]:
     end = LOWEST_ADDRESS
-    for kind, flags, offset, address, _, file_size, memory_size, alignment in headers:
-        if kind != LOAD or memory_size == 0:
+    for program in programs:
+        if program.p_type != elf.PT_LOAD or program.p_memsz == 0:
             continue
+        flags, alignment = program.p_flags, program.p_align
+        address, memory_size = program.p_vaddr, program.p_memsz
+        offset, file_size = program.p_offset, program.p_filesz
         where = f"its segment at {address:#x}"
         if alignment & (alignment - 1):
             raise UnikernelError(f"{where} is aligned to {alignment} bytes, which is no power of 2")
@@ -185,7 +163,7 @@ def _segments(headers: list[tuple[int, ...]]) -> Iterator[Segment]:
             raise UnikernelError(
                 f"{where} does not fit: {file_size} bytes of the file in {memory_size} of memory"
             )
-        if flags & WRITE and flags & EXECUTE:
+        if flags & elf.PF_W and flags & elf.PF_X:
             raise UnikernelError(f"{where} is writable and executable at once, which is not allowed")
         end = -(-(address + memory_size) // alignment) * alignment
-        yield Segment(address, memory_size, offset, file_size, bool(flags & WRITE), bool(flags & EXECUTE))
+        yield Segment(address, memory_size, offset, file_size, bool(flags & elf.PF_W), bool(flags & elf.PF_X))

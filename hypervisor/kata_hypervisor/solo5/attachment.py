@@ -1,4 +1,4 @@
-"""From what there is for a unikernel to what it declares: the names are its own, one device of each kind."""
+"""The devices that a unikernel gets, under the names that it declares: one of each kind."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from kata_hypervisor.contract import UnikernelSpec
+from kata_hypervisor.elf import reader_of
 from kata_hypervisor.errors import UnikernelError
 from kata_hypervisor.solo5 import abi
-from kata_hypervisor.solo5.elf import Unikernel, read_unikernel
 from kata_hypervisor.solo5.manifest import (
     BlockProperties,
     Device,
@@ -18,12 +18,13 @@ from kata_hypervisor.solo5.manifest import (
     Properties,
     check_devices,
 )
+from kata_hypervisor.solo5.unikernel_file import Unikernel, read_unikernel
 
 BLOCK_SIZE = 512
 
 
 @dataclass(frozen=True, slots=True)
-class Supply:
+class AttachedDevice:
     """A device that the unikernel gets. descriptor: of the open file or tap; it belongs to the caller."""
 
     descriptor: int
@@ -43,7 +44,7 @@ def read_file(spec: UnikernelSpec) -> Unikernel:
         UnikernelError: it is no unikernel, in one line with its name.
     """
     try:
-        return read_unikernel(lambda offset, length: os.pread(spec.file, length, offset))
+        return read_unikernel(reader_of(spec.file))
     except (UnikernelError, OSError) as error:
         raise UnikernelError(f"cannot run the unikernel {spec.name}: {error}") from error
 
@@ -58,22 +59,22 @@ def check_room(unikernel: Unikernel, memory: int) -> None:
         )
 
 
-def supply_of(devices: tuple[Device, ...], spec: UnikernelSpec) -> Mapping[str, Supply]:
+def attach_devices(devices: tuple[Device, ...], spec: UnikernelSpec) -> Mapping[str, AttachedDevice]:
     """Give what there is the names that the unikernel declares.
 
     Raises:
         UnikernelError: it declares what there is not, or not what there is.
     """
-    available: dict[Kind, Supply] = {}
+    available: dict[Kind, AttachedDevice] = {}
     if spec.block is not None:
-        available["block"] = Supply(
+        available["block"] = AttachedDevice(
             spec.block.descriptor, _block_properties(spec.block.descriptor), spec.block.read_only
         )
     if spec.net is not None:
-        available["net"] = Supply(spec.net.descriptor, NetProperties(spec.net.mac, spec.net.mtu))
-    supplied = {_name_for(kind, devices): supply for kind, supply in available.items()}
-    check_devices(devices, {name: supply.kind for name, supply in supplied.items()})
-    return supplied
+        available["net"] = AttachedDevice(spec.net.descriptor, NetProperties(spec.net.mac, spec.net.mtu))
+    attached = {_name_for(kind, devices): device for kind, device in available.items()}
+    check_devices(devices, {name: device.kind for name, device in attached.items()})
+    return attached
 
 
 def _name_for(kind: Kind, devices: tuple[Device, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Filters that forbid nothing, told from those that do."""
+"""Filters that refuse nothing, and those that do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def on(name: str, action: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("programs", "bite"),
+    ("programs", "effective"),
     [
         ([], False),
         ([always(ALLOW)], False),
@@ -39,5 +39,5 @@ def on(name: str, action: int) -> bytes:
         ([always(ALLOW), on("mount", ERRNO)], True),
     ],
 )
-def test_what_bites(programs: list[bytes], bite: bool) -> None:
-    assert effectiveness.forbid_something(programs, "x86_64") is bite
+def test_what_is_effective(programs: list[bytes], effective: bool) -> None:
+    assert effectiveness.refuse_some(programs, "x86_64") is effective
