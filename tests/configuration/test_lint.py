@@ -72,7 +72,7 @@ CASES: list[tuple[str, str, list[str]]] = [
         QEMU + '[runtime]\nhypervisor_name = "qmu"\nlog_level = "inf"\n',
         [
             '5:19: error[KATA303] runtime.hypervisor_name: "qmu" is not supported (did you mean "qemu"?)',
-            '6:13: error[KATA303] runtime.log_level: "inf" is not allowed here (did you mean "info"?)',
+            '6:13: error[KATA303] runtime.log_level: "inf" is none of the allowed values (did you mean "info"?)',
         ],
     ),
     (
@@ -258,7 +258,7 @@ CASES: list[tuple[str, str, list[str]]] = [
         'hypervisor.qemu = {kernel = "/k", image = "/i", "default_vcpus" = 0}\nruntime."log\\u005Flevel" = "loud"\n',
         [
             "1:67: error[KATA302] hypervisor.qemu.default_vcpus: 0 is below the minimum of 1 (write 1 or more)",
-            '2:28: error[KATA303] runtime.log_level: "loud" is not allowed here '
+            '2:28: error[KATA303] runtime.log_level: "loud" is none of the allowed values '
             '(use one of "trace", "debug", "info", "warn", "error", "critical")',
         ],
     ),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,7 +46,7 @@ async def boot(path: Path, annotations: dict[str, str]) -> Sandbox:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A configuration of which this host has everything, and which lets in one annotation."""
+    """A configuration of which this host has everything, and which allows one annotation."""
     program = tmp_path / "program"
     program.write_bytes(b"x")
     program.chmod(0o755)
@@ -56,7 +58,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-async def test_an_annotation_that_is_let_in_is_in_force(path: Path) -> None:
+async def test_an_annotation_that_is_allowed_is_in_force(path: Path) -> None:
     names = {f"{PREFIX}hypervisor.default_memory": "256", "io.kubernetes.cri.sandbox-id": "x"}
     configuration = (await boot(path, names)).configuration
     assert configuration is not None
@@ -83,3 +85,47 @@ async def test_drop_ins_are_in_force(path: Path) -> None:
     assert configuration is not None
     assert configuration.hypervisor.default_memory == 256
     assert len(configuration.drop_ins) == 1
+
+
+@pytest.fixture
+def root_logger() -> Iterator[logging.Logger]:
+    """The root logger, whose level is afterwards what it was."""
+    root = logging.getLogger()
+    before = root.level
+    yield root
+    root.setLevel(before)
+
+
+@pytest.mark.parametrize(
+    ("setting", "level"),
+    [
+        ("", logging.INFO),
+        ('log_level = "error"', logging.ERROR),
+        ('log_level = "trace"', logging.DEBUG),
+        ('log_level = "error"\nenable_debug = true', logging.DEBUG),
+    ],
+)
+async def test_the_log_level_is_in_force(
+    path: Path, setting: str, level: int, root_logger: logging.Logger
+) -> None:
+    root_logger.setLevel(logging.INFO)
+    with path.open("a") as file:
+        file.write(f"[runtime]\n{setting}\n")
+    await boot(path, {})
+    assert root_logger.level == level
+
+
+async def test_debug_of_containerd_stays(path: Path, root_logger: logging.Logger) -> None:
+    root_logger.setLevel(logging.DEBUG)
+    await boot(path, {})
+    assert root_logger.level == logging.DEBUG
+
+
+async def test_a_note_is_logged_as_information(
+    path: Path, root_logger: logging.Logger, caplog: pytest.LogCaptureFixture
+) -> None:
+    with path.open("a") as file:
+        file.write("[runtime]\nenable_debug = true\n")
+    await boot(path, {})
+    (record,) = [record for record in caplog.records if "KATA403" in record.getMessage()]
+    assert record.levelno == logging.INFO

@@ -37,6 +37,9 @@ def judge(tree: Mapping[str, Any], *, check_host: bool) -> Judgement:
         judgement.findings += found
         if table is not None:
             judgement.tables[own] = table
+    for path, _ in _tables(tree):
+        if table := judgement.tables.get(own_path(path)):
+            judgement.findings += rules.across(table, path, judgement.tables)
     judgement.findings += _selection(tree)
     return judgement
 

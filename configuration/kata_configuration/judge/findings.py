@@ -17,7 +17,7 @@ from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, quoted
 from kata_configuration.judge.removed_keys import VALUES
 from kata_configuration.judge.unknown_keys import unknown_key
 from kata_configuration.models import Table
-from kata_configuration.models.base import About, Unit, inner_table
+from kata_configuration.models.base import About, Instead, Unit, inner_table
 from kata_configuration.suggestions import closest, unmistakable
 
 # Checked in order: bool is an int to Python, and not to TOML.
@@ -139,8 +139,15 @@ def _not_finite(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) ->
 
 def _no_choice(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> Iterator[Finding]:
     value, choices = detail["input"], typing.get_args(field.annotation) if field else ()
+    wanted = type(choices[0]) if choices else str
+    if type(value) is not wanted:
+        message = f"is {_toml_name(value)}, must be {_toml_name(choices[0])}"
+        yield Finding(Code.TYPE, path, message, _one_of(choices))
+        return
     if not isinstance(value, str):
-        yield Finding(Code.TYPE, path, f"is {_toml_name(value)}, must be a string", _one_of(choices))
+        yield Finding(
+            Code.CHOICE, path, f"{quoted(value)} is not supported{_instead(field)}", _one_of(choices)
+        )
         return
     retired = VALUES.get((str(path[-1]), value))
     if retired and retired[0] in choices:
@@ -149,12 +156,22 @@ def _no_choice(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> 
         return
     best = closest(value, choices)
     hint = f"did you mean {quoted(best)}?" if best else _one_of(choices)
-    message = f"{quoted(value)} is not allowed here"
+    message = (
+        f"{quoted(value)} is not supported{_instead(field)}"
+        if len(choices) == 1
+        else f"{quoted(value)} is none of the allowed values"
+    )
     fix = Fix(value=best) if unmistakable(value, choices) else None
     yield Finding(Code.CHOICE, path, message, hint, fix=fix)
 
 
-def _one_of(choices: tuple[str, ...]) -> str:
+def _instead(field: FieldInfo | None) -> str:
+    """Return what happens in place of a value that is not supported, where the declaration says it."""
+    clauses = [item.clause for item in field.metadata if isinstance(item, Instead)] if field else []
+    return f": {clauses[0]}" if clauses else ""
+
+
+def _one_of(choices: tuple[Any, ...]) -> str:
     shown = [quoted(choice) for choice in choices]
     return f"only {shown[0]} is supported" if len(shown) == 1 else "use one of " + ", ".join(shown)
 

@@ -14,16 +14,13 @@ from kata_configuration.judge import removed_keys
 from kata_configuration.judge.names import spellings
 from kata_configuration.judge.removed_keys import RemovedKey
 from kata_configuration.models import INEFFECTIVE, PLANNED, TABLES, HypervisorTable, Table, own_path
-from kata_configuration.models.base import Protects
+from kata_configuration.models.base import Indifferent, Instead, Protects
 from kata_configuration.parse.toml_text import value_text
 from kata_configuration.suggestions import closest, unmistakable
 
 NOT_HONOURED = "is known to Kata and not supported by this version"
 NO_EFFECT = "is read by Kata and acted on by nobody"
 HARMLESS = "the value asks for nothing"
-
-# They switch off what no driver of ours does: either value says what happens anyway.
-INDIFFERENT = frozenset({"disable_image_nvdimm", "disable_nesting_checks"})
 
 
 def unknown_key(path: KeyPath, model: type[Table], value: object) -> Finding:
@@ -87,6 +84,9 @@ def _successor(path: KeyPath, model: type[Table], stone: RemovedKey, value: obje
 
 
 def _unhonoured(path: KeyPath, model: type[Table], key: str, value: object, why: str) -> Finding:
+    field = model.model_fields[model.aliases.get(key, key)]
+    if instead := next((item.clause for item in field.metadata if isinstance(item, Instead)), ""):
+        why += f": {instead}"
     if _asks_for_nothing(model, key, value):
         return Finding(Code.INERT, path, f"{why}; {HARMLESS}", "remove it", on_key=True)
     if _protects(model, key, value):
@@ -114,7 +114,8 @@ def _others(path: KeyPath, key: str, others: list[tuple[str, ...]], value: objec
 def _asks_for_nothing(model: type[Table], key: str, value: object) -> bool:
     """Whether a value is the key's default, or empty: then it does not matter who honours it."""
     name = model.aliases.get(key, key)
-    if name in INDIFFERENT:
+    field = model.model_fields[name]
+    if any(isinstance(item, Indifferent) for item in field.metadata):
         return isinstance(value, bool)
     if name.startswith("valid_"):
         return True  # limits what annotations may do, and there is nothing that they could do
@@ -126,8 +127,8 @@ def _asks_for_nothing(model: type[Table], key: str, value: object) -> bool:
         switch = next(iter(type(parsed).model_fields))
         return getattr(parsed, switch) is False  # what is off has settings in vain
     if isinstance(parsed, bool):
-        return bool(parsed == model.model_fields[name].default)
-    return not parsed or bool(parsed == model.model_fields[name].default)
+        return bool(parsed == field.default)
+    return not parsed or bool(parsed == field.default)
 
 
 def _misspelt(path: KeyPath, model: type[Table], table: tuple[str, ...]) -> Finding:

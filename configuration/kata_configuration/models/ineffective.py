@@ -12,9 +12,11 @@ from pydantic import Field
 
 from kata_configuration.models.base import (
     About,
+    Annotation,
     BitsPerSecond,
     Globs,
     HostPath,
+    Indifferent,
     Mebibytes,
     OptionalPath,
     Strings,
@@ -28,7 +30,11 @@ VHOST_USER = "/var/run/kata-containers/vhost-user"
 class HypervisorIneffective(Table):
     """Keys of every [hypervisor.NAME]."""
 
-    ctlpath: Annotated[OptionalPath, About("A program that controls the hypervisor.", "Kata 3.0.0")] = None
+    ctlpath: Annotated[
+        OptionalPath,
+        About("A program that controls the hypervisor.", "Kata 3.0.0"),
+        Annotation(listed_in="valid_ctlpaths"),
+    ] = None
     valid_ctlpaths: Annotated[Globs, About("Shell patterns for ctlpath.", "Kata 3.0.0")] = ()
     disable_block_device_use: Annotated[
         bool, About("Do not give block devices to the guest.", "Kata 3.0.0")
@@ -40,7 +46,7 @@ class HypervisorIneffective(Table):
         bool, About("Ignore the guest's requests to flush block devices.", "Kata 3.0.0")
     ] = False
     disable_image_nvdimm: Annotated[
-        bool, About("Do not give the image to the guest as persistent memory.", "Kata 3.0.0")
+        bool, About("Do not give the image to the guest as persistent memory.", "Kata 3.0.0"), Indifferent()
     ] = False
     memory_offset: Annotated[Mebibytes, About("Address space kept for persistent memory.", "Kata 3.0.0")] = (
         Field(0, ge=0)
@@ -49,7 +55,9 @@ class HypervisorIneffective(Table):
         False
     )
     vhost_user_store_path: Annotated[
-        HostPath, About("The directory of vhost-user servers' sockets.", "Kata 3.0.0")
+        HostPath,
+        About("The directory of vhost-user servers' sockets.", "Kata 3.0.0"),
+        Annotation(listed_in="valid_vhost_user_store_paths"),
     ] = Path(VHOST_USER)
     valid_vhost_user_store_paths: Annotated[
         Globs, About("Shell patterns for vhost_user_store_path.", "Kata 3.0.0")

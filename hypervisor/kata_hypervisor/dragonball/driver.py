@@ -222,8 +222,7 @@ class Dragonball(VmLifecycle, TakesPlugs):
         line = kernel_command_line(spec, self._table.enable_debug)
         beginning, self._saving = choose(spec, line, [*devices, *spares], self._files)
         self._warnings = beginning.warnings
-        huge = self._table.enable_hugepages and self._table.hugepage_type == "hugetlbfs"
-        board = beginning.prepare(Board(spec.vcpus, spec.memory_mib * MIB, huge))
+        board = beginning.prepare(Board(spec.vcpus, spec.memory_mib * MIB, self._table.enable_hugepages))
         self._machine = machine = Machine(board, self._console.write, guest_ended)
         for device in devices:
             machine.add_device(device)

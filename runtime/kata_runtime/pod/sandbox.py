@@ -26,6 +26,7 @@ from kata_runtime.concurrency import gather, race
 from kata_runtime.container.bundle import JsonObject, annotations_of
 from kata_runtime.errors import SandboxError
 from kata_runtime.identity import SandboxIdentity
+from kata_runtime.logging import set_level
 from kata_runtime.pod import machine_spec, sealing
 from kata_runtime.pod.health import HealthCheck, describe
 from kata_runtime.pod.reseed import Reseed
@@ -176,13 +177,14 @@ class Sandbox:
         return result
 
     async def _load(self, config_path: str | None, spec: JsonObject) -> Configuration:
-        from kata_configuration import discover, load
+        from kata_configuration import Severity, discover, load
 
         path, rule = discover(config_path, os.environ)
         configuration = load(path, source=rule, annotations=annotations_of(spec))
+        set_level(configuration.runtime.log_level, debug=configuration.runtime.enable_debug)
         _log.info("%s", configuration)
-        for warning in configuration.warnings:
-            _log.warning("%s", warning)
+        for found in configuration.warnings:
+            _log.log(logging.INFO if found.severity is Severity.NOTE else logging.WARNING, "%s", found)
         return configuration
 
     async def _prepare_host(self, spec: JsonObject) -> None:
