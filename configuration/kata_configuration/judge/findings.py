@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, quoted
+from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, Loss, quoted
+from kata_configuration.judge.context import Context
 from kata_configuration.judge.removed_keys import VALUES
 from kata_configuration.judge.unknown_keys import unknown_key
 from kata_configuration.models import Table
@@ -44,13 +45,15 @@ MEBIBYTE = 1 << 20
 _SIZE = re.compile(r"(?P<number>\d{1,9})\s*(?P<prefix>[mgt])(?P<binary>i?)b?", re.ASCII)
 
 
-def describe(error: ValidationError, model: type[Table], path: KeyPath) -> Iterator[Finding]:
+def describe(
+    error: ValidationError, model: type[Table], path: KeyPath, context: Context
+) -> Iterator[Finding]:
     """Yield the findings that a table's validation error stands for. path: of the table."""
     for detail in error.errors(include_url=False):
         location = (*path, *detail["loc"])
         owner, field = _declaration(model, detail["loc"])
         if detail["type"] == "extra_forbidden":
-            yield unknown_key(location, owner, detail["input"])
+            yield unknown_key(location, owner, detail["input"], context)
         else:
             handler = _HANDLERS.get(detail["type"], _wrong_type)
             yield from handler(location, detail, field)
@@ -145,9 +148,8 @@ def _no_choice(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> 
         yield Finding(Code.TYPE, path, message, _one_of(choices))
         return
     if not isinstance(value, str):
-        yield Finding(
-            Code.CHOICE, path, f"{quoted(value)} is not supported{_instead(field)}", _one_of(choices)
-        )
+        message = f"{quoted(value)} is not supported{_instead(field)}"
+        yield Finding(Code.CHOICE, path, message, _one_of(choices), loss=_loss(field))
         return
     retired = VALUES.get((str(path[-1]), value))
     if retired and retired[0] in choices:
@@ -156,13 +158,18 @@ def _no_choice(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> 
         return
     best = closest(value, choices)
     hint = f"did you mean {quoted(best)}?" if best else _one_of(choices)
-    message = (
-        f"{quoted(value)} is not supported{_instead(field)}"
-        if len(choices) == 1
-        else f"{quoted(value)} is none of the allowed values"
-    )
+    if len(choices) == 1:
+        message = f"{quoted(value)} is not supported{_instead(field)}"
+    else:
+        message = f"{quoted(value)} is none of the allowed values"
     fix = Fix(value=best) if unmistakable(value, choices) else None
-    yield Finding(Code.CHOICE, path, message, hint, fix=fix)
+    yield Finding(Code.CHOICE, path, message, hint, fix=fix, loss=_loss(field))
+
+
+def _loss(field: FieldInfo | None) -> Loss:
+    """Return what is lost where a key gets its only value in place of another one."""
+    lost = any(isinstance(item, Instead) and item.lost for item in field.metadata) if field else False
+    return Loss.SOMETHING if lost else Loss.NOTHING
 
 
 def _instead(field: FieldInfo | None) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, quoted
+from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, Loss, quoted
 from kata_configuration.judge.names import did_you_mean
 from kata_configuration.models import AGENTS, AVAILABLE, HYPERVISORS, OTHER_NAMES, Table
 from kata_configuration.models.base import Needs, Plausible, Unit
@@ -108,7 +108,7 @@ def _no_effect(key: str, needs: Needs, other: Table) -> Finding:
     hint = (
         "remove it" if only else f"remove it, or {'set' if needs.without is None else 'change'} {needs.key}"
     )
-    return Finding(Code.UNUSED, (key,), message, hint)
+    return Finding(Code.UNUSED, (key,), message, hint, loss=Loss.NOTHING)
 
 
 def _has_kernel(table: Any) -> Iterator[Finding]:

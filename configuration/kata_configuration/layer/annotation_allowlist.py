@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from kata_configuration.diagnostics import Code, Finding, Fix, quoted
+from kata_configuration.diagnostics import Code, Finding, Fix, Loss, quoted
 from kata_configuration.layer.pattern_cost import is_slow
 from kata_configuration.suggestions import closest, unmistakable
 
@@ -61,7 +61,8 @@ def _check_entry(
         pattern = _compile(entry)
     except ValueError as error:
         hint = 'write the annotation\'s name, such as "default_memory"'
-        yield Finding(Code.GATE_MALFORMED, path, f"{quoted(entry)} is no pattern: {error}", hint)
+        message = f"{quoted(entry)} is no pattern: {error}"
+        yield Finding(Code.GATE_MALFORMED, path, message, hint, loss=Loss.NOTHING)
         return
     if _literal(entry) in known:
         wider = [name for name in known if entry in name and name != entry and "." not in name]
@@ -81,7 +82,8 @@ def _check_entry(
         found = closest(entry, known)
         hint = f"did you mean {quoted(found)}?" if found else "remove it"
         fix = Fix(value=found) if unmistakable(entry, known) else None
-        yield Finding(Code.GATE_DEAD, path, f"{quoted(entry)} is the name of no annotation", hint, fix=fix)
+        message = f"{quoted(entry)} is the name of no annotation"
+        yield Finding(Code.GATE_DEAD, path, message, hint, fix=fix, loss=Loss.NOTHING)
     elif not opened:
         message = f"{quoted(entry)} allows nothing: {_some(matched)} must be listed by name"
         yield Finding(Code.GATE_DEAD, path, message, f"write {quoted(matched[0])}")

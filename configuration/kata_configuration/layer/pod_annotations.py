@@ -7,6 +7,7 @@ key, or a path outside of the operator's lists, is a diagnostic that says which 
 from __future__ import annotations
 
 import fnmatch
+import functools
 import json
 import re
 import typing
@@ -101,9 +102,15 @@ def check_entries(hypervisor: type[Table], entries: tuple[str, ...]) -> Iterator
 
 def _is_unhonoured(table: tuple[str, ...], name: str) -> bool:
     """Whether a name that allows nothing is that of a key that another table has, or another version."""
-    relatives = (TABLES, PLANNED)
-    models = [model for part in relatives for path, model in part.items() if path[0] == table[0]]
-    return any(_key_of(model, name) for model in (INEFFECTIVE[table[0]], *models))
+    return name in _names_of_family(table[0])
+
+
+@functools.cache
+def _names_of_family(family: str) -> frozenset[str]:
+    """Return every name that annotations have for keys of a family, honoured or not."""
+    models = [model for part in (TABLES, PLANNED) for path, model in part.items() if path[0] == family]
+    every = (INEFFECTIVE[family], *models)
+    return frozenset(name for model in every for key in model.model_fields for name in _names_of(model, key))
 
 
 def _names(model: type[Table], family: str) -> dict[str, bool]:

@@ -23,6 +23,7 @@ __all__ = [
     "OURS",
     "About",
     "Access",
+    "ActedOnBy",
     "Annotation",
     "BitsPerSecond",
     "CommaList",
@@ -125,10 +126,20 @@ class Indifferent(NamedTuple):
     """That either value of a planned key describes what happens: it switches off what no driver here does."""
 
 
+class ActedOnBy(NamedTuple):
+    """The one runtime that acts on a key, which runtime-rs and this runtime do not."""
+
+    runtime: str
+
+
 class Instead(NamedTuple):
-    """What this version does in place of a key that it does not honour: a clause."""
+    """What this version does in place of a value or key that it does not honour.
+
+    clause: what. lost: whether something is missing then that the value asks for.
+    """
 
     clause: str
+    lost: bool = True
 
 
 class Needs(NamedTuple):

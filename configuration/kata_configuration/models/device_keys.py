@@ -13,6 +13,7 @@ from kata_configuration.models.base import (
     Effect,
     Globs,
     HostPath,
+    Instead,
     Mebibytes,
     Needs,
     Octets,
@@ -151,7 +152,9 @@ SHARED_FS = About(
     "How the guest sees the containers' files on the host.", "Kata 3.0.0", takes_effect_in=Effect.MACHINE
 )
 SharedFs = Annotated[Literal["virtio-fs", "none"], SHARED_FS]
-NoSharedFs = Annotated[Literal["none"], SHARED_FS]
+NoSharedFs = Annotated[
+    Literal["none"], SHARED_FS, Instead("each container's files are a block device, and volumes are refused")
+]
 VirtioFsDaemon = Annotated[
     HostPath,
     About("The virtiofsd program, needed for virtio-fs.", "Kata 3.0.0", takes_effect_in=Effect.VIRTIOFSD),

@@ -39,7 +39,10 @@ class Dragonball(HypervisorTable):
             "Kata 3.3.0",
             takes_effect_in=Effect.MACHINE,
         ),
-        Instead("without enable_hugepages, memory is of transparent huge pages where the host offers them"),
+        Instead(
+            "without enable_hugepages, memory is of transparent huge pages where the host offers them",
+            lost=False,
+        ),
         Needs("enable_hugepages"),
     ] = "hugetlbfs"
     reclaim_guest_freed_memory: machine.ReclaimGuestFreedMemory = False

@@ -88,7 +88,7 @@ class Runtime(Table):
             "Kata 3.0.0",
             takes_effect_in=Effect.SHIM,
         ),
-        Instead("everything that a sandbox runs on the host is in one cgroup of the pod"),
+        Instead("everything that a sandbox runs on the host is in one cgroup of the pod", lost=False),
     ] = True
     static_sandbox_resource_mgmt: Annotated[
         bool,
