@@ -1,4 +1,4 @@
-"""What can be said about a configuration file: the codes, and one statement with its place.
+"""What is reported about a configuration file: the codes, and one diagnostic with its place.
 
 The codes are stable: a number is never reused for another meaning. The first digit is the family:
 0 the file, 1 the syntax, 2 names, 3 values, 4 values against each other, 5 confinement, 6 this host,
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple
 
-__all__ = ["Code", "Diagnostic", "Edit", "Finding", "Fix", "Severity", "key_name", "quoted"]
+__all__ = ["Code", "Diagnostic", "Edit", "Finding", "Fix", "Loss", "Severity", "key_name", "quoted"]
 
 KeyPath = tuple[str | int, ...]
 
@@ -118,6 +118,15 @@ class Fix(NamedTuple):
     remove: bool = False
 
 
+class Loss(Enum):
+    """What a statement did for the runtime that the file was written for: what is lost without it."""
+
+    NOTHING = "nothing"
+    SOMETHING = "something"
+    PROTECTION = "a protection"
+    UNDECIDED = "something, unless it is moved: which of these, the file does not say"
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """Something found in the parsed tree, not yet placed in the text.
@@ -125,7 +134,7 @@ class Finding:
     path: keys and array indexes from the root; it need not exist in the file (a missing key).
     on_key: whether the key is at fault rather than its value.
     offset: characters into the value, when the value is a plain one-line string.
-    fix: where there is exactly one right answer, that answer.
+    fix: where there is exactly one right answer, that answer. loss: of dropping the statement.
     """
 
     code: Code
@@ -135,6 +144,7 @@ class Finding:
     on_key: bool = False
     offset: int = 0
     fix: Fix | None = None
+    loss: Loss = Loss.SOMETHING
 
 
 class Edit(NamedTuple):

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from kata_configuration import suggestions
 from kata_configuration.diagnostics import Code, Diagnostic, Finding, KeyPath, Severity, quoted
 from kata_configuration.errors import ConfigurationError
-from kata_configuration.judge.checking import Judgement, judge, selected_hypervisor
+from kata_configuration.judge.checking import Judgement, judge
+from kata_configuration.judge.context import selected_hypervisor
 from kata_configuration.layer import discovery, merging
 from kata_configuration.layer.layers import Files, Kind, Layer, line_of, read_files
 from kata_configuration.models import own_path
@@ -142,11 +144,16 @@ def examine_files(
     files: Files, *, check_host: bool, annotations: Mapping[str, str] | None = None
 ) -> Examination:
     """Merge and judge files that have been read, and annotations."""
+    with suggestions.limited():
+        return _examine(files, check_host=check_host, annotations=annotations)
+
+
+def _examine(files: Files, *, check_host: bool, annotations: Mapping[str, str] | None) -> Examination:
     merged = merging.merge([layer.tree for layer in files.layers])
     layers, said = list(files.layers), list(files.unreadable)
     if annotations:
         said += _annotate(layers, merged, annotations)
-    judgement = judge(merged.tree, check_host=check_host)
+    judgement = judge(merged.tree, check_host=check_host, owner=merged.owner)
     incomplete = bool(files.unreadable) or any(layer.faults for layer in files.layers)
     placed = list(_place(layers, merged, _weighed(judgement.findings, merged.tree, incomplete)))
     if check_host:

@@ -23,6 +23,10 @@ GROUPS = {
 }
 DENY_ALL = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
+# The form of a valid value for a JSON Schema, which cannot say that a group stands once.
+_GROUP = "|".join(f"{group}=({'|'.join(settings)})" for group, settings in GROUPS.items())
+FORM = f"^(off|on(,({_GROUP}))*)?$"
+
 
 @dataclass(frozen=True, slots=True)
 class SandboxFault:

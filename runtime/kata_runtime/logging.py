@@ -4,6 +4,18 @@ from __future__ import annotations
 
 import time
 
+# log_level of [runtime] -> a level of Python's logging.
+LEVELS = {"trace": 10, "debug": 10, "info": 20, "warn": 30, "error": 40, "critical": 50}
+
+
+def set_level(log_level: str, *, debug: bool) -> None:
+    """Log from a level of LEVELS on, with `debug` from debug on; what containerd asked for at debug stays."""
+    import logging  # not for the broker
+
+    root = logging.getLogger()
+    if root.level != logging.DEBUG:
+        root.setLevel(LEVELS["debug" if debug else log_level])
+
 
 def line(level: str, message: str, sandbox: str, seconds: float) -> str:
     """One line with its end, whatever the message holds. seconds: since the epoch."""

@@ -189,3 +189,43 @@ def test_mending_is_idempotent_and_makes_nothing_worse(write: Write, parts: list
     assert {found.code for found in after} & {"KATA101", "KATA102"} <= {found.code for found in before}
     comments = [part for part in parts if part.startswith("#")]
     assert mended.count("# comment") == len(comments)
+
+
+FIRECRACKER = (
+    '[hypervisor.firecracker]\nkernel = "/k"\nimage = "/i"\n[runtime]\nhypervisor_name = "firecracker"\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # To the table of the selected hypervisor, by the name that the file has for it.
+        (
+            f"{FIRECRACKER}default_memory = 4096\n",
+            FIRECRACKER.replace("[runtime]", "default_memory = 4096\n[runtime]"),
+        ),
+        (
+            f"{FIRECRACKER}default_memory = 4096\n".replace("firecracker", "cloud-hypervisor", 1).replace(
+                '"firecracker"', '"clh"'
+            ),
+            None,
+        ),
+        # Not to one that is not there, nor one that does not have it, nor over what it has; no path.
+        ("[runtime]\ndefault_memory = 4096\n", ""),
+        (f'{FIRECRACKER}machine_type = "q35"\n', ""),
+        (f"{FIRECRACKER}default_memory = 4096\n".replace("image", "default_memory = 512\nimage"), ""),
+        (f'{FIRECRACKER}path = "/usr/bin/kata-runtime"\n', ""),
+    ],
+)
+def test_a_stray_key_goes_to_the_selected_hypervisor(
+    write: Callable[..., Path], text: str, expected: str | None
+) -> None:
+    changes = fixing.find_changes(write(text), check_host=False)
+    if expected == "":
+        assert changes == ()
+        return
+    (change,) = changes
+    if expected is not None:
+        assert change.after == expected
+    assert "[hypervisor.qemu]" not in change.after
+    assert change.after.count("[hypervisor.") == 1

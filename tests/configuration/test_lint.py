@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
 
-from kata_configuration import ConfigurationError, Severity, lint, load
+from kata_configuration import ConfigurationError, Severity, lint, load, suggestions
 from kata_configuration.diagnostics import Code
 
 Write = Callable[..., Path]
@@ -72,7 +73,7 @@ CASES: list[tuple[str, str, list[str]]] = [
         QEMU + '[runtime]\nhypervisor_name = "qmu"\nlog_level = "inf"\n',
         [
             '5:19: error[KATA303] runtime.hypervisor_name: "qmu" is not supported (did you mean "qemu"?)',
-            '6:13: error[KATA303] runtime.log_level: "inf" is not allowed here (did you mean "info"?)',
+            '6:13: error[KATA303] runtime.log_level: "inf" is none of the allowed values (did you mean "info"?)',
         ],
     ),
     (
@@ -249,7 +250,7 @@ CASES: list[tuple[str, str, list[str]]] = [
         [
             "1:1: error[KATA301] hypervisor: is a value, must be a table (write [hypervisor.NAME])",
             "2:7: error[KATA301] agent.kata: is a value, must be a table (write [agent.kata])",
-            "3:1: error[KATA201] kernel: is a key outside of any table (move it to [hypervisor.qemu] or [hypervisor.clh] or [hypervisor.firecracker] or [hypervisor.dragonball])",
+            "3:1: error[KATA201] kernel: is a key outside of any table (move it to the table of the hypervisor that is selected)",
             "4:3: error[KATA301] runtime: is a value, must be a table (write [runtime])",
         ],
     ),
@@ -258,7 +259,7 @@ CASES: list[tuple[str, str, list[str]]] = [
         'hypervisor.qemu = {kernel = "/k", image = "/i", "default_vcpus" = 0}\nruntime."log\\u005Flevel" = "loud"\n',
         [
             "1:67: error[KATA302] hypervisor.qemu.default_vcpus: 0 is below the minimum of 1 (write 1 or more)",
-            '2:28: error[KATA303] runtime.log_level: "loud" is not allowed here '
+            '2:28: error[KATA303] runtime.log_level: "loud" is none of the allowed values '
             '(use one of "trace", "debug", "info", "warn", "error", "critical")',
         ],
     ),
@@ -356,3 +357,33 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
 def test_codes_are_unique() -> None:
     numbers = [code.number for code in Code]
     assert sorted(set(numbers)) == numbers
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        QEMU + "".join(f"secompsandbo{number} = 1\n" for number in range(8000)),
+        QEMU + "".join(f"[hypervisor.firecrackr{number}]\n" for number in range(8000)),
+        QEMU
+        + "enable_annotations = ["
+        + ", ".join(f'"default_memroy{number}"' for number in range(8000))
+        + "]\n",
+        QEMU + 'seccompsandbox = "on' + "".join(f",spwan{number}=deny" for number in range(8000)) + '"\n',
+    ],
+    ids=["keys", "tables", "entries", "groups"],
+)
+def test_however_much_is_misspelt_so_much_is_compared(
+    write: Write, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = []
+    real = difflib.get_close_matches
+
+    def count(word: str, known: Iterable[str], n: int, cutoff: float) -> list[str]:
+        compared.append(word)
+        return real(word, known, n, cutoff)
+
+    monkeypatch.setattr(difflib, "get_close_matches", count)
+    found = lint(write(text), check_host=False)
+    assert len(found) >= 8000
+    assert 1 <= len(compared) <= suggestions.MOST
+    assert any("did you mean" in item.hint for item in found)

@@ -125,7 +125,7 @@ def test_without_virtio_fs_its_daemon_may_be_absent(write: Write, tmp_path: Path
         f'[hypervisor.qemu]\npath = "{plain}"\nkernel = "{plain}"\nimage = "{plain}"\naccelerator = "tcg"\n'
         'shared_fs = "none"\nvirtio_fs_daemon = "/absent"\n'
     )
-    assert lint(path) == ()
+    assert [found.code for found in lint(path)] == ["KATA404"]
 
 
 def test_a_host_that_is_too_small_is_a_warning(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:

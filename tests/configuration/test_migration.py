@@ -12,7 +12,7 @@ import corpus
 from kata_configuration import Severity, lint
 from kata_configuration.judge.removed_keys import KEYS
 from kata_configuration.parse.toml_text import value_text
-from kata_configuration.tell.migration import Migration, migrate
+from kata_configuration.tell.migration import Migration, Weight, migrate
 from kata_runtime.ctl.main import main
 
 Write = Callable[..., Path]
@@ -80,17 +80,17 @@ disable_guest_seccomp = false
 """
 
 CHANGES = [
-    (9, "dropped hypervisor.qemu.msize_9p = 16384"),
-    (13, 'dropped "enable_iommu" from hypervisor.qemu.enable_annotations'),
-    (13, 'dropped "[" from hypervisor.qemu.enable_annotations'),
-    (14, 'changed hypervisor.qemu.shared_fs from "virtio-9p" to "virtio-fs"'),
-    (15, 'dropped hypervisor.qemu.seccompsandbox = ""'),
-    (17, "dropped hypervisor.qemu.hotplug_vfio_on_root_bus = true"),
-    (19, "dropped [factory]"),
-    (25, "renamed agent.kata.dial_timeout to reconnect_timeout_ms = 60000"),
-    (26, 'changed agent.kata.enable_debug from "true" to true'),
-    (29, 'changed runtime.internetworking_model from "tcfilter" to "none"'),
-    (31, "moved runtime.create_container_timeout to [agent.kata]"),
+    (13, 'dropped "enable_iommu" from hypervisor.qemu.enable_annotations', Weight.LOST),
+    (17, "dropped hypervisor.qemu.hotplug_vfio_on_root_bus = true", Weight.LOST),
+    (19, "dropped [factory]", Weight.LOST),
+    (29, 'changed runtime.internetworking_model from "tcfilter" to "none"', Weight.LOST),
+    (14, 'changed hypervisor.qemu.shared_fs from "virtio-9p" to "virtio-fs"', Weight.CHANGED),
+    (15, 'dropped hypervisor.qemu.seccompsandbox = ""', Weight.CHANGED),
+    (25, "renamed agent.kata.dial_timeout to reconnect_timeout_ms = 60000", Weight.CHANGED),
+    (26, 'changed agent.kata.enable_debug from "true" to true', Weight.CHANGED),
+    (31, "moved runtime.create_container_timeout to [agent.kata]", Weight.CHANGED),
+    (9, "dropped hypervisor.qemu.msize_9p = 16384", Weight.HARMLESS),
+    (13, 'dropped "[" from hypervisor.qemu.enable_annotations', Weight.HARMLESS),
 ]
 
 
@@ -101,9 +101,9 @@ def of(text: str) -> Migration:
 def test_a_file_of_the_go_runtime() -> None:
     migration = of(GO)
     assert migration.text == OURS
-    assert [(change.line, change.what) for change in migration.changes] == CHANGES
+    assert [(change.line, change.what, change.weight) for change in migration.changes] == CHANGES
     assert all(change.reason for change in migration.changes)
-    assert (migration.left, migration.complete) == ((), True)
+    assert (migration.left, migration.complete) == ((), False)
 
 
 def test_what_is_ours_already_stays_as_it_is() -> None:
@@ -176,9 +176,10 @@ def test_what_has_more_than_one_answer_is_left(text: str, codes: list[str]) -> N
 def test_a_lost_protection_is_said_and_left_to_decide() -> None:
     migration = of(f"{QEMU}confidential_guest = true\n")
     assert migration.text == QEMU
-    assert [change.what for change in migration.changes if change.weakens] == [
+    assert [change.what for change in migration.changes if change.weight is Weight.PROTECTION] == [
         "dropped hypervisor.qemu.confidential_guest = true"
     ]
+    assert all("( " not in change.reason for change in migration.changes)
     assert not migration.complete
 
 
@@ -190,7 +191,7 @@ def test_nothing_is_made_of_what_is_not_toml() -> None:
 
 @pytest.mark.parametrize(("place", "key"), sorted(KEYS))
 @pytest.mark.parametrize("value", [True, 30, "text"])
-def test_every_tombstone_is_dealt_with(write: Write, place: str, key: str, value: object) -> None:
+def test_every_removed_key_is_dealt_with(write: Write, place: str, key: str, value: object) -> None:
     table = {"hypervisor": "hypervisor.qemu", "agent": "agent.kata"}.get(place, place)
     head = "" if table == "hypervisor.qemu" else f"[{table}]\n"
     migration = of(f"{QEMU}{head}{key} = {value_text(value)}\n")
@@ -218,14 +219,19 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     old, new = tmp_path / "old.toml", tmp_path / "new.toml"
     old.write_text(GO)
     command = ["config", "migrate", "--from", "runtime-go", str(old)]
-    assert main(command) == 0
+    assert main(command) == 1
     printed = capsys.readouterr()
     heading = "# Made of a file of Kata's Go runtime by kata-ctl config migrate.\n\n"
     assert printed.out == heading + OURS
     lines = printed.err.splitlines()
-    assert [line.partition(": ")[0] for line in lines[:-1]] == [f"{old}:{line}" for line, _ in CHANGES]
-    assert lines[-1] == "6 dropped, 3 changed, 1 renamed, 1 moved"
-    assert main([*command, "--output", str(new)]) == 0
+    assert lines[0] == "lost: the source asked for this, and this version does not do it:"
+    assert lines[5] == "changed:"
+    assert lines[-1] == "dropped 2 that asked for nothing (--harmless lists them)"
+    shown = [line.partition(": ")[0].strip() for line in lines if line.startswith("  ")]
+    assert shown == [f"{old}:{line}" for line, _, weight in CHANGES if weight is not Weight.HARMLESS]
+    main([*command, "--harmless"])
+    assert capsys.readouterr().err.splitlines()[-3] == "dropped, and nothing is lost:"
+    assert main([*command, "--output", str(new)]) == 1
     assert (new.read_text(), capsys.readouterr().out) == (heading + OURS, "")
     assert stat.S_IMODE(new.stat().st_mode) & 0o022 == 0
     assert main([*command, "--output", str(new)]) == 2
@@ -235,9 +241,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("text", "status", "said"),
     [
-        (f"{QEMU}rootless = true\n", 1, "  hypervisor.qemu.rootless = true"),
+        (f"{QEMU}rootless = true\n", 1, "lost protections: "),
         (f"{QEMU}default_memory = 4\n", 1, "4 is below the minimum"),
-        ("?", 1, "is not TOML; mend this first:"),
+        ("?", 1, "is not TOML; correct this first:"),
         (None, 2, "does not exist"),
     ],
 )
@@ -251,3 +257,69 @@ def test_the_command_says_what_is_left(
     printed = capsys.readouterr()
     assert said in printed.err
     assert (printed.out == "") == (text in ("?", None))
+
+
+def test_a_fault_of_the_source_names_the_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "old.toml"
+    file.write_text("[hypervisor.qemu\n")
+    assert main(["config", "migrate", "--from", "runtime-rs", str(file), "--output", "new.toml"]) == 1
+    message = capsys.readouterr().err
+    assert f"  {file}:1:" in message
+    assert "new.toml" not in message
+
+
+FIRECRACKER = (
+    '[hypervisor.firecracker]\nkernel = "/k"\nimage = "/i"\n\n[runtime]\nhypervisor_name = "firecracker"\n'
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "codes"),
+    [
+        # A stray key goes to the table of the selected hypervisor, by the name that the file has for it.
+        (
+            f"{FIRECRACKER}default_memory = 4096\n",
+            FIRECRACKER.replace('image = "/i"\n', 'image = "/i"\n').replace(
+                "[hypervisor.firecracker]\n", "[hypervisor.firecracker]\ndefault_memory = 4096\n\n"
+            ),
+            [],
+        ),
+        # What the selected one does not have is not given to another one.
+        (f'{FIRECRACKER}machine_type = "q35"\n', FIRECRACKER, []),
+        # What the host runs is not for the tool to guess.
+        (
+            f'{QEMU}[runtime]\npath = "/usr/local/bin/kata-runtime"\n',
+            f'{QEMU}[runtime]\npath = "/usr/local/bin/kata-runtime"\n',
+            ["KATA204"],
+        ),
+    ],
+)
+def test_a_stray_key_goes_where_it_is_meant(text: str, expected: str, codes: list[str]) -> None:
+    migration = of(text)
+    assert migration.text == expected
+    assert [found.code for found in migration.left] == codes
+
+
+LOSSES = [
+    ("hypervisor.qemu", 'firmware = "/f"', Weight.LOST),
+    ("hypervisor.qemu", "enable_hugepages = true", Weight.LOST),
+    ("hypervisor.qemu", 'cold_plug_vfio = "root-port"', Weight.LOST),
+    ("hypervisor.qemu", "rx_rate_limiter_max_rate = 1000", Weight.LOST),
+    ("hypervisor.qemu", 'pflashes = ["/f"]', Weight.LOST),
+    ("hypervisor.qemu", "disable_block_device_use = true", Weight.LOST),
+    ("agent.kata", "debug_console_enabled = true", Weight.LOST),
+    ("runtime", "enable_pprof = true", Weight.LOST),
+    ("hypervisor.qemu", 'ctlpath = "/c"', Weight.HARMLESS),
+    ("hypervisor.qemu", "msize_9p = 4096", Weight.HARMLESS),
+    ("hypervisor.qemu", "enable_hugepages = false", Weight.HARMLESS),
+    ("hypervisor.qemu", "rootless = true", Weight.PROTECTION),
+    ("runtime", "sandbox_cgroup_only = false", Weight.CHANGED),
+]
+
+
+@pytest.mark.parametrize(("table", "line", "weight"), LOSSES, ids=[line for _, line, _ in LOSSES])
+def test_what_did_something_is_lost_and_the_rest_is_not(table: str, line: str, weight: Weight) -> None:
+    head = "" if table == "hypervisor.qemu" else f"[{table}]\n"
+    migration = of(f"{QEMU}{head}{line}\n")
+    assert [change.weight for change in migration.changes] == [weight]
+    assert migration.complete == (weight > Weight.LOST)

@@ -22,7 +22,8 @@ hypervisor.qemu.default_maxvcpus
     range      0 to 255
     drivers    qemu, clh, firecracker, dragonball
     since      Kata 3.0.0
-    annotation io.katacontainers.config.hypervisor.default_max_vcpus
+    annotation io.katacontainers.config.hypervisor.default_max_vcpus, guarded
+    effect in  size of the machine
     status     honoured
 """
 

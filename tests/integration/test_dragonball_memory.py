@@ -71,7 +71,7 @@ async def test_reserved_huge_pages(tmp_path: Path) -> None:
     with setting(RESERVED, "128"):
         if RESERVED.read_text().strip() != "128":
             pytest.skip("the host's memory has no room for 128 huge pages")
-        guest = ScriptedGuest(tmp_path, "echo up", enable_hugepages=True, hugepage_type="hugetlbfs")
+        guest = ScriptedGuest(tmp_path, "echo up", enable_hugepages=True)
         async with guest:
             await guest.says("up")
             assert memory_of(guest)["KernelPageSize"] == 2048
@@ -79,7 +79,7 @@ async def test_reserved_huge_pages(tmp_path: Path) -> None:
 
 async def test_transparent_huge_pages(tmp_path: Path) -> None:
     with setting(TRANSPARENT, "advise"):
-        guest = ScriptedGuest(tmp_path, "echo up", enable_hugepages=True, hugepage_type="thp")
+        guest = ScriptedGuest(tmp_path, "echo up")
         async with guest:
             await guest.says("up")
             assert memory_of(guest)["ShmemPmdMapped"] > 0

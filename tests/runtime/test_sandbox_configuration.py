@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -24,7 +26,7 @@ async def load(path: Path, annotations: dict[str, str]) -> Configuration:
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A configuration of which this host has everything, and which lets in one annotation."""
+    """A configuration of which this host has everything, and which allows one annotation."""
     program = tmp_path / "program"
     program.write_bytes(b"x")
     program.chmod(0o755)
@@ -36,7 +38,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
-async def test_an_annotation_that_is_let_in_is_in_force(path: Path) -> None:
+async def test_an_annotation_that_is_allowed_is_in_force(path: Path) -> None:
     names = {f"{PREFIX}hypervisor.default_memory": "256", "io.kubernetes.cri.sandbox-id": "x"}
     configuration = await load(path, names)
     assert configuration.hypervisor.default_memory == 256
@@ -59,3 +61,47 @@ async def test_drop_ins_are_in_force(path: Path) -> None:
     configuration = await load(path, {})
     assert configuration.hypervisor.default_memory == 256
     assert len(configuration.drop_ins) == 1
+
+
+@pytest.fixture
+def root_logger() -> Iterator[logging.Logger]:
+    """The root logger, whose level is afterwards what it was."""
+    root = logging.getLogger()
+    before = root.level
+    yield root
+    root.setLevel(before)
+
+
+@pytest.mark.parametrize(
+    ("setting", "level"),
+    [
+        ("", logging.INFO),
+        ('log_level = "error"', logging.ERROR),
+        ('log_level = "trace"', logging.DEBUG),
+        ('log_level = "error"\nenable_debug = true', logging.DEBUG),
+    ],
+)
+async def test_the_log_level_is_in_force(
+    path: Path, setting: str, level: int, root_logger: logging.Logger
+) -> None:
+    root_logger.setLevel(logging.INFO)
+    with path.open("a") as file:
+        file.write(f"[runtime]\n{setting}\n")
+    await load(path, {})
+    assert root_logger.level == level
+
+
+async def test_debug_of_containerd_stays(path: Path, root_logger: logging.Logger) -> None:
+    root_logger.setLevel(logging.DEBUG)
+    await load(path, {})
+    assert root_logger.level == logging.DEBUG
+
+
+async def test_a_note_is_logged_as_information(
+    path: Path, root_logger: logging.Logger, caplog: pytest.LogCaptureFixture
+) -> None:
+    with path.open("a") as file:
+        file.write("[runtime]\nenable_debug = true\n")
+    await load(path, {})
+    (record,) = [record for record in caplog.records if "KATA403" in record.getMessage()]
+    assert record.levelno == logging.INFO

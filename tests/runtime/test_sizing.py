@@ -15,6 +15,7 @@ MIB = 1 << 20
 @dataclass
 class Table:
     default_vcpus: int = 2
+    default_maxvcpus: int = 0
     default_memory: int = 512
     overhead_vcpus: float = 0.0
     overhead_memory: int = 0
@@ -55,3 +56,10 @@ def test_the_pods_sums_win_over_the_first_containers_limits() -> None:
 def test_a_guest_is_never_smaller_than_it_can_boot_nor_wider_than_the_host() -> None:
     size = size_of(limits(6_400_000, 4 * MIB), Table(), static=True, host_cpus=4)
     assert (size.vcpus, size.memory_mib) == (4, MIN_MEMORY_MIB)
+
+
+@pytest.mark.parametrize(("most", "vcpus"), [(0, 3), (1, 1), (2, 2), (8, 3)])
+def test_a_limit_gives_no_more_vcpus_than_the_configuration_allows(most: int, vcpus: int) -> None:
+    size = size_of(limits(300_000, 0), Table(default_maxvcpus=most), static=True, host_cpus=4)
+    assert size.vcpus == vcpus
+    assert ("at most" in size.origin) == (vcpus < 3)

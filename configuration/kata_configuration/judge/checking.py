@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, quoted
 from kata_configuration.judge import names, rules
-from kata_configuration.models import AVAILABLE, TABLES, Runtime, Table, own_path
+from kata_configuration.judge.context import Context, lookup
+from kata_configuration.models import AVAILABLE, TABLES, Table, own_path
 from kata_configuration.suggestions import closest
 
 
@@ -22,31 +23,29 @@ class Judgement:
     findings: list[Finding] = field(default_factory=list)
 
 
-def judge(tree: Mapping[str, Any], *, check_host: bool) -> Judgement:
+def judge(
+    tree: Mapping[str, Any], *, check_host: bool, owner: Callable[[KeyPath], int] = lambda _: 0
+) -> Judgement:
     """Judge a whole tree. `check_host` also looks at the paths and the hardware of this machine.
 
-    Of the hypervisors' tables, those that are there are judged; of this machine, only what the selected one
-    needs.
+    owner: returns the number of the file that a path is from. Of the hypervisors' tables, those that are
+    there are judged; of this machine, only what the selected one needs.
     """
-    judgement = Judgement(findings=list(names.unknown_tables(tree)))
-    selected = ("hypervisor", selected_hypervisor(tree))
+    context = Context(tree, owner)
+    judgement = Judgement(findings=list(names.unknown_tables(context)))
+    selected = ("hypervisor", context.selected)
     for path, raw in _tables(tree):
         own = own_path(path)
         on_host = check_host and (own[0] != "hypervisor" or own == selected)
-        table, found = _judge_table(path, TABLES[own], raw, on_host)
+        table, found = _judge_table(path, TABLES[own], raw, context, on_host)
         judgement.findings += found
         if table is not None:
             judgement.tables[own] = table
-    judgement.findings += _selection(tree)
+    for path, _ in _tables(tree):
+        if table := judgement.tables.get(own_path(path)):
+            judgement.findings += rules.across(table, path, judgement.tables)
+    judgement.findings += _selection(context)
     return judgement
-
-
-def selected_hypervisor(tree: Mapping[str, Any]) -> str | None:
-    """Return the hypervisor that a tree selects, by its table's own name; None when it makes no sense."""
-    name = _lookup(tree, ("runtime", "hypervisor_name"))
-    if name is None:
-        name = Runtime.model_fields["hypervisor_name"].default
-    return own_path(("hypervisor", name))[1] if isinstance(name, str) else None
 
 
 def _tables(tree: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[str, Any]]]:
@@ -57,18 +56,18 @@ def _tables(tree: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[
             yield ("hypervisor", name), raw
     for path in TABLES:
         if path[0] != "hypervisor":
-            raw = _lookup(tree, path)
+            raw = lookup(tree, path)
             raw = {} if raw is None else raw  # every key of these has a default
             if isinstance(raw, dict):
                 yield path, raw
 
 
 def _judge_table(
-    path: KeyPath, model: type[Table], raw: Mapping[str, Any], check_host: bool
+    path: KeyPath, model: type[Table], raw: Mapping[str, Any], context: Context, check_host: bool
 ) -> tuple[Table | None, list[Finding]]:
     values = dict(raw)
     repeated = list(_resolve_aliases(path, model, values))
-    table, faults = _validate(path, model, values)
+    table, faults = _validate(path, model, values, context)
     faulty = frozenset(str(fault.path[len(path)]) for fault in faults)
     found = [*faults, *rules.apply(table, path, faulty, check_host=check_host)]
     spelt = {name: alias for alias, name in model.aliases.items() if alias in raw and name not in raw}
@@ -78,14 +77,16 @@ def _judge_table(
     ]
 
 
-def _validate(path: KeyPath, model: type[Table], values: dict[str, Any]) -> tuple[Table, list[Finding]]:
+def _validate(
+    path: KeyPath, model: type[Table], values: dict[str, Any], context: Context
+) -> tuple[Table, list[Finding]]:
     """Validate a table. Faulty keys get their default or example, so that the rest can be judged."""
     try:
         return model.model_validate(values), []
     except ValidationError as error:
         from kata_configuration.judge.findings import describe
 
-        faults = list(describe(error, model, path))
+        faults = list(describe(error, model, path, context))
     faulty = {fault.path[len(path)] for fault in faults}
     sound = {key: value for key, value in values.items() if key not in faulty}
     return model.model_validate(model.example() | sound), faults
@@ -119,21 +120,23 @@ def _as_written(finding: Finding, depth: int, spelt: Mapping[str, str]) -> Findi
     )
 
 
-def _selection(tree: Mapping[str, Any]) -> Iterator[Finding]:
+def _selection(context: Context) -> Iterator[Finding]:
     """Demand the table of the selected hypervisor, the one table that has no defaults for all its keys."""
-    name = selected_hypervisor(tree)
+    tree, name = context.tree, context.selected
     if name is None or name not in AVAILABLE:
         return
     tables = tree.get("hypervisor")
     present = isinstance(tables, dict) and any(own_path(("hypervisor", other))[1] == name for other in tables)
     if not present and not _misspelt(tables, name):
-        hint = f"add [hypervisor.{name}] with at least a kernel, and an image or initrd"
+        hint = f"add [hypervisor.{name}]"
+        if "kernel" in TABLES["hypervisor", name].model_fields:
+            hint += " with at least a kernel, and an image or initrd"
         there = [other for other in tables or {} if own_path(("hypervisor", other)) in TABLES]
         if there:
             hint += (
                 f', or write hypervisor_name = "{there[0]}" in [runtime] to select the table that is there'
             )
-        if _lookup(tree, ("runtime", "hypervisor_name")) is None:
+        if lookup(tree, ("runtime", "hypervisor_name")) is None:
             message, path = "the selected table is missing", ("hypervisor", name)
         else:
             message, path = f"selects [hypervisor.{name}], which is missing", ("runtime", "hypervisor_name")
@@ -143,13 +146,3 @@ def _selection(tree: Mapping[str, Any]) -> Iterator[Finding]:
 def _misspelt(family: Mapping[str, Any] | None, name: str) -> bool:
     """Whether a table's name resembles this one: then the misspelling is reported, and not the absence."""
     return any(closest(other, [name]) for other in family or {})
-
-
-def _lookup(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
-    """Return what stands at a path, None when nothing does, or the value that is in the way."""
-    node: Any = tree
-    for part in path:
-        if not isinstance(node, Mapping):
-            return node
-        node = node.get(part)
-    return node

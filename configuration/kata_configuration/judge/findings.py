@@ -13,11 +13,12 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, quoted
+from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, Loss, quoted
+from kata_configuration.judge.context import Context
 from kata_configuration.judge.removed_keys import VALUES
 from kata_configuration.judge.unknown_keys import unknown_key
 from kata_configuration.models import Table
-from kata_configuration.models.base import About, Unit, inner_table
+from kata_configuration.models.base import About, Instead, Unit, inner_table
 from kata_configuration.suggestions import closest, unmistakable
 
 # Checked in order: bool is an int to Python, and not to TOML.
@@ -44,13 +45,15 @@ MEBIBYTE = 1 << 20
 _SIZE = re.compile(r"(?P<number>\d{1,9})\s*(?P<prefix>[mgt])(?P<binary>i?)b?", re.ASCII)
 
 
-def describe(error: ValidationError, model: type[Table], path: KeyPath) -> Iterator[Finding]:
+def describe(
+    error: ValidationError, model: type[Table], path: KeyPath, context: Context
+) -> Iterator[Finding]:
     """Yield the findings that a table's validation error stands for. path: of the table."""
     for detail in error.errors(include_url=False):
         location = (*path, *detail["loc"])
         owner, field = _declaration(model, detail["loc"])
         if detail["type"] == "extra_forbidden":
-            yield unknown_key(location, owner, detail["input"])
+            yield unknown_key(location, owner, detail["input"], context)
         else:
             handler = _HANDLERS.get(detail["type"], _wrong_type)
             yield from handler(location, detail, field)
@@ -139,8 +142,14 @@ def _not_finite(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) ->
 
 def _no_choice(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> Iterator[Finding]:
     value, choices = detail["input"], typing.get_args(field.annotation) if field else ()
+    wanted = type(choices[0]) if choices else str
+    if type(value) is not wanted:
+        message = f"is {_toml_name(value)}, must be {_toml_name(choices[0])}"
+        yield Finding(Code.TYPE, path, message, _one_of(choices))
+        return
     if not isinstance(value, str):
-        yield Finding(Code.TYPE, path, f"is {_toml_name(value)}, must be a string", _one_of(choices))
+        message = f"{quoted(value)} is not supported{_instead(field)}"
+        yield Finding(Code.CHOICE, path, message, _one_of(choices), loss=_loss(field))
         return
     retired = VALUES.get((str(path[-1]), value))
     if retired and retired[0] in choices:
@@ -149,12 +158,27 @@ def _no_choice(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> 
         return
     best = closest(value, choices)
     hint = f"did you mean {quoted(best)}?" if best else _one_of(choices)
-    message = f"{quoted(value)} is not allowed here"
+    if len(choices) == 1:
+        message = f"{quoted(value)} is not supported{_instead(field)}"
+    else:
+        message = f"{quoted(value)} is none of the allowed values"
     fix = Fix(value=best) if unmistakable(value, choices) else None
-    yield Finding(Code.CHOICE, path, message, hint, fix=fix)
+    yield Finding(Code.CHOICE, path, message, hint, fix=fix, loss=_loss(field))
 
 
-def _one_of(choices: tuple[str, ...]) -> str:
+def _loss(field: FieldInfo | None) -> Loss:
+    """Return what is lost where a key gets its only value in place of another one."""
+    lost = any(isinstance(item, Instead) and item.lost for item in field.metadata) if field else False
+    return Loss.SOMETHING if lost else Loss.NOTHING
+
+
+def _instead(field: FieldInfo | None) -> str:
+    """Return what happens in place of a value that is not supported, where the declaration says it."""
+    clauses = [item.clause for item in field.metadata if isinstance(item, Instead)] if field else []
+    return f": {clauses[0]}" if clauses else ""
+
+
+def _one_of(choices: tuple[Any, ...]) -> str:
     shown = [quoted(choice) for choice in choices]
     return f"only {shown[0]} is supported" if len(shown) == 1 else "use one of " + ", ".join(shown)
 

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from kata_configuration.diagnostics import Code, Finding, Fix, key_name, quoted
-from kata_configuration.models import AVAILABLE, FAMILIES, OTHER_NAMES, TABLES, Table
+from kata_configuration.diagnostics import Code, Finding, Fix, Loss, key_name, quoted
+from kata_configuration.judge.context import Context, spellings
+from kata_configuration.models import FAMILIES, OTHER_NAMES, TABLES
 from kata_configuration.suggestions import closest, unmistakable
 
 
-def unknown_tables(tree: Mapping[str, Any]) -> Iterator[Finding]:
+def unknown_tables(context: Context) -> Iterator[Finding]:
     """Yield a finding for each name outside of the known tables, and each table that is none."""
-    for name, value in tree.items():
+    for name, value in context.tree.items():
         if name not in FAMILIES and name != "runtime":
-            yield _stray(name, value)
+            yield _stray(name, value, context)
         elif not isinstance(value, dict):
             form = "[runtime]" if name == "runtime" else f"[{name}.NAME]"
             yield Finding(Code.TYPE, (name,), "is a value, must be a table", f"write {form}", on_key=True)
         elif name in FAMILIES:
-            yield from _members(name, value)
+            yield from _members(name, value, context)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -28,12 +30,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"did you mean {quoted(best)}?" if best else "use one of " + ", ".join(known)
 
 
-def spellings(model: type[Table]) -> list[str]:
-    """Return every name that a table's keys have."""
-    return [*model.model_fields, *model.aliases]
-
-
-def _members(family: str, members: Mapping[str, Any]) -> Iterator[Finding]:
+def _members(family: str, members: Mapping[str, Any], context: Context) -> Iterator[Finding]:
     for name, value in members.items():
         path = (family, name)
         known = name in FAMILIES[family] or (family == "hypervisor" and name in OTHER_NAMES)
@@ -43,10 +40,8 @@ def _members(family: str, members: Mapping[str, Any]) -> Iterator[Finding]:
             hint = f"write [{key_name(path)}]"
             yield Finding(Code.TYPE, path, "is a value, must be a table", hint, on_key=True)
         elif not isinstance(value, dict):
-            only = ", ".join(f"[{key_name((family, known))}]" for known in FAMILIES[family])
-            hint = f"move it to {only}"
-            yield Finding(Code.UNKNOWN_KEY, path, "is a key outside of any table", hint, on_key=True)
-        elif retired := _retired(path, value):
+            yield _outside(path, value, context)
+        elif retired := _retired(path, value, context):
             yield retired
         else:
             words = [*FAMILIES[family], *(OTHER_NAMES if family == "hypervisor" else ())]
@@ -70,8 +65,8 @@ def _other_name(path: tuple[str, str], members: Mapping[str, Any]) -> Iterator[F
         yield Finding(Code.OTHER_NAME, path, message, f"write {own}", on_key=True, fix=Fix(rename=own))
 
 
-def _stray(name: str, value: Any) -> Finding:
-    if retired := _retired((name,), value):
+def _stray(name: str, value: Any, context: Context) -> Finding:
+    if retired := _retired((name,), value, context):
         return retired
     if isinstance(value, dict | list):
         known = [*FAMILIES, "runtime"]
@@ -79,20 +74,36 @@ def _stray(name: str, value: Any) -> Finding:
         fix = Fix(rename=best) if best and unmistakable(name, known) else None
         hint = did_you_mean(name, known)
         return Finding(Code.UNKNOWN_TABLE, (name,), "unknown table", hint, on_key=True, fix=fix)
-    homes = _homes(name)
-    hint = "move it to " + " or ".join(f"[{key_name(home)}]" for home in homes) if homes else "remove it"
-    fix = Fix(table=homes[0]) if len(homes) == 1 else None
-    return Finding(Code.UNKNOWN_KEY, (name,), "is a key outside of any table", hint, on_key=True, fix=fix)
+    return _outside((name,), value, context)
 
 
-def _homes(name: str) -> list[tuple[str, ...]]:
-    """Return the tables that have a key; of hypervisors those with a driver, or else the first."""
-    homes = [table for table, model in TABLES.items() if name in spellings(model)]
-    others = [table for table in homes if table[0] == "hypervisor" and table[1] not in AVAILABLE]
-    return [table for table in homes if table not in others] or others[:1]
+def _outside(path: tuple[str, ...], value: Any, context: Context) -> Finding:
+    """Say which table a key belongs in that stands in none; it is moved where that is one, and is there."""
+    message = "is a key outside of any table"
+    name = path[-1]
+    homes = context.homes(name)
+    if not homes:
+        from kata_configuration.judge.unknown_keys import removed_elsewhere
+
+        if removed := removed_elsewhere(path, name, value, context):
+            return replace(removed, message=removed.message.replace("is not a key of this table", message))
+        known = any(name in spellings(model) for model in TABLES.values())
+        hint = (
+            "move it to the table of the hypervisor that is selected"
+            if known and not context.model
+            else "remove it"
+        )
+        return Finding(Code.UNKNOWN_KEY, path, message, hint, on_key=True)
+    hint = "move it to " + " or ".join(f"[{key_name(home)}]" for home in homes)
+    there = len(homes) == 1 and (homes[0][0] != "hypervisor" or homes[0] == context.table)
+    if there and context.holds(homes[0], name, path):
+        hint = f"it belongs in [{key_name(homes[0])}], which has it already: keep one of them"
+        return Finding(Code.UNKNOWN_KEY, path, message, hint, on_key=True)
+    fix = Fix(table=homes[0]) if there else None
+    return Finding(Code.UNKNOWN_KEY, path, message, hint, on_key=True, fix=fix)
 
 
-def _retired(path: tuple[str, ...], value: Any) -> Finding | None:
+def _retired(path: tuple[str, ...], value: Any, context: Context) -> Finding | None:
     from kata_configuration.judge import removed_keys
 
     stone = removed_keys.TABLES.get(path)
@@ -102,4 +113,12 @@ def _retired(path: tuple[str, ...], value: Any) -> Finding | None:
     if switches and isinstance(value, dict) and not any(value.get(key) for key in switches):
         message = f"{stone.story}; nothing in it is switched on"
         return Finding(Code.INERT, path, message, "remove it", on_key=True)
-    return Finding(Code.UNSUPPORTED, path, stone.story, stone.advice, on_key=True)
+    advice = stone.advice
+    if stone.becomes and (context.model is None or stone.becomes not in context.model.model_fields):
+        advice = f"remove it: {context.selected} does not support what it became"
+    elif stone.becomes:
+        advice = (
+            f"write [{key_name((*(context.table or ('hypervisor', context.selected or '')), stone.becomes))}]"
+        )
+    loss = Loss.SOMETHING if stone.lost else Loss.NOTHING
+    return Finding(Code.UNSUPPORTED, path, stone.story, advice, on_key=True, loss=loss)

@@ -1,7 +1,7 @@
 """What became of keys, values and tables that other versions of Kata have and this runtime does not.
 
-Data, and how to look it up; the words around it are in `names`. Sources: Kata Containers 1.13 to 4.1.0, the
-structures of both runtimes that read configuration.toml, and the releases in which they appear and vanish.
+Data, and how to look it up; the sentences around it are in `names`. Sources: Kata Containers 1.13 to 4.1.0,
+the structures of both runtimes that read configuration.toml, and the releases where they come and go.
 A key that a model has is never looked up here.
 """
 
@@ -23,7 +23,7 @@ class RemovedKey:
     story: continues its name. advice: what to do. security: whether it concerns confinement.
     becomes: what to write in its place, a key of the same table or "family.key" of another.
     convert: from the old value to the new one, where it has to change.
-    harmless: a value that asks for nothing.
+    harmless: a value that asks for nothing. lost: whether a runtime that still has it acts on it.
     """
 
     story: str
@@ -32,6 +32,7 @@ class RemovedKey:
     convert: Callable[[Any], Any] | None = None
     security: bool = False
     harmless: Any = None
+    lost: bool = True
 
 
 def find(table: KeyPath, key: str) -> RemovedKey | None:
@@ -60,14 +61,16 @@ _ALWAYS_FILTERED = RemovedKey(
 )  # fmt: skip
 _REMOTE = RemovedKey("belongs to the hypervisor remote, which this runtime does not have", "remove it")
 _TEMPLATE = RemovedKey("is set by the runtime itself, when it makes a machine from a template",
-                      "remove it; [hypervisor.NAME.factory] turns templates on")  # fmt: skip
+                      "remove it; [hypervisor.NAME.factory] turns templates on", lost=False)  # fmt: skip
 _NYDUS = RemovedKey("belongs to a virtiofsd of nydus, which this runtime does not have", "remove it")
 _FIRMWARE = RemovedKey(f"{GO}; no other runtime reads it", "remove it")
 _NUMA = RemovedKey(f"{GO}, which shows the host's NUMA nodes to the guest", "remove it")
 _NETWORK_LIMIT = RemovedKey(f"{GO}, which limits the guest's network with it", "remove it")
 _TRACE = RemovedKey("was removed in Kata 2.3.0", "use enable_tracing", becomes="enable_tracing",
                    convert=lambda _: True)  # fmt: skip
-_FILE_MEMORY = RemovedKey("was removed in Kata 3.32.0", "remove it: the guest's memory needs no file")
+_FILE_MEMORY = RemovedKey(
+    "was removed in Kata 3.32.0", "remove it: the guest's memory needs no file", lost=False
+)
 
 # (table or family, key) -> what became of it.
 KEYS: Mapping[tuple[str, str], RemovedKey] = {
@@ -107,10 +110,11 @@ KEYS: Mapping[tuple[str, str], RemovedKey] = {
     ),
     ("hypervisor", "msize_9p"): RemovedKey(
         "was removed with the file system 9p in Kata 3.29.0; virtio-fs has no such limit", "remove it",
-        harmless=8192,
+        harmless=8192, lost=False,
     ),
     ("hypervisor", "enable_swap"): RemovedKey(
-        "was removed in Kata 3.14.0: the host may always swap guests out", "remove it", harmless=False
+        "was removed in Kata 3.14.0: the host may always swap guests out", "remove it", harmless=False,
+        lost=False,
     ),
     ("hypervisor", "enable_balloon_f_reporting"): RemovedKey(
         "was renamed in Kata 3.14.0", becomes="reclaim_guest_freed_memory"
@@ -118,7 +122,8 @@ KEYS: Mapping[tuple[str, str], RemovedKey] = {
     ("hypervisor", "file_mem_backend"): _FILE_MEMORY,
     ("hypervisor", "valid_file_mem_backends"): _FILE_MEMORY,
     ("hypervisor", "use_vsock"): RemovedKey(
-        "was removed in Kata 2.0.0: the agent is always reached by vsock where the host has it", "remove it"
+        "was removed in Kata 2.0.0: the agent is always reached by vsock where the host has it", "remove it",
+        lost=False,
     ),
     ("hypervisor", "snp_certs_path"): RemovedKey("was removed in Kata 3.14.0", "remove it"),
     ("hypervisor", "measurement_algo"): RemovedKey(f"{GO}; no other runtime reads it", "remove it"),
@@ -177,11 +182,11 @@ KEYS: Mapping[tuple[str, str], RemovedKey] = {
     ("runtime", "kubelet_root_dir"): RemovedKey(f"{GO}; no other runtime reads it", "remove it",
                                                harmless="/var/lib/kubelet"),
     ("runtime", "enable_netmon"): RemovedKey("was removed in Kata 2.4.0", "remove it", harmless=False),
-    ("runtime", "log_prefix"): RemovedKey("is a key of one vendor's build of Kata", "remove it"),
+    ("runtime", "log_prefix"): RemovedKey("is a key of one vendor's build of Kata", "remove it", lost=False),
 }  # fmt: skip
 
 _GONE_2_0 = RemovedKey(
-    "was removed in Kata 2.0.0: the runtime speaks to the guest's agent itself", "remove it"
+    "was removed in Kata 2.0.0: the runtime speaks to the guest's agent itself", "remove it", lost=False
 )
 
 # A table by its name, or a member of a family -> what became of it.
@@ -191,8 +196,12 @@ TABLES: Mapping[KeyPath, RemovedKey] = {
     ("netmon",): RemovedKey("was removed in Kata 2.4.0", "remove the table"),
     ("image",): RemovedKey("was removed in Kata 3.4.0", "remove the table"),
     ("factory",): RemovedKey(
-        "is a table of Kata's Go runtime; since Kata 3.23.0 each hypervisor has its own",
-        "write [hypervisor.NAME.factory]; vm_cache_number and vm_cache_endpoint are gone",
+        "is a table of Kata's Go runtime; since Kata 3.23.0 each hypervisor has its own, without a cache",
+        "write [hypervisor.NAME.factory]",
+        becomes="factory",
+    ),
+    ("mem_agent",): RemovedKey(
+        "is a table of [agent.kata], which is known to Kata and not supported by this version", "remove it"
     ),
     ("hypervisor", "remote"): RemovedKey(
         "is known to Kata and not offered by this runtime", "remove the table"
@@ -210,6 +219,7 @@ TABLES: Mapping[KeyPath, RemovedKey] = {
 # Of a table that is gone: the keys that switch something on. Without them, its other keys ask for nothing.
 SWITCHES: Mapping[KeyPath, tuple[str, ...]] = {
     ("factory",): ("enable_template", "vm_cache_number"),
+    ("mem_agent",): ("enable", "mem_agent_enable"),
     ("netmon",): ("enable_netmon",),
 }
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Iterator
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, quoted
+from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, Loss, quoted
 from kata_configuration.judge.names import did_you_mean
 from kata_configuration.models import AGENTS, AVAILABLE, HYPERVISORS, OTHER_NAMES, Table
-from kata_configuration.models.base import Plausible, Unit
+from kata_configuration.models.base import Needs, Plausible, Unit
 from kata_configuration.sandbox_option import open_groups
 from kata_configuration.suggestions import closest, unmistakable
 
@@ -45,6 +46,15 @@ def apply(table: Table, path: KeyPath, faulty: frozenset[str], *, check_host: bo
         if rule.concerns(table, path, faulty):
             yield from (_below(path, found) for found in rule.check(table))
     yield from (_below(path, found) for found in _units(table) if found.path[0] not in faulty)
+    yield from (_below(path, found) for found in _without_effect(table, faulty))
+
+
+def across(table: Table, path: KeyPath, tables: Mapping[KeyPath, Table]) -> Iterator[Finding]:
+    """Yield what a table's keys are against the keys of other tables. tables: all that are valid."""
+    for key, needs in _needs(table):
+        other = tables.get((needs.table,)) if needs.table else None
+        if other is not None and _is_off(other, needs):
+            yield _below(path, _no_effect(key, needs, other))
 
 
 def _below(path: KeyPath, found: Finding) -> Finding:
@@ -67,6 +77,38 @@ def _other_unit(value: int, unit: str) -> str:
     if unit == "milliseconds":
         return f"for {value} seconds write {value * 1000}"
     return f"for {value} KiB write {value * 1024}"
+
+
+def _without_effect(table: Table, faulty: frozenset[str]) -> Iterator[Finding]:
+    """Yield the keys that have no effect, because another key of the table takes it away."""
+    for key, needs in _needs(table):
+        if not needs.table and faulty.isdisjoint((key, needs.key)) and _is_off(table, needs):
+            yield _no_effect(key, needs, table)
+
+
+def _needs(table: Table) -> Iterator[tuple[str, Needs]]:
+    """Yield the keys whose values differ from their defaults, and without which key each has no effect."""
+    for key in sorted(table.model_fields_set):
+        field = type(table).model_fields[key]
+        if getattr(table, key) != field.default:
+            yield from ((key, item) for item in field.metadata if isinstance(item, Needs))
+
+
+def _is_off(table: Table, needs: Needs) -> bool:
+    value = getattr(table, needs.key, None)
+    return value == needs.without if needs.without is not None else not value
+
+
+def _no_effect(key: str, needs: Needs, other: Table) -> Finding:
+    switch = f"{needs.key} = {quoted(needs.without)}" if needs.without is not None else needs.key
+    message = f"has no effect {'without' if needs.without is None else 'with'} {switch}"
+    message += f" in [{needs.table}]" if needs.table else ""
+    choices = typing.get_args(type(other).model_fields[needs.key].annotation)
+    only = needs.without is not None and choices == (needs.without,)
+    hint = (
+        "remove it" if only else f"remove it, or {'set' if needs.without is None else 'change'} {needs.key}"
+    )
+    return Finding(Code.UNUSED, (key,), message, hint, loss=Loss.NOTHING)
 
 
 def _has_kernel(table: Any) -> Iterator[Finding]:
@@ -105,17 +147,6 @@ def _memory_fits(table: Any) -> Iterator[Finding]:
     if 0 < most < start:
         message = f"default_memory = {start} is more than default_maxmemory = {most}"
         yield _relation(table, ("default_memory", "default_maxmemory"), message)
-
-
-def _needs(key: str, switch: str) -> Rule:
-    """Warn of a key that has no effect while a switch is off."""
-
-    def check(table: Any) -> Iterator[Finding]:
-        if getattr(table, key) != type(table).model_fields[key].default and not getattr(table, switch):
-            message = f"has no effect without {switch}"
-            yield Finding(Code.UNUSED, (key,), message, f"set {switch}, or remove it")
-
-    return Rule("hypervisor", (key, switch), check)
 
 
 def _timeouts_fit(table: Any) -> Iterator[Finding]:
@@ -181,12 +212,12 @@ def _unconfined_is_not_honoured(table: Any) -> Iterator[Finding]:
         yield Finding(Code.UNCONFINED, ("honor_unconfined",), message, "set it to false")
 
 
-def _is_off(key: str) -> Check:
+def _debug(key: str, effect: str) -> Check:
     """Note a switch for debugging that is on."""
 
     def check(table: Any) -> Iterator[Finding]:
         if getattr(table, key):
-            yield Finding(Code.DEBUG, (key,), "is on, which is slow and tells much", "set it to false")
+            yield Finding(Code.DEBUG, (key,), f"is on: {effect}", "set it to false")
 
     return check
 
@@ -343,19 +374,24 @@ RULES: tuple[Rule, ...] = (
     Rule("hypervisor", ("image", "initrd"), _initrd_mounts_the_image),
     Rule("hypervisor", ("default_vcpus", "default_maxvcpus"), _vcpus_fit),
     Rule("hypervisor", ("default_memory", "default_maxmemory"), _memory_fits),
-    _needs("hugepage_type", "enable_hugepages"),
-    _needs("rootless_user", "rootless"),
-    _needs("guest_swap_size_percent", "enable_guest_swap"),
-    _needs("disk_rate_limiter_bw_one_time_burst", "disk_rate_limiter_bw_max_rate"),
-    _needs("disk_rate_limiter_ops_one_time_burst", "disk_rate_limiter_ops_max_rate"),
     Rule("hypervisor", ("seccompsandbox",), _sandbox_is_on),
     Rule("hypervisor", ("disable_seccomp",), _filter_is_on),
     Rule("hypervisor", ("honor_unconfined",), _unconfined_is_not_honoured),
     Rule("hypervisor", ("enable_annotations",), _gates_open_what_they_say),
-    Rule("hypervisor", ("enable_debug",), _is_off("enable_debug")),
-    Rule("agent", ("enable_debug",), _is_off("enable_debug")),
+    Rule(
+        "hypervisor",
+        ("enable_debug",),
+        _debug("enable_debug", "the log has the guest's console and the messages of the VMM"),
+    ),
+    Rule("agent", ("enable_debug",), _debug("enable_debug", "the guest's agent logs at debug level")),
     Rule("agent", ("dial_timeout_ms", "reconnect_timeout_ms"), _timeouts_fit),
-    Rule("runtime", ("enable_debug",), _is_off("enable_debug")),
+    Rule(
+        "runtime",
+        ("enable_debug",),
+        _debug(
+            "enable_debug", "the runtime logs at debug level, and kata-ctl seccomp provoke may end the pod"
+        ),
+    ),
     Rule("runtime", ("disable_guest_seccomp",), _guest_is_confined),
     Rule("runtime", ("shim_seccomp",), _shim_is_confined),
     Rule("runtime", ("hypervisor_name",), _hypervisor_is_there),

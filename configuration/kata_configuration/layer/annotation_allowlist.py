@@ -1,9 +1,9 @@
-"""enable_annotations: which annotations of pods an operator lets in.
+"""enable_annotations: which annotations of pods an operator allows.
 
 Each entry is a regular expression that must match a whole name. The name of a key of the hypervisor is the
 key, as in "default_memory"; the name of another table's key has the table's kind before it, as in
-"agent.kernel_modules". What could loosen the confinement, or names a file of the host, is let in by an entry
-that is its name, letter by letter, and by nothing else.
+"agent.kernel_modules". A key is guarded unless its declaration opens it: a guarded key is allowed by an entry
+that is its name, letter by letter, and by no pattern.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import MappingProxyType
 
-from kata_configuration.diagnostics import Code, Finding, Fix, quoted
+from kata_configuration.diagnostics import Code, Finding, Fix, Loss, quoted
 from kata_configuration.layer.pattern_cost import is_slow
 from kata_configuration.suggestions import closest, unmistakable
 
@@ -23,59 +22,16 @@ PREFIX = "io.katacontainers.config."
 # Longer ones are no list of names.
 MAX_PATTERN = 200
 
-# Annotation of the hypervisor -> key, where they differ.
-# Source: Kata Containers 4.1.0, runtime-rs, the constants KATA_ANNO_CFG_HYPERVISOR_*.
-ANNOTATION_KEYS: Mapping[str, str] = MappingProxyType(
-    {
-        "default_max_vcpus": "default_maxvcpus",
-        "blk_logical_sector_size": "block_device_logical_sector_size",
-        "blk_physical_sector_size": "block_device_physical_sector_size",
-        "block_device_num_queues": "num_queues",
-        "block_device_queue_size": "queue_size",
-        "prefetch_files.list": "prefetch_list_path",
-        "cc_init_data": "initdata",
-    }
-)
 
-# No annotation sets these: they say what annotations may do, or what the host runs.
-CLOSED = frozenset({KEY, "refused_annotations", "agent_name", "name", "sandbox_bind_mounts", "dan_conf"})
-CLOSED_PREFIX = "valid_"
-
-# Beside all keys that hold a path of the host.
-GUARDED = frozenset(
-    {
-        "disable_guest_seccomp",
-        "disable_guest_selinux",
-        "disable_nested_virtualization",
-        "disable_new_netns",
-        "disable_seccomp",
-        "disable_selinux",
-        "extra_monitor_socket",
-        "honor_unconfined",
-        "hypervisor_name",
-        "jaeger_endpoint",  # the host connects to it
-        "kernel_verity_params",
-        "machine_accelerators",  # properties of -machine name files: dumpdtb=FILE, firmware=FILE
-        "pflashes",
-        "rootless",
-        "sandbox_cgroup_only",
-        "seccompsandbox",
-        "selinux_label",
-        "shim_seccomp",
-        "virtio_fs_extra_args",
-    }
-)
-
-
-def names_of(family: str, name: str) -> tuple[str, ...]:
-    """Return the names that an entry may match: of the annotation, and of its key where that differs."""
-    names = (name, ANNOTATION_KEYS.get(name, name)) if family == "hypervisor" else (name,)
-    qualified = tuple(f"{family}.{item}" for item in dict.fromkeys(names))
-    return (*dict.fromkeys(names), *qualified) if family == "hypervisor" else qualified
+def names_of(family: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Return what an entry may match for a key: its names with the family, the hypervisor's also without."""
+    plain = tuple(dict.fromkeys(names))
+    qualified = tuple(f"{family}.{name}" for name in plain)
+    return (*plain, *qualified) if family == "hypervisor" else qualified
 
 
 def opens(entries: Iterable[str], names: Iterable[str], *, literally: bool) -> bool:
-    """Whether an entry lets in an annotation of one of these names; `literally` when by name only."""
+    """Whether an entry allows an annotation of one of these names; `literally` when by name only."""
     wanted = set(names)
     if literally:
         return any(_literal(entry) in wanted for entry in entries)
@@ -87,7 +43,7 @@ def check_entries(
 ) -> Iterator[Finding]:
     """Yield what is wrong with the entries, by their positions.
 
-    known: the name of each annotation that there is -> whether only its literal name lets it in.
+    known: the name of each annotation that there is -> whether the key is guarded.
     is_unhonoured: whether an entry that is none of these names a key that this version does not act on.
     """
     for number, entry in enumerate(entries):
@@ -105,29 +61,32 @@ def _check_entry(
         pattern = _compile(entry)
     except ValueError as error:
         hint = 'write the annotation\'s name, such as "default_memory"'
-        yield Finding(Code.GATE_MALFORMED, path, f"{quoted(entry)} is no pattern: {error}", hint)
+        message = f"{quoted(entry)} is no pattern: {error}"
+        yield Finding(Code.GATE_MALFORMED, path, message, hint, loss=Loss.NOTHING)
         return
     if _literal(entry) in known:
         wider = [name for name in known if entry in name and name != entry and "." not in name]
         if wider:
-            message = f"{quoted(entry)} opens this name only; runtimes that search also open {_some(wider)}"
+            message = f"{quoted(entry)} allows this name only; runtimes that search also allow {_some(wider)}"
             yield Finding(Code.GATE_UNANCHORED, path, message, f'for them, write "^{re.escape(entry)}$"')
         return
-    opened = [name for name in known if pattern.fullmatch(name)]
-    if len(opened) > len(known) // 2:
-        message = f"{quoted(entry)} lets every pod set almost every key"
+    matched = [name for name in known if pattern.fullmatch(name)]
+    opened = [name for name in matched if not known[name]]
+    if len(opened) > len([name for name in known if not known[name]]) // 2:
+        message = f"{quoted(entry)} allows almost every key that is not guarded: {_some(opened)}"
         yield Finding(Code.GATE_WIDE, path, message, "list the names that pods need")
-    elif not opened and is_unhonoured(_literal(entry)):
+    elif not matched and is_unhonoured(_literal(entry)):
         message = f"{quoted(entry)} is the name of a key that is not honoured here"
         yield Finding(Code.GATE_DEAD, path, message, "remove it")
-    elif not opened:
+    elif not matched:
         found = closest(entry, known)
         hint = f"did you mean {quoted(found)}?" if found else "remove it"
         fix = Fix(value=found) if unmistakable(entry, known) else None
-        yield Finding(Code.GATE_DEAD, path, f"{quoted(entry)} is the name of no annotation", hint, fix=fix)
-    elif all(known[name] for name in opened):
-        message = f"{quoted(entry)} opens nothing: {_some(opened)} must be listed by name"
-        yield Finding(Code.GATE_DEAD, path, message, f"write {quoted(opened[0])}")
+        message = f"{quoted(entry)} is the name of no annotation"
+        yield Finding(Code.GATE_DEAD, path, message, hint, fix=fix, loss=Loss.NOTHING)
+    elif not opened:
+        message = f"{quoted(entry)} allows nothing: {_some(matched)} must be listed by name"
+        yield Finding(Code.GATE_DEAD, path, message, f"write {quoted(matched[0])}")
 
 
 def _base_name(entry: str) -> str:
@@ -145,7 +104,7 @@ def _literal(entry: str) -> str:
 
 
 def _compiled(entries: Iterable[str]) -> Iterator[re.Pattern[str]]:
-    """Compile the entries; those that are no patterns let nothing in, and are reported as faults."""
+    """Compile the entries; those that are no patterns allow nothing, and are reported as faults."""
     for entry in entries:
         try:
             yield _compile(entry)

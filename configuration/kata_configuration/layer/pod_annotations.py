@@ -1,12 +1,13 @@
 """Annotations of pods that set keys: io.katacontainers.config.{hypervisor,agent,runtime}.NAME = VALUE.
 
-What they say is one more layer over the files, and is judged with them. What is not let in, or names no
-key, or a path outside of the operator's lists, is a diagnostic that says which line lets it in.
+Their values are one more layer over the files, and are judged with them. What is not allowed, or names no
+key, or a path outside of the operator's lists, is a diagnostic that says which line allows it.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import functools
 import json
 import re
 import typing
@@ -19,13 +20,7 @@ from pydantic.fields import FieldInfo
 
 from kata_configuration.diagnostics import Code, Diagnostic, Finding, KeyPath, Severity, key_name, quoted
 from kata_configuration.layer import annotation_allowlist
-from kata_configuration.layer.annotation_allowlist import (
-    ANNOTATION_KEYS,
-    CLOSED,
-    CLOSED_PREFIX,
-    GUARDED,
-    PREFIX,
-)
+from kata_configuration.layer.annotation_allowlist import PREFIX
 from kata_configuration.layer.layers import annotation_place
 from kata_configuration.layer.merging import spellings
 from kata_configuration.models import (
@@ -38,7 +33,7 @@ from kata_configuration.models import (
     Runtime,
     Table,
 )
-from kata_configuration.models.base import Unit
+from kata_configuration.models.base import Access, Annotation, Unit
 from kata_configuration.suggestions import closest
 
 Tree = dict[str, Any]
@@ -48,29 +43,12 @@ FAMILIES = ("hypervisor", "agent", "runtime")
 # Kata's annotations that set no key: of the OCI layer, and of single containers.
 OTHER_PREFIXES = ("io.katacontainers.pkg.", "io.katacontainers.container.")
 
-# Key with a path -> key with the globs of what annotations may name.
-PATH_LISTS = {
-    "path": "valid_hypervisor_paths",
-    "virtio_fs_daemon": "valid_virtio_fs_daemon_paths",
-    "kernel": "valid_kernel_paths",
-    "image": "valid_image_paths",
-    "initrd": "valid_initrd_paths",
-    "firmware": "valid_firmware_paths",
-    "entropy_source": "valid_entropy_sources",
-    "jailer_path": "valid_jailer_paths",
-    "vhost_user_store_path": "valid_vhost_user_store_paths",
-    "ctlpath": "valid_ctlpaths",
-}
-
-# Modules carry parameters with commas and spaces. Source: runtime-rs, KATA_ANNO_CFG_KERNEL_MODULES.
-SEPARATORS = {"kernel_modules": ";"}
-
 _MEBIBYTES = {"Mi": 1, "Gi": 2**10, "Ti": 2**20}
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The key that an annotation sets: the path of its table, the field, and the names that let it in."""
+    """The key that an annotation sets: the path of its table, the field, and the names that allow it."""
 
     table: tuple[str, ...]
     key: str
@@ -78,14 +56,19 @@ class Target:
     names: tuple[str, ...]
 
     @property
+    def annotation(self) -> Annotation:
+        """How an annotation sets the key."""
+        return Annotation.of(self.field)
+
+    @property
     def guarded(self) -> bool:
-        """Whether only an entry that is its name, letter by letter, lets it in."""
-        return self.key in GUARDED or _kind(self.field) is Path
+        """Whether only an entry that is its name, letter by letter, allows it."""
+        return self.annotation.access is not Access.OPEN
 
 
 @dataclass(slots=True)
 class Applied:
-    """What annotations come to: a tree for each that is let in, by its whole name, and what is to be said."""
+    """What annotations result in: a tree for each that is allowed, by its whole name, and the diagnostics."""
 
     trees: dict[str, Tree] = field(default_factory=dict)
     diagnostics: list[Diagnostic] = field(default_factory=list)
@@ -97,7 +80,7 @@ def apply(tree: Tree, annotations: Mapping[str, str], where: Callable[[KeyPath],
 
 
 def path_of(tree: Tree, name: str) -> KeyPath | None:
-    """Return the path of the key that an annotation names, let in or not; None when it names none."""
+    """Return the path of the key that an annotation names, allowed or not; None when it names none."""
     return _Application(tree, str).path_of(name)
 
 
@@ -118,22 +101,38 @@ def check_entries(hypervisor: type[Table], entries: tuple[str, ...]) -> Iterator
 
 
 def _is_unhonoured(table: tuple[str, ...], name: str) -> bool:
-    """Whether a name that lets in nothing is that of a key that another table has, or another version."""
-    key = ANNOTATION_KEYS.get(name, name) if table[0] == "hypervisor" else name
-    relatives = (TABLES, PLANNED)
-    models = [model for part in relatives for path, model in part.items() if path[0] == table[0]]
-    return any(key in model.model_fields for model in (INEFFECTIVE[table[0]], *models))
+    """Whether a name that allows nothing is that of a key that another table has, or another version."""
+    return name in _names_of_family(table[0])
+
+
+@functools.cache
+def _names_of_family(family: str) -> frozenset[str]:
+    """Return every name that annotations have for keys of a family, honoured or not."""
+    models = [model for part in (TABLES, PLANNED) for path, model in part.items() if path[0] == family]
+    every = (INEFFECTIVE[family], *models)
+    return frozenset(name for model in every for key in model.model_fields for name in _names_of(model, key))
 
 
 def _names(model: type[Table], family: str) -> dict[str, bool]:
-    """Return the names that let in a table's keys -> whether only the literal name does."""
-    written = {key: name for name, key in ANNOTATION_KEYS.items()} if family == "hypervisor" else {}
+    """Return the names that allow a table's keys -> whether the key is guarded."""
     names = {}
     for key, info in model.model_fields.items():
-        if _settable(key, info):
-            target = Target((), key, info, annotation_allowlist.names_of(family, written.get(key, key)))
+        if is_settable(info):
+            target = Target((), key, info, annotation_allowlist.names_of(family, _names_of(model, key)))
             names[target.names[0]] = target.guarded
     return names
+
+
+def _names_of(model: type[Table], key: str) -> tuple[str, ...]:
+    """Return every name that annotations have for a key, the one of Kata first."""
+    aliases = (alias for alias, own in model.aliases.items() if own == key)
+    names = (Annotation.of(model.model_fields[key]).name or key, key, *aliases)
+    return tuple(dict.fromkeys(names))
+
+
+def _key_of(model: type[Table], name: str) -> str | None:
+    """Return the key that an annotation's last part names, or None."""
+    return next((key for key in model.model_fields if name in _names_of(model, key)), None)
 
 
 class _Application:
@@ -142,7 +141,7 @@ class _Application:
         self._where = where
         runtime = _table(tree, ("runtime",))
         self._chosen = _name(runtime, "hypervisor_name", HYPERVISORS)
-        self._hypervisor = self._chosen  # until an annotation that is let in says otherwise
+        self._hypervisor = self._chosen  # until an annotation that is allowed selects another
         self._agent = _name(runtime, "agent_name", AGENTS)
         lenient = runtime.get("refused_annotations") == "warn"
         self._refusal = Severity.WARNING if lenient else Severity.ERROR
@@ -168,9 +167,9 @@ class _Application:
             self._say(Code.ANNOTATION_UNKNOWN, name, "", *self._unknown(name))
             return
         path = (*target.table, target.key)
-        if not self._is_let_in(name, target) or _is_obstructed(self._tree, target.table):
+        if not self._is_allowed(name, target) or _is_obstructed(self._tree, target.table):
             return
-        value = _typed(text, target.field, SEPARATORS.get(target.key, ","))
+        value = _typed(text, target.field)
         if not self._names_valid_path(name, target, value):
             return
         other, said = self._set.get(path, (name, value))
@@ -181,7 +180,7 @@ class _Application:
         self._set[path] = (name, value)
         if path == ("runtime", "hypervisor_name"):
             self._hypervisor = _own(value) if _own(value) in HYPERVISORS else self._chosen
-        combined = _combine(target.key, self._current(target), value)
+        combined = _combine(target, self._current(target), value)
         leaf: Tree = {target.key: combined}
         for part in reversed(target.table):
             leaf = {part: leaf}
@@ -192,12 +191,11 @@ class _Application:
         if not name.startswith(PREFIX) or family not in FAMILIES:
             return None
         table, model = self._model(family)
-        spelt = ANNOTATION_KEYS.get(rest, rest) if family == "hypervisor" else rest
-        key = model.aliases.get(spelt, spelt)
-        info = model.model_fields.get(key)
-        if info is None or not _scalar(info):
+        key = _key_of(model, rest)
+        if key is None or not _scalar(model.model_fields[key]):
             return None
-        return Target(table, key, info, annotation_allowlist.names_of(family, rest))
+        names = annotation_allowlist.names_of(family, (rest, *_names_of(model, key)))
+        return Target(table, key, model.model_fields[key], names)
 
     def _model(self, family: str) -> tuple[tuple[str, ...], type[Table]]:
         if family == "hypervisor":
@@ -206,10 +204,11 @@ class _Application:
             return (family, self._agent), AGENTS[self._agent]
         return (family,), Runtime
 
-    def _is_let_in(self, name: str, target: Target) -> bool:
+    def _is_allowed(self, name: str, target: Target) -> bool:
         key = key_name((*target.table, target.key))
-        if not _settable(target.key, target.field):
-            self._say(Code.ANNOTATION_REFUSED, name, key, "no annotation may set this key", "remove it")
+        if not is_settable(target.field):
+            message = f"no annotation may set this key: {target.annotation.reason}"
+            self._say(Code.ANNOTATION_REFUSED, name, key, message, "remove it")
             return False
         holder = target.table if target.table[0] == "hypervisor" else ("hypervisor", self._chosen)
         if annotation_allowlist.opens(
@@ -228,8 +227,8 @@ class _Application:
         return False
 
     def _names_valid_path(self, name: str, target: Target, value: Any) -> bool:
-        listing = PATH_LISTS.get(target.key)
-        if listing is None or target.table[0] != "hypervisor":
+        listing = target.annotation.listed_in
+        if not listing:
             return True
         if any(_matches(str(value), glob) for glob in self._entries(target.table, listing)):
             return True
@@ -239,7 +238,7 @@ class _Application:
         return False
 
     def _line(self, table: tuple[str, ...], key: str, entry: str) -> str:
-        """Say which line of the configuration lets something in."""
+        """Say which line of the configuration allows something."""
         entries = json.dumps([*self._entries(table, key), entry], ensure_ascii=False)
         return f"write {key} = {entries} in [{key_name(table)}], {self._where((*table, key))}"
 
@@ -248,7 +247,7 @@ class _Application:
         return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
     def _current(self, target: Target) -> Any:
-        """Return what the files say of a key, in whichever spelling."""
+        """Return the value of a key in the files, by whichever of its names."""
         table = _table(self._tree, target.table)
         return next((table[key] for key in spellings(target.table, target.key) if key in table), None)
 
@@ -288,8 +287,9 @@ def near_miss(name: str) -> str | None:
     return f"{PREFIX}{match[1]}.{match[2]}" if match else None
 
 
-def _settable(key: str, info: FieldInfo) -> bool:
-    return key not in CLOSED and not key.startswith(CLOSED_PREFIX) and _scalar(info)
+def is_settable(info: FieldInfo) -> bool:
+    """Whether there is an annotation that sets a key."""
+    return Annotation.of(info).access is not Access.CLOSED and _scalar(info)
 
 
 def _scalar(info: FieldInfo) -> bool:
@@ -321,7 +321,7 @@ def _kinds(annotation: Any) -> Iterator[Any]:
             yield from _kinds(argument)
 
 
-def _typed(text: str, info: FieldInfo, separator: str) -> Any:
+def _typed(text: str, info: FieldInfo) -> Any:
     """Read an annotation's value as its key's type. What cannot be read stays text, which is judged later."""
     kind, plain = _kind(info), text.strip()
     if kind is bool and plain in ("true", "false"):
@@ -333,7 +333,7 @@ def _typed(text: str, info: FieldInfo, separator: str) -> Any:
     if kind is float and re.fullmatch(r"-?\d{1,18}(\.\d{1,18})?", plain):
         return float(plain)
     if kind is tuple:
-        return [word.strip() for word in text.split(separator) if word.strip()]
+        return [word.strip() for word in text.split(Annotation.of(info).separator) if word.strip()]
     return text
 
 
@@ -341,11 +341,11 @@ def _in_mebibytes(info: FieldInfo) -> bool:
     return any(isinstance(item, Unit) and item.symbol == "MiB" for item in info.metadata)
 
 
-def _combine(key: str, current: Any, value: Any) -> Any:
-    """Add to what the files say: an array's elements, and words of the kernel's command line."""
+def _combine(target: Target, current: Any, value: Any) -> Any:
+    """Add to the value of the files: an array's elements, and words of the kernel's command line."""
     if isinstance(value, list) and isinstance(current, list):
         return [*current, *value]
-    if key == "kernel_params" and isinstance(current, str):
+    if target.annotation.words and isinstance(current, str):
         return " ".join(_replace_words(_words(current), _words(value)))
     return value
 
@@ -403,7 +403,6 @@ def _own(name: Any) -> Any:
 def annotation_of(table: tuple[str, ...], key: str, info: FieldInfo) -> str | None:
     """Return the whole name of the annotation that sets a key of a table, or None when none does."""
     family = table[0]
-    if len(table) != (1 if family == "runtime" else 2) or not _settable(key, info):
+    if len(table) != (1 if family == "runtime" else 2) or not is_settable(info):
         return None
-    written = {own: name for name, own in ANNOTATION_KEYS.items()} if family == "hypervisor" else {}
-    return f"{PREFIX}{family}.{written.get(key, key)}"
+    return f"{PREFIX}{family}.{Annotation.of(info).name or key}"

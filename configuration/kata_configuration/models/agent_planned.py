@@ -9,6 +9,8 @@ from pydantic import AliasChoices, Field
 
 from kata_configuration.models.base import (
     About,
+    Instead,
+    LogLevel,
     Milliseconds,
     Percent,
     Plausible,
@@ -75,6 +77,11 @@ class MemAgent(Table):
 class AgentPlanned(Table):
     """What the runtime will ask of the agent."""
 
+    log_level: Annotated[
+        LogLevel,
+        About("The least level of the agent's messages in the runtime's log.", "Kata 3.0.0"),
+        Instead("the agent logs at the level info, and at debug with enable_debug = true"),
+    ] = "info"
     enable_tracing: Annotated[
         bool,
         About("Let the agent send traces.", "Kata 3.0.0"),

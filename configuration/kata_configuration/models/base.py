@@ -1,7 +1,8 @@
 """What every table's model has in common: strictness, units, and types for text and paths.
 
-A field is documented where it is declared: type, range, default, unit, release, alias and one sentence.
-Validation, the linter, the shipped files, the schema and the reference are made from that and nothing else.
+A key is one declaration: type, range, default, unit, release and one sentence; how a pod's annotation sets
+it, where it takes effect, and without which other key it has none. Validation, the linter, annotations, the
+shipped files, the schema and the reference are made from that and nothing else.
 """
 
 from __future__ import annotations
@@ -9,26 +10,36 @@ from __future__ import annotations
 import re
 import typing
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
 __all__ = [
     "HOUR",
     "OURS",
     "About",
+    "Access",
+    "ActedOnBy",
+    "Annotation",
     "BitsPerSecond",
     "CommaList",
+    "Effect",
+    "Form",
     "Globs",
     "HostPath",
     "HypervisorTable",
+    "Indifferent",
+    "Instead",
     "LogLevel",
     "Mebibytes",
     "Milliseconds",
+    "Needs",
     "Octets",
+    "OnlyTrue",
     "OptionalPath",
     "Percent",
     "Plausible",
@@ -84,41 +95,126 @@ class HypervisorTable(Table):
         return tuple(re.findall(r'(?:[^ "]|"[^"]*")+', getattr(self, "kernel_params", "")))
 
 
-# What annotations carry. Named tuples, because every load defines them, and they are cheap to define.
+# What a declaration's metadata holds. Named tuples, because every load defines them: they are cheap.
 
 
 class Unit(NamedTuple):
-    """The unit of a number, carried in its annotation."""
+    """The unit of a number."""
 
     symbol: str
 
 
 class Plausible(NamedTuple):
-    """The least number that somebody who has the unit in mind would write; less is allowed, and doubted."""
+    """The least number that somebody who knows the unit writes; a smaller one is allowed, with a warning."""
 
     least: int
 
 
 class Protects(NamedTuple):
-    """That a key protects the host or the guest: it may not go unheard. value: the one that does, or any."""
+    """That a key protects the host or the guest: it may not be dropped. value: the one that does, or any."""
 
     value: str | None = None
 
 
+class Form(NamedTuple):
+    """The regular expression (ECMA 262) of a text's form, for the JSON Schema."""
+
+    pattern: str
+
+
+class Indifferent(NamedTuple):
+    """That either value of a planned key describes what happens: it switches off what no driver here does."""
+
+
+class ActedOnBy(NamedTuple):
+    """The one runtime that acts on a key, which runtime-rs and this runtime do not."""
+
+    runtime: str
+
+
+class Instead(NamedTuple):
+    """What this version does in place of a value or key that it does not honour.
+
+    clause: what. lost: whether something is missing then that the value asks for.
+    """
+
+    clause: str
+    lost: bool = True
+
+
+class Needs(NamedTuple):
+    """The key without which this one has no effect.
+
+    without: the value of that key that takes the effect away; None for false, 0 or absent. table: of that
+    key, "runtime", or "" for the same table.
+    """
+
+    key: str
+    without: str | None = None
+    table: str = ""
+
+
+class Access(Enum):
+    """What lets a pod's annotation set a key."""
+
+    GUARDED = "an entry of enable_annotations that is its name"
+    OPEN = "an entry of enable_annotations that matches its name"
+    CLOSED = "nothing"
+
+
+class Annotation(NamedTuple):
+    """How a pod's annotation sets a key. A key whose declaration has none is guarded.
+
+    access: what lets the annotation in. reason: why a key is not guarded, as a clause; "" for a guarded one.
+    name: of the annotation, where it differs from the key's (source: Kata Containers 4.1.0, runtime-rs, the
+    constants KATA_ANNO_CFG_*). listed_in: the key with the shell patterns that the value must match.
+    separator: of an array's elements. words: whether words of the value replace those of the file one by one.
+    """
+
+    access: Access = Access.GUARDED
+    reason: str = ""
+    name: str = ""
+    listed_in: str = ""
+    separator: str = ","
+    words: bool = False
+
+    @classmethod
+    def of(cls, field: FieldInfo) -> Annotation:
+        """Return what a field's declaration says; guarded where it says nothing."""
+        return next((item for item in field.metadata if isinstance(item, cls)), _GUARDED)
+
+
+_GUARDED = Annotation()
+
+
+class Effect(Enum):
+    """Where a honoured key takes effect."""
+
+    LOADING = "loading of the configuration"
+    SIZE = "size of the machine"
+    MACHINE = "virtual machine"
+    FILTER = "seccomp filter"
+    KERNEL_LINE = "guest kernel's command line"
+    VIRTIOFSD = "virtiofsd"
+    AGENT = "requests to the agent"
+    SHIM = "runtime's process"
+
+
 class About(NamedTuple):
-    """What is to be known of a key, carried in its annotation.
+    """What is to be known of a key.
 
     sentence: its documentation. since: the first release that reads it: of Kata's runtime-rs, or OURS.
-    example: a value, for a key without a default.
+    example: a value, for a key without a default. takes_effect_in: where, for a key that some table honours.
     """
 
     sentence: str
     since: str
     example: str | int | None = None
+    takes_effect_in: Effect | None = None
 
     @classmethod
     def of(cls, field: FieldInfo) -> About:
-        """Return what a field's annotation carries; every field of a table carries one."""
+        """Return what a field's declaration says; every field of a table has one."""
         return next(item for item in field.metadata if isinstance(item, cls))
 
 
@@ -166,13 +262,26 @@ def _glob(value: str) -> str:
     return value
 
 
+def _boolean(value: object) -> object:
+    """Refuse what is equal to true, and is none: to Python, 1 is."""
+    if not isinstance(value, bool):
+        raise PydanticKnownError("bool_type")
+    return value
+
+
+# A key that states what is always so.
+OnlyTrue = Annotated[Literal[True], BeforeValidator(_boolean)]
 LogLevel = Literal["trace", "debug", "info", "warn", "error", "critical"]
 
 Text = Annotated[str, AfterValidator(_no_control_characters)]
-CommaList = Annotated[Text, AfterValidator(_comma_separated)]
+CommaList = Annotated[Text, AfterValidator(_comma_separated), Form(r"^([^,\s]+( *, *[^,\s]+)*)?$")]
 Strings = Annotated[tuple[Text, ...], Field(strict=False)]
 # Shell patterns of absolute paths; "" matches none, and allows an annotation that takes a path away.
-Globs = Annotated[tuple[Annotated[Text, AfterValidator(_glob)], ...], Field(strict=False)]
+Globs = Annotated[
+    tuple[Annotated[Text, AfterValidator(_glob)], ...],
+    Field(strict=False),
+    Annotation(Access.CLOSED, "it limits what annotations may name"),
+]
 HostPath = Annotated[Path, Field(strict=False), AfterValidator(_absolute)]
 # "" is the absence of a path, as in the files that Kata ships.
 OptionalPath = Annotated[HostPath | None, BeforeValidator(_absent)]

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from kata_configuration.models import device_keys as device
 from kata_configuration.models import machine_keys as machine
-from kata_configuration.models.base import About, HypervisorTable
+from kata_configuration.models.base import About, HypervisorTable, Needs
 from kata_configuration.models.subtables import Factory, RootlessUser
 
 
@@ -35,6 +35,7 @@ class CloudHypervisorPlanned(HypervisorTable):
             "The user that runs the machine where rootless is true; a new one where it is absent.",
             "Kata 3.22.0",
         ),
+        Needs("rootless"),
     ] = None
     vm_rootfs_driver: Annotated[Literal["virtio-blk-pci", "virtio-pmem"], device.VM_ROOTFS_DRIVER] = (
         "virtio-blk-pci"

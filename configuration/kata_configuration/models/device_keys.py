@@ -8,10 +8,14 @@ from pydantic import AfterValidator, Field
 
 from kata_configuration.models.base import (
     About,
+    Annotation,
     BitsPerSecond,
+    Effect,
     Globs,
     HostPath,
+    Instead,
     Mebibytes,
+    Needs,
     Octets,
     Percent,
     Seconds,
@@ -32,6 +36,7 @@ def _power_of_two(value: int) -> int:
 BLOCK_DEVICE_DRIVER = About(
     "The virtual device that carries a container's block device.",
     "Kata 3.0.0",
+    takes_effect_in=Effect.MACHINE,
 )
 VM_ROOTFS_DRIVER = About("The virtual device that carries the image.", "Kata 3.2.0")
 BlockDeviceCacheDirect = Annotated[
@@ -39,6 +44,7 @@ BlockDeviceCacheDirect = Annotated[
     About(
         "Read and write block devices past the host's page cache (O_DIRECT).",
         "Kata 3.0.0",
+        takes_effect_in=Effect.MACHINE,
     ),
 ]
 QueueSize = Annotated[
@@ -46,36 +52,53 @@ QueueSize = Annotated[
     About(
         "Requests that a queue of a block device holds, a power of two.",
         "Kata 3.24.0",
+        takes_effect_in=Effect.MACHINE,
     ),
     Field(ge=2, le=32768),
     AfterValidator(_power_of_two),
+    Annotation(name="block_device_queue_size"),
 ]
 NumQueues = Annotated[
     int,
-    About("Queues of a block device.", "Kata 3.24.0"),
+    About("Queues of a block device.", "Kata 3.24.0", takes_effect_in=Effect.MACHINE),
     Field(ge=1, le=256),
+    Annotation(name="block_device_num_queues"),
 ]
 DiskBandwidth = Annotated[
     BitsPerSecond,
-    About("Bandwidth of each disk in each direction; 0 is no limit.", "Kata 3.21.0"),
+    About(
+        "Bandwidth of each disk in each direction; 0 is no limit.",
+        "Kata 3.21.0",
+        takes_effect_in=Effect.MACHINE,
+    ),
     Field(ge=0, le=2**63 - 1),
 ]
 DiskBandwidthBurst = Annotated[
     int,
-    About("Bits that a disk may move at once before disk_rate_limiter_bw_max_rate holds it.", "Kata 3.21.0"),
+    About(
+        "Bits that a disk may move at once before disk_rate_limiter_bw_max_rate holds it.",
+        "Kata 3.21.0",
+        takes_effect_in=Effect.MACHINE,
+    ),
     Field(ge=0, le=2**63 - 1),
+    Needs("disk_rate_limiter_bw_max_rate"),
 ]
 DiskOperations = Annotated[
     int,
-    About("Operations of each disk in a second; 0 is no limit.", "Kata 3.21.0"),
+    About(
+        "Operations of each disk in a second; 0 is no limit.", "Kata 3.21.0", takes_effect_in=Effect.MACHINE
+    ),
     Field(ge=0, le=2**63 - 1),
 ]
 DiskOperationsBurst = Annotated[
     int,
     About(
-        "Operations that a disk may do at once before disk_rate_limiter_ops_max_rate holds it.", "Kata 3.21.0"
+        "Operations that a disk may do at once before disk_rate_limiter_ops_max_rate holds it.",
+        "Kata 3.21.0",
+        takes_effect_in=Effect.MACHINE,
     ),
     Field(ge=0, le=2**63 - 1),
+    Needs("disk_rate_limiter_ops_max_rate"),
 ]
 LogicalSectorSize = Annotated[
     Octets,
@@ -84,6 +107,7 @@ LogicalSectorSize = Annotated[
         "Kata 3.29.0",
     ),
     Field(ge=0, le=65536),
+    Annotation(name="blk_logical_sector_size"),
 ]
 PhysicalSectorSize = Annotated[
     Octets,
@@ -92,23 +116,27 @@ PhysicalSectorSize = Annotated[
         "Kata 3.29.0",
     ),
     Field(ge=0, le=65536),
+    Annotation(name="blk_physical_sector_size"),
 ]
 GuestSwapSize = Annotated[
     Percent,
     About("Size of the guest's swap, of its memory.", "Kata 3.15.0"),
     Field(ge=1, le=10000),
+    Needs("enable_guest_swap"),
 ]
 GuestSwapThreshold = Annotated[
     Seconds,
     About("Time between the guest's start and the making of its swap device.", "Kata 3.15.0"),
     Field(ge=0, le=3600),
+    Needs("enable_guest_swap"),
 ]
 
 # Network.
 NetworkQueues = Annotated[
     int,
-    About("Pairs of queues of a network device.", "Kata 3.0.0"),
+    About("Pairs of queues of a network device.", "Kata 3.0.0", takes_effect_in=Effect.MACHINE),
     Field(ge=1, le=256),
+    Needs("internetworking_model", without="none", table="runtime"),
 ]
 DisableVhostNet = Annotated[
     bool,
@@ -119,36 +147,52 @@ DisableVhostNet = Annotated[
 ]
 
 # Shared files.
-SHARED_FS = About("How the guest sees the containers' files on the host.", "Kata 3.0.0")
+SHARES_FILES = Needs("shared_fs", without="none")
+SHARED_FS = About(
+    "How the guest sees the containers' files on the host.", "Kata 3.0.0", takes_effect_in=Effect.MACHINE
+)
 SharedFs = Annotated[Literal["virtio-fs", "none"], SHARED_FS]
-NoSharedFs = Annotated[Literal["none"], SHARED_FS]
+NoSharedFs = Annotated[
+    Literal["none"], SHARED_FS, Instead("each container's files are a block device, and volumes are refused")
+]
 VirtioFsDaemon = Annotated[
     HostPath,
-    About("The virtiofsd program, needed for virtio-fs.", "Kata 3.0.0"),
+    About("The virtiofsd program, needed for virtio-fs.", "Kata 3.0.0", takes_effect_in=Effect.VIRTIOFSD),
+    Annotation(listed_in="valid_virtio_fs_daemon_paths"),
+    SHARES_FILES,
 ]
 ValidVirtioFsDaemonPaths = Annotated[
     Globs,
-    About("Shell patterns of the programs that an annotation may name as virtio_fs_daemon.", "Kata 3.0.0"),
+    About(
+        "Shell patterns of the programs that an annotation may name as virtio_fs_daemon.",
+        "Kata 3.0.0",
+        takes_effect_in=Effect.LOADING,
+    ),
 ]
 VirtioFsExtraArgs = Annotated[
     Strings,
-    About(
-        "Arguments added to virtiofsd's command line.",
-        "Kata 3.0.0",
-    ),
+    About("Arguments added to virtiofsd's command line.", "Kata 3.0.0", takes_effect_in=Effect.VIRTIOFSD),
+    SHARES_FILES,
 ]
 VirtioFsCache = Annotated[
     Literal["never", "auto", "always"],
     About(
         "How long the guest may trust what it has read from the host's files.",
         "Kata 3.0.0",
+        takes_effect_in=Effect.VIRTIOFSD,
     ),
+    SHARES_FILES,
 ]
 VirtioFsQueueSize = Annotated[
     int,
-    About("Requests that a queue of the shared file system holds, a power of two.", "Kata 3.1.0"),
+    About(
+        "Requests that a queue of the shared file system holds, a power of two.",
+        "Kata 3.1.0",
+        takes_effect_in=Effect.MACHINE,
+    ),
     Field(ge=2, le=32768),
     AfterValidator(_power_of_two),
+    SHARES_FILES,
 ]
 VirtioFsCacheSize = Annotated[
     Mebibytes,

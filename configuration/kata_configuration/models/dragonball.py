@@ -9,7 +9,7 @@ from pydantic import Field
 
 from kata_configuration.models import device_keys as device
 from kata_configuration.models import machine_keys as machine
-from kata_configuration.models.base import About, HypervisorTable
+from kata_configuration.models.base import About, Effect, HypervisorTable, Instead, Needs
 from kata_configuration.models.subtables import Factory
 
 
@@ -33,11 +33,17 @@ class Dragonball(HypervisorTable):
     overhead_memory: machine.OverheadMemory = Field(0, ge=0, le=16 * 1024 * 1024)
     enable_hugepages: machine.EnableHugepages = False
     hugepage_type: Annotated[
-        Literal["hugetlbfs", "thp"],
+        Literal["hugetlbfs"],
         About(
-            "Where huge pages come from: reserved ones, or transparent ones.",
+            "Where huge pages come from: reserved ones; transparent ones are used without this too.",
             "Kata 3.3.0",
+            takes_effect_in=Effect.MACHINE,
         ),
+        Instead(
+            "without enable_hugepages, memory is of transparent huge pages where the host offers them",
+            lost=False,
+        ),
+        Needs("enable_hugepages"),
     ] = "hugetlbfs"
     reclaim_guest_freed_memory: machine.ReclaimGuestFreedMemory = False
     disable_seccomp: Annotated[
@@ -46,6 +52,7 @@ class Dragonball(HypervisorTable):
             "Run the virtual machine without a seccomp filter on its process, which is the runtime's own: "
             'the same as shim_seccomp = "off" in [runtime].',
             "Kata 3.0.0",
+            takes_effect_in=Effect.FILTER,
         ),
     ] = False
     shared_fs: device.SharedFs = "virtio-fs"
@@ -54,8 +61,9 @@ class Dragonball(HypervisorTable):
     virtio_fs_extra_args: device.VirtioFsExtraArgs = ()
     virtio_fs_cache: device.VirtioFsCache = "auto"
     virtio_fs_queue_size: device.VirtioFsQueueSize = 1024
-    factory: Annotated[Factory, About("Starting virtual machines from a template.", "Kata 3.23.0")] = (
-        Factory()
-    )
+    factory: Annotated[
+        Factory,
+        About("Starting virtual machines from a template.", "Kata 3.23.0", takes_effect_in=Effect.MACHINE),
+    ] = Factory()
     enable_annotations: machine.EnableAnnotations = ()
     enable_debug: machine.EnableDebug = False

@@ -1,6 +1,7 @@
-"""Keys that Kata reads and never acts on, and that no driver of ours needs. See qemu_planned for defaults.
+"""Keys that runtime-rs reads and never acts on, and that no driver of ours needs. Defaults: see qemu_planned.
 
-Source: Kata Containers 4.1.0, whose runtime-rs does not use these fields outside of the code that reads them.
+Source: Kata Containers 4.1.0. Its runtime-rs does not use these fields outside of the code that reads them;
+its Go runtime acts on those that say so.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ from pydantic import Field
 
 from kata_configuration.models.base import (
     About,
+    ActedOnBy,
+    Annotation,
     BitsPerSecond,
     Globs,
     HostPath,
+    Indifferent,
     Mebibytes,
     OptionalPath,
     Strings,
@@ -22,60 +26,71 @@ from kata_configuration.models.base import (
     Text,
 )
 
+GO = ActedOnBy("Kata's Go runtime")
 VHOST_USER = "/var/run/kata-containers/vhost-user"
 
 
 class HypervisorIneffective(Table):
     """Keys of every [hypervisor.NAME]."""
 
-    ctlpath: Annotated[OptionalPath, About("A program that controls the hypervisor.", "Kata 3.0.0")] = None
+    ctlpath: Annotated[
+        OptionalPath,
+        About("A program that controls the hypervisor.", "Kata 3.0.0"),
+        Annotation(listed_in="valid_ctlpaths"),
+    ] = None
     valid_ctlpaths: Annotated[Globs, About("Shell patterns for ctlpath.", "Kata 3.0.0")] = ()
     disable_block_device_use: Annotated[
-        bool, About("Do not give block devices to the guest.", "Kata 3.0.0")
+        bool, About("Do not give block devices to the guest.", "Kata 3.0.0"), GO
     ] = False
     block_device_cache_set: Annotated[
-        bool, About("Set the cache options of block devices.", "Kata 3.0.0")
+        bool, About("Set the cache options of block devices.", "Kata 3.0.0"), GO
     ] = False
     block_device_cache_noflush: Annotated[
-        bool, About("Ignore the guest's requests to flush block devices.", "Kata 3.0.0")
+        bool, About("Ignore the guest's requests to flush block devices.", "Kata 3.0.0"), GO
     ] = False
     disable_image_nvdimm: Annotated[
-        bool, About("Do not give the image to the guest as persistent memory.", "Kata 3.0.0")
+        bool,
+        About("Do not give the image to the guest as persistent memory.", "Kata 3.0.0"),
+        Indifferent(),
+        GO,
     ] = False
-    memory_offset: Annotated[Mebibytes, About("Address space kept for persistent memory.", "Kata 3.0.0")] = (
-        Field(0, ge=0)
-    )
-    enable_vhost_user_store: Annotated[bool, About("Use devices of vhost-user servers.", "Kata 3.0.0")] = (
-        False
-    )
+    memory_offset: Annotated[
+        Mebibytes, About("Address space kept for persistent memory.", "Kata 3.0.0"), GO
+    ] = Field(0, ge=0)
+    enable_vhost_user_store: Annotated[
+        bool, About("Use devices of vhost-user servers.", "Kata 3.0.0"), GO
+    ] = False
     vhost_user_store_path: Annotated[
-        HostPath, About("The directory of vhost-user servers' sockets.", "Kata 3.0.0")
+        HostPath,
+        About("The directory of vhost-user servers' sockets.", "Kata 3.0.0"),
+        Annotation(listed_in="valid_vhost_user_store_paths"),
+        GO,
     ] = Path(VHOST_USER)
     valid_vhost_user_store_paths: Annotated[
-        Globs, About("Shell patterns for vhost_user_store_path.", "Kata 3.0.0")
+        Globs, About("Shell patterns for vhost_user_store_path.", "Kata 3.0.0"), GO
     ] = (VHOST_USER,)
     guest_memory_dump_path: Annotated[
-        OptionalPath, About("Where the memory of a guest that panicked is saved.", "Kata 3.0.0")
+        OptionalPath, About("Where the memory of a guest that panicked is saved.", "Kata 3.0.0"), GO
     ] = None
     guest_memory_dump_paging: Annotated[
-        bool, About("Save it by the guest's own addresses.", "Kata 3.0.0")
+        bool, About("Save it by the guest's own addresses.", "Kata 3.0.0"), GO
     ] = False
-    pflashes: Annotated[Strings, About("Flash images of the machine.", "Kata 3.0.0")] = ()
-    rx_rate_limiter_max_rate: Annotated[BitsPerSecond, About("Bandwidth into the guest.", "Kata 3.0.0")] = (
-        Field(0, ge=0)
-    )
-    tx_rate_limiter_max_rate: Annotated[BitsPerSecond, About("Bandwidth out of the guest.", "Kata 3.0.0")] = (
-        Field(0, ge=0)
-    )
-    snp_id_block: Annotated[Text, About("The ID block of a SEV-SNP guest.", "Kata 3.28.0")] = ""
+    pflashes: Annotated[Strings, About("Flash images of the machine.", "Kata 3.0.0"), GO] = ()
+    rx_rate_limiter_max_rate: Annotated[
+        BitsPerSecond, About("Bandwidth into the guest.", "Kata 3.0.0"), GO
+    ] = Field(0, ge=0)
+    tx_rate_limiter_max_rate: Annotated[
+        BitsPerSecond, About("Bandwidth out of the guest.", "Kata 3.0.0"), GO
+    ] = Field(0, ge=0)
+    snp_id_block: Annotated[Text, About("The ID block of a SEV-SNP guest.", "Kata 3.28.0"), GO] = ""
     snp_id_auth: Annotated[
-        Text, About("The authentication of a SEV-SNP guest's ID block.", "Kata 3.28.0")
+        Text, About("The authentication of a SEV-SNP guest's ID block.", "Kata 3.28.0"), GO
     ] = ""
     virtio_fs_is_dax: Annotated[bool, About("Map the host's page cache into the guest.", "Kata 3.0.0")] = (
         False
     )
     virtio_fs_cache_size: Annotated[
-        Mebibytes, About("Size of that mapping; upstream's Dragonball alone uses it.", "Kata 3.0.0")
+        Mebibytes, About("Size of that mapping; upstream's Dragonball alone uses it.", "Kata 3.0.0"), GO
     ] = Field(0, ge=0)
 
 
@@ -90,4 +105,4 @@ class AgentIneffective(Table):
 class RuntimeIneffective(Table):
     """Keys of [runtime]."""
 
-    enable_pprof: Annotated[bool, About("Serve profiles of the Go runtime.", "Kata 3.0.0")] = False
+    enable_pprof: Annotated[bool, About("Serve profiles of the Go runtime.", "Kata 3.0.0"), GO] = False

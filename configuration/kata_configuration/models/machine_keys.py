@@ -13,17 +13,25 @@ from pydantic import AfterValidator
 from kata_configuration.models.base import (
     OURS,
     About,
+    Access,
+    Annotation,
     CommaList,
+    Effect,
+    Form,
     Globs,
     HostPath,
     LogLevel,
     Mebibytes,
+    Needs,
     OptionalPath,
     Protects,
     Strings,
     Text,
     malformed,
 )
+
+# Why an annotation may set a key that is open.
+OWN_SIZE = "a pod's author chooses the size of its machine, whose memory and CPUs the pod's cgroup limits"
 
 VERITY_NUMBERS = ("data_blocks", "data_block_size", "hash_block_size")
 VERITY_PARAMETERS = ("root_hash", "salt", *VERITY_NUMBERS)
@@ -51,9 +59,18 @@ def _paired_quotes(value: str) -> str:
 
 
 # Programs.
-ProgramPath = Annotated[HostPath, About("The program that runs the virtual machine.", "Kata 3.0.0")]
+ProgramPath = Annotated[
+    HostPath,
+    About("The program that runs the virtual machine.", "Kata 3.0.0", takes_effect_in=Effect.MACHINE),
+    Annotation(listed_in="valid_hypervisor_paths"),
+]
 ValidHypervisorPaths = Annotated[
-    Globs, About("Shell patterns of the programs that an annotation may name as path.", "Kata 3.0.0")
+    Globs,
+    About(
+        "Shell patterns of the programs that an annotation may name as path.",
+        "Kata 3.0.0",
+        takes_effect_in=Effect.LOADING,
+    ),
 ]
 JailerPath = Annotated[
     OptionalPath,
@@ -61,10 +78,17 @@ JailerPath = Annotated[
         "Firecracker's jailer, which puts it into a root directory of its own.",
         "Kata 3.0.0",
         example="/usr/bin/jailer",
+        takes_effect_in=Effect.MACHINE,
     ),
+    Annotation(listed_in="valid_jailer_paths"),
 ]
 ValidJailerPaths = Annotated[
-    Globs, About("Shell patterns of the programs that an annotation may name as jailer_path.", "Kata 3.0.0")
+    Globs,
+    About(
+        "Shell patterns of the programs that an annotation may name as jailer_path.",
+        "Kata 3.0.0",
+        takes_effect_in=Effect.LOADING,
+    ),
 ]
 
 # What the machine boots.
@@ -74,7 +98,9 @@ Kernel = Annotated[
         "The guest's kernel, a bzImage or vmlinuz file.",
         "Kata 3.0.0",
         example="/var/lib/kata-containers/image/vmlinuz",
+        takes_effect_in=Effect.MACHINE,
     ),
+    Annotation(listed_in="valid_kernel_paths"),
 ]
 KernelOrNone = Annotated[
     OptionalPath,
@@ -82,10 +108,17 @@ KernelOrNone = Annotated[
         'The guest\'s kernel, a bzImage or vmlinuz file; "" is none, and then unikernels only are run.',
         "Kata 3.0.0",
         example="/var/lib/kata-containers/image/vmlinuz",
+        takes_effect_in=Effect.MACHINE,
     ),
+    Annotation(listed_in="valid_kernel_paths"),
 ]
 ValidKernelPaths = Annotated[
-    Globs, About("Shell patterns of the files that an annotation may name as kernel.", OURS)
+    Globs,
+    About(
+        "Shell patterns of the files that an annotation may name as kernel.",
+        OURS,
+        takes_effect_in=Effect.LOADING,
+    ),
 ]
 Initrd = Annotated[
     OptionalPath,
@@ -93,10 +126,17 @@ Initrd = Annotated[
         "The guest's early userspace; at least one of initrd and image is needed.",
         "Kata 3.0.0",
         example="/var/lib/kata-containers/image/kata-initrd.img",
+        takes_effect_in=Effect.MACHINE,
     ),
+    Annotation(listed_in="valid_initrd_paths"),
 ]
 ValidInitrdPaths = Annotated[
-    Globs, About("Shell patterns of the files that an annotation may name as initrd.", OURS)
+    Globs,
+    About(
+        "Shell patterns of the files that an annotation may name as initrd.",
+        OURS,
+        takes_effect_in=Effect.LOADING,
+    ),
 ]
 Image = Annotated[
     OptionalPath,
@@ -104,10 +144,17 @@ Image = Annotated[
         "The guest's root file system; an initrd beside it loads the drivers and mounts it.",
         "Kata 3.0.0",
         example="/var/lib/kata-containers/image/kata-image.erofs",
+        takes_effect_in=Effect.MACHINE,
     ),
+    Annotation(listed_in="valid_image_paths"),
 ]
 ValidImagePaths = Annotated[
-    Globs, About("Shell patterns of the files that an annotation may name as image.", OURS)
+    Globs,
+    About(
+        "Shell patterns of the files that an annotation may name as image.",
+        OURS,
+        takes_effect_in=Effect.LOADING,
+    ),
 ]
 Firmware = Annotated[
     OptionalPath,
@@ -116,18 +163,26 @@ Firmware = Annotated[
         "Kata 3.0.0",
         example="/usr/share/OVMF/OVMF.fd",
     ),
+    Annotation(listed_in="valid_firmware_paths"),
 ]
 ValidFirmwarePaths = Annotated[
     Globs, About("Shell patterns of the files that an annotation may name as firmware.", OURS)
 ]
-RootfsType = Annotated[Literal["erofs", "ext4", "xfs"], About("The image's file system.", "Kata 3.1.0")]
+RootfsType = Annotated[
+    Literal["erofs", "ext4", "xfs"],
+    About("The image's file system.", "Kata 3.1.0", takes_effect_in=Effect.KERNEL_LINE),
+    Needs("image"),
+]
 KernelParams = Annotated[
     Text,
     AfterValidator(_paired_quotes),
     About(
         "Words added at the end of the kernel's command line; double quotes keep spaces.",
         "Kata 3.0.0",
+        takes_effect_in=Effect.KERNEL_LINE,
     ),
+    Form(r'^[^"]*("[^"]*"[^"]*)*$'),
+    Annotation(words=True),
 ]
 KernelVerityParams = Annotated[
     CommaList,
@@ -146,25 +201,31 @@ CpuFeatures = Annotated[
     About(
         'Comma-separated properties of the guest\'s processor, such as "pmu=off".',
         "Kata 3.0.0",
+        takes_effect_in=Effect.MACHINE,
     ),
 ]
 DefaultVcpus = Annotated[
     int,
-    About(
-        "Virtual CPUs of a virtual machine when it starts.",
-        "Kata 3.0.0",
-    ),
+    About("Virtual CPUs of a virtual machine when it starts.", "Kata 3.0.0", takes_effect_in=Effect.SIZE),
+    Annotation(Access.OPEN, OWN_SIZE),
 ]
 DefaultMaxVcpus = Annotated[
     int,
     About(
         "The most virtual CPUs that a virtual machine may have; 0 is the host's number.",
         "Kata 3.0.0",
+        takes_effect_in=Effect.SIZE,
     ),
+    Annotation(name="default_max_vcpus"),
 ]
 OverheadVcpus = Annotated[
     float,
-    About("CPUs added to a container's limits when the machine is sized by them.", "Kata 4.0.0"),
+    About(
+        "CPUs added to a container's limits when the machine is sized by them.",
+        "Kata 4.0.0",
+        takes_effect_in=Effect.SIZE,
+    ),
+    Needs("static_sandbox_resource_mgmt", table="runtime"),
 ]
 DisableNestedVirtualization = Annotated[
     bool, About("Hide the processor's virtualization from the guest.", "Kata 4.1.0")
@@ -173,7 +234,8 @@ DisableNestedVirtualization = Annotated[
 # Memory.
 DefaultMemory = Annotated[
     Mebibytes,
-    About("Memory of a virtual machine when it starts.", "Kata 3.0.0"),
+    About("Memory of a virtual machine when it starts.", "Kata 3.0.0", takes_effect_in=Effect.SIZE),
+    Annotation(Access.OPEN, OWN_SIZE),
 ]
 DefaultMaxMemory = Annotated[
     Mebibytes,
@@ -181,7 +243,12 @@ DefaultMaxMemory = Annotated[
 ]
 OverheadMemory = Annotated[
     Mebibytes,
-    About("Memory added to a container's limits when the machine is sized by them.", "Kata 4.0.0"),
+    About(
+        "Memory added to a container's limits when the machine is sized by them.",
+        "Kata 4.0.0",
+        takes_effect_in=Effect.SIZE,
+    ),
+    Needs("static_sandbox_resource_mgmt", table="runtime"),
 ]
 MemorySlots = Annotated[
     int,
@@ -193,13 +260,12 @@ MemorySlots = Annotated[
 EnableMemPrealloc = Annotated[
     bool,
     About(
-        "Allocate all of the guest's memory before it boots.",
-        "Kata 3.0.0",
+        "Allocate all of the guest's memory before it boots.", "Kata 3.0.0", takes_effect_in=Effect.MACHINE
     ),
 ]
 EnableHugepages = Annotated[
     bool,
-    About("Back the guest's memory with huge pages.", "Kata 3.0.0"),
+    About("Back the guest's memory with huge pages.", "Kata 3.0.0", takes_effect_in=Effect.MACHINE),
 ]
 EnableVirtioMem = Annotated[
     bool,
@@ -209,25 +275,38 @@ EnableVirtioMem = Annotated[
     ),
 ]
 ReclaimGuestFreedMemory = Annotated[
-    bool, About("Give memory that the guest has freed back to the host, by the balloon.", "Kata 3.14.0")
+    bool,
+    About(
+        "Give memory that the guest has freed back to the host, by the balloon.",
+        "Kata 3.14.0",
+        takes_effect_in=Effect.MACHINE,
+    ),
 ]
 EnableGuestSwap = Annotated[
     bool,
     About("Give the guest a swap device.", "Kata 3.0.0"),
 ]
 GuestSwapPath = Annotated[
-    HostPath, About("The directory on the host for the files of guests' swap devices.", "Kata 3.15.0")
+    HostPath,
+    About("The directory on the host for the files of guests' swap devices.", "Kata 3.15.0"),
+    Needs("enable_guest_swap"),
 ]
 
 # Confinement.
 DisableSeccomp = Annotated[
     bool,
-    About("Run the virtual machine without a seccomp filter on its process.", "Kata 3.0.0"),
+    About(
+        "Run the virtual machine without a seccomp filter on its process.",
+        "Kata 3.0.0",
+        takes_effect_in=Effect.FILTER,
+    ),
 ]
 HonorUnconfined = Annotated[
     bool,
     About(
-        "Let a unikernel whose container's specification has no seccomp profile run without the filter.", OURS
+        "Let a unikernel whose container's specification has no seccomp profile run without the filter.",
+        OURS,
+        takes_effect_in=Effect.FILTER,
     ),
 ]
 SelinuxLabel = Annotated[
@@ -260,6 +339,7 @@ Initdata = Annotated[
         "Kata 3.19.0",
     ),
     Protects(),
+    Annotation(name="cc_init_data"),
 ]
 
 # Operation.
@@ -269,7 +349,9 @@ EnableAnnotations = Annotated[
         "Patterns of what pods may change by annotations, each of which matches the whole name after "
         "io.katacontainers.config.hypervisor.",
         "Kata 3.0.0",
+        takes_effect_in=Effect.LOADING,
     ),
+    Annotation(Access.CLOSED, "it says what annotations may set"),
 ]
 EnableDebug = Annotated[
     bool,
@@ -277,6 +359,7 @@ EnableDebug = Annotated[
         "Log what the guest's kernel prints to its console, and the messages of the process that runs the "
         "machine.",
         "Kata 3.0.0",
+        takes_effect_in=Effect.MACHINE,
     ),
 ]
 HypervisorLogLevel = Annotated[
@@ -284,13 +367,16 @@ HypervisorLogLevel = Annotated[
 ]
 EntropySource = Annotated[
     HostPath,
-    About(
-        "The host's source of the guest's random numbers.",
-        "Kata 3.0.0",
-    ),
+    About("The host's source of the guest's random numbers.", "Kata 3.0.0", takes_effect_in=Effect.MACHINE),
+    Annotation(listed_in="valid_entropy_sources"),
 ]
 ValidEntropySources = Annotated[
-    Globs, About("Shell patterns of the files that an annotation may name as entropy_source.", "Kata 3.0.0")
+    Globs,
+    About(
+        "Shell patterns of the files that an annotation may name as entropy_source.",
+        "Kata 3.0.0",
+        takes_effect_in=Effect.LOADING,
+    ),
 ]
 GuestHookPath = Annotated[
     Text,

@@ -10,8 +10,17 @@ from pydantic import Field, field_validator
 
 from kata_configuration.models import device_keys as device
 from kata_configuration.models import machine_keys as machine
-from kata_configuration.models.base import OURS, About, CommaList, HypervisorTable, Text, malformed
-from kata_configuration.sandbox_option import DENY_ALL, find_faults, is_on
+from kata_configuration.models.base import (
+    OURS,
+    About,
+    CommaList,
+    Effect,
+    Form,
+    HypervisorTable,
+    Text,
+    malformed,
+)
+from kata_configuration.sandbox_option import DENY_ALL, FORM, find_faults, is_on
 
 
 class QemuHypervisor(HypervisorTable):
@@ -32,13 +41,14 @@ class QemuHypervisor(HypervisorTable):
     kernel_params: machine.KernelParams = ""
     machine_type: Annotated[
         Literal["q35", "pc"],
-        About("The machine that QEMU emulates.", "Kata 3.0.0"),
+        About("The machine that QEMU emulates.", "Kata 3.0.0", takes_effect_in=Effect.MACHINE),
     ] = "q35"
     machine_accelerators: Annotated[
         CommaList,
         About(
             "Comma-separated properties appended to QEMU's -machine option.",
             "Kata 3.0.0",
+            takes_effect_in=Effect.MACHINE,
         ),
     ] = ""
     cpu_features: machine.CpuFeatures = ""
@@ -48,6 +58,7 @@ class QemuHypervisor(HypervisorTable):
             "What runs the guest's instructions: the kernel's KVM, or tcg, QEMU's slow emulation; one is "
             "never replaced by the other silently.",
             OURS,
+            takes_effect_in=Effect.MACHINE,
         ),
     ] = "kvm"
     default_vcpus: machine.DefaultVcpus = Field(1, ge=1, le=255)
@@ -61,7 +72,9 @@ class QemuHypervisor(HypervisorTable):
             "QEMU's own seccomp filter, the value of its -sandbox option: every thread of QEMU is proved "
             'to be under it before the guest runs; "off" runs QEMU unconfined.',
             "Kata 3.20.0",
+            takes_effect_in=Effect.FILTER,
         ),
+        Form(FORM),
     ] = DENY_ALL
     honor_unconfined: machine.HonorUnconfined = False
     shared_fs: device.SharedFs = "virtio-fs"

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from kata_configuration.models import device_keys as device
 from kata_configuration.models import machine_keys as machine
-from kata_configuration.models.base import About, HypervisorTable, Protects
+from kata_configuration.models.base import About, HypervisorTable, Indifferent, Needs, Protects
 from kata_configuration.models.subtables import Factory, GuestExtensionImage, RootlessUser
 
 
@@ -30,7 +30,7 @@ class QemuPlanned(HypervisorTable):
         About("File system images that the guest gets beside its own.", "Kata 4.0.0"),
     ] = ()
     disable_nesting_checks: Annotated[
-        bool, About("Do not look whether the host itself is a virtual machine.", "Kata 3.0.0")
+        bool, About("Do not look whether the host itself is a virtual machine.", "Kata 3.0.0"), Indifferent()
     ] = False
     default_maxmemory: machine.DefaultMaxMemory = Field(0, ge=0, le=16 * 1024 * 1024)
     memory_slots: machine.MemorySlots = Field(10, ge=1, le=256)
@@ -60,6 +60,7 @@ class QemuPlanned(HypervisorTable):
             "Threads for block devices that are added later; needs enable_iothreads.",
             "Kata 3.32.0",
         ),
+        Needs("enable_iothreads"),
     ] = Field(0, ge=0, le=256)
     queue_size: device.QueueSize = 128
     num_queues: device.NumQueues = 1
@@ -109,6 +110,7 @@ class QemuPlanned(HypervisorTable):
             "The user that runs the machine where rootless is true; a new one where it is absent.",
             "Kata 3.22.0",
         ),
+        Needs("rootless"),
     ] = None
     selinux_label: machine.SelinuxLabel = ""
     disable_selinux: machine.DisableSelinux = False

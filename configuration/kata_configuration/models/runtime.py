@@ -6,7 +6,18 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator
 
-from kata_configuration.models.base import OURS, About, LogLevel, Table, Text
+from kata_configuration.models.base import (
+    OURS,
+    About,
+    Access,
+    Annotation,
+    Effect,
+    Instead,
+    LogLevel,
+    OnlyTrue,
+    Table,
+    Text,
+)
 
 # Other name of a hypervisor -> the name of its table.
 OTHER_NAMES = {"cloud-hypervisor": "clh"}
@@ -21,7 +32,12 @@ class Runtime(Table):
 
     name: Annotated[
         Literal["virt_container"],
-        About("The kind of sandbox: containers in a virtual machine.", "Kata 3.0.0"),
+        About(
+            "The kind of sandbox: containers in a virtual machine.",
+            "Kata 3.0.0",
+            takes_effect_in=Effect.LOADING,
+        ),
+        Annotation(Access.CLOSED, "there is one kind"),
     ] = "virt_container"
     hypervisor_name: Annotated[
         Text,
@@ -29,21 +45,31 @@ class Runtime(Table):
         About(
             "The hypervisor to use: the X of a table [hypervisor.X].",
             "Kata 3.0.0",
+            takes_effect_in=Effect.MACHINE,
         ),
     ] = "qemu"
     agent_name: Annotated[
         Text,
-        About("The agent to use: the X of a table [agent.X].", "Kata 3.0.0"),
+        About("The agent to use: the X of a table [agent.X].", "Kata 3.0.0", takes_effect_in=Effect.LOADING),
+        Annotation(Access.CLOSED, "it selects what the runtime trusts in the guest"),
     ] = "kata"
-    enable_debug: Annotated[bool, About("Let the runtime log at debug level.", "Kata 3.0.0")] = False
+    enable_debug: Annotated[
+        bool, About("Let the runtime log at debug level.", "Kata 3.0.0", takes_effect_in=Effect.SHIM)
+    ] = False
     log_level: Annotated[
-        LogLevel, About("The least level of the messages that the runtime logs.", "Kata 3.0.0")
+        LogLevel,
+        About(
+            "The least level of the messages that the runtime logs.",
+            "Kata 3.0.0",
+            takes_effect_in=Effect.SHIM,
+        ),
     ] = "info"
     disable_guest_seccomp: Annotated[
         bool,
         About(
             "Drop the seccomp profiles of containers inside the guest.",
             "Kata 3.0.0",
+            takes_effect_in=Effect.AGENT,
         ),
     ] = False
     shim_seccomp: Annotated[
@@ -52,27 +78,41 @@ class Runtime(Table):
             "The seccomp filter of the runtime's own process: enforce ends the pod at a call outside its "
             "policy, log lets the call through and names it in the log, off runs without the filter.",
             OURS,
+            takes_effect_in=Effect.FILTER,
         ),
     ] = "enforce"
     sandbox_cgroup_only: Annotated[
-        bool,
+        OnlyTrue,
         About(
             "Account for everything that a sandbox runs on the host in one cgroup of the pod.",
             "Kata 3.0.0",
+            takes_effect_in=Effect.SHIM,
         ),
+        Instead("everything that a sandbox runs on the host is in one cgroup of the pod", lost=False),
     ] = True
     static_sandbox_resource_mgmt: Annotated[
         bool,
-        About("Size the virtual machine when it starts, by the limits of what will run in it.", "Kata 3.2.0"),
+        About(
+            "Size the virtual machine when it starts, by the limits of what will run in it.",
+            "Kata 3.2.0",
+            takes_effect_in=Effect.SIZE,
+        ),
     ] = True
     internetworking_model: Annotated[
         Literal["none"],
         About(
             "How the guest is connected to the pod's network.",
             "Kata 3.0.0",
+            takes_effect_in=Effect.MACHINE,
         ),
+        Instead("the guest has a loopback interface only"),
     ] = "none"
     refused_annotations: Annotated[
         Literal["fail", "warn"],
-        About("What happens to a pod with an annotation that enable_annotations does not let in.", OURS),
+        About(
+            "What happens to a pod with an annotation that enable_annotations does not let in.",
+            OURS,
+            takes_effect_in=Effect.LOADING,
+        ),
+        Annotation(Access.CLOSED, "it says what becomes of annotations"),
     ] = "fail"

@@ -7,7 +7,16 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from kata_configuration.models.base import About, OptionalPath, Protects, Strings, Table, Text
+from kata_configuration.models.base import (
+    About,
+    Access,
+    Annotation,
+    OptionalPath,
+    Protects,
+    Strings,
+    Table,
+    Text,
+)
 from kata_configuration.models.subtables import SharedMount
 
 
@@ -30,6 +39,7 @@ class RuntimePlanned(Table):
         About(
             "Directories of the host that every guest gets, each with :ro (the default) or :rw.", "Kata 3.0.0"
         ),
+        Annotation(Access.CLOSED, "it opens directories of the host"),
     ] = ()
     enable_vcpus_pinning: Annotated[
         bool,
@@ -63,6 +73,7 @@ class RuntimePlanned(Table):
             "The directory of files that name the devices of a sandbox's network, where it has one.",
             "Kata 3.3.0",
         ),
+        Annotation(Access.CLOSED, "it names what the host's devices are"),
     ] = Path("/run/kata-containers/dans")
     shared_mounts: Annotated[
         tuple[SharedMount, ...],

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kata_configuration.models.base import About, CommaList, HostPath, OptionalPath, Table, Text
+from kata_configuration.models.base import About, CommaList, Effect, HostPath, OptionalPath, Table, Text
 
 Number = Annotated[int, Field(ge=1, le=2**32 - 2)]
 
@@ -21,6 +21,7 @@ class Factory(Table):
             "Start every pod's virtual machine as a copy of one that kata-ctl factory init has booted; "
             "a pod of another size is booted as always.",
             "Kata 3.23.0",
+            takes_effect_in=Effect.MACHINE,
         ),
     ] = False
     template_path: Annotated[
@@ -28,6 +29,7 @@ class Factory(Table):
         About(
             "The directory that holds the template, best on a tmpfs: its files are the copies' memory.",
             "Kata 3.23.0",
+            takes_effect_in=Effect.MACHINE,
         ),
     ] = Path("/run/vc/vm/template")
 

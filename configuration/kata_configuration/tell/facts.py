@@ -19,7 +19,7 @@ from kata_configuration.models import (
     HypervisorTable,
     Table,
 )
-from kata_configuration.models.base import About, Unit, inner_table
+from kata_configuration.models.base import About, Form, Unit, inner_table
 from kata_configuration.parse.toml_text import value_text
 
 HONOURED = "honoured"
@@ -81,7 +81,12 @@ def unit(field: FieldInfo) -> str:
     return next((item.symbol for item in field.metadata if isinstance(item, Unit)), "")
 
 
-def choices(field: FieldInfo) -> tuple[str, ...]:
+def form(field: FieldInfo) -> str | None:
+    """Return the regular expression of a text's form, or None."""
+    return next((item.pattern for item in field.metadata if isinstance(item, Form)), None)
+
+
+def choices(field: FieldInfo) -> tuple[Any, ...]:
     """Return the values that a key may have, where they are listed."""
     return typing.get_args(field.annotation) if typing.get_origin(field.annotation) is typing.Literal else ()
 
@@ -117,8 +122,8 @@ def kind(field: FieldInfo) -> str:
         return "array of integers" if item is int else "array of strings"
     if isinstance(annotation, type) and issubclass(annotation, Table):
         return "table"
-    if choices(field):
-        return "string"
+    if values := choices(field):
+        return "boolean" if isinstance(values[0], bool) else "string"
     plain = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "path"}
     return plain[typing.cast(type, annotation)]
 

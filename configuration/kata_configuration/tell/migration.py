@@ -1,6 +1,6 @@
-"""From a file of another Kata runtime to one of ours: what the linter finds is mended or goes, with a reason.
+"""From a file of another Kata runtime to one of ours: each finding is corrected or dropped, with a reason.
 
-It knows no keys: what became of one say the models and the tombstones, by way of the findings. It works on
+It knows no keys: the models and the removed keys have what became of one, by way of the findings. It works on
 the text, so that comments and layout stay; the comment above a statement goes with it, or moves with it.
 """
 
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import IntEnum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from kata_configuration.diagnostics import (
     Finding,
     Fix,
     KeyPath,
+    Loss,
     Severity,
     key_name,
     quoted,
@@ -33,7 +35,7 @@ from kata_configuration.tell import facts, template
 # What is renamed, moved or selected may itself have to change: rounds until nothing does.
 MAX_ROUNDS = 20
 
-# Nothing here honours it; or nothing is asked of anybody.
+# What nothing here honours, or asks for nothing: it is dropped.
 _DROPPED = frozenset(
     {
         Code.INERT,
@@ -47,20 +49,26 @@ _DROPPED = frozenset(
 _DEAD_ENTRIES = frozenset({Code.GATE_DEAD, Code.GATE_MALFORMED})
 
 
+class Weight(IntEnum):
+    """How much a change matters, the heaviest first."""
+
+    PROTECTION = 0
+    LOST = 1
+    CHANGED = 2
+    HARMLESS = 3
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One change, with its reason.
-
-    line: of the source, from 1; 0 for what the source does not have. weakens: whether a protection is lost.
-    """
+    """One change, with its reason. line: of the source, from 1; 0 for what the source does not have."""
 
     line: int
     what: str
     reason: str
-    weakens: bool = False
+    weight: Weight = Weight.CHANGED
 
     def __str__(self) -> str:
-        """Say it on one line."""
+        """Write it on one line."""
         return f"{self.what}: {self.reason}"
 
 
@@ -76,29 +84,34 @@ class Migration(NamedTuple):
 
     @property
     def complete(self) -> bool:
-        """Whether the new text loads, and protects as much as the source."""
-        unprotected = any(change.weakens for change in self.changes)
-        return not unprotected and not any(found.severity is Severity.ERROR for found in self.left)
+        """Whether the new text loads, and nothing is lost that the source asked for."""
+        lost = any(change.weight <= Weight.LOST for change in self.changes)
+        return not lost and not any(found.severity is Severity.ERROR for found in self.left)
 
 
 class _Answer(NamedTuple):
-    """What is done about a finding. edits: of the text. replaces: the path that then has a value, or ()."""
+    """What is done about a finding.
+
+    edits: of the text. replaces: the path that then has a value, or (). weight: of the change.
+    """
 
     edits: tuple[Edit, ...]
     what: str
     reason: str
     replaces: KeyPath = ()
+    weight: Weight = Weight.CHANGED
 
 
-def migrate(text: str, heading: str, output: Path) -> Migration:
+def migrate(text: str, heading: str, output: Path, origin: Path | None = None) -> Migration:
     """Turn a file's text, with plain newlines, into one of ours.
 
-    heading: what the new text begins with. output: what diagnostics call it; it is neither read nor written.
+    heading: what the new text begins with. output, origin: what diagnostics call the new text and the old
+    one; neither is read or written.
     """
     name = str(output)
     source = file_layer(Kind.FILE, name, text)
     if source.faults:  # what cannot be read cannot be kept: nothing is made of it
-        return Migration("", (), _examine(source).diagnostics)
+        return Migration("", (), _examine(replace(source, name=str(origin or output))).diagnostics)
     changes: list[Change] = []
     examination = _examine(source)
     for _ in range(MAX_ROUNDS):
@@ -109,15 +122,14 @@ def migrate(text: str, heading: str, output: Path) -> Migration:
         changes += [_change(source, finding, answer) for finding, answer in answers]
         edits = [edit for _, answer in answers for edit in answer.edits]
         examination = _examine(file_layer(Kind.FILE, name, _apply(layer.text, edits)))
-    changes.sort(key=lambda change: change.line)
+    changes.sort(key=lambda change: (change.weight, change.line))
     examination = _examine(file_layer(Kind.FILE, name, heading + examination.layers[0].text))
     left = tuple(found for found in examination.diagnostics if found.severity is not Severity.NOTE)
     return Migration(examination.layers[0].text, tuple(changes), left)
 
 
 def _change(source: Layer, finding: Finding, answer: _Answer) -> Change:
-    weakens = finding.code is Code.UNPROTECTED
-    return Change(line_of(source, finding.path), answer.what, answer.reason, weakens)
+    return Change(line_of(source, finding.path), answer.what, answer.reason, answer.weight)
 
 
 def _examine(layer: Layer) -> Examination:
@@ -152,8 +164,10 @@ def _answer(finding: Finding, layer: Layer, tree: Mapping[str, Any]) -> _Answer 
         return _without_entry(finding, layer, tree)
     if finding.fix is not None:
         return _mended(finding, finding.fix, layer, tree)
-    if finding.code in _DROPPED:
-        return _dropped(finding, layer, _reason(finding))
+    if finding.loss is Loss.UNDECIDED:
+        return None
+    if finding.code in _DROPPED or (finding.code is Code.UNUSED and finding.loss is Loss.NOTHING):
+        return _dropped(finding, layer, _reason(finding), _weight(finding))
     if finding.code is Code.UNCONFINED and _value(tree, finding.path) == "":
         reason = 'QEMU would run unconfined; without the key all groups are denied, and "off" denies none'
         return _dropped(finding, layer, reason)
@@ -167,15 +181,24 @@ def _answer(finding: Finding, layer: Layer, tree: Mapping[str, Any]) -> _Answer 
 
 
 def _reason(finding: Finding) -> str:
-    hint = finding.hint.removeprefix("remove it").removeprefix(": ")
-    return f"{finding.message} ({hint})" if hint and hint != "remove the table" else finding.message
+    """Return why a statement goes: the message, and the hint where that is more than to remove it."""
+    advice, _, why = finding.hint.partition(": ")
+    hint = why if advice == "remove it" else "" if finding.hint.startswith("remove ") else finding.hint
+    return f"{finding.message} ({hint})" if hint else finding.message
+
+
+def _weight(finding: Finding) -> Weight:
+    """Return how much it matters that a statement goes."""
+    if finding.code in (Code.INERT, Code.ALIAS_REPEATED) or finding.loss is Loss.NOTHING:
+        return Weight.HARMLESS
+    return Weight.PROTECTION if finding.loss is Loss.PROTECTION else Weight.LOST
 
 
 def _mended(finding: Finding, fix: Fix, layer: Layer, tree: Mapping[str, Any]) -> _Answer | None:
     """Do what the finding's fix says; what is there already in its right form wins over the old one."""
     path, name = finding.path, key_name(finding.path)
     if fix.remove:
-        return _dropped(finding, layer, finding.message)
+        return _dropped(finding, layer, finding.message, _weight(finding))
     home = fix.table or path[:-1]
     target = (*home, fix.rename or path[-1])
     if target != path and _value(tree, target) is not None:
@@ -207,14 +230,14 @@ def _from(value: object) -> str:
     return "" if value is None else f" from {quoted(value, 40)}"
 
 
-def _dropped(finding: Finding, layer: Layer, reason: str) -> _Answer:
+def _dropped(finding: Finding, layer: Layer, reason: str, weight: Weight = Weight.CHANGED) -> _Answer:
     """Remove a key, or a table with all that is in it."""
     depth = len(finding.path)
     statements = {
         span.statement for path, span in layer.index if path[:depth] == finding.path and span.statement
     }
     edits = [Edit(*_with_comment(layer.text, start, end), "") for start, end in sorted(statements)]
-    return _Answer(tuple(edits), f"dropped {_shown(finding.path, layer)}", reason)
+    return _Answer(tuple(edits), f"dropped {_shown(finding.path, layer)}", reason, weight=weight)
 
 
 def _shown(path: KeyPath, layer: Layer) -> str:
@@ -234,7 +257,8 @@ def _without_entry(finding: Finding, layer: Layer, tree: Mapping[str, Any]) -> _
         return None
     left = [item for place, item in enumerate(array) if place != number]
     what = f"dropped {quoted(array[number])} from {key_name(tuple(above))}"
-    return _Answer((Edit(span.value, span.value_end, value_text(left)),), what, _reason(finding))
+    edit = Edit(span.value, span.value_end, value_text(left))
+    return _Answer((edit,), what, _reason(finding), weight=_weight(finding))
 
 
 def _only_choice(finding: Finding, layer: Layer) -> _Answer | None:
@@ -247,9 +271,9 @@ def _only_choice(finding: Finding, layer: Layer) -> _Answer | None:
         return None
     edit = Edit(span.value, span.value_end, value_text(choices[0]))
     old = layer.text[span.value : span.value_end]
-    return _Answer(
-        (edit,), f"changed {key_name(finding.path)} from {old} to {quoted(choices[0])}", finding.hint
-    )
+    weight = Weight.LOST if finding.loss is Loss.SOMETHING else Weight.CHANGED
+    what = f"changed {key_name(finding.path)} from {old} to {quoted(choices[0])}"
+    return _Answer((edit,), what, finding.message, weight=weight)
 
 
 def _selected(finding: Finding, layer: Layer, tree: Mapping[str, Any]) -> _Answer | None:

@@ -12,7 +12,8 @@ from kata_configuration.judge import removed_keys
 from kata_configuration.judge.removed_keys import RemovedKey
 from kata_configuration.layer.pod_annotations import annotation_of
 from kata_configuration.models import AVAILABLE, HYPERVISORS, OTHER_NAMES, TABLES, own_path
-from kata_configuration.models.base import About
+from kata_configuration.models.base import About, Access, Annotation
+from kata_configuration.parse.toml_text import value_text
 from kata_configuration.suggestions import closest
 from kata_configuration.tell import facts
 from kata_configuration.tell.facts import HONOURED, NO_EFFECT, NOT_YET, Key
@@ -32,6 +33,13 @@ For an editor with taplo or tombi, write the schema beside the file, and name it
     kata-ctl config schema > configuration.schema.json
 
     #:schema ./configuration.schema.json
+"""
+
+
+ANNOTATIONS = """\
+No annotation of a pod sets a key unless `enable_annotations` allows it. A key is guarded: an entry that is
+its name allows it, and no pattern does. The tables below say "by name" of those, and "no" of a key that no
+annotation sets. The exceptions, "by pattern", are allowed by a pattern such as `default_.*` too:
 """
 
 
@@ -63,7 +71,7 @@ def suggest(name: str) -> str | None:
 def page() -> str:
     """Write the reference page."""
     everything = list(facts.every_key())
-    blocks = [HEADING, _matrix(everything)]
+    blocks = [HEADING, _open_keys(everything), _matrix(everything)]
     for path, model in TABLES.items():
         there = [key for key in everything if key.path[: len(path)] == path]
         blocks.append(f"## [{key_name(path)}]\n\n{_introduction(path)}{facts.sentence(model)}\n")
@@ -88,14 +96,31 @@ def _lines(key: Key) -> tuple[str, ...]:
         "type": _kind(key),
         "default": facts.default(field),
         "range": facts.span(field),
-        "choices": ", ".join(f'"{choice}"' for choice in facts.choices(field)),
+        "choices": ", ".join(value_text(choice) for choice in facts.choices(field)),
         "drivers": _drivers(key),
         "since": about.since,
         "aliases": ", ".join(key.aliases),
-        "annotation": annotation_of(key.path[:-1], key.name, field) or "none",
+        "annotation": _annotation(key),
+        "effect in": about.takes_effect_in.value if about.takes_effect_in and key.status == HONOURED else "",
         "status": key.status,
     }
     return (about.sentence, *(f"{word:<11}{value}" for word, value in said.items() if value))
+
+
+def _annotation(key: Key) -> str:
+    """Return the name of the annotation that sets a key, and what allows it."""
+    name, how = annotation_of(key.path[:-1], key.name, key.field), Annotation.of(key.field)
+    if name is None:
+        return "none" + (f": {how.reason}" if how.reason else "")
+    if how.access is Access.OPEN:
+        return f"{name}, open to patterns: {how.reason}"
+    return f"{name}, guarded"
+
+
+def _access(key: Key) -> str:
+    if annotation_of(key.path[:-1], key.name, key.field) is None:
+        return "no"
+    return "by pattern" if Annotation.of(key.field).access is Access.OPEN else "by name"
 
 
 def _drivers(key: Key) -> str:
@@ -150,14 +175,28 @@ def _introduction(path: tuple[str, ...]) -> str:
 
 
 def _table(keys: list[Key], path: tuple[str, ...]) -> str:
-    rows = [("Key", "Type", "Default", "Allowed", "Since", "Meaning")]
+    honoured = any(key.status == HONOURED for key in keys)
+    places = ("By annotation", "Takes effect in") if honoured else ()
+    rows = [("Key", "Type", "Default", "Allowed", *places, "Since", "Meaning")]
     for key in keys:
-        allowed = " ".join(f'`"{choice}"`' for choice in facts.choices(key.field)) or facts.span(key.field)
+        allowed = " ".join(f"`{value_text(choice)}`" for choice in facts.choices(key.field)) or facts.span(
+            key.field
+        )
         name = key_name(key.path[len(path) :])
         about = About.of(key.field)
         aliases = f" Also written {', '.join(f'`{alias}`' for alias in key.aliases)}." if key.aliases else ""
+        where = about.takes_effect_in.value if about.takes_effect_in else ""
+        shown = (_access(key), where) if honoured else ()
         rows.append(
-            (f"`{name}`", _kind(key), _default(key), allowed, about.since, f"{about.sentence}{aliases}")
+            (
+                f"`{name}`",
+                _kind(key),
+                _default(key),
+                allowed,
+                *shown,
+                about.since,
+                f"{about.sentence}{aliases}",
+            )
         )
     return _markdown(rows)
 
@@ -165,6 +204,16 @@ def _table(keys: list[Key], path: tuple[str, ...]) -> str:
 def _default(key: Key) -> str:
     default = facts.default(key.field)
     return default if default in ("required", "none", "see its keys") else f"`{default}`"
+
+
+def _open_keys(keys: list[Key]) -> str:
+    """List the keys that a pattern of enable_annotations may open, each with the reason."""
+    reasons: dict[str, dict[str, None]] = {}
+    for key in keys:
+        if key.status == HONOURED and _access(key) == "by pattern":
+            reasons.setdefault(Annotation.of(key.field).reason, {})[f"`{key.name}`"] = None
+    rows = [("Keys", "Why"), *((", ".join(names), reason) for reason, names in reasons.items())]
+    return f"## What annotations may set\n\n{ANNOTATIONS}\n{_markdown(rows)}"
 
 
 def _matrix(keys: list[Key]) -> str:

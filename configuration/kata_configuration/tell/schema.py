@@ -12,25 +12,11 @@ from pydantic.fields import FieldInfo
 
 from kata_configuration.models import AGENTS, HYPERVISORS, OTHER_NAMES, TABLES, Runtime, Table
 from kata_configuration.models.base import About, inner_table
-from kata_configuration.sandbox_option import GROUPS
 from kata_configuration.tell import facts
 
 Schema = dict[str, Any]
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-
-_GROUP = "|".join(f"{group}=({'|'.join(settings)})" for group, settings in GROUPS.items())
-_COMMA_LIST = r"^([^,\s]+( *, *[^,\s]+)*)?$"
-
-# The form of texts that have one, by key.
-FORMS = {
-    "seccompsandbox": f"^(off|on(,({_GROUP}))*)?$",
-    "kernel_params": r'^[^"]*("[^"]*"[^"]*)*$',
-    "kernel_verity_params": _COMMA_LIST,
-    "verity_params": _COMMA_LIST,
-    "cpu_features": _COMMA_LIST,
-    "machine_accelerators": _COMMA_LIST,
-}
 
 
 def build() -> Schema:
@@ -59,9 +45,9 @@ def _table(model: type[Table], *, complete: bool = True) -> Schema:
     """Return a table's schema; unless `complete`, its required keys may be absent."""
     properties = {}
     for name, field in model.model_fields.items():
-        properties[name] = _key(name, field)
+        properties[name] = _key(field)
         for alias in (alias for alias, own in model.aliases.items() if own == name):
-            properties[alias] = _key(name, field) | {"deprecated": True}
+            properties[alias] = _key(field) | {"deprecated": True}
     required = [name for name, field in model.model_fields.items() if field.is_required()]
     schema = {"description": facts.sentence(model), **_closed(properties)}
     return schema | {"required": required} if complete and required else schema
@@ -71,15 +57,15 @@ def _closed(properties: dict[str, Schema]) -> Schema:
     return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
-def _key(name: str, field: FieldInfo) -> Schema:
-    schema = _value(name, field)
+def _key(field: FieldInfo) -> Schema:
+    schema = _value(field)
     schema["description"] = _description(field)
     if not field.is_required() and field.default is not None and not inner_table(field):
         schema["default"] = _plain(field.default)
     return schema
 
 
-def _value(name: str, field: FieldInfo) -> Schema:
+def _value(field: FieldInfo) -> Schema:
     inner, kind = inner_table(field), facts.kind(field)
     if inner:
         table = _table(inner)
@@ -92,7 +78,7 @@ def _value(name: str, field: FieldInfo) -> Schema:
         optional = not field.is_required() and field.default is None
         return {"type": "string", "pattern": "^(/|$)" if optional else "^/"}
     low, high = facts.limits(field)
-    bounds = {"minimum": low, "maximum": high, "pattern": FORMS.get(name)}
+    bounds = {"minimum": low, "maximum": high, "pattern": facts.form(field)}
     return {"type": kind} | {word: bound for word, bound in bounds.items() if bound is not None}
 
 

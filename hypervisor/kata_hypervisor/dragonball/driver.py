@@ -150,8 +150,7 @@ class Dragonball(InProcessVmm[str], HotplugHypervisor):
             spec, line, [*devices.present, *devices.spares], self._files
         )
         self._warnings = source.warnings
-        huge = self._table.enable_hugepages and self._table.hugepage_type == "hugetlbfs"
-        board = source.prepare(Board(spec.vcpus, spec.memory_mib * MIB, huge))
+        board = source.prepare(Board(spec.vcpus, spec.memory_mib * MIB, self._table.enable_hugepages))
         self._machine = machine = Machine(board, console.write, guest_end.set)
         for device in devices.present:
             machine.add_device(device)

@@ -1,11 +1,10 @@
-"""`kata-ctl config migrate`: a file of another Kata runtime becomes one of ours, and every change is said."""
+"""`kata-ctl config migrate`: a file of another Kata runtime becomes one of ours; every change is reported."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,15 +21,19 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = subparsers.add_parser(
         "migrate",
         help="turn a file of another Kata runtime into one of this runtime",
-        description="Write a file as this runtime wants it, to standard output or --output, and say on "
-        "standard error each change with its reason: what was renamed, moved, dropped, or has another value. "
-        "Comments stay. Drop-ins are files of their own: migrate them one by one.",
-        epilog="Exit status: 0 the new file loads, 1 something is left to decide by hand, and is listed, "
-        "2 a file could not be read or written.",
+        description="Write a file as this runtime reads it, to standard output or --output, and report on "
+        "standard error each change with its reason, the heaviest first: what is lost, then what was "
+        "renamed, moved or has another value; what asked for nothing is counted. Comments stay. Drop-ins are "
+        "files of their own: migrate them one by one.",
+        epilog="Exit status: 0 the new file loads and nothing is lost, 1 something is lost or left to "
+        "decide, and is listed, 2 a file could not be read or written.",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="the other runtime's configuration.toml")
     parser.add_argument("--from", dest="runtime", required=True, choices=RUNTIMES, help="whose file it is")
     parser.add_argument("--output", type=Path, metavar="FILE", help="a new file; default: standard output")
+    parser.add_argument(
+        "--harmless", action="store_true", help="also list what was dropped and asked for nothing"
+    )
     parser.set_defaults(run=run)
 
 
@@ -46,13 +49,13 @@ def run(arguments: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return COULD_NOT_RUN
     heading = f"# Made of a file of {RUNTIMES[arguments.runtime]} by kata-ctl config migrate.\n\n"
-    migration = migrate(text, heading, arguments.output or Path("(standard output)"))
+    migration = migrate(text, heading, arguments.output or Path("(standard output)"), arguments.file)
     if not migration.text:
-        _report_left(migration, f"{arguments.file} is not TOML; mend this first:")
+        _report_left(migration, f"{arguments.file} is not TOML; correct this first:")
         return LEFT
     if not _write(migration.text, arguments.output):
         return COULD_NOT_RUN
-    _report(migration, arguments.file)
+    _report(migration, arguments.file, harmless=arguments.harmless)
     return COMPLETE if migration.complete else LEFT
 
 
@@ -73,23 +76,32 @@ def _write(text: str, output: Path | None) -> bool:
     return True
 
 
-def _report(migration: Migration, file: Path) -> None:
-    """Say what was changed, where in the source, and what is left; all on standard error."""
+def _report(migration: Migration, file: Path, *, harmless: bool) -> None:
+    """Report what was changed, where in the source, and what is left, by weight; all on standard error."""
+    from kata_configuration.tell.migration import Weight
     from kata_configuration.tell.reports import printable
 
-    for change in migration.changes:
-        place = f"{file}:{change.line}" if change.line else f"{file}"
-        print(printable(f"{place}: {change}"), file=sys.stderr)
-    kinds = Counter(change.what.split()[0] for change in migration.changes)
-    counts = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common()) or "nothing to change"
-    print(f"{counts}", file=sys.stderr)
-    lost = [change for change in migration.changes if change.weakens]
-    if lost:
-        print(
-            "protections that this version does not have, and the new file does not ask for:", file=sys.stderr
-        )
-    for change in lost:
-        print(printable(f"  {change.what.removeprefix('dropped ')}"), file=sys.stderr)
+    headings = {
+        Weight.PROTECTION: "lost protections: this version does not have what the source asked for:",
+        Weight.LOST: "lost: the source asked for this, and this version does not do it:",
+        Weight.CHANGED: "changed:",
+        Weight.HARMLESS: "dropped, and nothing is lost:",
+    }
+    for weight, heading in headings.items():
+        changes = [change for change in migration.changes if change.weight is weight]
+        if weight is Weight.HARMLESS and not harmless:
+            if changes:
+                print(
+                    f"dropped {len(changes)} that asked for nothing (--harmless lists them)", file=sys.stderr
+                )
+            continue
+        if changes:
+            print(heading, file=sys.stderr)
+        for change in changes:
+            place = f"{file}:{change.line}" if change.line else f"{file}"
+            print(printable(f"  {place}: {change}"), file=sys.stderr)
+    if not migration.changes:
+        print("nothing to change", file=sys.stderr)
     if migration.left:
         _report_left(migration, "left to decide, or to look at:")
 

@@ -17,6 +17,7 @@ from kata_hypervisor.concurrency import finish, gather
 from kata_runtime.container.bundle import JsonObject, annotations_of
 from kata_runtime.container.guest import Guest, GuestBoot
 from kata_runtime.errors import SandboxError
+from kata_runtime.logging import set_level
 from kata_runtime.pod import sealing
 from kata_runtime.pod.sealing import Sealed
 
@@ -99,13 +100,14 @@ class Boot:
         return Booted(configuration, guest, seal, vmm_pid_of(boot.machine), time.time_ns())
 
     async def _load(self, config_path: str | None) -> Configuration:
-        from kata_configuration import discover, load
+        from kata_configuration import Severity, discover, load
 
         path, rule = discover(config_path, os.environ)
         configuration = load(path, source=rule, annotations=annotations_of(self._spec))
+        set_level(configuration.runtime.log_level, debug=configuration.runtime.enable_debug)
         _log.info("%s", configuration)
-        for warning in configuration.warnings:
-            _log.warning("%s", warning)
+        for found in configuration.warnings:
+            _log.log(logging.INFO if found.severity is Severity.NOTE else logging.WARNING, "%s", found)
         return configuration
 
     async def _seal(self, configuration: Configuration, machine: Vmm) -> Sealed:

@@ -21,6 +21,8 @@ class Defaults(Protocol):
     @property
     def default_vcpus(self) -> int: ...
     @property
+    def default_maxvcpus(self) -> int: ...
+    @property
     def default_memory(self) -> int: ...
     @property
     def overhead_vcpus(self) -> float: ...
@@ -41,7 +43,8 @@ def size_of(spec: dict[str, Any], table: Defaults, *, static: bool, host_cpus: i
     """The size of the virtual machine for a sandbox whose first container has this specification.
 
     With static sizing a limit replaces the default and gets the overhead on top; what has no limit keeps the
-    default. CRI gives the pod's sums as annotations of the sandbox container.
+    default. CRI gives the pod's sums as annotations of the sandbox container. There are never more vCPUs than
+    default_maxvcpus, which is the host's number where it is 0: a limit is what a pod may use at most.
     """
     vcpus, memory = table.default_vcpus, table.default_memory
     origin = "configuration"
@@ -54,7 +57,10 @@ def size_of(spec: dict[str, Any], table: Defaults, *, static: bool, host_cpus: i
             memory = table.overhead_memory + math.ceil(memory_limit / MIB)
             memory = max(memory + memory % 2, MIN_MEMORY_MIB)
             origin = "container limits"
-    return Size(min(vcpus, host_cpus), memory, origin)
+    most = min(host_cpus, table.default_maxvcpus or host_cpus)
+    if vcpus > most:
+        vcpus, origin = most, f"{origin}, at most {most} vCPUs"
+    return Size(vcpus, memory, origin)
 
 
 def _limits(spec: dict[str, Any]) -> tuple[float, int]:
