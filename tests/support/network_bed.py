@@ -9,7 +9,7 @@ import select
 import socket
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -182,8 +182,11 @@ class PodNetwork:
     # -- the program ----------------------------------------------------------------------------------------
 
     @contextmanager
-    def program(self) -> Iterator[socket.socket]:
-        """The network program for the pod's namespace, waiting for a request on the other end."""
+    def program(self, prefix: Sequence[str] = ()) -> Iterator[socket.socket]:
+        """The network program for the pod's namespace, waiting for a request on the other end.
+
+        prefix: what runs it.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         descriptors = [theirs.fileno(), os.open(self.pod.path, os.O_RDONLY)]
         descriptors.append(os.open(self.record, os.O_RDWR | os.O_CREAT, 0o600))
@@ -193,7 +196,7 @@ class PodNetwork:
         shell = " ".join(
             f"{target}<&{source}" for target, source in zip((CHANNEL, NAMESPACE, RECORD), copies, strict=True)
         )
-        argv = ["bash", "-c", f'exec "$@" {shell}', "bash", *command()]
+        argv = ["bash", "-c", f'exec "$@" {shell}', "bash", *prefix, *command()]
         process = subprocess.Popen(argv, pass_fds=copies, stderr=subprocess.PIPE, text=True)
         theirs.close()
         for fd in (*descriptors[1:], *copies):
@@ -216,6 +219,11 @@ class PodNetwork:
         with self.program() as channel:
             return exchange.attach(channel, model, **options)
 
+    def attach_with(self, prefix: Sequence[str]) -> Attached:
+        """Attach the pod's interfaces by a program that another one runs."""
+        with self.program(prefix) as channel:
+            return exchange.attach(channel, "tcfilter")
+
     def detach(self) -> None:
         """Undo what was attached."""
         with self.program() as channel:
@@ -237,20 +245,20 @@ class GuestStandIn:
             device = self.namespace.call_with_descriptor(lambda name=name: _device(name))
             self.namespace.ip("link", "set", name, "address", attachment.link.mac)
             self._fds += [device, *queues]
-            thread = threading.Thread(target=self._pump, args=(device, queues[0]))
+            thread = threading.Thread(target=self._pump, args=(device, queues))
             thread.start()
             self._threads.append(thread)
 
-    def _pump(self, one: int, other: int) -> None:
+    def _pump(self, device: int, queues: Sequence[int]) -> None:
         waiter = select.poll()
-        for fd in (one, other, self._stop_read):
+        for fd in (device, *queues, self._stop_read):
             waiter.register(fd, select.POLLIN)
         while True:
             for fd, _ in waiter.poll():
                 if fd == self._stop_read:
                     return
                 with suppress(OSError):  # full, or still down
-                    os.write(other if fd == one else one, os.read(fd, 1 << 17))
+                    os.write(queues[0] if fd == device else device, os.read(fd, 1 << 17))
 
     def configure(self, network: GuestNetwork) -> None:
         """Do what the agent does with the runtime's requests, in their order."""
@@ -276,3 +284,56 @@ class GuestStandIn:
 def _device(name: str) -> int:
     (fd,) = taps.open_tap(name, 1, header=True, new=True)
     return fd
+
+
+def fail_at(bed: PodNetwork, model: str, change: int, instead: Callable[[], object] | None = None) -> bool:
+    """Attach in this program's child, where that change of the kernel fails, or something else happens.
+
+    Returns whether there was a change of that number: else all of it succeeded, and is undone.
+    """
+
+    def attach() -> bool:
+        from kata_runtime.network import attachment, plan
+        from kata_runtime.network.errors import NetworkError
+        from kata_runtime.network.kernel import Kernel
+        from kata_runtime.network.record import RecordFile
+
+        left = iter(range(change))
+
+        def failing(method: Callable[..., object]) -> Callable[..., object]:
+            def call(*arguments: object) -> object:
+                if next(left, None) is None and kernel.armed:
+                    kernel.armed = False  # undoing succeeds
+                    if instead is not None:
+                        instead()
+                    raise NetworkError("as the test wishes")
+                return method(*arguments)
+
+            return call
+
+        class Failing(Kernel):
+            armed = True
+
+        with Failing() as kernel, bed.record.open("w+b") as file:
+            for name in CHANGES:
+                setattr(kernel, name, failing(getattr(kernel, name)))
+            namespace = kernel.read()
+            records = RecordFile(file.fileno())
+            planned = plan.plan(namespace, model)
+            try:
+                attachment.attach(kernel, namespace, planned, attachment.Wanted(), records)
+            except NetworkError as error:
+                assert str(error) == "as the test wishes"
+                assert records.load() is None
+                return True
+            kernel.armed = False
+            attachment.detach(kernel, records)
+            return False
+
+    return bed.pod.call(attach)
+
+
+CHANGES = (
+    *("set_mtu", "set_mac", "set_up", "add_macvtap", "drop_queue", "add_ingress", "redirect"),
+    "delete_address",
+)

@@ -25,7 +25,6 @@ _INGRESS = 0xFFFF0000
 _ROOT = 0xFFFFFFFF
 _ETH_P_ALL = 0x0003
 _REDIRECT_PRIORITY = 2
-_IFA_F_NODAD = 0x02
 _SETTLING = (0.01, 0.02, 0.03, 0.04)
 """Seconds before each further try, while the kernel still takes an earlier qdisc of the link down."""
 
@@ -167,7 +166,7 @@ class Kernel:
                 address=address.address,
                 prefixlen=address.prefix,
                 scope=address.scope,
-                flags=address.flags | (_IFA_F_NODAD if ":" in address.address else 0),
+                flags=address.flags,
             )
 
     def delete_address(self, index: int, name: str, address: Address) -> None:

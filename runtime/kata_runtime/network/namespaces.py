@@ -9,7 +9,9 @@ import os
 
 from kata_runtime.network.errors import NetworkError
 
-HOST = "/proc/1/ns/net"
+_HOSTS = ("/proc/self/ns/net", "/proc/1/ns/net")
+"""The host's: that of this process, and that of the first, which a container may not read."""
+
 _CLONE_NEWNET = 0x40000000
 _NS_GET_NSTYPE = 0xB703
 
@@ -38,6 +40,18 @@ def open_pods(path: str) -> int:
     return namespace
 
 
+def is_host(namespace: int | str) -> bool:
+    """Whether a network namespace is the host's, by a descriptor or a path. Raises OSError."""
+    own = identity(namespace)
+    for path in _HOSTS:
+        try:
+            if identity(path) == own:
+                return True
+        except PermissionError:
+            continue
+    return False
+
+
 def check_pods(namespace: int, path: str) -> None:
     """Raise NetworkError unless a descriptor is a network namespace that a pod can have. path: for the
     message.
@@ -50,7 +64,7 @@ def check_pods(namespace: int, path: str) -> None:
         kind = 0
     if kind != _CLONE_NEWNET:
         raise NetworkError(f"{path} is no network namespace")
-    if identity(namespace) in (identity(HOST), identity("/proc/self/ns/net")):
+    if is_host(namespace):
         raise NetworkError(host_network(f"its network namespace {path} is the host's"))
 
 
