@@ -8,13 +8,13 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from kata_runtime.network import exchange, guest, namespaces
+from kata_runtime.network import comparison, exchange, forwarding, guest, namespaces
 from kata_runtime.network.errors import NetworkError
 from network_bed import GuestStandIn, PodNetwork, carries, fail_at
 
@@ -32,11 +32,24 @@ def bed(tmp_path: Path) -> Iterator[PodNetwork]:
         yield made
 
 
+def close(queues: Iterable[Iterable[int]]) -> None:
+    for fds in queues:
+        for fd in fds:
+            os.close(fd)
+
+
+def dial(bed: PodNetwork, address: str, port: int) -> socket.socket:
+    """A connection that is made in the pod's namespace, as containerd makes it for port-forwarding."""
+    made = bed.pod.call_with_descriptor(lambda: socket.create_connection((address, port), timeout=5).detach())
+    return socket.socket(fileno=made)
+
+
 def connect(bed: PodNetwork, model: str = "tcfilter", queues: int = 1) -> GuestStandIn:
     """Attach the pod's network, and configure a stand-in for the guest's kernel with it."""
     attached = bed.attach(model, queues=queues)
     stand_in = GuestStandIn(attached)
     stand_in.configure(guest.describe(attached.plan))
+    assert comparison.differences(attached.plan, *stand_in.lists()) == []
     return stand_in
 
 
@@ -94,8 +107,7 @@ class TestTcfilter:
             assert [len(fds) for fds in attached.queues] == [3]
             assert "numqueues 3" in bed.pod.ip("-d", "link", "show", "tap0_kata")
         finally:
-            for fd in attached.queues[0]:
-                os.close(fd)
+            close(attached.queues)
 
     def test_the_namespaces_own_stack_is_silent_on_the_tap(self, bed: PodNetwork) -> None:
         bed.wire("eth0", "10.9.0.2/24", "fd00:9::2/64")
@@ -254,9 +266,7 @@ class TestFailures:
 
     def test_a_second_attachment(self, bed: PodNetwork) -> None:
         bed.wire("eth0", "10.9.0.2/24")
-        for fds in bed.attach().queues:
-            for fd in fds:
-                os.close(fd)
+        close(bed.attach().queues)
         bed.record = bed.record.with_suffix(".other")
         with pytest.raises(
             NetworkError, match="it has an ingress qdisc; another sandbox uses this namespace"
@@ -285,6 +295,25 @@ class TestFailures:
         theirs.close()
         with ours, pytest.raises(NetworkError, match="cannot speak to the network program"):
             exchange.attach(ours, "tcfilter")
+
+
+class TestForwarding:
+    def test_every_port_of_loopback_comes_to_the_listeners(self, bed: PodNetwork) -> None:
+        bed.wire("eth0", "10.9.0.2/24")
+        before = bed.pod.state()
+        attached = bed.attach(forward=True)
+        assert attached.plan.warnings == ()
+        close(attached.queues)
+        listeners = [socket.socket(fileno=fd) for fd in attached.listeners]
+        for address, port in (("127.0.0.1", 80), ("127.0.0.2", 65535), ("::1", 8080)):
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            (listener,) = (sock for sock in listeners if sock.family == family)
+            with dial(bed, address, port), listener.accept()[0] as accepted:
+                assert forwarding.original_port(accepted) == port
+        for sock in listeners:
+            sock.close()
+        bed.detach()
+        assert bed.pod.state() == before
 
 
 class TestNamespaces:

@@ -10,12 +10,14 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from forked import in_child
 from kata_agent.guest import network as agent
+from kata_agent.protos import agent_pb2
 from kata_runtime.network import exchange, namespaces, taps
 from kata_runtime.network.command import CHANNEL, NAMESPACE, RECORD, command
 from kata_runtime.network.exchange import Attached
@@ -56,16 +58,13 @@ class Netns:
 
     def call_with_descriptor(self, function: Callable[[], int]) -> int:
         """Call a function that opens something in the namespace; returns the descriptor."""
-        result: list[int] = []
 
-        def entered() -> None:
+        def entered() -> int:
             self._enter()
-            result.append(function())
+            return function()
 
-        thread = threading.Thread(target=entered)  # of its own: it never comes back from the namespace
-        thread.start()
-        thread.join()
-        return result[0]
+        with ThreadPoolExecutor(1) as own:  # a thread of its own: it never comes back from the namespace
+            return own.submit(entered).result()
 
     def _enter(self) -> None:
         descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
@@ -90,6 +89,7 @@ class Netns:
             "routes6": sorted(self.ip("-6", "route", "show", "table", "all").splitlines()),
             "rules": self.ip("rule", "show"),
             "neighbours": sorted(self.ip("neigh", "show", "nud", "permanent").splitlines()),
+            "tables": self.call(_nft_tables),
             "qdiscs": self.run("tc", "qdisc", "show").stdout,
             "filters": [
                 self.run("tc", "filter", "show", "dev", link["ifname"], "parent", "ffff:").stdout
@@ -100,6 +100,14 @@ class Netns:
     def close(self) -> None:
         """Remove it, with all that is in it."""
         ip("netns", "delete", self.name)
+
+
+def _nft_tables() -> list[str]:
+    """The names of nftables' tables in this namespace."""
+    from pyroute2.nftables.main import NFTables
+
+    with NFTables() as nft:
+        return [table.get_attr("NFTA_TABLE_NAME") for table in nft.get_tables()]
 
 
 def carries(source: Netns, target: Netns, address: str, size: int = 64) -> bool:
@@ -270,6 +278,10 @@ class GuestStandIn:
             agent.update_routes(network.routes)
 
         self.namespace.call(all_of_it)
+
+    def lists(self) -> tuple[agent_pb2.Interfaces, agent_pb2.Routes]:
+        """What the agent answers to ListInterfaces and ListRoutes."""
+        return self.namespace.call(lambda: (agent.list_interfaces(), agent.list_routes()))
 
     def close(self) -> None:
         """Take the devices away, and the namespace."""

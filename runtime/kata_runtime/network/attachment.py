@@ -16,7 +16,6 @@ from pathlib import Path
 from kata_runtime.network import plan as planning
 from kata_runtime.network import taps
 from kata_runtime.network.errors import NetworkError
-from kata_runtime.network.kernel import Kernel
 from kata_runtime.network.model import RTPROT_KERNEL, Namespace, Route
 from kata_runtime.network.plan import Attachment
 from kata_runtime.network.record import Record, RecordFile
@@ -25,9 +24,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from kata_runtime.network.kernel import Kernel
+
 _MACVTAP_INDEXES = range(8192, 8192 + 65536)
-"""Where the indexes of macvtaps are drawn from: /dev/tapN has them for all namespaces of the host together.
-"""
+"""Where the indexes of macvtaps are drawn from: /dev/tapN is one for all namespaces of the host together."""
 
 _MACVTAP_TRIES = 128
 _NO_IPV6 = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"
@@ -35,46 +35,76 @@ _NO_IPV6 = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """How devices are opened. queues: pairs for each. header: see `taps`. named: for a VMM that opens by
-    name.
+    """How it is attached.
+
+    queues: pairs for each interface. header: see `taps`. named: for a VMM that opens its devices by name.
+    forward: whether connections to the namespace's loopback are redirected, for port-forwarding.
     """
 
     queues: int = 1
     header: bool = True
     named: bool = False
+    forward: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """What was opened. queues: of each interface, none where the VMM opens it by its name.
+
+    listeners: where redirected connections come to. warnings: what the operator should know.
+    """
+
+    queues: list[list[int]]
+    listeners: list[int]
+    warnings: list[str]
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        for fds in (*self.queues, self.listeners):
+            taps.close_all(fds)
 
 
 def attach(
     kernel: Kernel, namespace: Namespace, plan: planning.Plan, wanted: Wanted, records: RecordFile
-) -> list[list[int]]:
-    """Attach every interface of a plan; return the queues of each, or none where the VMM opens them by name.
+) -> Attached:
+    """Attach every interface of a plan.
 
     records: keeps what has to be undone, from before the first change.
 
     Raises:
         NetworkError: a step failed; everything is as before.
     """
-    record = Record.of(namespace, plan.attachments)
-    records.save(record)
-    opened: list[list[int]] = []
+    records.save(Record.of(namespace, plan.attachments, forwarded=wanted.forward))
+    attached = Attached([], [], [])
     try:
         for attachment in plan.attachments:
-            opened.append(_attach(kernel, attachment, wanted))
+            attached.queues.append(_attach(kernel, attachment, wanted))
+        if wanted.forward:
+            _forward(attached)
     except BaseException:
-        for fds in opened:
-            taps.close_all(fds)
+        attached.close()
         detach(kernel, records)
         raise
-    return opened
+    return attached
+
+
+def _forward(attached: Attached) -> None:
+    """Redirect loopback; a host that cannot has pods without port-forwarding."""
+    from kata_runtime.network import forwarding
+
+    try:
+        attached.listeners.extend(forwarding.listeners())
+        forwarding.redirect(forwarding.port_of(attached.listeners[0]))
+    except NetworkError as error:
+        taps.close_all(attached.listeners)
+        attached.warnings.append(f"ports of the pod cannot be forwarded: {error}")
 
 
 def _attach(kernel: Kernel, attachment: Attachment, wanted: Wanted) -> list[int]:
     if attachment.model == planning.DIRECT:
-        return (
-            []
-            if wanted.named
-            else taps.open_tap(attachment.tap, wanted.queues, header=wanted.header, new=False)
-        )
+        if wanted.named:
+            return []
+        return taps.open_tap(attachment.tap, wanted.queues, header=wanted.header, new=False)
     if attachment.model == planning.MACVTAP:
         return _attach_macvtap(kernel, attachment, wanted)
     return _attach_tap(kernel, attachment, wanted)
@@ -152,11 +182,16 @@ def detach(kernel: Kernel, records: RecordFile) -> None:
     if record is None:
         return
     indexes = {link.name: link.index for link in kernel.read().links}
-    _do_all(
+    steps: list[Callable[[], None]] = [
         step
         for attachment in reversed(record.attachments)
         for step in _undoing(kernel, attachment, indexes, record.routes)
-    )
+    ]
+    if record.forwarded:
+        from kata_runtime.network import forwarding
+
+        steps.append(forwarding.remove)
+    _do_all(steps)
     records.clear()
 
 

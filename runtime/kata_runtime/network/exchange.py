@@ -21,13 +21,15 @@ _MAX_DESCRIPTORS = 253  # SCM_MAX_FD
 class Attached:
     """What came of "attach". namespace: as it was before.
 
-    queues: for each attachment of the plan the descriptors of its queues, the caller's to close; none for a
-    device that the VMM opens by its name.
+    queues: for each attachment of the plan the descriptors of its queues, none for a device that the VMM
+    opens by its name. listeners: of redirected connections, see `forwarding`; none where that was not wanted
+    or cannot be. All are the caller's to close.
     """
 
     namespace: Namespace
     plan: Plan
     queues: tuple[tuple[int, ...], ...]
+    listeners: tuple[int, ...]
 
 
 def dump(channel: socket.socket) -> Namespace:
@@ -37,23 +39,29 @@ def dump(channel: socket.socket) -> Namespace:
 
 
 def attach(
-    channel: socket.socket, model: str, *, queues: int = 1, header: bool = True, named: bool = False
+    channel: socket.socket,
+    model: str,
+    *,
+    queues: int = 1,
+    header: bool = True,
+    named: bool = False,
+    forward: bool = False,
 ) -> Attached:
     """Attach all of the namespace.
 
-    model: one of `plan`. queues: pairs for each interface. header: whether frames have a virtio_net_hdr
-    before them. named: for a VMM that opens its devices by name.
+    model: one of `plan`. The others: see `attachment.Wanted`.
 
     Raises:
         NetworkError: it could not be attached, and the namespace is as it was.
     """
-    request = {"operation": "attach", "model": model, "queues": queues, "header": header, "named": named}
-    answer, fds = _ask(channel, request)
+    options = {"queues": queues, "header": header, "named": named, "forward": forward}
+    answer, fds = _ask(channel, {"operation": "attach", "model": model, **options})
     left = iter(fds)
     return Attached(
         namespace=Namespace.from_json(answer["namespace"]),
         plan=Plan.from_json(answer["plan"]),
-        queues=tuple(tuple(next(left) for _ in range(count)) for count in answer["descriptors"]),
+        queues=tuple(tuple(next(left) for _ in range(count)) for count in answer["queues"]),
+        listeners=tuple(left),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
 from kata_runtime.network import attachment, namespaces
 from kata_runtime.network import plan as planning
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from kata_runtime.network.kernel import Kernel
 
 MAX_REQUEST = 64 * 1024
-MAX_DESCRIPTORS = 250
-"""The kernel passes at most 253 with one message (SCM_MAX_FD)."""
+MAX_QUEUES = 250
+"""The kernel passes at most 253 descriptors with one message (SCM_MAX_FD); two are the listeners."""
 
 
 def main() -> int:
@@ -39,22 +39,14 @@ def main() -> int:
 
 
 def _perform(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
-    # Later than the module: it takes 0.1 s, during which the request may come.
     from kata_runtime.network.kernel import Kernel
 
     with Kernel() as kernel:
         match request:
             case {"operation": "dump"}:
                 return {"namespace": kernel.read().to_json()}, []
-            case {
-                "operation": "attach",
-                "model": str(model),
-                "queues": int(),
-                "header": bool(),
-                "named": bool(),
-            }:
-                wanted = Wanted(request["queues"], request["header"], request["named"])
-                return _attach(kernel, model, wanted)
+            case {"operation": "attach", "model": str(model), **options} if _are_options(options):
+                return _attach(kernel, model, Wanted(**options))
             case {"operation": "detach"}:
                 attachment.detach(kernel, RecordFile(RECORD))
                 return {}, []
@@ -66,18 +58,24 @@ def _perform(request: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
 def _attach(kernel: Kernel, model: str, wanted: Wanted) -> tuple[dict[str, Any], list[int]]:
     namespace = kernel.read()
     plan = planning.plan(namespace, model)
-    if len(plan.attachments) * wanted.queues > MAX_DESCRIPTORS:
+    if len(plan.attachments) * wanted.queues > MAX_QUEUES:
         raise NetworkError(
             f"cannot attach {len(plan.attachments)} interfaces with {wanted.queues} queues each: at most "
-            f"{MAX_DESCRIPTORS} queues are possible; set network_queues lower"
+            f"{MAX_QUEUES} queues are possible; set network_queues lower"
         )
-    opened = attachment.attach(kernel, namespace, plan, wanted, RecordFile(RECORD))
+    attached = attachment.attach(kernel, namespace, plan, wanted, RecordFile(RECORD))
     answer = {
         "namespace": namespace.to_json(),
-        "plan": asdict(plan),
-        "descriptors": [len(fds) for fds in opened],
+        "plan": {**asdict(plan), "warnings": [*plan.warnings, *attached.warnings]},
+        "queues": [len(fds) for fds in attached.queues],
     }
-    return answer, [fd for fds in opened for fd in fds]
+    return answer, [fd for fds in (*attached.queues, attached.listeners) for fd in fds]
+
+
+def _are_options(options: dict[str, Any]) -> bool:
+    """Whether these are the fields of Wanted, of their types."""
+    types = {field.name: type(field.default) for field in fields(Wanted)}
+    return {name: type(value) for name, value in options.items()} == types
 
 
 def _receive(channel: socket.socket) -> dict[str, Any]:

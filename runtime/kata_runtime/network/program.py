@@ -9,15 +9,14 @@ stream socket; NAMESPACE, the network namespace, in which it works and which it 
 beside the sandbox, for what has to be undone.
 
 It reads one request from CHANNEL until the other side ends its writing, answers, and exits with 0, or with 1
-when the answer is an error. Both are JSON; descriptors come with the answer's first byte, in the order of the
-interfaces.
+when the answer is an error. Both are JSON. Descriptors come with the answer's first byte: queues in the order
+of the interfaces, then listeners.
 
-    {"operation": "dump"}                                        -> {"namespace": ...}
-    {"operation": "attach", "model": ..., "queues": ..., "header": ..., "named": ...}
-                                          -> {"namespace": ..., "plan": {...}, "descriptors": [2, 2]}
-    {"operation": "detach"}                                      -> {}
-
-    {"error": "one sentence"}
+    {"operation": "dump"}                                             -> {"namespace": {...}}
+    {"operation": "attach", "model": "tcfilter", FIELDS OF Wanted}    -> {"namespace": {...}, "plan": {...},
+                                                                          "queues": [1, 1]}
+    {"operation": "detach"}                                           -> {}
+    anything that fails                                               -> {"error": "one sentence"}
 """
 
 from __future__ import annotations

@@ -22,16 +22,21 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """What may have been attached, and the routes that a macvtap takes from its link meanwhile."""
+    """What may have been attached, and the routes that a macvtap takes from its link meanwhile.
+
+    forwarded: whether loopback may be redirected for port-forwarding.
+    """
 
     attachments: tuple[Attachment, ...]
     routes: tuple[Route, ...] = ()
+    forwarded: bool = False
 
     @classmethod
-    def of(cls, namespace: Namespace, attachments: tuple[Attachment, ...]) -> Record:
+    def of(cls, namespace: Namespace, attachments: tuple[Attachment, ...], *, forwarded: bool) -> Record:
         """The record for attachments to a namespace as it is before."""
         emptied = {entry.link.index for entry in attachments if entry.model == MACVTAP}
-        return cls(attachments, tuple(route for route in namespace.routes if route.link in emptied))
+        routes = tuple(route for route in namespace.routes if route.link in emptied)
+        return cls(attachments, routes, forwarded)
 
     def to_json(self) -> dict[str, Any]:
         """An object for JSON, which `from_json` takes."""
@@ -43,6 +48,7 @@ class Record:
         return cls(
             attachments=tuple(Attachment.from_json(entry) for entry in value["attachments"]),
             routes=tuple(Route(**route) for route in value["routes"]),
+            forwarded=bool(value["forwarded"]),
         )
 
 
