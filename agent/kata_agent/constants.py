@@ -22,5 +22,8 @@ The host then opens one stream to that port for each of stdin, stdout and stderr
 which the guest knows them into the *_port fields of CreateContainer and ExecProcess.
 """
 
+FEATURE_ROUTE_METRIC = "route-metric"
+"""Announced in AgentDetails.extra_features by an agent that honours `Route.metric`."""
+
 UMASK_ANNOTATION = "io.katacontainers.process.umask"
 """Carries process.user.umask, which the protocol's Spec has no field for, as octal digits."""

@@ -1,9 +1,16 @@
-"""The guest's network: interfaces, routes and neighbours as the host wants them, by netlink."""
+"""The guest's network: interfaces, routes and neighbours as the host wants them, by netlink.
+
+The host's namespace has found its IPv6 addresses to be unique, and the guest has the same ones with the same
+MAC address: it does not look for duplicates again, during which an address could not be used.
+"""
 
 from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from kata_agent.guest.errors import GuestError, InvalidRequestError, NotFoundError
@@ -11,7 +18,7 @@ from kata_agent.guest.netlink import CREATE, REPLACE, RouteSocket, attributes, p
 from kata_agent.protos import agent_pb2, types_pb2
 
 _NEWLINK, _GETLINK, _SETLINK = 16, 18, 19
-_NEWADDR, _GETADDR = 20, 22
+_NEWADDR, _DELADDR, _GETADDR = 20, 21, 22
 _NEWROUTE, _GETROUTE = 24, 26
 _NEWNEIGH = 28
 
@@ -21,44 +28,94 @@ _ROUTE = struct.Struct("=BBBBBBBBI")  # family, to, from, tos, table, protocol, 
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
 
 _IFLA_ADDRESS, _IFLA_NAME, _IFLA_MTU = 1, 3, 4
-_IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_METRICS = 1, 2, 4, 5, 7, 8
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
+_NO_DAD, _NO_PREFIX_ROUTE = 0x02, 0x200  # IFA_F_*
+_RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_PREFSRC, _RTA_METRICS = 1, 2, 4, 5, 6, 7, 8
 _RTAX_MTU = 2
 _NDA_DST, _NDA_LLADDR = 1, 2
 _UP, _NO_ARP = 0x1, 0x80
 _MAIN, _BOOT, _UNICAST, _PERMANENT = 254, 3, 1, 0x80
+_SCOPE_LINK = 253
+_DEFAULT_METRIC_V6 = 1024
+_IPV6 = Path("/proc/sys/net/ipv6/conf")
 
 
 class Link(NamedTuple):
-    """A network interface as the kernel has it; address in the usual text form."""
+    """A network interface as the kernel has it; address in the usual text form; flags: IFF_*."""
 
     number: int
     name: str
     address: str
     mtu: int
+    flags: int
+
+
+class Address(NamedTuple):
+    """An address of an interface as the kernel has it. flags: IFA_F_*."""
+
+    link: int
+    family: int
+    packed: bytes
+    prefix: int
+    scope: int
+    flags: int
 
 
 def update_interface(wanted: types_pb2.Interface) -> types_pb2.Interface:
     """Give the interface with that hardware address its name, addresses and MTU, and switch it on.
 
+    Where none has that hardware address, the interface of that name gets it: it comes from a template.
+
     Raises:
-        NotFoundError: no interface has that hardware address. InvalidRequestError: an address is malformed.
+        NotFoundError: there is no such interface. InvalidRequestError: an address is malformed.
         GuestError: the kernel refused.
     """
+    hardware = _hardware(wanted.hwAddr)
+    addresses = [_wanted_address(address) for address in wanted.IPAddresses]
     with RouteSocket() as kernel:
-        link = _find(kernel, address=_hardware_text(_hardware(wanted.hwAddr)))
+        link = _find_or_none(kernel, address=_hardware_text(hardware)) or _find(kernel, name=wanted.name)
         if wanted.name and link.name != wanted.name:
             _make_room(kernel, wanted.name)
         _set_flags(kernel, link.number, 0, _UP)
         changes = [(_IFLA_NAME, wanted.name.encode() + b"\0")] if wanted.name else []
         if wanted.mtu:
             changes.append((_IFLA_MTU, struct.pack("=I", wanted.mtu)))
-        flags = _UP | (wanted.raw_flags & _NO_ARP)
-        header = _LINK.pack(socket.AF_UNSPEC, 0, link.number, flags, _UP | _NO_ARP)
+        if link.address != _hardware_text(hardware):
+            changes.append((_IFLA_ADDRESS, hardware))
+        header = _LINK.pack(socket.AF_UNSPEC, 0, link.number, wanted.raw_flags & _NO_ARP, _NO_ARP)
         _change(kernel, _SETLINK, header + attributes(changes), f"set up interface {wanted.name}")
-        for address in wanted.IPAddresses:
-            _add_address(kernel, link.number, address)
+        _trust_addresses(wanted.name or link.name)
+        _set_flags(kernel, link.number, _UP, _UP)
+        _set_addresses(kernel, link.number, wanted.name or link.name, addresses)
     return wanted
+
+
+def _trust_addresses(name: str) -> None:
+    """Have no address of the interface checked for duplicates, nor the one that the kernel makes itself."""
+    with suppress(FileNotFoundError):  # a kernel without IPv6
+        (_IPV6 / name / "accept_dad").write_text("0")
+
+
+def _set_addresses(kernel: RouteSocket, index: int, name: str, wanted: list[Address]) -> None:
+    """Add these addresses to the interface, in their order, and remove what a template left."""
+    ipv6 = _has_ipv6(name)
+    kept = {(address.family, address.packed, address.prefix) for address in wanted}
+    for address in _addresses(kernel):
+        own = address.family == socket.AF_INET6 and address.scope == _SCOPE_LINK
+        if address.link == index and not own and address[1:4] not in kept:
+            _change_address(kernel, _DELADDR, address, f"remove address {_text(address)}", 0)
+    for address in wanted:
+        if address.family == socket.AF_INET or ipv6:
+            what = f"add address {_text(address)} to {name}"
+            _change_address(kernel, _NEWADDR, address._replace(link=index), what, CREATE | REPLACE)
+
+
+def _has_ipv6(name: str) -> bool:
+    """Whether an interface can have IPv6 addresses: the guest may have it switched off."""
+    try:
+        return (_IPV6 / name / "disable_ipv6").read_text().strip() == "0"
+    except FileNotFoundError:
+        return False
 
 
 def _make_room(kernel: RouteSocket, name: str) -> None:
@@ -76,12 +133,33 @@ def _set_flags(kernel: RouteSocket, index: int, flags: int, mask: int) -> None:
     _change(kernel, _SETLINK, header, f"switch interface {index}")
 
 
-def _add_address(kernel: RouteSocket, index: int, wanted: types_pb2.IPAddress) -> None:
+def _wanted_address(wanted: types_pb2.IPAddress) -> Address:
     family, packed = _ip(wanted.address)
-    prefix = _prefix(wanted.mask, packed)
-    header = _ADDRESS.pack(family, prefix, 0, 0, index)
-    body = header + attributes([(_IFA_LOCAL, packed), (_IFA_ADDRESS, packed)])
-    _change(kernel, _NEWADDR, body, f"add address {wanted.address}/{wanted.mask}", CREATE | REPLACE)
+    flags = wanted.flags & _NO_PREFIX_ROUTE | (_NO_DAD if family == socket.AF_INET6 else 0)
+    return Address(0, family, packed, _prefix(wanted.mask, packed), 0, flags)
+
+
+def _change_address(kernel: RouteSocket, kind: int, address: Address, what: str, flags: int) -> None:
+    header = _ADDRESS.pack(address.family, address.prefix, 0, 0, address.link)
+    pairs = [(_IFA_LOCAL, address.packed), (_IFA_ADDRESS, address.packed)]
+    if kind == _NEWADDR:
+        pairs.append((_IFA_FLAGS, struct.pack("=I", address.flags)))
+    _change(kernel, kind, header + attributes(pairs), what, flags)
+
+
+def _text(address: Address) -> str:
+    return f"{socket.inet_ntop(address.family, address.packed)}/{address.prefix}"
+
+
+def _addresses(kernel: RouteSocket) -> Iterator[Address]:
+    for body in kernel.dump(_GETADDR, _ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+        family, prefix, flags, scope, index = _ADDRESS.unpack_from(body)
+        found = parse_attributes(body[_ADDRESS.size :])
+        packed = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
+        if _IFA_FLAGS in found:
+            (flags,) = struct.unpack("=I", found[_IFA_FLAGS])
+        if packed:
+            yield Address(index, family, packed, prefix, scope, flags)
 
 
 def update_routes(wanted: agent_pb2.Routes) -> agent_pb2.Routes:
@@ -108,6 +186,8 @@ def _add_route(kernel: RouteSocket, route: types_pb2.Route) -> None:
         pairs.append((_RTA_SRC if source_prefix else _RTA_PREFSRC, source))
     if route.gateway:
         pairs.append((_RTA_GATEWAY, _ip(route.gateway)[1]))
+    if route.metric:
+        pairs.append((_RTA_PRIORITY, struct.pack("=I", route.metric)))
     if route.mtu:
         pairs.append((_RTA_METRICS, attributes([(_RTAX_MTU, struct.pack("=I", route.mtu))])))
     pairs.append((_RTA_OIF, struct.pack("=I", _find(kernel, name=route.device).number)))
@@ -139,14 +219,14 @@ def list_interfaces() -> agent_pb2.Interfaces:
     """All interfaces with their addresses."""
     with RouteSocket() as kernel:
         addresses: dict[int, list[types_pb2.IPAddress]] = {}
-        for body in kernel.dump(_GETADDR, _ADDRESS.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
-            family, prefix, _, _, index = _ADDRESS.unpack_from(body)
-            found = parse_attributes(body[_ADDRESS.size :])
-            packed = found.get(_IFA_LOCAL) or found.get(_IFA_ADDRESS)
-            if packed:
-                text = socket.inet_ntop(family, packed)
-                entry = types_pb2.IPAddress(family=_family(family), address=text, mask=str(prefix))
-                addresses.setdefault(index, []).append(entry)
+        for address in _addresses(kernel):
+            entry = types_pb2.IPAddress(
+                family=_family(address.family),
+                address=socket.inet_ntop(address.family, address.packed),
+                mask=str(address.prefix),
+                flags=address.flags & _NO_PREFIX_ROUTE,
+            )
+            addresses.setdefault(address.link, []).append(entry)
         return agent_pb2.Interfaces(
             Interfaces=[
                 types_pb2.Interface(
@@ -155,6 +235,7 @@ def list_interfaces() -> agent_pb2.Interfaces:
                     hwAddr=link.address,
                     mtu=link.mtu,
                     IPAddresses=addresses.get(link.number, ()),
+                    raw_flags=link.flags & _NO_ARP,
                 )
                 for link in _links(kernel)
             ]
@@ -186,6 +267,9 @@ def _route(family: int, to: int, found: dict[int, bytes], names: dict[int, str])
         route.source = socket.inet_ntop(family, found[_RTA_PREFSRC])
     if _RTA_OIF in found:
         route.device = names.get(struct.unpack("=I", found[_RTA_OIF])[0], "")
+    if _RTA_PRIORITY in found:
+        (metric,) = struct.unpack("=I", found[_RTA_PRIORITY])
+        route.metric = 0 if family == socket.AF_INET6 and metric == _DEFAULT_METRIC_V6 else metric
     metrics = parse_attributes(found.get(_RTA_METRICS, b""))
     if _RTAX_MTU in metrics:
         (route.mtu,) = struct.unpack("=I", metrics[_RTAX_MTU])
@@ -195,19 +279,26 @@ def _route(family: int, to: int, found: dict[int, bytes], names: dict[int, str])
 def _links(kernel: RouteSocket) -> list[Link]:
     links = []
     for body in kernel.dump(_GETLINK, _LINK.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
-        index = _LINK.unpack_from(body)[2]
+        _, _, index, flags, _ = _LINK.unpack_from(body)
         found = parse_attributes(body[_LINK.size :])
         (mtu,) = struct.unpack("=I", found.get(_IFLA_MTU, bytes(4)))
         name = found.get(_IFLA_NAME, b"").rstrip(b"\0").decode(errors="replace")
-        links.append(Link(index, name, _hardware_text(found.get(_IFLA_ADDRESS, b"")), mtu))
+        links.append(Link(index, name, _hardware_text(found.get(_IFLA_ADDRESS, b"")), mtu, flags))
     return links
 
 
-def _find(kernel: RouteSocket, *, name: str = "", address: str = "") -> Link:
+def _find(kernel: RouteSocket, *, name: str) -> Link:
+    link = _find_or_none(kernel, name=name)
+    if link is None:
+        raise NotFoundError(f"the guest has no network interface {name!r}")
+    return link
+
+
+def _find_or_none(kernel: RouteSocket, *, name: str = "", address: str = "") -> Link | None:
     for link in _links(kernel):
         if (name and link.name == name) or (address and link.address == address):
             return link
-    raise NotFoundError(f"the guest has no network interface {name or address!r}")
+    return None
 
 
 def _change(kernel: RouteSocket, kind: int, body: bytes, what: str, flags: int = 0) -> None:

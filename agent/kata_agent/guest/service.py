@@ -11,7 +11,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from kata_agent import oci
-from kata_agent.constants import FEATURE_STREAM_IO
+from kata_agent.constants import FEATURE_ROUTE_METRIC, FEATURE_STREAM_IO
 from kata_agent.guest import VERSION, files, mounts, network, storage, system
 from kata_agent.guest.cgroup import network_stats
 from kata_agent.guest.devices import BLOCK_DRIVERS
@@ -197,7 +197,7 @@ class AgentService:
             device_handlers=BLOCK_DRIVERS,
             storage_handlers=storage.drivers(),
             supports_seccomp=os.path.exists("/proc/sys/kernel/seccomp/actions_avail"),
-            extra_features=[FEATURE_STREAM_IO],
+            extra_features=[FEATURE_STREAM_IO, FEATURE_ROUTE_METRIC],
         )
         return agent_pb2.GuestDetailsResponse(
             mem_block_size_bytes=system.memory_block_size() if request.mem_block_size else 0,

@@ -24,23 +24,23 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dkata_agent/protos/types.proto\x12\x05types\"K\n\tIPAddress\x12\x1f\n\x06\x66\x61mily\x18\x01 \x01(\x0e\x32\x0f.types.IPFamily\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04mask\x18\x03 \x01(\t\"\xa2\x01\n\tInterface\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12%\n\x0bIPAddresses\x18\x03 \x03(\x0b\x32\x10.types.IPAddress\x12\x0b\n\x03mtu\x18\x04 \x01(\x04\x12\x0e\n\x06hwAddr\x18\x05 \x01(\t\x12\x12\n\ndevicePath\x18\x06 \x01(\t\x12\x0c\n\x04type\x18\x07 \x01(\t\x12\x11\n\traw_flags\x18\x08 \x01(\r\"\x92\x01\n\x05Route\x12\x0c\n\x04\x64\x65st\x18\x01 \x01(\t\x12\x0f\n\x07gateway\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\r\n\x05scope\x18\x05 \x01(\r\x12\x1f\n\x06\x66\x61mily\x18\x06 \x01(\x0e\x32\x0f.types.IPFamily\x12\r\n\x05\x66lags\x18\x07 \x01(\r\x12\x0b\n\x03mtu\x18\x08 \x01(\r\"r\n\x0b\x41RPNeighbor\x12%\n\x0btoIPAddress\x18\x01 \x01(\x0b\x32\x10.types.IPAddress\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0e\n\x06lladdr\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\x05\x12\r\n\x05\x66lags\x18\x05 \x01(\x05*\x1a\n\x08IPFamily\x12\x06\n\x02v4\x10\x00\x12\x06\n\x02v6\x10\x01*5\n\x13\x46SGroupChangePolicy\x12\n\n\x06\x41lways\x10\x00\x12\x12\n\x0eOnRootMismatch\x10\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dkata_agent/protos/types.proto\x12\x05types\"Z\n\tIPAddress\x12\x1f\n\x06\x66\x61mily\x18\x01 \x01(\x0e\x32\x0f.types.IPFamily\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0c\n\x04mask\x18\x03 \x01(\t\x12\r\n\x05\x66lags\x18\x64 \x01(\r\"\xa2\x01\n\tInterface\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12%\n\x0bIPAddresses\x18\x03 \x03(\x0b\x32\x10.types.IPAddress\x12\x0b\n\x03mtu\x18\x04 \x01(\x04\x12\x0e\n\x06hwAddr\x18\x05 \x01(\t\x12\x12\n\ndevicePath\x18\x06 \x01(\t\x12\x0c\n\x04type\x18\x07 \x01(\t\x12\x11\n\traw_flags\x18\x08 \x01(\r\"\xa2\x01\n\x05Route\x12\x0c\n\x04\x64\x65st\x18\x01 \x01(\t\x12\x0f\n\x07gateway\x18\x02 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\r\n\x05scope\x18\x05 \x01(\r\x12\x1f\n\x06\x66\x61mily\x18\x06 \x01(\x0e\x32\x0f.types.IPFamily\x12\r\n\x05\x66lags\x18\x07 \x01(\r\x12\x0b\n\x03mtu\x18\x08 \x01(\r\x12\x0e\n\x06metric\x18\x64 \x01(\r\"r\n\x0b\x41RPNeighbor\x12%\n\x0btoIPAddress\x18\x01 \x01(\x0b\x32\x10.types.IPAddress\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x0e\n\x06lladdr\x18\x03 \x01(\t\x12\r\n\x05state\x18\x04 \x01(\x05\x12\r\n\x05\x66lags\x18\x05 \x01(\x05*\x1a\n\x08IPFamily\x12\x06\n\x02v4\x10\x00\x12\x06\n\x02v6\x10\x01*5\n\x13\x46SGroupChangePolicy\x12\n\n\x06\x41lways\x10\x00\x12\x12\n\x0eOnRootMismatch\x10\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'kata_agent.protos.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_IPFAMILY']._serialized_start=547
-  _globals['_IPFAMILY']._serialized_end=573
-  _globals['_FSGROUPCHANGEPOLICY']._serialized_start=575
-  _globals['_FSGROUPCHANGEPOLICY']._serialized_end=628
+  _globals['_IPFAMILY']._serialized_start=578
+  _globals['_IPFAMILY']._serialized_end=604
+  _globals['_FSGROUPCHANGEPOLICY']._serialized_start=606
+  _globals['_FSGROUPCHANGEPOLICY']._serialized_end=659
   _globals['_IPADDRESS']._serialized_start=40
-  _globals['_IPADDRESS']._serialized_end=115
-  _globals['_INTERFACE']._serialized_start=118
-  _globals['_INTERFACE']._serialized_end=280
-  _globals['_ROUTE']._serialized_start=283
-  _globals['_ROUTE']._serialized_end=429
-  _globals['_ARPNEIGHBOR']._serialized_start=431
-  _globals['_ARPNEIGHBOR']._serialized_end=545
+  _globals['_IPADDRESS']._serialized_end=130
+  _globals['_INTERFACE']._serialized_start=133
+  _globals['_INTERFACE']._serialized_end=295
+  _globals['_ROUTE']._serialized_start=298
+  _globals['_ROUTE']._serialized_end=460
+  _globals['_ARPNEIGHBOR']._serialized_start=462
+  _globals['_ARPNEIGHBOR']._serialized_end=576
 # @@protoc_insertion_point(module_scope)

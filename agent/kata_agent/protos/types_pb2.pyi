@@ -22,14 +22,16 @@ Always: FSGroupChangePolicy
 OnRootMismatch: FSGroupChangePolicy
 
 class IPAddress(_message.Message):
-    __slots__ = ("family", "address", "mask")
+    __slots__ = ("family", "address", "mask", "flags")
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     MASK_FIELD_NUMBER: _ClassVar[int]
+    FLAGS_FIELD_NUMBER: _ClassVar[int]
     family: IPFamily
     address: str
     mask: str
-    def __init__(self, family: _Optional[_Union[IPFamily, str]] = ..., address: _Optional[str] = ..., mask: _Optional[str] = ...) -> None: ...
+    flags: int
+    def __init__(self, family: _Optional[_Union[IPFamily, str]] = ..., address: _Optional[str] = ..., mask: _Optional[str] = ..., flags: _Optional[int] = ...) -> None: ...
 
 class Interface(_message.Message):
     __slots__ = ("device", "name", "IPAddresses", "mtu", "hwAddr", "devicePath", "type", "raw_flags")
@@ -52,7 +54,7 @@ class Interface(_message.Message):
     def __init__(self, device: _Optional[str] = ..., name: _Optional[str] = ..., IPAddresses: _Optional[_Iterable[_Union[IPAddress, _Mapping]]] = ..., mtu: _Optional[int] = ..., hwAddr: _Optional[str] = ..., devicePath: _Optional[str] = ..., type: _Optional[str] = ..., raw_flags: _Optional[int] = ...) -> None: ...
 
 class Route(_message.Message):
-    __slots__ = ("dest", "gateway", "device", "source", "scope", "family", "flags", "mtu")
+    __slots__ = ("dest", "gateway", "device", "source", "scope", "family", "flags", "mtu", "metric")
     DEST_FIELD_NUMBER: _ClassVar[int]
     GATEWAY_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +63,7 @@ class Route(_message.Message):
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     FLAGS_FIELD_NUMBER: _ClassVar[int]
     MTU_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
     dest: str
     gateway: str
     device: str
@@ -69,7 +72,8 @@ class Route(_message.Message):
     family: IPFamily
     flags: int
     mtu: int
-    def __init__(self, dest: _Optional[str] = ..., gateway: _Optional[str] = ..., device: _Optional[str] = ..., source: _Optional[str] = ..., scope: _Optional[int] = ..., family: _Optional[_Union[IPFamily, str]] = ..., flags: _Optional[int] = ..., mtu: _Optional[int] = ...) -> None: ...
+    metric: int
+    def __init__(self, dest: _Optional[str] = ..., gateway: _Optional[str] = ..., device: _Optional[str] = ..., source: _Optional[str] = ..., scope: _Optional[int] = ..., family: _Optional[_Union[IPFamily, str]] = ..., flags: _Optional[int] = ..., mtu: _Optional[int] = ..., metric: _Optional[int] = ...) -> None: ...
 
 class ARPNeighbor(_message.Message):
     __slots__ = ("toIPAddress", "device", "lladdr", "state", "flags")

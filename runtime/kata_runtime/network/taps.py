@@ -1,0 +1,93 @@
+"""Opening taps: their queues as descriptors, ready for a VMM that may set nothing any more.
+
+Source: Documentation/networking/tuntap.rst, linux/if_tun.h. A macvtap's queues take the same ioctls.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+
+from kata_runtime.network.errors import NetworkError
+
+TUN = "/dev/net/tun"
+VNET_HEADER = 12
+"""Bytes of a virtio_net_hdr with num_buffers, as version 1 of virtio has it."""
+
+_TUNSETIFF, _TUNSETPERSIST, _TUNSETOFFLOAD, _TUNSETVNETHDRSZ = 0x400454CA, 0x400454CB, 0x400454D0, 0x400454D8
+_IFF_TAP, _IFF_MULTI_QUEUE, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_TUN_EXCL = 0x2, 0x100, 0x1000, 0x4000, 0x8000
+_OFFLOADS = 0x01 | 0x02 | 0x04  # TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6
+_IFREQ = struct.Struct("16sH22x")
+
+
+def open_tap(name: str, queues: int, *, header: bool, new: bool) -> list[int]:
+    """Open a tap's queues in this thread's network namespace; they do not block.
+
+    header: frames have a virtio_net_hdr before them, and the guest may leave checksums and segmentation to
+    the host. new: make the tap, which ends with its last descriptor.
+
+    Raises:
+        NetworkError: there is no /dev/net/tun, or the kernel refuses the tap.
+    """
+    flags = _IFF_TAP | _IFF_NO_PI | (_IFF_VNET_HDR if header else 0) | (_IFF_MULTI_QUEUE if queues > 1 else 0)
+    fds: list[int] = []
+    try:
+        for number in range(queues):
+            fds.append(_open(TUN))
+            wanted = flags | (_IFF_TUN_EXCL if new and not number else 0)
+            fcntl.ioctl(fds[-1], _TUNSETIFF, _IFREQ.pack(name.encode(), wanted))
+            _set_up(fds[-1], header=header)
+    except OSError as error:
+        close_all(fds)
+        raise NetworkError(f"cannot open the tap {name}: {_reason(error)}") from None
+    return fds
+
+
+def open_macvtap(name: str, index: int, queues: int, *, header: bool) -> list[int]:
+    """Open the queues of a macvtap by its index, under which devtmpfs has its device.
+
+    Raises:
+        NetworkError: the device is not there, or the kernel refuses.
+    """
+    flags = _IFF_TAP | _IFF_NO_PI | (_IFF_VNET_HDR if header else 0) | (_IFF_MULTI_QUEUE if queues > 1 else 0)
+    fds: list[int] = []
+    try:
+        for _ in range(queues):
+            fds.append(_open(f"/dev/tap{index}"))
+            fcntl.ioctl(fds[-1], _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
+            _set_up(fds[-1], header=header)
+    except OSError as error:
+        close_all(fds)
+        raise NetworkError(f"cannot open /dev/tap{index} of the macvtap {name}: {error.strerror}") from None
+    return fds
+
+
+def persist(fd: int) -> None:
+    """Let a tap outlive its descriptors: for a VMM that opens it by its name. Raises OSError."""
+    fcntl.ioctl(fd, _TUNSETPERSIST, 1)
+
+
+def close_all(fds: list[int]) -> None:
+    """Close the descriptors, and forget them."""
+    while fds:
+        os.close(fds.pop())
+
+
+def _open(path: str) -> int:
+    return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+
+
+def _set_up(fd: int, *, header: bool) -> None:
+    if header:
+        fcntl.ioctl(fd, _TUNSETVNETHDRSZ, struct.pack("=i", VNET_HEADER))
+        fcntl.ioctl(fd, _TUNSETOFFLOAD, _OFFLOADS)
+
+
+def _reason(error: OSError) -> str:
+    if error.filename == TUN:
+        return f"{TUN}: {error.strerror}; load the module tun, and allow the device in the pod's cgroup"
+    if error.errno == errno.EBUSY:
+        return "it exists already: another sandbox uses this network namespace"
+    return error.strerror or str(error)
