@@ -65,7 +65,7 @@ class SandboxIdentity:
 
     @property
     def directory(self) -> str:
-        """The sandbox's private directory (mode 0700): record, undo log, shared directory, sockets.
+        """The sandbox's private directory (mode 0700): record, rollback journal, shared directory, sockets.
 
         Its name is short, because the paths of unix sockets below it may have 107 bytes only.
         """

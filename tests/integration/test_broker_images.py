@@ -11,7 +11,7 @@ import pytest
 
 from broker_bed import Bed, make_bed
 from kata_hypervisor.errors import LaunchError, NotSupportedError
-from kata_runtime.broker import images
+from kata_runtime.broker import image_cache
 from kata_runtime.broker.client import Broker
 from kata_runtime.broker.errors import RequestRefusedError
 from kata_runtime.broker.process import fork_broker
@@ -30,7 +30,7 @@ pytestmark = [
 def bed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bed]:
     """A sandbox, with a cache of images of its own."""
     with make_bed(monkeypatch) as made:
-        monkeypatch.setattr(images, "CACHE", str(made.root / "cache"))
+        monkeypatch.setattr(image_cache, "CACHE", str(made.root / "cache"))
         yield made
 
 
@@ -44,18 +44,18 @@ async def broker(bed: Bed) -> AsyncIterator[Broker]:
 
 
 async def make(broker: Broker, root: str) -> tuple[str, int | None]:
-    """Let an image be made; returns what was said last, and the exit status."""
-    words, status = await run_maker(broker, root)
-    return words.strip().rpartition("\n")[2], status.code
+    """Let an image be made; returns the last line of the output, and the exit status."""
+    output, status = await run_maker(broker, root)
+    return output.strip().rpartition("\n")[2], status.code
 
 
 async def test_an_image_of_a_mount_is_opened_by_its_name(bed: Bed, broker: Broker) -> None:
     (bed.data / "file").write_text("content")
     root = f"{bed.shared}/c/rootfs"
     await broker.bind(str(bed.data), root, readonly=False)
-    said, status = await make(broker, root)
-    assert status == 0, said
-    path = Path(said.rpartition(" ")[0])
+    line, status = await make(broker, root)
+    assert status == 0, line
+    path = Path(line.rpartition(" ")[0])
     descriptor, size = await broker.open_disk(path, write=False)
     try:
         assert size == path.stat().st_size
@@ -67,7 +67,7 @@ async def test_an_image_of_a_mount_is_opened_by_its_name(bed: Bed, broker: Broke
 
 
 async def test_nothing_else_is_opened(broker: Broker) -> None:
-    cache = Path(images.CACHE)
+    cache = Path(image_cache.CACHE)
     absent = cache / f"{'a' * 64}.erofs"
     for path, write in (
         (cache / f"{'a' * 64}.erofs", True),

@@ -239,11 +239,11 @@ async def test_what_is_mounted_is_seen_in_the_namespace_and_not_on_the_host(bed:
 async def test_a_guest_can_write_to_what_was_shared_and_to_nothing_else(bed: Bed, tmp_path: Path) -> None:
     async with broker_of(bed) as broker:
         await broker.bind(str(tmp_path), f"{bed.shared}/c1/v", readonly=False)
-        said = await run(
+        output = await run(
             broker,
             f"cd {bed.shared}; touch a c1/a; mkdir b; ln -s /etc c; mv c1 d; touch c1/v/ok",
         )
-        assert said.count("Read-only file system") == 5
+        assert output.count("Read-only file system") == 5
         assert os.listdir(tmp_path) == ["ok"]
 
 
@@ -412,26 +412,26 @@ def test_data_survives_every_order_of_deaths(bed: Bed, dead: str, deleted: bool)
 def test_nothing_is_removed_behind_a_mount_that_would_not_go(
     bed: Bed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A janitor in the namespace of the mounts, where every umount fails, leaves all that is below them."""
+    """A cleanup in the namespace of the mounts, where every umount fails, leaves all that is below them."""
     pid = os.fork()
     if pid == 0:
         try:
-            os._exit(_undo_with_stuck_mounts(bed))
+            os._exit(_roll_back_with_stuck_mounts(bed))
         finally:
             os._exit(99)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert cleanup.clean_up(bed.identity) == []
 
 
-def _undo_with_stuck_mounts(bed: Bed) -> int:
+def _roll_back_with_stuck_mounts(bed: Bed) -> int:
     syscalls.unshare_mounts()
     os.makedirs(f"{bed.shared}/c1/v")
     bed.directory.chmod(0o700)
     directory = os.open(bed.directory, os.O_RDONLY)
-    log = RollbackJournal.create(directory, {"sandbox": "x"})
+    journal = RollbackJournal.create(directory, {"sandbox": "x"})
     for path in ("c1", "c1/v", "c1/v/plain", "c1/v/deep", "c1/v/deep/below"):
-        log.push("remove", path=f"{bed.shared}/{path}")
-    log.push("unmount", path=f"{bed.shared}/c1/v")
+        journal.push("remove", path=f"{bed.shared}/{path}")
+    journal.push("unmount", path=f"{bed.shared}/c1/v")
     syscalls.mount(str(bed.data), f"{bed.shared}/c1/v", flags=0x1000)
 
     def refuse(target: str, *, lazy: bool = False) -> None:
@@ -441,7 +441,7 @@ def _undo_with_stuck_mounts(bed: Bed) -> int:
     scope = PathScope(bed.shared, fds[0], str(bed.bundle), fds[1])
     really = syscalls.unmount
     syscalls.unmount = refuse
-    left = cleanup.replay(log, scope, {os.getpid()}, mounted=True)
+    left = cleanup.roll_back(journal, scope, {os.getpid()}, mounted=True)
     stuck = [line.split(":")[0].removeprefix("cannot undo ").replace(bed.shared + "/", "") for line in left]
     expected = [
         "unmount c1/v",
@@ -452,7 +452,7 @@ def _undo_with_stuck_mounts(bed: Bed) -> int:
     if stuck != expected or not os.path.exists(f"{bed.shared}/c1/v/deep/below"):
         return 1
     syscalls.unmount = really
-    left = cleanup.replay(log, scope, {os.getpid()}, mounted=True)
+    left = cleanup.roll_back(journal, scope, {os.getpid()}, mounted=True)
     return 0 if left == [] and os.listdir(bed.shared) == [] else 2
 
 

@@ -24,7 +24,7 @@ def test_who_attends_to_it_reads_why(node: Node, role: str) -> None:
         node.kill(container, role)
         assert client.wait(SOON) == 137
         how = (
-            f"the broker (process {pid}) has ended"
+            f"the broker (process {pid}) has exited"
             if role == "broker"
             else f"{role} ended: killed by SIGKILL"
         )
@@ -85,7 +85,7 @@ def test_a_death_during_the_boot_is_told_and_clears_up(node: Node, role: str) ->
         pid = node.pids(container)[role]
         node.kill(container, role)
         assert client.wait(SOON) == 1
-        why = {"shim": "ttrpc: closed", "broker": rf"the broker \(process {pid}\) has ended"}
+        why = {"shim": "ttrpc: closed", "broker": rf"the broker \(process {pid}\) has exited"}
         killed = f"{role} ended( before the guest was ready)?: killed by SIGKILL"
         assert re.match(f"ctr: failed to create shim task: {why.get(role, killed)}", client.errors)
         node.discard(container)

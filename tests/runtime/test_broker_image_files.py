@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
-from kata_runtime.broker.streams import open_in_image
+from kata_runtime.broker.images import open_in_image
 
 
 @pytest.fixture

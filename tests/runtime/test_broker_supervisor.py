@@ -1,7 +1,8 @@
-"""The broker's watch over a shim that is under a filter: what it answers, names, keeps and kills."""
+"""The broker's supervision of its shim: what it answers, names, keeps and kills; and one that floods it."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -19,11 +20,14 @@ from kata_hypervisor.seccomp import filter as kernel
 from kata_hypervisor.seccomp.compiler import compile_rules
 from kata_hypervisor.seccomp.rules import Rule
 from kata_hypervisor.seccomp.syscalls import numbers
-from kata_runtime.broker import connections, messages, supervisor
-from kata_runtime.broker.errors import RequestFailedError
+from kata_runtime.broker import connections, messages, send_queue, supervisor
+from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
+from kata_runtime.broker.event_loop import EventLoop
 from kata_runtime.broker.log_sink import take_fatal_message
+from kata_runtime.broker.process import fork_broker
 
 POLICY = "test [base]"
+PLAIN = {"fds": [], "environment": None, "gate": None, "seccomp": None}
 
 
 @pytest.fixture
@@ -62,11 +66,11 @@ def provoke() -> int:
 
 
 def violate(channel: socket.socket) -> dict[str, Any]:
-    proof = seal(channel)["result"]["threads"]
+    threads = seal(channel)["result"]["threads"]
     first, second = provoke(), provoke()
-    told, _ = messages.receive(channel)
+    notice, _ = messages.receive(channel)
     refused = [ask(channel, op, **how)["error"]["message"] for op, how in LATE.items()]
-    return {"proof": proof, "errnos": [first, second], "told": told, "refused": refused}
+    return {"threads": threads, "errnos": [first, second], "notice": notice, "refused": refused}
 
 
 LATE: dict[str, dict[str, Any]] = {
@@ -88,21 +92,23 @@ def run(bed: Bed, act: Callable[[socket.socket], object]) -> tuple[Shim, list[st
     return shim, lines
 
 
-def test_a_refused_call_is_named_told_and_ends_the_shim(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_refused_call_is_named_reported_and_ends_the_shim(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(supervisor, "GRACE", 0.3)
     shim, log = run(bed, violate)
-    (thread,) = shim.result["proof"]
+    (thread,) = shim.result["threads"]
     assert thread[0] == shim.pid
     assert thread[2] == 2
     assert shim.result["errnos"] == [1, 1]  # EPERM, and again
-    sentence = shim.result["told"]["violation"]
+    sentence = shim.result["notice"]["violation"]
     called = f"seccomp: the runtime's process called getpgid (121) on thread {thread[1]} (tid {shim.pid})"
     assert sentence.startswith(called)
     assert f"which policy {POLICY} does not allow: the call was refused and the pod ended" in sentence
-    assert all("the sandbox is sealed" in message for message in shim.result["refused"])
+    assert all("is refused after the seal" in message for message in shim.result["refused"])
     assert [line for line in log if "getpgid" in line and "level=error" in line] == log
     assert len(log) == 1
-    # It does not end by itself; the broker ends it, undoes everything, and leaves its last words.
+    # It does not exit by itself; the broker kills it, undoes everything, and leaves the sentence.
     assert os.waitstatus_to_exitcode(os.waitpid(shim.pid, 0)[1]) == -signal.SIGKILL
     wait_for_end(shim.broker)
     assert take_fatal_message(str(bed.bundle)) == sentence
@@ -157,7 +163,9 @@ def test_a_listener_is_not_taken_twice_or_unannounced(bed: Bed) -> None:
         return [early, supervise(channel)]
 
     shim, _ = run(bed, act)
-    assert shim.result == ["supervise: no seal was announced, or it is supervised already"] * 2
+    early, twice = shim.result
+    assert early == "supervise is refused before the seal: it is allowed after the seal only"
+    assert twice == "supervise: the shim is supervised already"
     shim.kill()
     wait_for_end(shim.broker)
 
@@ -178,22 +186,201 @@ def test_without_a_broker_a_refused_call_is_refused_still(bed: Bed) -> None:
     wait_for_end(shim.broker)
 
 
-def test_connections_lead_to_two_places_only(tmp_path: Path) -> None:
-    path = str(tmp_path / "s")
-    where = connections.Connections(path)
+# -- a shim that does not read -----------------------------------------------------------------------------
+
+
+def kernel_capacity(packet: bytes) -> int:
+    """How many such messages the kernel keeps for a shim that does not read."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.setblocking(False)
+        count = 0
+        try:
+            while True:
+                ours.send(packet)
+                count += 1
+        except BlockingIOError:
+            return count
+
+
+REQUEST = {"id": 7, "op": "oom_kills"}
+REPLY = messages.encode({"id": 7, "result": {"count": 0}})
+
+
+def flood(channel: socket.socket, count: int) -> None:
+    """Ask so many times, and read no answer."""
+    for _ in range(count):
+        messages.send(channel, messages.encode(REQUEST))
+
+
+def test_a_shim_that_does_not_read_is_supervised_all_the_same(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "GRACE", 1e6)
+
+    def act(channel: socket.socket) -> object:
+        child = ask(channel, "spawn", name="qemu", argv=["/bin/sleep", "100"], **PLAIN)["result"]["pid"]
+        seal(channel)
+        unread = kernel_capacity(REPLY) + send_queue.MAX_QUEUED // 2
+        flood(channel, unread)
+        errnos = [provoke(), provoke()]
+        os.kill(child, signal.SIGKILL)
+        # Nothing is lost: as many answers as requests, and both notices.
+        channel.settimeout(60)
+        seen = [messages.receive(channel)[0] for _ in range(unread + 2)]
+        return {
+            "errnos": errnos,
+            "unanswered": unread - sum("id" in message for message in seen),
+            "violations": sum("violation" in message for message in seen),
+            "exited": [message["exited"] - child for message in seen if "exited" in message],
+            "next": ask(channel, "oom_kills")["result"],
+        }
+
+    shim, log = run(bed, act)
+    assert shim.result == {
+        "errnos": [1, 1],
+        "unanswered": 0,
+        "violations": 1,
+        "exited": [0],
+        "next": {"count": 0},
+    }
+    assert len([line for line in log if "called getpgid" in line]) == 1
+    shim.kill()
+    wait_for_end(shim.broker)
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_shim_that_floods_its_broker_is_named_and_ended(bed: Bed, sealed: bool) -> None:
+    def act(channel: socket.socket) -> object:
+        child = ask(channel, "spawn", name="qemu", argv=["/bin/sleep", "100"], **PLAIN)["result"]["pid"]
+        if sealed:
+            seal(channel)
+        os.write(started, b"%d" % child)
+        flood(channel, 100 * send_queue.MAX_QUEUED)  # ended in the middle of it
+        return None
+
+    log = os.open(bed.bundle / "log", os.O_RDWR | os.O_NONBLOCK)
+    reader, started = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            channel, broker = fork_broker(bed.identity, str(bed.bundle), namespace=False)
+            os.write(started, b"%d " % broker)
+            act(channel)
+        finally:
+            os._exit(1)
+    os.close(started)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    with open(reader, encoding="ascii") as pipe:
+        for other in pipe.read().split():
+            wait_for_end(int(other))
+    sentence = f"the shim (process {pid}) left its broker's messages unread until 256 were waiting"
+    (line,) = [line for line in os.read(log, 1 << 16).decode().splitlines() if "unread" in line]
+    os.close(log)
+    assert "level=error" in line
+    assert sentence in line
+    assert take_fatal_message(str(bed.bundle)).startswith(sentence)
+    assert not bed.directory.exists()
+
+
+def test_a_descriptor_that_waits_is_sent_once_and_closed(bed: Bed) -> None:
+    loop = EventLoop()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        queue = send_queue.SendQueue(ours, loop)
+        loop.add(ours.fileno(), lambda events: queue.on_writable())
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(kernel_capacity(REPLY)):
+            queue.put(REPLY)
+        read, write = os.pipe()
+        while (count := len(os.listdir("/proc/self/fd"))) == before + 2:
+            queue.put(REPLY, [os.dup(write)])  # kept, once the kernel takes no more
+        os.close(write)
+        loop.run_once(0)  # not writable yet
+        assert len(os.listdir("/proc/self/fd")) == count - 1
+        descriptors: list[int] = []
+        theirs.setblocking(False)
+        while len(os.listdir("/proc/self/fd")) > before + 1 + len(descriptors):
+            descriptors += messages.receive(theirs)[1]
+            loop.run_once(0)
+        while True:
+            try:
+                descriptors += messages.receive(theirs)[1]
+            except BlockingIOError:
+                break
+        messages.close_all(descriptors)
+        assert os.read(read, 1) == b""  # nobody has the other end any more
+        os.close(read)
+
+
+# -- connections -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path, os.O_PATH)
+    yield fd
+    os.close(fd)
+
+
+def test_connections_lead_to_two_places_only(tmp_path: Path, directory: int) -> None:
+    (tmp_path / "jail").mkdir()
+    events, guest = str(tmp_path / "events"), str(tmp_path / "jail" / "guest")
+    where = connections.Connections(events, str(tmp_path), directory)
     with pytest.raises(RequestFailedError, match="the guest has no address yet"):
         where.connect_guest(1024)
-    with pytest.raises(RequestFailedError, match=r"cannot connect to .*/s: No such file"):
+    with pytest.raises(RequestFailedError, match=r"cannot connect to .*/events: No such file"):
         where.connect_events()
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        listener.listen()
-        where.register_guest(path)
-        for connect in (where.connect_events, lambda: where.connect_guest(5)):
+    where.register_guest(guest)
+    with pytest.raises(RequestFailedError, match=r"cannot connect to .*/guest: No such file") as caught:
+        where.connect_guest(1024)
+    assert caught.value.errno == errno.ENOENT  # the VMM makes it in a moment
+    for path, connect in ((events, where.connect_events), (guest, lambda: where.connect_guest(5))):
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen()
             with socket.socket(fileno=connect()) as ours, listener.accept()[0] as theirs:
                 assert not os.get_blocking(ours.fileno())
                 theirs.send(b"x")
                 assert ours.recv(1) == b"x"
-    where = connections.Connections("x" * 200)
+    with pytest.raises(RequestFailedError, match="Connection refused"):
+        where.connect_guest(5)  # whoever listened there is gone
+    where = connections.Connections("x" * 200, str(tmp_path), directory)
     with pytest.raises(RequestFailedError, match="too long"):
         where.connect_events()
+
+
+def test_a_guest_is_reached_in_the_sandboxs_directory_only(tmp_path: Path, directory: int) -> None:
+    where = connections.Connections("", str(tmp_path), directory)
+    for path in ("/run/containerd/containerd.sock", f"{tmp_path}x/s", f"{tmp_path}/../s", f"{tmp_path}/"):
+        with pytest.raises(RequestRefusedError, match="is not below the sandbox's directory"):
+            where.register_guest(path)
+
+
+@pytest.mark.parametrize("link", ["socket", "directory"])
+def test_a_link_in_the_place_of_the_guests_socket_is_not_followed(tmp_path: Path, link: str) -> None:
+    """What a VMM that a guest owns would put there: the way to containerd's API, through the broker."""
+    (tmp_path / "host").mkdir()
+    with socket.socket(socket.AF_UNIX) as api:
+        api.bind(str(tmp_path / "host" / "guest"))
+        api.listen()
+        (tmp_path / "pod" / "jail").mkdir(parents=True)
+        held = os.open(tmp_path / "pod", os.O_PATH)
+        where = connections.Connections("", str(tmp_path / "pod"), held)
+        where.register_guest(str(tmp_path / "pod" / "jail" / "guest"))
+        if link == "socket":
+            (tmp_path / "pod" / "jail" / "guest").symlink_to(tmp_path / "host" / "guest")
+        else:
+            (tmp_path / "pod" / "jail").rmdir()
+            (tmp_path / "pod" / "jail").symlink_to(tmp_path / "host")
+        with pytest.raises(RequestRefusedError, match="a symbolic link is in the way"):
+            where.connect_guest(1024)
+        os.close(held)
+
+
+def test_a_file_in_the_place_of_the_guests_socket_is_refused(tmp_path: Path, directory: int) -> None:
+    (tmp_path / "guest").touch()
+    where = connections.Connections("", str(tmp_path), directory)
+    where.register_guest(str(tmp_path / "guest"))
+    with pytest.raises(RequestRefusedError, match="it is not a socket"):
+        where.connect_guest(1024)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from kata_runtime import identity as identity_module
-from kata_runtime.broker import messages
+from kata_runtime.broker import messages, rollback
 from kata_runtime.broker.process import fork_broker
 from kata_runtime.identity import SandboxIdentity
 
@@ -41,8 +41,8 @@ class Bed:
         return str(self.directory / "shared")
 
     @property
-    def log(self) -> Path:
-        return self.directory / "undo.jsonl"
+    def journal(self) -> Path:
+        return self.directory / rollback.NAME
 
 
 @contextmanager
@@ -95,7 +95,7 @@ class Shim:
 
 
 def wait_for_end(pid: int, seconds: float = 20) -> None:
-    """Return once a process that is not ours has ended, be it as a zombie."""
+    """Return once a process that is not ours has exited, be it as a zombie."""
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -119,7 +119,9 @@ class LocalHost:
     ) -> LocalChild:
         seen = ChildFilterSupervisor(name, seccomp.to_json()) if seccomp is not None else None
         try:
-            pid = spawn.spawn(name, argv, fds, environment, lambda pid, start: None, gate=gate, watch=seen)
+            pid = spawn.spawn(
+                name, argv, fds, environment, lambda pid, start: None, gate=gate, supervisor=seen
+            )
         except RequestFailedError as error:
             raise LaunchError(str(error)) from None
         child = self.children[name] = LocalChild(name, pid)

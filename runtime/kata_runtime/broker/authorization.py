@@ -1,10 +1,9 @@
 """What may still be asked for once the shim is sealed: a guest may own it from then on.
 
 Until then the guest has not run an instruction, so what the shim asks for comes from containerd and from the
-operator, and is learned here. Afterwards a request must fit what was learned:
+operator, and is learned here. Which operations are allowed at all is in their declarations (`operations`).
+What remains must fit what was learned:
 
-    open_in_image    nothing more: the files of a unikernel are open by then
-    prepare, spawn   nothing more, and no other guest
     bind             a source that the config.json of one of this sandbox's containers names
     mount            what lies among containerd's snapshots, or beside what was mounted before the seal
     open_fifo        below containerd's state directory or such a container's bundle, or beside a FIFO that
@@ -14,7 +13,7 @@ operator, and is learned here. Afterwards a request must fit what was learned:
     open_image       an image whose name, the hash of its content, is known
 
 Whose config.json it is, is what containerd wrote into the bundle, which the shim cannot change: see
-`belongs_to`. What is left of danger is in docs/threat-model.md.
+`_names_us`. What is left of danger is in docs/threat-model.md.
 """
 
 from __future__ import annotations
@@ -24,6 +23,8 @@ import os
 
 from kata_runtime.broker import syscalls
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
+from kata_runtime.broker.held_directories import HeldDirectories, by_name
+from kata_runtime.broker.phase import Phase
 from kata_runtime.identity import MAX_SPEC, SANDBOX_KEYS
 
 TYPE_CHECKING = False
@@ -31,10 +32,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-BEFORE_THE_SEAL = (
-    *("prepare", "spawn", "announce_seal", "register_guest"),
-    *("make_jail", "open_in_image", "filters_effective"),
-)
+    from kata_runtime.broker.held_directories import Opener
+
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+_MAX_ID = 4096
 
 
 class Authorization:
@@ -43,69 +45,74 @@ class Authorization:
     def __init__(self, bundle: str, sandbox: str) -> None:
         self._bundle = os.path.realpath(bundle)
         self._sandbox = sandbox
+        self._phase = Phase.LEARNING
         self._sources: set[str] = set()
         self._snapshots = _snapshot_roots(self._bundle)
-        self._streams = _state_root(self._bundle)
-        self._logs: set[str] = set()
-        self.sealed = False
+        self._streams = HeldDirectories()
+        self._logs = HeldDirectories()
+        if state := _containerd_directory(self._bundle):
+            self._streams.add(state)  # it holds the bundles and the FIFOs
+
+    @property
+    def phase(self) -> Phase:
+        """Where the sandbox is in its life."""
+        return self._phase
 
     def seal(self) -> None:
         """Learn no more: from here on the shim may be the guest's."""
-        self.sealed = True
+        self._phase = Phase.SEALED
+
+    @property
+    def _sealed(self) -> bool:
+        return self._phase is Phase.SEALED
 
     # -- what containerd wrote -----------------------------------------------------------------------------
 
     def open_spec(self, bundle: str) -> int:
-        """Open the config.json of a container of this sandbox, and admit the sources that it names.
+        """Open the config.json of a container of this sandbox, and authorize the sources that it names.
 
         Raises:
             RequestFailedError: it cannot be read. RequestRefusedError: it is another sandbox's.
         """
         path = os.path.join(bundle, "config.json")
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with _Opened(bundle) as directory:
+                fd = os.open("config.json", _FILE, dir_fd=directory)
+                spec = _parse(os.pread(fd, MAX_SPEC, 0))
+                ours = self._is_ours(bundle, directory, spec)
         except OSError as error:
             raise RequestFailedError(f"cannot read {path}: {error.strerror}", error.errno or 0) from None
-        try:
-            spec = _parse(os.pread(fd, MAX_SPEC, 0))
-            if not self._is_ours(bundle, spec):
-                raise RequestRefusedError(f"{path} is not of a container of the sandbox {self._sandbox}")
-            self._sources.update(_sources(spec, bundle))
-            self._streams.add(os.path.realpath(bundle))
-        except BaseException:
+        if not ours:
             os.close(fd)
-            raise
+            raise RequestRefusedError(f"{path} is not of a container of the sandbox {self._sandbox}")
+        self._sources.update(_sources(spec, bundle))
+        self._streams.add(bundle)
         return fd
 
-    def _is_ours(self, bundle: str, spec: dict[str, Any]) -> bool:
-        return not self.sealed or os.path.realpath(bundle) == self._bundle or self._names_us(bundle, spec)
+    def _is_ours(self, bundle: str, directory: int, spec: dict[str, Any]) -> bool:
+        if not self._sealed or os.path.realpath(bundle) == self._bundle:
+            return True
+        return self._names_us(directory, spec)
 
-    def _names_us(self, bundle: str, spec: dict[str, Any]) -> bool:
+    def _names_us(self, directory: int, spec: dict[str, Any]) -> bool:
         """Whether the annotations of the CRI, or containerd's file `sandbox`, name this sandbox."""
         annotations = spec.get("annotations")
         if isinstance(annotations, dict) and any(annotations.get(k) == self._sandbox for k in SANDBOX_KEYS):
             return True
         try:
-            fd = os.open(
-                os.path.join(bundle, "sandbox"), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-            )
+            fd = os.open("sandbox", _FILE, dir_fd=directory)
         except OSError:
             return False
         try:
-            return os.read(fd, 4096).decode("utf-8", "replace").strip() == self._sandbox
+            return os.read(fd, _MAX_ID).decode("utf-8", "replace").strip() == self._sandbox
         finally:
             os.close(fd)
 
     # -- what the shim asks for ----------------------------------------------------------------------------
 
-    def check_operation(self, op: str) -> None:
-        """Refuse what is not done once the shim is sealed. Raises RequestRefusedError."""
-        if self.sealed and op in BEFORE_THE_SEAL:
-            raise RequestRefusedError(f"{op}: the sandbox is sealed, and this is done before that")
-
     def check_bind(self, source: str) -> None:
         """Raises RequestRefusedError."""
-        if self.sealed and not {source, source.rstrip("/")} & self._sources:
+        if self._sealed and not {source, source.rstrip("/")} & self._sources:
             raise RequestRefusedError(
                 f"cannot share {source}: no config.json of the sandbox {self._sandbox} names it"
             )
@@ -116,48 +123,55 @@ class Authorization:
         Afterwards each is opened below a known directory without following a link. Guests write to snapshots:
         what looks like a layer may be a link by the time that it is mounted.
         """
-        if self.sealed:
+        if self._sealed:
             return self._find
         for path in paths:
-            self._learn(self._snapshots, _scope(path))
+            scope = _snapshot_scope(path)
+            self._snapshots |= {scope, os.path.realpath(scope)} - {"/", ""}
         return None
 
     def _find(self, path: str) -> int:
         """Open (O_PATH) what lies among containerd's snapshots. Raises OSError, RequestRefusedError."""
         for directory in self._snapshots:
             if path.startswith(directory + "/"):
-                holder = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
+                with _Opened(directory) as holder:
                     return syscalls.open_beneath(holder, path[len(directory) + 1 :])
-                finally:
-                    os.close(holder)
         raise RequestRefusedError(
             f"cannot mount {path}: the sandbox is sealed, and it is not among containerd's snapshots"
         )
 
-    def check_fifo(self, path: str) -> None:
-        """Raises RequestRefusedError."""
-        beside = os.path.dirname(os.path.dirname(path))
-        self._check_path(path, self._streams, beside, "open a FIFO", "the streams of containerd")
+    def fifo_opener(self, path: str) -> Opener:
+        """How the FIFO at a path is opened. Raises RequestRefusedError."""
+        scope = os.path.dirname(os.path.dirname(path))  # each client has a directory for its FIFOs
+        return self._opener(path, self._streams, scope, "open the FIFO", "the streams of containerd")
 
-    def check_log(self, path: str) -> None:
-        """Raises RequestRefusedError."""
-        self._check_path(path, self._logs, os.path.dirname(path), "open a log", "this sandbox's logs")
+    def log_opener(self, path: str) -> Opener:
+        """How the log at a path is opened. Raises RequestRefusedError."""
+        return self._opener(path, self._logs, os.path.dirname(path), "open the log", "this sandbox's logs")
 
-    def _learn(self, known: set[str], directory: str) -> None:
-        """Know a directory, by the name that containerd uses and by its real one; never the root."""
-        known.update({directory, os.path.realpath(directory)} - {"/", ""})
+    def _opener(self, path: str, held: HeldDirectories, scope: str, action: str, what: str) -> Opener:
+        """Before the seal, by its name, and the scope is learned; afterwards, from what was learned."""
+        if not self._sealed:
+            held.add(scope)
+            return by_name(path)
+        if (opener := held.opener(path)) is not None:
+            return opener
+        raise RequestRefusedError(
+            f"cannot {action} {path}: the sandbox is sealed, and it is not among {what}"
+        )
 
-    def _check_path(self, path: str, known: set[str], scope: str, deed: str, what: str) -> None:
-        """Admit a path below a known directory; before the seal, know the directory it lies in."""
-        if not self.sealed:
-            self._learn(known, scope)
-            return
-        real = os.path.realpath(path)
-        if not any(real.startswith(directory + "/") for directory in known):
-            raise RequestRefusedError(
-                f"cannot {deed} at {path}: the sandbox is sealed, and it is not among {what}"
-            )
+
+class _Opened:
+    """A directory that is opened once, so that all that is read of it is of the same."""
+
+    def __init__(self, path: str) -> None:
+        self._fd = os.open(path, _DIRECTORY)
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
@@ -181,7 +195,7 @@ def _sources(spec: dict[str, Any], bundle: str) -> set[str]:
     return found
 
 
-def _scope(path: str) -> str:
+def _snapshot_scope(path: str) -> str:
     """Where a snapshotter keeps what lies beside a path: its own directory, where containerd named it."""
     parts = path.split("/")
     for index, part in enumerate(parts):
@@ -202,12 +216,6 @@ def _snapshot_roots(bundle: str) -> set[str]:
         return set()
     paths = [os.path.join(root, name) for name in names if name.startswith("io.containerd.snapshotter.")]
     return {*paths, *map(os.path.realpath, paths)}
-
-
-def _state_root(bundle: str) -> set[str]:
-    """containerd's state directory, which holds the bundles and the FIFOs."""
-    root = _containerd_directory(bundle)
-    return {root} if root else set()
 
 
 def _containerd_directory(path: str) -> str:

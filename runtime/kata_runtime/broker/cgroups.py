@@ -105,7 +105,7 @@ def hierarchies(mountinfo: str = "/proc/self/mountinfo") -> list[Hierarchy]:
                 found.setdefault(device, Hierarchy(mountpoint, 2))
             elif kind == "cgroup":
                 controllers = {
-                    word for word in options.split(",") if word not in ("rw", "ro", "clone_children", "xattr")
+                    name for name in options.split(",") if name not in ("rw", "ro", "clone_children", "xattr")
                 }
                 found.setdefault(device, Hierarchy(mountpoint, 1, frozenset(controllers)))
     return list(found.values())
@@ -234,7 +234,7 @@ def _make_group(hierarchy: Hierarchy, directory: str) -> None:
         _inherit_cpuset(parent, directory)
 
 
-# -- undone: by directory, because the undo stack knows nothing else ----------------------------------------
+# -- undone: by directory, because the rollback journal knows nothing else -----------------------------------
 
 
 def members(directory: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""A child of the broker, as the shim knows it."""
+"""Children of the broker, as the shim knows them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class BrokerChild:
         self._name = name
         self._pid = pid
         self._status: ExitStatus | None = None
-        self._ended = anyio.Event()
+        self._exited = anyio.Event()
 
     @property
     def name(self) -> str:
@@ -38,7 +38,7 @@ class BrokerChild:
 
     @property
     def exited(self) -> ExitStatus | None:
-        """How it ended, or None while it runs."""
+        """How it exited, or None while it runs."""
         return self._status
 
     @property
@@ -47,18 +47,59 @@ class BrokerChild:
         return self._refused.get(self._pid, "")
 
     async def wait(self) -> ExitStatus:
-        """Return once it has ended; any number of tasks may wait."""
-        await self._ended.wait()
+        """Return once it has exited; any number of tasks may wait."""
+        await self._exited.wait()
         assert self._status is not None
         return self._status
 
     async def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal; does nothing when it has ended."""
+        """Send a signal; does nothing when it has exited."""
         if self._status is None:
             await self._kill(self, number)
 
-    def end(self, status: ExitStatus) -> None:
-        """Note how it ended; the first word counts."""
+    def set_exited(self, status: ExitStatus) -> None:
+        """Note how it exited; the first report counts."""
         if self._status is None:
             self._status = status
-            self._ended.set()
+            self._exited.set()
+
+
+class BrokerChildren:
+    """All children of one broker. kill: sends a signal to one of them."""
+
+    def __init__(self, kill: Kill) -> None:
+        self._kill = kill
+        self._running: dict[int, BrokerChild] = {}
+        # Exits that were reported before the task that started the child could run again.
+        self._early: dict[int, ExitStatus] = {}
+        self._refused: dict[int, str] = {}
+        self._lost = False
+
+    def add(self, name: str, pid: int) -> Child:
+        """Make the object for a child that the broker has started."""
+        child = BrokerChild(name, pid, self._kill, self._refused)
+        if (status := self._early.pop(pid, None)) is not None:
+            child.set_exited(status)
+        elif self._lost:
+            child.set_exited(ExitStatus(signal=signal.SIGKILL))
+        else:
+            self._running[pid] = child
+        return child
+
+    def on_exited(self, pid: int, status: ExitStatus) -> None:
+        """The broker has reaped a child."""
+        if (child := self._running.pop(pid, None)) is not None:
+            child.set_exited(status)
+        else:
+            self._early[pid] = status
+
+    def on_refused(self, pid: int, sentence: str) -> None:
+        """The broker kills a child for a call that its filter refused."""
+        self._refused[pid] = sentence
+
+    def on_lost(self) -> None:
+        """The broker has exited: the kernel has killed all its children (PR_SET_PDEATHSIG)."""
+        self._lost = True
+        for child in self._running.values():
+            child.set_exited(ExitStatus(signal=signal.SIGKILL))
+        self._running.clear()

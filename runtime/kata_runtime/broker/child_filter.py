@@ -1,4 +1,4 @@
-"""The broker's watch over a child that was born under a filter of ours, and has none of its own.
+"""Supervision of a child that starts under a filter of ours, because it has none of its own.
 
 The filter lets through what the child needs for all its life, and asks here about everything else. Until the
 last step of its loading (a call that the filter's maker names, or its execve) the child may also do what
@@ -36,25 +36,25 @@ _WRITING = os.O_WRONLY | os.O_RDWR
 class ChildFilterSupervisor:
     """One child's filter.
 
-    told: the fields of a `kata_hypervisor.seccomp.child_filter.ChildFilter`, as `request_schema` has checked
-    them. listener: the descriptor of its filter, this object's own, -1 until `begin`.
+    fields: those of a `kata_hypervisor.seccomp.child_filter.ChildFilter`, as `operations.checks`
+    has checked them. listener: the descriptor of its filter, this object's own, -1 until `take_listener`.
     """
 
-    def __init__(self, name: str, told: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, fields: Mapping[str, Any]) -> None:
         self._name = name
-        self._policy: str = told["policy"]
-        self._advice: str = told["advice"]
-        self.code = base64.b64decode(told["code"])
-        self._loading = base64.b64decode(told["loading"])
+        self._policy: str = fields["policy"]
+        self._advice: str = fields["advice"]
+        self.code = base64.b64decode(fields["code"])
+        self._loading = base64.b64decode(fields["loading"])
         self._program: Sequence[Instruction] | None = None
-        self._last: list[int] = told["last"]
-        self._readable, self._writable = frozenset(told["readable"]), frozenset(told["writable"])
+        self._last: list[int] = fields["last"]
+        self._readable, self._writable = frozenset(fields["readable"]), frozenset(fields["writable"])
         self._executed = self._loaded = False
         self._refused = ""
         self.listener = -1
         syscalls.preload(syscalls.native())
 
-    def begin(self, listener: int) -> None:
+    def take_listener(self, listener: int) -> None:
         """Take over the listener."""
         self.listener = listener
 
@@ -71,10 +71,10 @@ class ChildFilterSupervisor:
         if self._may(call, name):
             notification.let_through(self.listener, call)
             return None
-        words = ", ".join(f"{word:#x}" for word in call.arguments)
+        arguments = ", ".join(f"{value:#x}" for value in call.arguments)
         return (
             f"seccomp: {self._name} called {name} ({call.number}) {stage}, which policy {self._policy} does "
-            f"not allow{self._refused}, and was killed ({self._advice}); arguments: {words}"
+            f"not allow{self._refused}, and was killed ({self._advice}); arguments: {arguments}"
         )
 
     def _may(self, call: Call, name: str) -> bool:
@@ -93,7 +93,7 @@ class ChildFilterSupervisor:
 
     def _is_loading(self, call: Call) -> bool:
         """Whether the second program allows it."""
-        from kata_hypervisor.seccomp import bpf  # most children load without being watched
+        from kata_hypervisor.seccomp import bpf  # most children are not asked about while they load
 
         if self._program is None:
             self._program = bpf.decode(self._loading)
@@ -103,14 +103,14 @@ class ChildFilterSupervisor:
     def _may_open(self, call: Call, path_at: int, flags_at: int) -> bool:
         path = _read_text(call.tid, call.arguments[path_at])
         if call.arguments[flags_at] & _WRITING:
-            admitted = path in self._writable
+            allowed = path in self._writable
         else:
-            admitted = path in self._readable or path in self._writable or _is_library(path)
-        self._refused = "" if admitted else f" with the path {path[:200]!r}"
-        return admitted and notification.is_waiting(self.listener, call)
+            allowed = path in self._readable or path in self._writable or _is_library(path)
+        self._refused = "" if allowed else f" with the path {path[:200]!r}"
+        return allowed and notification.is_waiting(self.listener, call)
 
     def close(self) -> None:
-        """Stop watching: what the child asks from here on gets ENOSYS from the kernel. Idempotent."""
+        """Stop supervising: what the child asks from here on gets ENOSYS from the kernel. Idempotent."""
         if self.listener >= 0:
             os.close(self.listener)
             self.listener = -1

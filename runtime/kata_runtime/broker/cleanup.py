@@ -1,8 +1,9 @@
-"""The janitor: undoes a sandbox from its undo stack, in the broker or, when that is dead, in `shim delete`.
+"""Cleanup: undoes a sandbox from its rollback journal, in the broker or, when that is dead, in `shim delete`.
 
-Processes are ended first, wherever they are on the stack, so that nothing holds a mount. Then the stack is
-undone from its top. Whoever undoes holds the lock on the sandbox's directory. What is removed is removed by
-its recorded name, one by one, and never behind a mount: a file of the user's cannot be reached from here.
+Processes are killed first, wherever they are in the journal, so that nothing holds a mount. Then the entries
+are undone from the last to the first. Whoever undoes holds the lock on the sandbox's directory. What is
+removed is removed by its recorded name, one by one, and never behind a mount: a file of the user's cannot be
+reached from here.
 """
 
 from __future__ import annotations
@@ -25,19 +26,22 @@ if TYPE_CHECKING:
     from kata_runtime.broker.rollback import Entry
     from kata_runtime.identity import SandboxIdentity
 
-PATIENCE = 10.0
-"""How long to wait for a broker that is at work on the same directory, in seconds."""
+LOCK_TIMEOUT = 10.0
+"""How long to wait for a broker that works on the same directory, in seconds."""
 _PAUSE = 0.01
+_MAX_PID = 1 << 22
+# What comes of an entry that holds something else than it should.
+_DAMAGED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
-def clean_up(identity: SandboxIdentity, patience: float = PATIENCE) -> list[str]:
+def clean_up(identity: SandboxIdentity, timeout: float = LOCK_TIMEOUT) -> list[str]:
     """Undo whatever is left of a sandbox, from any process and in any state; idempotent.
 
-    A shim that still lives is killed first: then its broker undoes everything itself, from within its own
+    A shim that still runs is killed first: then its broker undoes everything itself, from within its own
     mount namespace. Only when that broker is dead, or does not finish in time, is it done here.
 
-    Returns one line for each thing that could not be undone; the stack is then kept for another attempt.
+    Returns one line for each thing that could not be undone; the journal is then kept for another attempt.
     """
     try:
         directory = os.open(identity.directory, _DIRECTORY)
@@ -46,19 +50,19 @@ def clean_up(identity: SandboxIdentity, patience: float = PATIENCE) -> list[str]
         return []
     try:
         if not lock(directory, 0):
-            _end(directory, "shim")
-            if not lock(directory, patience):
-                _end(directory, "broker")
+            _end(RollbackJournal.load(directory), "shim")
+            if not lock(directory, timeout):
+                _end(RollbackJournal.load(directory), "broker")
                 if not lock(directory, processes.GRACE):
-                    return [f"{identity.directory} is locked by a process that does not end"]
+                    return [f"{identity.directory} is locked by a process that does not exit"]
         return roll_back_all(directory, identity.directory)
     finally:
         os.close(directory)
 
 
-def lock(directory: int, patience: float) -> bool:
+def lock(directory: int, timeout: float) -> bool:
     """Take the lock that says who works on a sandbox; it goes with the process. False when it is taken."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while True:
         try:
             fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -72,45 +76,48 @@ def lock(directory: int, patience: float) -> bool:
 
 def roll_back_all(directory: int, path: str) -> list[str]:
     """Undo a sandbox whose broker is dead, and remove its directory; the caller has locked it."""
-    log = RollbackJournal.load(directory)
-    left = roll_back_dead(log, path) if log else []
-    if log:
-        unlink(log.header.get("socket", ""))
+    journal = RollbackJournal.load(directory)
+    left = roll_back_dead(journal, path) if journal else []
+    if journal:
+        unlink(journal.header.get("socket", ""))
     return left or clear(directory, path)
 
 
-def roll_back_dead(log: RollbackJournal, path: str) -> list[str]:
-    """Undo the stack that a dead broker left; its directory and its files stay. As `clean_up`."""
-    shim, broker = log.header.get("shim"), log.header.get("broker")
-    for process in (shim, broker):
-        if process and process[0] != os.getpid():
-            processes.end(*process)
-    bundle = log.header.get("bundle", "")
+def roll_back_dead(journal: RollbackJournal, path: str) -> list[str]:
+    """Undo the journal that a dead broker left; its directory and its files stay. As `clean_up`."""
+    for role in ("shim", "broker"):
+        _end(journal, role)
+    bundle = journal.header.get("bundle", "")
     shared = os.path.join(path, "shared")
     scope = PathScope(shared, _hold(shared), bundle, _hold(bundle))
     try:
-        return replay(log, scope, {os.getpid()}, mounted=log.header.get("namespace") == mount_namespace())
+        mounted = journal.header.get("namespace") == mount_namespace()
+        return roll_back(journal, scope, {os.getpid()}, mounted=mounted)
     finally:
         scope.close()
 
 
-def replay(log: RollbackJournal, scope: PathScope, spared: Collection[int], *, mounted: bool) -> list[str]:
-    """Undo every entry of a stack.
+def roll_back(
+    journal: RollbackJournal, scope: PathScope, spared: Collection[int], *, mounted: bool
+) -> list[str]:
+    """Undo every entry of a journal.
 
-    spared: processes that must survive: the janitor itself, and a shim that is alive. mounted: whether we are
-    in the mount namespace of the entries; in another one their mounts do not exist, and end with their
-    namespace.
+    spared: processes that must survive: the one that cleans up, and a shim that still runs. mounted: whether
+    we are in the mount namespace of the entries; in another one their mounts do not exist, and end with
+    their namespace.
 
     Returns one line for each entry that could not be undone.
     """
-    left = [f"{log.unreadable} lines of the undo stack are unreadable"] if log.unreadable else []
-    stack = list(reversed(log.entries.values()))
+    left = []
+    if journal.unreadable:
+        left.append(f"{journal.unreadable} lines of the rollback journal are unreadable")
+    entries = list(reversed(journal.entries.values()))
 
     def attempt(action: Callable[[Entry], None]) -> None:
-        for entry in stack:
+        for entry in entries:
             try:
                 action(entry)
-            except (OSError, BrokerError, KeyError, TypeError) as error:
+            except (OSError, BrokerError, *_DAMAGED) as error:
                 left.append(f"cannot undo {_describe(entry)}: {error}")
 
     attempt(lambda entry: _end_processes(entry, spared))
@@ -122,10 +129,10 @@ def _end_processes(entry: Entry, spared: Collection[int]) -> None:
     match entry.get("undo"):
         case "process":
             if not processes.end(entry["pid"], entry["start"]):
-                raise OSError(errno.EBUSY, "it was killed and does not end")
+                raise OSError(errno.EBUSY, "it was killed and does not exit")
         case "cgroup":
             if pids := cgroups.empty(entry["path"], entry["origin"], spared):
-                raise OSError(errno.EBUSY, f"process {pids[0]} in it was killed and does not end")
+                raise OSError(errno.EBUSY, f"process {pids[0]} in it was killed and does not exit")
 
 
 def _undo(entry: Entry, scope: PathScope, mounted: bool) -> None:
@@ -142,7 +149,7 @@ def _undo(entry: Entry, scope: PathScope, mounted: bool) -> None:
         case "remove":
             _remove(entry["path"], scope)
         case kind:
-            raise BrokerError(f"nobody knows how to undo {kind!r}")
+            raise BrokerError(f"this version of the runtime knows no such entry: {kind!r}")
 
 
 def _unmount(path: str, scope: PathScope) -> None:
@@ -202,12 +209,11 @@ def mount_namespace() -> int:
     return os.stat("/proc/self/ns/mnt").st_ino
 
 
-def _end(directory: int, role: str) -> None:
-    """Kill the shim or the broker of a sandbox that somebody else has locked."""
-    log = RollbackJournal.load(directory)
-    process = log.header.get(role) if log else None
-    if process and process[0] != os.getpid():
-        processes.end(*process)
+def _end(journal: RollbackJournal | None, role: str) -> None:
+    """Kill the shim or the broker that a journal names, unless it is us."""
+    match journal.header.get(role) if journal else None:
+        case [int(pid), int(start)] if 0 < pid <= _MAX_PID and pid != os.getpid():
+            processes.end(pid, start)
 
 
 def _hold(path: str) -> int:

@@ -1,9 +1,9 @@
 """Errors of the broker.
 
     BrokerError
-    ├── BrokerLostError        the broker has ended: nothing can be asked of it any more
-    ├── RequestRefusedError    the request is outside the vocabulary, or outside the sandbox
-    └── RequestFailedError     the host said no; `errno` says how
+    ├── BrokerLostError        the broker has exited: nothing can be asked of it any more
+    ├── RequestRefusedError    the request breaks its schema, or reaches outside of the sandbox
+    └── RequestFailedError     the host could not do it; `errno` says why
 
 Both sides use them: the broker raises, a reply carries the kind and the message, the client raises again.
 """
@@ -18,11 +18,11 @@ class BrokerError(RuntimeRoomError):
 
 
 class BrokerLostError(BrokerError):
-    """The broker has ended."""
+    """The broker has exited."""
 
 
 class RequestRefusedError(BrokerError):
-    """The request breaks the vocabulary, or reaches outside of the sandbox."""
+    """The request breaks its schema, comes in the wrong phase, or reaches outside of the sandbox."""
 
 
 class RequestFailedError(BrokerError):

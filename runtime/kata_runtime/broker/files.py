@@ -1,6 +1,6 @@
 """The files of a sandbox: what is made, mounted and shared for its containers, written down before it is.
 
-Every method raises RequestRefusedError for what lies outside of the sandbox or is not admitted, and OSError
+Every method raises RequestRefusedError for what lies outside of the sandbox or is not authorized, and OSError
 or RequestFailedError when the host could not do it.
 """
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 class Files:
-    """What one broker has made of files; its undo stack remembers it."""
+    """What one broker has made of files; its rollback journal remembers it."""
 
-    def __init__(self, workspace: SandboxDirectory, authorization: Authorization) -> None:
-        self._workspace = workspace
+    def __init__(self, directory: SandboxDirectory, authorization: Authorization) -> None:
+        self._directory = directory
         self._authorization = authorization
-        self._log = workspace.log
+        self._journal = directory.journal
 
     def make_directory(self, path: str) -> None:
         """Make a directory, and those above it; one that is there already is left."""
@@ -35,17 +35,17 @@ class Files:
 
     def _make(self, path: str, *, directory: bool) -> None:
         """Make a directory or a file, and what is missing on the way; what is there already is left."""
-        if self._workspace.scope.is_root(path):
+        if self._directory.scope.is_root(path):
             return
-        self._workspace.scope.check(path)
+        self._directory.scope.check(path)
         self._make(os.path.dirname(path), directory=True)
-        with self._workspace.scope.reach(path) as place:
+        with self._directory.scope.reach(path) as place:
             if (kind := place.type()) is None:
-                number = self._log.push("remove", path=path)
+                number = self._journal.push("remove", path=path)
                 try:
                     place.make(directory=directory)
                 except OSError:
-                    self._log.drop(number)
+                    self._journal.drop(number)
                     raise
             elif kind == stat.S_IFLNK or (kind == stat.S_IFDIR) != directory:
                 raise RequestRefusedError(
@@ -57,23 +57,23 @@ class Files:
         self._make(target, directory=True)
         made = 0
         try:
-            for kind, source, words in wanted:
-                self._mount_one(target, kind, source, words)
+            for kind, source, options in wanted:
+                self._mount_one(target, kind, source, options)
                 made += 1
         except BaseException:
             for _ in range(made):
                 self._unmount_one(target)
             raise
 
-    def _mount_one(self, target: str, kind: str, source: str, words: list[str]) -> None:
-        options = mounts.parse_options(words)
+    def _mount_one(self, target: str, kind: str, source: str, given: list[str]) -> None:
+        options = mounts.parse_options(given)
         find = self._authorization.finder(mounts.paths_of(source, options.data))
-        with self._workspace.scope.reach(target) as place:
-            number = self._log.push("unmount", path=target)
+        with self._directory.scope.reach(target) as place:
+            number = self._journal.push("unmount", path=target)
             try:
-                mounts.mount(kind, source, options, place, self._workspace.origin, find)
+                mounts.mount(kind, source, options, place, self._directory.origin, find)
             except BaseException:
-                self._log.drop(number)
+                self._journal.drop(number)
                 raise
 
     def cover(self, target: str) -> None:
@@ -81,10 +81,10 @@ class Files:
 
         A program of ours reads it next, with our rights, and a guest may write to the files at the same time.
         """
-        if not self._log.find("unmount", target):
+        if not self._journal.find("unmount", target):
             raise RequestRefusedError(f"{target} was not mounted by this broker")
         attributes = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOSYMFOLLOW
-        with self._workspace.scope.reach(target) as place:
+        with self._directory.scope.reach(target) as place:
             mounted = place.open()
             try:
                 tree = syscalls.clone_tree(mounted, recursive=True)
@@ -99,44 +99,44 @@ class Files:
         """Share a file or directory of the host; the target is made to match it."""
         self._authorization.check_bind(source)
         try:
-            tree = self._workspace.origin.take(source, recursive=recursive)
+            tree = self._directory.origin.take(source, recursive=recursive)
         except OSError as error:
             raise RequestFailedError(f"cannot share {source}: {error.strerror}", error.errno or 0) from None
         try:
             self._make(target, directory=stat.S_ISDIR(os.fstat(tree).st_mode))
-            with self._workspace.scope.reach(target) as place:
+            with self._directory.scope.reach(target) as place:
                 attributes = syscalls.MOUNT_ATTR_RDONLY if readonly else 0
                 self._attach(tree, source, place, attributes, recursive=recursive)
         finally:
             os.close(tree)
 
     def _attach(self, tree: int, source: str, place: Place, attributes: int, *, recursive: bool) -> None:
-        number = self._log.push("unmount", path=place.path)
+        number = self._journal.push("unmount", path=place.path)
         try:
             mounts.bind(tree, place, attributes, recursive=recursive)
         except OSError as error:
-            self._log.drop(number)
+            self._journal.drop(number)
             raise RequestFailedError(
                 f"cannot share {source} as {place.path}: {error.strerror}", error.errno or 0
             ) from None
 
     def unmount(self, target: str) -> None:
         """Undo what `mount` and `bind` have stacked there."""
-        if not (entries := self._log.find("unmount", target)):
+        if not (entries := self._journal.find("unmount", target)):
             raise RequestRefusedError(f"{target} was not mounted by this broker")
         for _ in entries:
             self._unmount_one(target)
 
     def _unmount_one(self, target: str) -> None:
-        number = self._log.find("unmount", target)[-1]
-        with self._workspace.scope.reach(target) as place:
+        number = self._journal.find("unmount", target)[-1]
+        with self._directory.scope.reach(target) as place:
             mounts.unmount(place)
-        self._log.drop(number)
+        self._journal.drop(number)
 
     def remove(self, path: str) -> None:
         """Remove what was made here: an empty directory, or a file."""
-        if not (entries := self._log.find("remove", path)):
+        if not (entries := self._journal.find("remove", path)):
             raise RequestRefusedError(f"{path} was not made by this broker")
-        with self._workspace.scope.reach(path) as place:
+        with self._directory.scope.reach(path) as place:
             place.remove()
-        self._log.drop(entries[-1])
+        self._journal.drop(entries[-1])

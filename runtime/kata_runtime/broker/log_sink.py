@@ -1,4 +1,4 @@
-"""The broker's own word, for what the shim cannot be trusted to tell: in containerd's log and the bundle."""
+"""What the broker reports itself, where the shim cannot be trusted to: in containerd's log and the bundle."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 from kata_runtime.logging import line
 
-EXIT_GRACE = "last-words"
+FATAL_MESSAGE = "fatal-message"
 _FRESH = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -24,7 +24,7 @@ class LogSink:
             self._fd = -1
 
     def write(self, level: str, message: str) -> None:
-        """Write a line without ever waiting for a reader. level: a word of containerd's, such as "error"."""
+        """Write a line without ever waiting for a reader. level: one of containerd's, such as "error"."""
         if self._fd < 0:
             return
         try:
@@ -34,22 +34,16 @@ class LogSink:
 
     def keep(self, sentence: str) -> None:
         """Leave a sentence in the bundle, for `shim delete` to repeat."""
-        fd = os.open(os.path.join(self._bundle, EXIT_GRACE), _FRESH, 0o600)
+        fd = os.open(os.path.join(self._bundle, FATAL_MESSAGE), _FRESH, 0o600)
         try:
             os.write(fd, sentence.encode())
         finally:
             os.close(fd)
 
-    def close(self) -> None:
-        """Close the FIFO; idempotent."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
 
 def take_fatal_message(bundle: str) -> str:
     """Return the sentence that a broker left in a bundle, empty without one, and remove it."""
-    path = os.path.join(bundle, EXIT_GRACE)
+    path = os.path.join(bundle, FATAL_MESSAGE)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

@@ -3,7 +3,7 @@
 A request is {"id": n, "op": name, ...arguments}. Its reply is {"id": n, "result": {...}} or {"id": n,
 "error": {"kind": ..., "message": ..., "errno": ...}}. A notice has no id: {"exited": pid, "code" or "signal":
 n}, {"violation": sentence} when the shim's filter refused a call, {"refused": pid, "sentence": sentence} when
-a child's did, or {"failed": message} when the broker could not begin.
+a child's did, or {"failed": message} when the broker could not start or has a fault.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class MessageError(ValueError):
     """A packet that is no message: too large, not a JSON object, or cut short."""
 
 
-class EndOfStream(Exception):  # noqa: N818 - an end is no error
+class EndOfStream(Exception):  # noqa: N818 - it is no error
     """The other side has closed the socket."""
 
 
@@ -73,7 +73,7 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]]:
     try:
         packet, ancillary, flags, _ = channel.recvmsg(MAX_BYTES + 1, room, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
-        # The other side ended without reading all; what it had sent before is still there.
+        # The other side exited without reading all; what it had sent before is still there.
         packet, ancillary, flags, _ = channel.recvmsg(MAX_BYTES + 1, room, socket.MSG_CMSG_CLOEXEC)
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):

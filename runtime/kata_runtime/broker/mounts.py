@@ -131,15 +131,15 @@ def compact(data: str) -> tuple[str, str]:
     Raises:
         RequestRefusedError: they are too long even so.
     """
-    words = data.split(",")
-    for index, word in enumerate(words):
-        key, _, value = word.partition("=")
+    options = data.split(",")
+    for index, option in enumerate(options):
+        key, _, value = option.partition("=")
         lowers = value.split(":")
         # A backslash escapes a colon or a comma: such a name is not for splitting.
         if key == "lowerdir" and "\\" not in data and all(os.path.isabs(lower) for lower in lowers):
             base = os.path.commonpath([os.path.dirname(lower) for lower in lowers])
-            words[index] = "lowerdir=" + ":".join(os.path.relpath(lower, base) for lower in lowers)
-            data = ",".join(words)
+            options[index] = "lowerdir=" + ":".join(os.path.relpath(lower, base) for lower in lowers)
+            data = ",".join(options)
             break
     else:
         base = "/"
@@ -187,12 +187,12 @@ def paths_of(source: str, data: str) -> list[str]:
 def _split(source: str, data: str) -> list[tuple[str, list[str]]]:
     """The source, and each option: its key with "=", and the paths in its value; without any, the option."""
     parts: list[tuple[str, list[str]]] = [("", [] if source in _NO_PATHS else [source])]
-    for word in data.split(","):
-        key, separator, value = word.partition("=")
+    for option in data.split(","):
+        key, separator, value = option.partition("=")
         if key.rstrip("+") in _PATH_OPTIONS:
             parts.append((key + separator, value.split(":")))
         else:
-            parts.append((word, []))
+            parts.append((option, []))
     return parts
 
 
@@ -207,8 +207,8 @@ def _mount_found(kind: str, source: str, options: Options, place: Place, find: F
     try:
         (_, first), *rest = _split(source, options.data)
         pinned = pin(first[0]) if first else source
-        words = [key + ":".join(map(pin, paths)) for key, paths in rest]
-        _mount_filesystem(kind, pinned, options.flags, ",".join(words), place)
+        data = ",".join(key + ":".join(map(pin, paths)) for key, paths in rest)
+        _mount_filesystem(kind, pinned, options.flags, data, place)
     finally:
         for fd in held:
             os.close(fd)

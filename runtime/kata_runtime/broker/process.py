@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from kata_runtime.identity import SandboxIdentity
 
 _CHANNEL = 3
-# containerd's service may run in the same systemd scope: its end is not a pod's. The broker ends with its
+# containerd's service may run in the same systemd scope: its stop is not a pod's. The broker exits with its
 # shim.
 _IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE)
 

@@ -9,7 +9,7 @@ import signal
 import time
 
 GRACE = 5.0
-"""How long the kernel may take to end a process that was sent SIGKILL, in seconds."""
+"""How long a process that was sent SIGKILL may take to exit, in seconds."""
 
 
 def start_time(pid: int) -> int:
@@ -41,11 +41,11 @@ def children() -> list[int]:
         with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
             return [int(pid) for pid in file.read().split()]
     except FileNotFoundError:
-        return []  # CONFIG_PROC_CHILDREN is off: the undo stack and the cgroup know them all but strays
+        return []  # CONFIG_PROC_CHILDREN is off: the rollback journal and the cgroup know all but strays
 
 
 def end(pid: int, start: int, grace: float = GRACE) -> bool:
-    """Kill this very process, and no other that has its pid since; True once it has ended or is a zombie."""
+    """Kill this very process, and no other that has its pid since; True once it has exited or is a zombie."""
     try:
         handle = os.pidfd_open(pid)
     except OSError as error:
@@ -58,14 +58,14 @@ def end(pid: int, start: int, grace: float = GRACE) -> bool:
         if not is_alive(pid, start):
             return True
         signal.pidfd_send_signal(handle, signal.SIGKILL)  # a zombie takes it too
-        return _ended(handle, grace)
+        return _has_exited(handle, grace)
     except ProcessLookupError:
         return True
     finally:
         os.close(handle)
 
 
-def _ended(handle: int, grace: float) -> bool:
+def _has_exited(handle: int, grace: float) -> bool:
     waiter = select.poll()
     waiter.register(handle, select.POLLIN)
     deadline = time.monotonic() + grace

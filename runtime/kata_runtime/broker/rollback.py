@@ -1,11 +1,12 @@
-"""The undo stack: what reverses each effect, written down before the effect is made.
+"""The rollback journal: what reverses each effect, written down before the effect is made.
 
-One JSON object per line of <sandbox directory>/undo.jsonl. The first says who works here:
+One JSON object per line of <sandbox directory>/rollback.jsonl. The first is the header:
 
     {"sandbox": id, "owner": containerd's namespace, "broker": [pid, start], "shim": [pid, start],
      "namespace": inode, "bundle": path, "socket": path}
 
-then entries {"n": 7, "undo": kind, ...} and {"done": 7} for those that were undone since. Kinds:
+then entries {"n": 7, "undo": kind, ...} and {"done": 7} for those that were undone since. A line that is none
+of these is counted, and hides no other. Kinds:
 
     process  pid, start, name   a child
     cgroup   path, origin       a leaf with the sandbox's processes; `origin` is where the shim came from
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
 
     Entry = dict[str, Any]
 
-NAME = "undo.jsonl"
+NAME = "rollback.jsonl"
 COMPACT_AFTER = 1000
 """Entries undone since the file was last written anew."""
 
 
 class RollbackJournal:
-    """The stack of one sandbox, in memory and on disk. The caller holds the directory's lock."""
+    """The journal of one sandbox, in memory and on disk. The caller holds the directory's lock."""
 
     def __init__(self, directory: int, header: Entry) -> None:
         self._directory = directory
@@ -46,14 +47,14 @@ class RollbackJournal:
 
     @classmethod
     def create(cls, directory: int, header: Entry) -> RollbackJournal:
-        """Begin an empty stack in place of any other."""
-        log = cls(directory, header)
-        log._rewrite()
-        return log
+        """Start an empty journal in place of any other."""
+        journal = cls(directory, header)
+        journal._rewrite()
+        return journal
 
     @classmethod
     def load(cls, directory: int) -> RollbackJournal | None:
-        """Read the stack that a broker left, or None when there is none.
+        """Read the journal that a broker left, or None when there is none.
 
         A torn last line is an effect that was never made: the line is complete before the effect begins.
         """
@@ -64,23 +65,23 @@ class RollbackJournal:
                 lines = file.read().split(b"\n")
         except FileNotFoundError:
             return None
-        log = cls(directory, {})
+        journal = cls(directory, {})
         for line in lines[:-1]:
-            log._replay(line)
-        return log
+            journal._take(line)
+        return journal
 
-    def _replay(self, line: bytes) -> None:
-        try:
-            entry = json.loads(line)
-            if "done" in entry:
-                self.entries.pop(entry["done"], None)
-            elif "n" in entry:
-                self.entries[int(entry["n"])] = entry
-                self._next = int(entry["n"]) + 1
-            else:
-                self.header = dict(entry)
-        except (ValueError, TypeError):
-            self.unreadable += 1
+    def _take(self, line: bytes) -> None:
+        entry = _parse(line)
+        match entry:
+            case {"done": int(number)}:
+                self.entries.pop(number, None)
+            case {"n": int(number), "undo": str()}:
+                self.entries[number] = entry
+                self._next = number + 1
+            case {"sandbox": str()}:
+                self.header = entry
+            case _:
+                self.unreadable += 1
 
     def push(self, undo: str, **fields: object) -> int:
         """Write down how to undo what is about to be done. Raises OSError: then it must not be done."""
@@ -92,8 +93,8 @@ class RollbackJournal:
         return number
 
     def drop(self, number: int) -> None:
-        """Forget an entry: its effect was undone, or never came to be."""
-        if self.entries.pop(number, None) is None:
+        """Forget an entry: its effect was undone, or never came to be. Nothing once the journal is closed."""
+        if self._file < 0 or self.entries.pop(number, None) is None:
             return
         self._done += 1
         try:
@@ -129,19 +130,28 @@ class RollbackJournal:
 
 
 def is_recorded(root: str, undo: str, path: str) -> bool:
-    """Whether the stack of any sandbox below this directory has an entry of this kind for this path."""
+    """Whether the journal of any sandbox below this directory has an entry of this kind for this path."""
     for name in os.listdir(root):
         try:
             directory = os.open(os.path.join(root, name), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except (FileNotFoundError, NotADirectoryError):
             continue
         try:
-            log = RollbackJournal.load(directory)
+            journal = RollbackJournal.load(directory)
         finally:
             os.close(directory)
-        if log and log.find(undo, path):
+        if journal and journal.find(undo, path):
             return True
     return False
+
+
+def _parse(line: bytes) -> Entry:
+    """The object of a line; an empty one when it holds none."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return entry if isinstance(entry, dict) else {}
 
 
 def _write(file: int, entry: Entry) -> None:

@@ -54,7 +54,7 @@ def identity(root: str) -> str:
         if stat.S_ISLNK(facts.st_mode):
             parts.append(os.readlink(path))
         elif stat.S_ISREG(facts.st_mode):
-            # A second name of the same file is told by the first.
+            # A second name of the same file is hashed as the first name.
             parts.append(first if first != name else _content(path))
         elif stat.S_ISBLK(facts.st_mode) or stat.S_ISCHR(facts.st_mode):
             parts.append(facts.st_rdev)
@@ -137,8 +137,8 @@ def _make(maker: str, root: str, path: str) -> None:
     try:
         done = subprocess.run([maker, unfinished, root], capture_output=True, text=True, check=False)
         if done.returncode:
-            said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-            raise RootfsImageError(f"cannot make an image of {root}: {MAKER}: {said[-1]}")
+            tail = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            raise RootfsImageError(f"cannot make an image of {root}: {MAKER}: {tail[-1]}")
         os.chmod(unfinished, 0o444)
         os.rename(unfinished, path)
     finally:

@@ -1,4 +1,4 @@
-"""What a broker works on: the sandbox's directory and its lock, the mount namespace, and the undo stack.
+"""What a broker works on: the sandbox's directory, locked; the mount namespace; and the rollback journal.
 
 A VMM's jail, where one is asked for, is a tmpfs of the namespace too: <directory>/jail.
 
@@ -35,7 +35,7 @@ _HOLD = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 class SandboxDirectory:
     """One sandbox's directory, locked and ready. Raises OSError or BrokerError when it cannot be had.
 
-    directory: descriptor of it. log: the undo stack. territory: where the sandbox may make and mount.
+    descriptor: of the directory. journal: the rollback journal. scope: where the sandbox may make and mount.
     """
 
     def __init__(self, identity: SandboxIdentity, bundle: str, shim: int, *, namespace: bool) -> None:
@@ -43,11 +43,11 @@ class SandboxDirectory:
         self._namespace = namespace
         self._jailed = False
         self.origin = Origin.leave() if namespace else Origin(None)
-        self.directory = _take(self._path)
-        if left := _roll_back_predecessor(self.directory, self._path):
+        self.descriptor = _take(self._path)
+        if left := _roll_back_predecessor(self.descriptor, self._path):
             raise RequestFailedError(f"an earlier sandbox of this name cannot be undone: {left[0]}")
-        self.log = RollbackJournal.create(
-            self.directory,
+        self.journal = RollbackJournal.create(
+            self.descriptor,
             {
                 "sandbox": identity.id,
                 "owner": identity.namespace,
@@ -83,7 +83,7 @@ class SandboxDirectory:
     def make_jail(self, root: str, files: dict[str, str]) -> None:
         """Make a root directory below <directory>/jail, with read-only views of files of the host; once.
 
-        Later the jail is its prisoner's, who may plant links in it.
+        Later the jail belongs to the program in it, which may plant links there.
 
         Raises:
             RequestRefusedError: it is somewhere else, or there is one already.
@@ -127,16 +127,16 @@ class SandboxDirectory:
         if parent != self._path:
             raise RequestRefusedError(f"{path} is not in the sandbox's directory {self._path}")
         try:
-            kind = stat.S_IFMT(os.stat(name, dir_fd=self.directory, follow_symlinks=False).st_mode)
+            kind = stat.S_IFMT(os.stat(name, dir_fd=self.descriptor, follow_symlinks=False).st_mode)
         except FileNotFoundError:
             return
         if kind != stat.S_IFSOCK:
             raise RequestRefusedError(f"{path} is not a socket")
-        os.unlink(name, dir_fd=self.directory)
+        os.unlink(name, dir_fd=self.descriptor)
 
-    def undo(self, spared: Collection[int]) -> list[str]:
+    def roll_back(self, spared: Collection[int]) -> list[str]:
         """Undo everything and remove the directory; returns a line for each thing that is left."""
-        left = cleanup.replay(self.log, self.scope, spared, mounted=True)
+        left = cleanup.roll_back(self.journal, self.scope, spared, mounted=True)
         self.scope.close()
         self.origin.close()
         if self._namespace:
@@ -144,9 +144,9 @@ class SandboxDirectory:
         if self._jailed:
             self._leave_jail()
         if not left:
-            left = cleanup.clear(self.directory, self._path)
-        self.log.close()
-        os.close(self.directory)
+            left = cleanup.clear(self.descriptor, self._path)
+        self.journal.close()
+        os.close(self.descriptor)
         return left
 
     def _unshare_directory(self) -> None:
@@ -177,7 +177,7 @@ def _take(path: str) -> int:
         except FileExistsError:
             pass
         directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        if not cleanup.lock(directory, cleanup.PATIENCE):
+        if not cleanup.lock(directory, cleanup.LOCK_TIMEOUT):
             os.close(directory)
             raise RequestFailedError(
                 f"{path} is in use: another shim serves this sandbox, or is being cleaned up"
@@ -187,12 +187,10 @@ def _take(path: str) -> int:
             raise RequestFailedError(f"{path} is not private: it must be ours, with mode 0700")
         if os.fstat(directory).st_nlink:
             return directory
-        os.close(directory)  # a janitor removed it while we waited for the lock
+        os.close(directory)  # a cleanup removed it while we waited for the lock
 
 
 def _roll_back_predecessor(directory: int, path: str) -> list[str]:
     """Undo what a killed broker of the same name left; the files may be our shim's by now, and stay."""
-    log = RollbackJournal.load(directory)
-    if log is None:
-        return []
-    return cleanup.roll_back_dead(log, path)
+    journal = RollbackJournal.load(directory)
+    return [] if journal is None else cleanup.roll_back_dead(journal, path)

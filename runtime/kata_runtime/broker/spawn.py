@@ -1,4 +1,4 @@
-"""Starting a child: fork, put everything in its place, exec; the parent tells what fails in the child."""
+"""Starting a child: fork, put everything in its place, exec; the parent reports what fails in the child."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from kata_runtime.broker.child_filter import ChildFilterSupervisor
 
-GO, LISTENER, FAILED, UNSEALED = b"g", b"listener", b"failed", b"unsealed"
-"""What parent and child tell each other; the end of the child's word is that it runs, or is at its gate."""
+GO, LISTENER, FAILED, UNFILTERED = b"g", b"listener", b"failed", b"unfiltered"
+"""What parent and child send each other; the child's end of file says that it runs, or is at its gate."""
 
 NOT_RUN = 127
 MAX_FD = 0xFFFFFFFF
@@ -49,14 +49,14 @@ def spawn(
     record: Callable[[int, int], None],
     *,
     gate: int | None = None,
-    watch: ChildFilterSupervisor | None = None,
+    supervisor: ChildFilterSupervisor | None = None,
 ) -> int:
     """Start a child and return its pid once it runs its program, or waits at its gate.
 
     fds: its descriptors by number, of ours. record(pid, start time) is called when the process exists and
     before it runs anything. gate: the number of a descriptor from which it reads first: it runs its program
-    when it is told a byte, without that descriptor, and ends when there will be none. watch: the filter under
-    which it does all of this.
+    when it reads a byte, without that descriptor, and exits at the end of file. supervisor: of the filter
+    that it does all of this under.
 
     Raises:
         RequestFailedError: the program cannot be run; nothing is left of the child.
@@ -65,10 +65,10 @@ def spawn(
     check_executable(name, argv[0])
     environment = {"PATH": PATH} if environment is None else environment
     install = None
-    if watch is not None:
+    if supervisor is not None:
         from kata_hypervisor.seccomp import filter as kernel
 
-        install = partial(kernel.install, watch.code, all_threads=False, listener=True)
+        install = partial(kernel.install, supervisor.code, all_threads=False, listener=True)
     go_read, go_write = os.pipe2(os.O_CLOEXEC)
     report_read, report_write = os.pipe2(os.O_CLOEXEC)
     parent = os.getpid()
@@ -86,10 +86,10 @@ def spawn(
     try:
         record(pid, processes.start_time(pid))
         os.write(go_write, GO)
-        _follow(name, argv[0], pid, go_write, report_read, watch)
+        _follow(name, argv[0], pid, go_write, report_read, supervisor)
     except BaseException:
-        if watch is not None:
-            watch.close()
+        if supervisor is not None:
+            supervisor.close()
         os.kill(pid, signal.SIGKILL)  # it may wait for an answer that nobody gives
         os.waitpid(pid, 0)
         raise
@@ -100,29 +100,29 @@ def spawn(
 
 
 def _follow(
-    name: str, path: str, pid: int, go: int, report: int, watch: ChildFilterSupervisor | None
+    name: str, path: str, pid: int, go: int, report: int, supervisor: ChildFilterSupervisor | None
 ) -> None:
-    """Read what the child tells until it runs, or waits at its gate. Raises RequestFailedError."""
+    """Read what the child reports until it runs, or waits at its gate. Raises RequestFailedError."""
     waiter = select.poll()
     waiter.register(report, select.POLLIN)
     while True:
         for fd, event in waiter.poll():
             if fd == report:
-                word, _, rest = os.read(report, 4096).partition(b" ")
-                if not word:
+                kind, _, rest = os.read(report, 4096).partition(b" ")
+                if not kind:
                     return
-                if word == FAILED:
+                if kind == FAILED:
                     number = int(rest)
                     raise _failure(name, path, OSError(number, os.strerror(number)))
-                if word == UNSEALED:
+                if kind == UNFILTERED:
                     raise RequestFailedError(f"cannot start {name}: {rest.decode()}")
-                assert watch is not None
-                watch.begin(_take(name, pid, int(rest)))
-                waiter.register(watch.listener, select.POLLIN)
+                assert supervisor is not None
+                supervisor.take_listener(_take(name, pid, int(rest)))
+                waiter.register(supervisor.listener, select.POLLIN)
                 os.write(go, GO)
             elif not event & select.POLLIN:
-                waiter.unregister(fd)  # it has ended, which the report's end tells
-            elif watch is not None and (sentence := watch.answer()) is not None:
+                waiter.unregister(fd)  # it has exited, which the end of the report shows
+            elif supervisor is not None and (sentence := supervisor.answer()) is not None:
                 raise RequestFailedError(f"cannot start {name}: {sentence}")
 
 
@@ -164,7 +164,7 @@ def _become(
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         if install is not None:
-            _put_on(install, go, report)
+            _install_filter(install, go, report)
         if gate is not None:
             os.close(go)
             os.close(report)
@@ -182,14 +182,14 @@ def _become(
         os._exit(NOT_RUN)
 
 
-def _put_on(install: Callable[[], int | None], go: int, report: int) -> None:
+def _install_filter(install: Callable[[], int | None], go: int, report: int) -> None:
     """Put on the filter, and wait until the parent has its listener: only then somebody answers."""
     from kata_hypervisor.errors import SealError
 
     try:
         listener = install()
     except SealError as error:
-        os.write(report, b"%s %s" % (UNSEALED, str(error).encode()[:2000]))
+        os.write(report, b"%s %s" % (UNFILTERED, str(error).encode()[:2000]))
         os._exit(NOT_RUN)
     assert listener is not None
     os.write(report, b"%s %d" % (LISTENER, listener))

@@ -1,54 +1,68 @@
-"""Opening what containerd gave for a container's standard streams, and files of its image."""
+"""Opening what containerd gave for a container's standard streams.
+
+A file is looked at before it is opened to read or write, by a descriptor that does neither: opening a device
+may have effects of its own. Then that very file is opened, and none that took its name meanwhile.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
 
-from kata_runtime.broker import syscalls
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
 
-_LOG_FLAGS = (
-    os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kata_runtime.broker.authorization import Authorization
+    from kata_runtime.broker.held_directories import Opener
+
+_LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_NEW_LOG = _LOG_FLAGS | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+_LOG_MODE = 0o640
 
 
-def open_fifo(path: str, flags: int) -> int:
-    """Open a FIFO. Raises OSError, and RequestRefusedError when it is something else."""
-    # Looked at before it is opened: opening a device or a socket may have effects of its own.
-    probe = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+class Streams:
+    """The streams that one sandbox may have; see `Authorization`."""
+
+    def __init__(self, authorization: Authorization) -> None:
+        self._authorization = authorization
+
+    def open_fifo(self, path: str, flags: int) -> int:
+        """Open a FIFO.
+
+        Raises:
+            RequestFailedError: it cannot be opened. RequestRefusedError: it is something else, or may not be.
+        """
+        opener = self._authorization.fifo_opener(path)
+        try:
+            return _open_if(stat.S_ISFIFO, opener, flags | os.O_CLOEXEC, f"{path} is not a FIFO")
+        except OSError as error:
+            raise _failure(path, error) from None
+
+    def open_log(self, path: str) -> int:
+        """Open a regular file to append to, made where it is missing. Raises as `open_fifo` does."""
+        opener = self._authorization.log_opener(path)
+        try:
+            try:
+                return opener(_NEW_LOG, _LOG_MODE)
+            except FileExistsError:
+                return _open_if(stat.S_ISREG, opener, _LOG_FLAGS, f"{path} is not a regular file")
+        except OSError as error:
+            raise _failure(path, error) from None
+
+
+def _open_if(is_right: Callable[[int], bool], opener: Opener, flags: int, refusal: str) -> int:
+    found = opener(_LOOK, 0)
     try:
-        if not stat.S_ISFIFO(os.fstat(probe).st_mode):
-            raise RequestRefusedError(f"{path} is not a FIFO")
-        return os.open(f"/proc/self/fd/{probe}", flags | os.O_CLOEXEC)
+        if not is_right(os.fstat(found).st_mode):
+            raise RequestRefusedError(refusal)
+        return os.open(f"/proc/self/fd/{found}", flags)
     finally:
-        os.close(probe)
+        os.close(found)
 
 
-def open_log(path: str) -> int:
-    """Open a regular file to append to, made where it is missing. Raises as `open_fifo` does."""
-    fd = os.open(path, _LOG_FLAGS, 0o640)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise RequestRefusedError(f"{path} is not a regular file")
-    return fd
-
-
-def open_in_image(root: int, name: str, *, write: bool) -> int:
-    """Open a regular file or block device below a directory, whatever links the image has.
-
-    Raises:
-        RequestFailedError: it cannot be opened. RequestRefusedError: it is something else.
-    """
-    access = os.O_RDWR if write else os.O_RDONLY
-    try:
-        fd = syscalls.open_in_root(root, name, access | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError as error:
-        raise RequestFailedError(
-            f"cannot open {name} in the image: {error.strerror}", error.errno or 0
-        ) from None
-    kind = os.fstat(fd).st_mode
-    if not stat.S_ISREG(kind) and not stat.S_ISBLK(kind):
-        os.close(fd)
-        raise RequestRefusedError(f"{name} in the image is neither a regular file nor a block device")
-    return fd
+def _failure(path: str, error: OSError) -> RequestFailedError:
+    return RequestFailedError(f"cannot open {path}: {error.strerror}", error.errno or 0)

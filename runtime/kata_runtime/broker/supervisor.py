@@ -1,11 +1,11 @@
-"""The broker's watch over the sealed shim: each call that its filter refuses waits here for an answer.
+"""Supervision of the sealed shim: each call that its filter refuses waits here for an answer.
 
-"enforce": the call is refused with EPERM, named in containerd's log, and told to the shim, which ends the pod
-with that sentence through its API; whatever it does, it is killed after GRACE. "log": the call is named and
-made. The shim needs no working Python for any of this.
+"enforce": the call is refused with EPERM, named in containerd's log, and reported to the shim, which ends the
+pod with that sentence through its API; whatever it does, it is killed after GRACE. "log": the call is named
+and made. The shim needs no working Python for any of this.
 
 What was refused is counted in RECORD in the sandbox's directory, for tools, and the first sentence is kept
-in the bundle, from where `shim delete` repeats it when the shim could not tell it itself.
+in the bundle, from where `shim delete` repeats it when the shim could not report it itself.
 """
 
 from __future__ import annotations
@@ -13,15 +13,21 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
 import time
 
 from kata_hypervisor.seccomp import notification, syscalls
+from kata_runtime.broker import processes
+from kata_runtime.broker.errors import RequestRefusedError
+from kata_runtime.broker.event_loop import READABLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kata_hypervisor.seccomp.notification import Call
+    from kata_runtime.broker.event_loop import EventLoop
     from kata_runtime.broker.log_sink import LogSink
+    from kata_runtime.broker.messages import Message
 
 HANDOVER = 5.0
 """Seconds that the shim may take from the announcement of its seal until it hands over the listener."""
@@ -37,46 +43,68 @@ _WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Supervisor:
-    """The watch over one shim's filter. Made before the shim is sealed, which then has HANDOVER for it.
+    """Supervises one shim: nothing to do until `expect`, and then the listener must come within HANDOVER.
 
-    listener: descriptor, -1 until `watch`. shim: its process id. policy: the policy's name, for sentences.
-    directory: descriptor of the sandbox's directory.
+    shim: its process id and start time. directory: descriptor of the sandbox's directory. notify: sends a
+    message to the shim without waiting.
     """
 
     def __init__(
         self,
-        shim: int,
-        policy: str,
-        *,
-        enforce: bool,
+        shim: tuple[int, int],
+        loop: EventLoop,
         log_sink: LogSink,
         directory: int,
+        notify: Callable[[Message], None],
     ) -> None:
-        self.listener = -1
-        self._process = os.pidfd_open(shim)
-        self._policy = policy
-        self._enforce = enforce
+        self._shim = shim
+        self._loop = loop
         self._log_sink = log_sink
         self._directory = directory
-        self._deadline: float | None = time.monotonic() + HANDOVER
+        self._notify = notify
+        self._listener = -1
+        self._policy = ""
+        self._enforce = True
+        self._deadline: float | None = None
         self._calls: dict[str, int] = {}
 
-    def watch(self, listener: int) -> None:
-        """The shim is sealed, and has handed over the listener, which is this object's from here on."""
-        self.listener = listener
+    def expect(self, policy: str, *, enforce: bool) -> None:
+        """The shim is about to put its filter on. policy: its name, for sentences."""
+        self._policy = policy
+        self._enforce = enforce
+        self._deadline = time.monotonic() + HANDOVER
+
+    def supervise(self, listener: int) -> None:
+        """The shim has put its filter on: answer for it from here on. listener: the caller's to close.
+
+        Raises:
+            RequestRefusedError: there is a listener already.
+        """
+        if self._listener >= 0:
+            raise RequestRefusedError("supervise: the shim is supervised already")
+        self._listener = os.dup(listener)
+        self._loop.add(self._listener, self._on_call)
         self._deadline = None
         self._record()
 
-    def answer(self) -> str | None:
+    def _on_call(self, events: int) -> None:
+        if not events & READABLE:  # no process is under the filter any more
+            self._loop.remove(self._listener)
+            return
+        sentence = self._answer()
+        if sentence is not None:
+            self._notify({"violation": sentence})
+
+    def _answer(self) -> str | None:
         """Answer the call that waits, if one does; returns the sentence that ends the pod, the first time."""
-        call = notification.receive(self.listener)
+        call = notification.receive(self._listener)
         if call is None:
             return None
         name, thread = syscalls.name_of(call.number) or "an unknown call", _thread_name(call.tid)
         if self._enforce:
-            notification.refuse(self.listener, call, errno.EPERM)
+            notification.refuse(self._listener, call, errno.EPERM)
         else:
-            notification.let_through(self.listener, call)
+            notification.let_through(self._listener, call)
         sentence = self._sentence(call, name, thread)
         if name not in self._calls and len(self._calls) < MAX_NAMED:
             self._log_sink.write("error" if self._enforce else "warning", sentence)
@@ -89,17 +117,17 @@ class Supervisor:
         return sentence
 
     def _sentence(self, call: Call, name: str, thread: str) -> str:
-        words = ", ".join(f"{word:#x}" for word in call.arguments)
-        deed = (
+        arguments = ", ".join(f"{value:#x}" for value in call.arguments)
+        attempt = (
             f"seccomp: the runtime's process called {name} ({call.number}) on thread {thread} "
             f"(tid {call.tid}), which policy {self._policy} does not allow"
         )
         if not self._enforce:
-            return f"{deed}; it was let through; arguments: {words}"
+            return f"{attempt}; it was let through; arguments: {arguments}"
         return (
-            f"{deed}: the call was refused and the pod ended (kata-ctl seccomp show prints the policy; "
+            f"{attempt}: the call was refused and the pod ended (kata-ctl seccomp show prints the policy; "
             f'shim_seccomp = "log" in [runtime] names all such calls and lets them through); '
-            f"arguments: {words}"
+            f"arguments: {arguments}"
         )
 
     def _record(self) -> None:
@@ -116,28 +144,27 @@ class Supervisor:
         """Milliseconds until the shim is killed, for poll(2); None when it need not be."""
         return None if self._deadline is None else max(0, round((self._deadline - time.monotonic()) * 1e3))
 
-    def execute(self) -> None:
+    def enforce_deadline(self) -> None:
         """Kill the shim when its time is over."""
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            if self.listener < 0:
-                sentence = (
-                    f"seccomp: the runtime's process made a call that policy {self._policy} refuses "
-                    "before it could hand over the filter's listener, or was stopped then, and was killed"
-                )
-                self._log_sink.write("error", sentence)
-                self._log_sink.keep(sentence)
-            self._deadline = None
-            try:
-                signal.pidfd_send_signal(self._process, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        if self._deadline is None or time.monotonic() < self._deadline:
+            return
+        self._deadline = None
+        if self._listener >= 0:  # what it did was named when it did it
+            self._kill()
+        else:
+            self.end_pod(
+                f"seccomp: the runtime's process made a call that policy {self._policy} refuses "
+                "before it could hand over the filter's listener, or was stopped then, and was killed"
+            )
 
-    def close(self) -> None:
-        """Stop supervising: what is refused from here on gets ENOSYS from the kernel. Idempotent."""
-        for fd in (self.listener, self._process):
-            if fd >= 0:
-                os.close(fd)
-        self.listener = self._process = -1
+    def end_pod(self, sentence: str) -> None:
+        """Kill the shim, and say why in the log and, for `shim delete`, in the bundle."""
+        self._log_sink.write("error", sentence)
+        self._log_sink.keep(sentence)
+        self._kill()
+
+    def _kill(self) -> None:
+        processes.end(*self._shim, grace=0)
 
 
 def _thread_name(tid: int) -> str:

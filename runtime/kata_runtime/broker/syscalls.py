@@ -75,10 +75,13 @@ class _HowToOpen(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
-def open_beneath(directory: int, path: str) -> int:
-    """Return a descriptor (O_PATH) of what is at a path below a directory, without following any link."""
+def open_beneath(directory: int, path: str, flags: int = os.O_PATH | os.O_CLOEXEC, mode: int = 0) -> int:
+    """Open what is at a path below a directory, without following any link.
+
+    mode: of the file that is made, with O_CREAT.
+    """
     resolve = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS
-    return _openat2(directory, path, os.O_PATH | os.O_CLOEXEC, resolve)
+    return _openat2(directory, path, flags, resolve, mode if flags & os.O_CREAT else 0)
 
 
 def open_in_root(root: int, path: str, flags: int) -> int:
@@ -86,9 +89,9 @@ def open_in_root(root: int, path: str, flags: int) -> int:
     return _openat2(root, path, flags, _RESOLVE_NO_XDEV | _RESOLVE_NO_MAGICLINKS | _RESOLVE_IN_ROOT)
 
 
-def _openat2(directory: int, path: str, flags: int, resolve: int) -> int:
+def _openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
     # SAFETY: the string and the structure, whose size the kernel is told, live until the call returns.
-    how = _HowToOpen(flags=flags, resolve=resolve)
+    how = _HowToOpen(flags=flags, mode=mode, resolve=resolve)
     size = ctypes.c_size_t(ctypes.sizeof(how))
     return _call(_OPENAT2, ctypes.c_int(directory), os.fsencode(path), ctypes.byref(how), size)
 
@@ -152,13 +155,13 @@ def set_name(name: str) -> None:
 
 
 def become_subreaper() -> None:
-    """Become the parent of descendants whose own parents end."""
+    """Become the parent of descendants whose own parents exit."""
     # SAFETY: no argument is a pointer.
     _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 
 
 def die_with_parent(number: int) -> None:
-    """Have the kernel send this signal when the thread that forked us ends."""
+    """Have the kernel send this signal when the thread that forked us exits."""
     # SAFETY: no argument is a pointer.
     _check(_libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0))
 

@@ -1,4 +1,4 @@
-"""The undo stack on disk, and the territory in which the broker may act."""
+"""The rollback journal on disk, and the path scope in which the broker may act."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def directory(tmp_path: Path) -> Iterator[int]:
 
 
 def test_what_was_pushed_and_not_dropped_is_loaded_in_order(directory: int) -> None:
-    log = RollbackJournal.create(directory, HEADER)
-    numbers = [log.push("remove", path=f"/{name}") for name in "abc"]
-    log.drop(numbers[1])
-    log.close()
+    journal = RollbackJournal.create(directory, HEADER)
+    numbers = [journal.push("remove", path=f"/{name}") for name in "abc"]
+    journal.drop(numbers[1])
+    journal.close()
     loaded = RollbackJournal.load(directory)
     assert loaded is not None
     assert loaded.header == HEADER
@@ -38,15 +38,15 @@ def test_what_was_pushed_and_not_dropped_is_loaded_in_order(directory: int) -> N
     assert loaded.unreadable == 0
 
 
-def test_no_file_is_no_stack(directory: int) -> None:
+def test_no_file_is_no_journal(directory: int) -> None:
     assert RollbackJournal.load(directory) is None
 
 
 def test_a_torn_last_line_is_an_effect_that_was_never_made(directory: int, tmp_path: Path) -> None:
-    log = RollbackJournal.create(directory, HEADER)
-    log.push("remove", path="/a")
-    log.push("remove", path="/b")
-    log.close()
+    journal = RollbackJournal.create(directory, HEADER)
+    journal.push("remove", path="/a")
+    journal.push("remove", path="/b")
+    journal.close()
     whole = (tmp_path / rollback.NAME).read_bytes()
     second = whole.index(b'{"n":2')
     for cut in range(second, len(whole)):
@@ -73,7 +73,7 @@ def test_a_line_that_is_unreadable_is_counted_and_hides_no_other(directory: int,
 
 @given(st.binary(max_size=300))
 def test_any_file_can_be_loaded(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
-    path = tmp_path_factory.mktemp("undo")
+    path = tmp_path_factory.mktemp("rollback")
     (path / rollback.NAME).write_bytes(content)
     fd = os.open(path, os.O_RDONLY)
     try:
@@ -82,15 +82,38 @@ def test_any_file_can_be_loaded(tmp_path_factory: pytest.TempPathFactory, conten
         os.close(fd)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(
+            '{"n":2,"path":"/a"}',
+            '{"n":2,"undo":7}',
+            '{"n":"2","undo":"remove"}',
+            '{"n":1e400,"undo":"remove"}',
+        ),
+        *('{"done":[1]}', '{"done":"1"}', "[]", "7", "null", "{}", '{"sandbox":7}', "[" * 100000),
+    ],
+    ids=lambda line: line[:40],
+)
+def test_a_line_that_is_no_entry_is_counted(directory: int, tmp_path: Path, line: str) -> None:
+    (tmp_path / rollback.NAME).write_text(
+        f'{json.dumps(HEADER)}\n{{"n":1,"undo":"remove","path":"/a"}}\n{line}\n'
+    )
+    loaded = RollbackJournal.load(directory)
+    assert loaded is not None
+    assert (loaded.header, list(loaded.entries), loaded.unreadable) == (HEADER, [1], 1)
+    assert loaded.find("remove", "/a") == [1]
+
+
 def test_the_file_does_not_grow_without_end(
     directory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rollback, "COMPACT_AFTER", 5)
-    log = RollbackJournal.create(directory, HEADER)
-    kept = log.push("remove", path="/kept")
+    journal = RollbackJournal.create(directory, HEADER)
+    kept = journal.push("remove", path="/kept")
     for index in range(100):
-        log.drop(log.push("remove", path=f"/{index}"))
-    log.close()
+        journal.drop(journal.push("remove", path=f"/{index}"))
+    journal.close()
     assert len((tmp_path / rollback.NAME).read_text().splitlines()) < 20
     loaded = RollbackJournal.load(directory)
     assert loaded is not None
@@ -102,15 +125,15 @@ def test_the_file_does_not_grow_without_end(
 def test_a_full_file_system_leaves_no_half_line(
     directory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = RollbackJournal.create(directory, HEADER)
-    log.push("remove", path="/a")
+    journal = RollbackJournal.create(directory, HEADER)
+    journal.push("remove", path="/a")
     write = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:7]))
     with pytest.raises(OSError, match="cannot write"):
-        log.push("remove", path="/b")
+        journal.push("remove", path="/b")
     monkeypatch.undo()
-    log.push("remove", path="/c")
-    log.close()
+    journal.push("remove", path="/c")
+    journal.close()
     loaded = RollbackJournal.load(directory)
     assert loaded is not None
     assert [entry["path"] for entry in loaded.entries.values()] == ["/a", "/c"]
@@ -120,16 +143,16 @@ def test_a_full_file_system_does_not_lose_what_is_recorded(
     directory: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(rollback, "COMPACT_AFTER", 2)
-    log = RollbackJournal.create(directory, HEADER)
-    numbers = [log.push("remove", path=f"/{name}") for name in "abcdef"]
+    journal = RollbackJournal.create(directory, HEADER)
+    numbers = [journal.push("remove", path=f"/{name}") for name in "abcdef"]
     write = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:7]))
     for number in numbers[:4]:
-        log.drop(number)  # neither a line nor a new file can be written
+        journal.drop(number)  # neither a line nor a new file can be written
     monkeypatch.undo()
-    log.push("remove", path="/g")
-    log.close()
-    assert [entry["path"] for entry in log.entries.values()] == ["/e", "/f", "/g"]
+    journal.push("remove", path="/g")
+    journal.close()
+    assert [entry["path"] for entry in journal.entries.values()] == ["/e", "/f", "/g"]
     loaded = RollbackJournal.load(directory)
     assert loaded is not None
     assert [entry["path"] for entry in loaded.entries.values()] == ["/a", "/b", "/c", "/d", "/e", "/f", "/g"]
@@ -193,29 +216,29 @@ def test_a_link_at_the_end_is_not_opened_and_only_itself_removed(scope: PathScop
     assert (tmp_path / "outside").is_dir()
 
 
-# -- replayed ----------------------------------------------------------------------------------------------
+# -- rolled back -------------------------------------------------------------------------------------------
 
 
-def replay(directory: int, scope: PathScope) -> list[str]:
-    log = RollbackJournal.load(directory)
-    assert log is not None
-    return cleanup.replay(log, scope, set(), mounted=False)
+def roll_back(directory: int, scope: PathScope) -> list[str]:
+    journal = RollbackJournal.load(directory)
+    assert journal is not None
+    return cleanup.roll_back(journal, scope, set(), mounted=False)
 
 
-def test_a_replay_removes_what_is_recorded_and_nothing_else(
+def test_a_rollback_removes_what_is_recorded_and_nothing_else(
     directory: int, scope: PathScope, tmp_path: Path
 ) -> None:
-    log = RollbackJournal.create(directory, HEADER)
+    journal = RollbackJournal.create(directory, HEADER)
     shared = tmp_path / "shared"
-    log.push("remove", path=str(shared / "c1"))
-    log.push("remove", path=str(shared / "c1" / "file"))
-    log.push("remove", path=str(shared / "full"))
-    log.push("remove", path=str(tmp_path / "outside"))
-    log.close()
+    journal.push("remove", path=str(shared / "c1"))
+    journal.push("remove", path=str(shared / "c1" / "file"))
+    journal.push("remove", path=str(shared / "full"))
+    journal.push("remove", path=str(tmp_path / "outside"))
+    journal.close()
     (shared / "c1" / "file").touch()
     (shared / "full").mkdir()
     (shared / "full" / "of data").write_text("precious")
-    left = replay(directory, scope)
+    left = roll_back(directory, scope)
     assert not (shared / "c1").exists()
     assert (shared / "full" / "of data").read_text() == "precious"
     assert (tmp_path / "outside").is_dir()
@@ -225,22 +248,45 @@ def test_a_replay_removes_what_is_recorded_and_nothing_else(
     ]
 
 
-def test_a_replay_can_be_repeated(directory: int, scope: PathScope, tmp_path: Path) -> None:
-    log = RollbackJournal.create(directory, HEADER)
-    log.push("remove", path=str(tmp_path / "shared/c1"))
-    log.push("unmount", path=str(tmp_path / "shared/c1"))
-    log.push("process", pid=os.getpid(), start=1, name="qemu")  # this pid, but not this process
-    log.push("cgroup", path="/sys/fs/cgroup/no/such", origin="/sys/fs/cgroup")
-    log.close()
-    assert replay(directory, scope) == []
-    assert replay(directory, scope) == []
+def test_a_rollback_can_be_repeated(directory: int, scope: PathScope, tmp_path: Path) -> None:
+    journal = RollbackJournal.create(directory, HEADER)
+    journal.push("remove", path=str(tmp_path / "shared/c1"))
+    journal.push("unmount", path=str(tmp_path / "shared/c1"))
+    journal.push("process", pid=os.getpid(), start=1, name="qemu")  # this pid, but not this process
+    journal.push("cgroup", path="/sys/fs/cgroup/no/such", origin="/sys/fs/cgroup")
+    journal.close()
+    assert roll_back(directory, scope) == []
+    assert roll_back(directory, scope) == []
 
 
-def test_an_entry_that_nobody_understands_is_reported(directory: int, scope: PathScope) -> None:
-    log = RollbackJournal.create(directory, HEADER)
-    log.push("format", path="/dev/sda")
-    log.close()
-    assert replay(directory, scope) == ["cannot undo format /dev/sda: nobody knows how to undo 'format'"]
+def test_an_entry_of_an_unknown_kind_is_reported(directory: int, scope: PathScope) -> None:
+    journal = RollbackJournal.create(directory, HEADER)
+    journal.push("format", path="/dev/sda")
+    journal.close()
+    assert roll_back(directory, scope) == [
+        "cannot undo format /dev/sda: this version of the runtime knows no such entry: 'format'"
+    ]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"undo": "remove"}, {"undo": "remove", "path": 7}, {"undo": "remove", "path": "/\0"}),
+        *({"undo": "process"}, {"undo": "process", "pid": "7", "start": 1}, {"undo": "cgroup", "path": []}),
+        {"undo": "process", "pid": 10**30, "start": 1},
+    ],
+    ids=str,
+)
+def test_a_damaged_entry_is_reported_and_hides_no_other(
+    directory: int, scope: PathScope, tmp_path: Path, fields: dict[str, object]
+) -> None:
+    entries = [{"n": 1, "undo": "remove", "path": str(tmp_path / "shared/c1")}, {"n": 2, **fields}]
+    lines = [json.dumps(line) for line in (HEADER, *entries)]
+    (tmp_path / rollback.NAME).write_text("\n".join(lines) + "\n")
+    left = roll_back(directory, scope)
+    assert left
+    assert all(line.startswith(f"cannot undo {fields['undo']} ") for line in left)
+    assert not (tmp_path / "shared/c1").exists()
 
 
 def test_a_directory_is_cleared_one_level_deep(tmp_path: Path) -> None:
@@ -264,14 +310,16 @@ def test_what_any_sandbox_has_recorded_is_found(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         directory = os.open(tmp_path / name, os.O_RDONLY)
-        log = RollbackJournal.create(directory, HEADER)
-        number = log.push("rmgroup", path=f"/{name}")
+        journal = RollbackJournal.create(directory, HEADER)
+        number = journal.push("rmgroup", path=f"/{name}")
         if name == "two":
-            log.drop(number)
-        log.close()
+            journal.drop(number)
+        journal.close()
         os.close(directory)
     (tmp_path / "file").touch()
     (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / rollback.NAME).write_text('{"sandbox":"x"}\n{"n":1,"path":"/one"}\n')
     found = [is_recorded(str(tmp_path), "rmgroup", path) for path in ("/one", "/two", "/three")]
     assert found == [True, False, False]
     assert not is_recorded(str(tmp_path), "cgroup", "/one")

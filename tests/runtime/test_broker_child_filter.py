@@ -1,4 +1,4 @@
-"""Children under a filter that the broker watches: the gate, the proof, the refusal, and what is left."""
+"""Children under a filter of ours: the gate, what the kernel reports, the refusal, and what is left."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ async def started(broker: Broker, tender: str, line: str, output: int, gate: int
 
 
 async def run(bed: Bed, tender: str, line: str) -> tuple[ExitStatus | None, str, bytes]:
-    """How it ends, what was refused to it, and what it printed."""
+    """How it exits, what was refused to it, and what it printed."""
     reader, writer = os.pipe()
     gate, opener = os.pipe()
     async with broker_of(bed) as broker:
@@ -76,10 +76,10 @@ async def run(bed: Bed, tender: str, line: str) -> tuple[ExitStatus | None, str,
 
 
 async def test_a_child_passes_its_gate_and_ends(bed: Bed, tender: str) -> None:
-    assert await run(bed, tender, "echo words") == (ExitStatus(code=0), "", b"echo words")
+    assert await run(bed, tender, "echo output") == (ExitStatus(code=0), "", b"echo output")
 
 
-async def test_a_refused_call_is_told_to_the_shim_and_in_the_log(bed: Bed, tender: str) -> None:
+async def test_a_refused_call_is_reported_to_the_shim_and_in_the_log(bed: Bed, tender: str) -> None:
     log = bed.bundle / "log"
     os.mkfifo(log)
     reader = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
@@ -96,7 +96,7 @@ async def test_a_gate_that_closes_ends_the_child(bed: Bed, tender: str) -> None:
     gate, opener = os.pipe()
     null = os.open(os.devnull, os.O_WRONLY)
     async with broker_of(bed) as broker:
-        child = await started(broker, tender, "echo words", null, gate)
+        child = await started(broker, tender, "echo output", null, gate)
         for fd in (gate, opener, null):
             os.close(fd)
         assert await child.wait() == ExitStatus(code=127)
@@ -109,7 +109,7 @@ async def test_a_gate_is_one_of_the_descriptors(bed: Bed) -> None:
             await broker.spawn("solo5-hvt", ["/bin/true"], fds={}, gate=9)
 
 
-async def test_a_filter_that_does_not_let_it_begin_is_told(bed: Bed, tender: str) -> None:
+async def test_a_filter_that_does_not_let_it_start_is_reported(bed: Bed, tender: str) -> None:
     usual = filter_for(tender)
     few = compile_rules([Rule(("write", "exit_group", "read"))], actions.NOTIFY)
     narrow = ChildFilter("narrow", "none", few.code, few.code, usual.last)
@@ -118,14 +118,14 @@ async def test_a_filter_that_does_not_let_it_begin_is_told(bed: Bed, tender: str
             await broker.spawn("solo5-hvt", [tender, "echo"], fds={}, seccomp=narrow)
 
 
-async def test_a_program_that_the_kernel_does_not_take_is_told(bed: Bed, tender: str) -> None:
+async def test_a_program_that_the_kernel_does_not_take_is_reported(bed: Bed, tender: str) -> None:
     wrong = ChildFilter("wrong", "none", b"\xff" * 8, filter_for(tender).loading, (1, 2))
     async with broker_of(bed) as broker:
         with pytest.raises(LaunchError, match="cannot start solo5-hvt: cannot install the seccomp filter"):
             await broker.spawn("solo5-hvt", [tender, "echo"], fds={}, seccomp=wrong)
 
 
-async def test_a_listener_that_cannot_be_had_is_told(
+async def test_a_listener_that_cannot_be_had_is_reported(
     bed: Bed, tender: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(pid: int, fd: int) -> int:
@@ -145,14 +145,14 @@ async def test_once_sealed_nothing_is_started_filtered_or_not(bed: Bed, tender: 
         child = await started(broker, tender, "spin", opener, gate)
         await broker.announce_seal(mode="log", policy="p")
         for seccomp in (None, filter_for(tender)):
-            with pytest.raises(LaunchError, match="the sandbox is sealed"):
+            with pytest.raises(LaunchError, match="spawn is refused after the seal"):
                 await broker.spawn("solo5-hvt", [tender, "echo"], fds={}, seccomp=seccomp)
         assert [thread.mode for thread in await broker.confinement(child)] == [2]
         os.close(gate)
         os.close(opener)
 
 
-async def test_a_child_dies_with_its_broker_and_not_unwatched(bed: Bed, tender: str) -> None:
+async def test_a_child_dies_with_its_broker_and_not_unsupervised(bed: Bed, tender: str) -> None:
     gate, opener = os.pipe()
     null = os.open(os.devnull, os.O_WRONLY)
     broker = Broker(*fork_broker(bed.identity, str(bed.bundle), namespace=False))

@@ -11,6 +11,8 @@ import pytest
 
 from kata_runtime.broker.authorization import Authorization
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
+from kata_runtime.broker.phase import Phase
+from kata_runtime.broker.streams import Streams
 
 ID = "pod"
 
@@ -50,32 +52,28 @@ def read(authorization: Authorization, bundle: Path) -> dict[str, Any]:
         return dict(json.load(file))
 
 
-def test_before_the_seal_everything_is_admitted(host: Host) -> None:
+def test_before_the_seal_everything_is_authorized(host: Host) -> None:
     authorization = Authorization(str(host.bundle), ID)
-    authorization.check_operation("spawn")
+    assert authorization.phase is Phase.LEARNING
     authorization.check_bind("/etc")
     assert authorization.finder(["/etc"]) is None
-    authorization.check_fifo("/anywhere/else/fifo")
-    authorization.check_log("/var/log/any")
+    authorization.fifo_opener("/anywhere/else/fifo")
+    authorization.log_opener("/var/log/any")
     assert read(authorization, host.add_bundle("other"))["root"] == {"path": "rootfs"}
-
-
-@pytest.mark.parametrize("op", ["spawn", "prepare", "announce_seal"])
-def test_a_sealed_sandbox_starts_nothing(host: Host, op: str) -> None:
-    with pytest.raises(RequestRefusedError, match=f"{op}: the sandbox is sealed"):
-        host.sealed().check_operation(op)
+    authorization.seal()
+    assert authorization.phase is Phase.SEALED
 
 
 @pytest.mark.parametrize(
-    "said",
+    "fields",
     [
         {"annotations": {"io.kubernetes.cri.sandbox-id": ID}},
         {"annotations": {"io.kubernetes.cri-o.SandboxID": ID}},
     ],
 )
-def test_the_sources_of_the_pods_containers_are_shared(host: Host, said: dict[str, Any]) -> None:
+def test_the_sources_of_the_pods_containers_are_shared(host: Host, fields: dict[str, Any]) -> None:
     authorization = host.sealed()
-    bundle = host.add_bundle("app", mounts=[{"destination": "/d", "source": "/var/data"}], **said)
+    bundle = host.add_bundle("app", mounts=[{"destination": "/d", "source": "/var/data"}], **fields)
     with pytest.raises(RequestRefusedError, match=r"cannot share /var/data: no config\.json of"):
         authorization.check_bind("/var/data")
     read(authorization, bundle)
@@ -172,26 +170,105 @@ def test_a_snapshotter_of_its_own_is_known_by_the_first_container(host: Host, tm
         found(authorization, "/dev/null")
 
 
-def test_streams_are_containerds(host: Host, tmp_path: Path) -> None:
+def make_fifo(path: Path) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
+    return str(path)
+
+
+def open_fifo(authorization: Authorization, path: object) -> None:
+    os.close(Streams(authorization).open_fifo(str(path), os.O_RDWR | os.O_NONBLOCK))
+
+
+def open_log(authorization: Authorization, path: object) -> None:
+    os.close(Streams(authorization).open_log(str(path)))
+
+
+@pytest.fixture
+def sealed(host: Host, tmp_path: Path) -> Authorization:
+    """Of a sandbox whose first container had a FIFO of a client's, and a log."""
     authorization = Authorization(str(host.bundle), ID)
-    authorization.check_fifo("/srv/client/a/stdout")
-    authorization.check_log("/var/log/pods/a.log")
+    open_fifo(authorization, make_fifo(tmp_path / "client" / "a" / "stdout"))
+    (tmp_path / "log").mkdir()
+    open_log(authorization, tmp_path / "log" / "a.log")
     authorization.seal()
-    authorization.check_fifo(f"{host.state}/fifo/123/app-stdout")
-    authorization.check_fifo("/srv/client/b/stdout")
-    authorization.check_log("/var/log/pods/b.log")
-    with pytest.raises(RequestRefusedError, match="cannot open a FIFO at /run/initctl"):
-        authorization.check_fifo("/run/initctl")
-    with pytest.raises(RequestRefusedError, match=r"cannot open a log at /etc/cron\.d/x"):
-        authorization.check_log("/etc/cron.d/x")
+    return authorization
+
+
+def test_streams_are_containerds(host: Host, sealed: Authorization, tmp_path: Path) -> None:
+    open_fifo(sealed, make_fifo(host.state / "fifo" / "123" / "app-stdout"))
+    open_fifo(sealed, make_fifo(tmp_path / "client" / "b" / "stdout"))
+    open_fifo(sealed, make_fifo(host.bundle / "stdout"))
+    for name in ("b.log", "b.log", "a.log"):
+        open_log(sealed, tmp_path / "log" / name)
+    for path in (make_fifo(tmp_path / "other"), f"{tmp_path}/client/../other", "/run/initctl"):
+        with pytest.raises(RequestRefusedError, match=f"cannot open the FIFO {path}: the sandbox is sealed"):
+            open_fifo(sealed, path)
+    for path in (tmp_path / "b.log", tmp_path / "log" / ".." / "b.log", "/etc/cron.d/x"):
+        with pytest.raises(RequestRefusedError, match=f"cannot open the log {path}: the sandbox is sealed"):
+            open_log(sealed, path)
+
+
+def test_a_client_may_name_its_directory_by_a_link(sealed: Authorization, tmp_path: Path) -> None:
+    make_fifo(tmp_path / "client" / "b" / "stdout")
+    (tmp_path / "var").symlink_to(tmp_path / "client")
+    open_fifo(sealed, tmp_path / "var" / "b" / "stdout")
+
+
+def test_a_link_in_the_place_of_a_stream_is_not_followed(sealed: Authorization, tmp_path: Path) -> None:
+    secret = make_fifo(tmp_path / "secret")
+    (tmp_path / "client" / "a" / "link").symlink_to(secret)
+    (tmp_path / "log" / "link").symlink_to(tmp_path / "secret.log")
+    with pytest.raises(RequestRefusedError, match="link is not a FIFO"):
+        open_fifo(sealed, tmp_path / "client" / "a" / "link")
+    with pytest.raises(RequestRefusedError, match="link is not a regular file"):
+        open_log(sealed, tmp_path / "log" / "link")
+    assert not (tmp_path / "secret.log").exists()
+
+
+def test_what_takes_a_name_after_it_was_checked_is_not_opened(
+    sealed: Authorization, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The directory is swapped for a link between the decision and the opening."""
+    (tmp_path / "others").mkdir()
+    make_fifo(tmp_path / "others" / "stdout")
+    decide = Authorization.fifo_opener
+
+    def decide_and_swap(authorization: Authorization, path: str) -> object:
+        opener = decide(authorization, path)
+        (tmp_path / "client" / "a").rename(tmp_path / "client" / "moved")
+        (tmp_path / "client" / "a").symlink_to(tmp_path / "others")
+        return opener
+
+    monkeypatch.setattr(Authorization, "fifo_opener", decide_and_swap)
+    with pytest.raises(RequestFailedError, match="Too many levels of symbolic links"):
+        open_fifo(sealed, tmp_path / "client" / "a" / "stdout")
+
+
+def test_a_directory_that_was_learned_is_held(sealed: Authorization, tmp_path: Path) -> None:
+    """Another directory of the same name is not the one that containerd gave."""
+    (tmp_path / "log").rename(tmp_path / "old")
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "log").symlink_to(tmp_path / "etc")
+    with pytest.raises(RequestRefusedError):
+        open_log(sealed, tmp_path / "log" / "cron")
+    (tmp_path / "log").unlink()
+    (tmp_path / "log").mkdir()
+    open_log(sealed, tmp_path / "log" / "b.log")
+    assert os.listdir(tmp_path / "etc") == os.listdir(tmp_path / "log") == []
+    assert sorted(os.listdir(tmp_path / "old")) == ["a.log", "b.log"]
 
 
 def test_a_bundle_of_somebody_else_gives_no_directories(tmp_path: Path) -> None:
     (bundle := tmp_path / "bundle").mkdir()
     authorization = Authorization(str(bundle), ID)
-    authorization.check_fifo("/stdout")
+    authorization.fifo_opener("/stdout")
     authorization.seal()
-    for check in (authorization.check_fifo, authorization.check_log, lambda path: found(authorization, path)):
+    for check in (
+        authorization.fifo_opener,
+        authorization.log_opener,
+        lambda path: found(authorization, path),
+    ):
         with pytest.raises(RequestRefusedError):
             check("/anything")
 
@@ -199,7 +276,7 @@ def test_a_bundle_of_somebody_else_gives_no_directories(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "[]", "{", '{"mounts": 3, "root": []}', '{"mounts": [3, {"source": 4}]}']
 )
-def test_a_specification_that_is_none_admits_nothing(host: Host, text: str) -> None:
+def test_a_specification_that_is_none_authorizes_nothing(host: Host, text: str) -> None:
     (host.bundle / "config.json").write_text(text)
     authorization = host.sealed()
     os.close(authorization.open_spec(str(host.bundle)))

@@ -1,0 +1,142 @@
+"""The children of one broker: started, signalled, supervised and reaped."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+
+from kata_hypervisor.seccomp import confinement
+from kata_runtime.broker import processes, spawn
+from kata_runtime.broker.child_filter import ChildFilterSupervisor
+from kata_runtime.broker.event_loop import READABLE
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
+
+    from kata_runtime.broker.event_loop import EventLoop
+    from kata_runtime.broker.log_sink import LogSink
+    from kata_runtime.broker.messages import Message
+    from kata_runtime.broker.rollback import RollbackJournal
+
+_PAUSE = 0.001
+
+
+class Children:
+    """The processes that one broker has started, and those that these have left behind.
+
+    shim: its process id. notify: sends a message to it without waiting.
+    """
+
+    def __init__(
+        self,
+        shim: int,
+        journal: RollbackJournal,
+        loop: EventLoop,
+        log_sink: LogSink,
+        notify: Callable[[Message], None],
+    ) -> None:
+        self._shim = shim
+        self._journal = journal
+        self._loop = loop
+        self._log_sink = log_sink
+        self._notify = notify
+        # By process id: the number of the child's entry in the journal.
+        self._entries: dict[int, int] = {}
+
+    def start(
+        self,
+        name: str,
+        argv: Sequence[str],
+        fds: Mapping[int, int],
+        environment: Mapping[str, str] | None = None,
+        *,
+        gate: int | None = None,
+        seccomp: Mapping[str, Any] | None = None,
+    ) -> int:
+        """Start a child and return its pid; see `spawn.spawn`. seccomp: the fields of a ChildFilter."""
+        number = 0
+
+        def record(pid: int, start: int) -> None:
+            nonlocal number
+            number = self._journal.push("process", pid=pid, start=start, name=name)
+
+        supervisor = ChildFilterSupervisor(name, seccomp) if seccomp is not None else None
+        try:
+            pid = spawn.spawn(name, argv, fds, environment, record, gate=gate, supervisor=supervisor)
+        except BaseException:
+            self._journal.drop(number)
+            raise
+        self._entries[pid] = number
+        if supervisor is not None:
+            self._loop.add(supervisor.listener, lambda events: self._answer_filter(pid, supervisor, events))
+        return pid
+
+    def _answer_filter(self, pid: int, supervisor: ChildFilterSupervisor, events: int) -> None:
+        """A child asks for what its filter does not simply allow, or has exited."""
+        if not events & READABLE:
+            self._loop.remove(supervisor.listener)
+            supervisor.close()
+        elif (sentence := supervisor.answer()) is not None and pid in self._entries:
+            os.kill(pid, signal.SIGKILL)
+            self._log_sink.write("error", sentence)
+            self._notify({"refused": pid, "sentence": sentence})
+
+    def kill(self, pid: int, number: int) -> None:
+        """Send a signal to a child; nothing when it has exited, or when the process is none."""
+        # Not reaped, so the pid is still this child's.
+        if pid in self._entries:
+            os.kill(pid, number)
+
+    def threads(self, pid: int) -> list[list[Any]]:
+        """What the kernel reports of each thread of a child or the shim, as a ThreadConfinement's fields.
+
+        Raises:
+            ProcessLookupError: it has exited, or is neither.
+        """
+        if pid not in self._entries and pid != self._shim:
+            raise ProcessLookupError(errno.ESRCH, f"process {pid} has exited")
+        found = confinement.read_threads(pid)
+        return [[t.tid, t.name, t.mode, t.filters, t.no_new_privs] for t in found]
+
+    def filters_effective(self, pid: int, tid: int, beyond: int) -> tuple[bool, str]:
+        """Whether the filters on a thread of a child forbid anything, and why that is unknown, or "".
+
+        Raises:
+            ProcessLookupError: it has exited, or has no such thread.
+        """
+        if pid not in self._entries or not os.path.exists(f"/proc/{pid}/task/{tid}"):
+            raise ProcessLookupError(errno.ESRCH, f"process {pid} has exited, or has no thread {tid}")
+        from kata_hypervisor.errors import SealError
+        from kata_hypervisor.seccomp import effectiveness
+
+        try:
+            return effectiveness.are_effective(tid, beyond), ""
+        except SealError as error:
+            return False, str(error)[:1000]
+
+    def reap(self) -> None:
+        """Collect every child that has exited, adopted ones too, and report those that were started here."""
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if (number := self._entries.pop(pid, None)) is not None:
+                self._journal.drop(number)
+                code = os.waitstatus_to_exitcode(status)
+                self._notify({"exited": pid, **({"code": code} if code >= 0 else {"signal": -code})})
+
+    def kill_all(self) -> None:
+        """Kill every child until there is none: what they leave behind becomes our child in turn."""
+        deadline = time.monotonic() + processes.GRACE
+        while (pids := processes.children()) and time.monotonic() < deadline:
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)  # a zombie takes it too, and no pid is free until we reap it
+            time.sleep(_PAUSE)
+            self.reap()

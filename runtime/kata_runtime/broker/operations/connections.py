@@ -1,0 +1,30 @@
+"""Operations that connect the shim, which can open no socket once it is sealed."""
+
+from __future__ import annotations
+
+from kata_runtime.broker.operations import checks
+from kata_runtime.broker.operations.declaration import Reply, operation
+from kata_runtime.broker.phase import ALWAYS, BEFORE_SEAL
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kata_runtime.broker.context import Context
+
+
+@operation(BEFORE_SEAL, address=checks.guest_address)
+def register_guest(context: Context, *, address: int | str) -> Reply:
+    """Remember where the guest's ports are reached; see `kata_hypervisor.host.Host.register_guest`."""
+    context.connections.register_guest(address)
+    return Reply()
+
+
+@operation(ALWAYS, port=checks.port)
+def connect_guest(context: Context, *, port: int) -> Reply:
+    """Open a connection to a port of the guest, or to its VMM's unix socket, which is told the port."""
+    return Reply(context.connections.connect_guest(port))
+
+
+@operation(ALWAYS)
+def connect_events(context: Context) -> Reply:
+    """Open a connection to containerd's event socket."""
+    return Reply(context.connections.connect_events())

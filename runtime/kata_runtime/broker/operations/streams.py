@@ -1,0 +1,31 @@
+"""Operations on what containerd gives for the standard streams of a container."""
+
+from __future__ import annotations
+
+import os
+
+from kata_runtime.broker.operations import checks
+from kata_runtime.broker.operations.declaration import Reply, operation
+from kata_runtime.broker.phase import ALWAYS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kata_runtime.broker.context import Context
+
+FIFO_MODES = {
+    "r": os.O_RDONLY | os.O_NONBLOCK,
+    "w": os.O_WRONLY | os.O_NONBLOCK,
+    "rw": os.O_RDWR | os.O_NONBLOCK,
+}
+
+
+@operation(ALWAYS, path=checks.path, mode=checks.one_of(FIFO_MODES))
+def open_fifo(context: Context, *, path: str, mode: str) -> Reply:
+    """Open a FIFO without blocking. With "w", the errno ENXIO says that nobody reads it."""
+    return Reply(context.streams.open_fifo(path, FIFO_MODES[mode]))
+
+
+@operation(ALWAYS, path=checks.path)
+def open_log(context: Context, *, path: str) -> Reply:
+    """Open a regular file to append to, made where it is missing."""
+    return Reply(context.streams.open_log(path))

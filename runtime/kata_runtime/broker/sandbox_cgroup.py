@@ -1,0 +1,50 @@
+"""The cgroup of one sandbox, which shim, broker and all children are in."""
+
+from __future__ import annotations
+
+import os
+
+from kata_runtime.broker import cgroups, rollback
+from kata_runtime.broker.errors import RequestRefusedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kata_runtime.broker.rollback import RollbackJournal
+    from kata_runtime.identity import SandboxIdentity
+
+
+class SandboxCgroup:
+    """Made once, at the shim's request. shim: its process id."""
+
+    def __init__(self, identity: SandboxIdentity, shim: int, journal: RollbackJournal) -> None:
+        self._identity = identity
+        self._shim = shim
+        self._journal = journal
+        self._cgroup: cgroups.Cgroup | None = None
+
+    def prepare(self, path: str | None) -> str:
+        """Make it and move shim and broker into it; returns its path within each hierarchy.
+
+        Raises:
+            CgroupError: it cannot be made, or the path cannot be one of ours.
+            RequestRefusedError: there is one already.
+        """
+        if self._cgroup is not None:
+            raise RequestRefusedError("prepare: the sandbox has its cgroup already")
+        cgroup = cgroups.Cgroup(cgroups.cgroup_path(path, self._identity.key), cgroups.hierarchies())
+        cgroup.create(self._record, self._is_made_by_us)
+        cgroup.join(os.getpid())  # children are born into it
+        cgroup.join(self._shim)
+        self._cgroup = cgroup
+        return cgroup.path
+
+    def _record(self, kind: str, path: str, origin: str) -> None:
+        self._journal.push(kind, path=path, origin=origin)
+
+    def _is_made_by_us(self, path: str) -> bool:
+        """Whether any sandbox of this host has made this parent."""
+        return rollback.is_recorded(os.path.dirname(self._identity.directory), "rmgroup", path)
+
+    def oom_kills(self) -> int:
+        """How many processes in it the kernel has killed for want of memory."""
+        return self._cgroup.oom_kills() if self._cgroup else 0
