@@ -1,4 +1,4 @@
-"""Plugging: what the driver does with its slots, and with guests that take notice, or do not."""
+"""Plugging: what the driver does with its slots, and with guests that respond, or do not."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ async def test_disks_come_and_go(guest: Guest, plugs: Hotplug, tmp_path: Path) -
     # The driver in that slot has a read-only drive.
     with pytest.raises(HypervisorError, match="plug the disk c: none of the 2 slots"):
         await plugs.add_disk(disk(tmp_path, "c", 3))
-    with pytest.raises(HypervisorError, match="plug the disk a: there is one of this name"):
+    with pytest.raises(HypervisorError, match="plug the disk a: another one has this id"):
         await plugs.add_disk(disk(tmp_path, "a", 3, read_only=True))
     looks = guest.looks
     await plugs.add_disk(disk(tmp_path, "c", 3, read_only=True))
@@ -153,9 +153,7 @@ async def test_a_guest_that_takes_no_notice(
     monkeypatch.setattr(hotplug, "PATIENCE", 0.05)
     monkeypatch.setattr(hotplug, "TURNS", 2)
     guest.attentive = False
-    with pytest.raises(
-        HypervisorError, match=r"plug the disk a: the guest did not take notice within 0\.05 s"
-    ):
+    with pytest.raises(HypervisorError, match=r"plug the disk a: the guest did not respond within 0\.05 s"):
         await plugs.add_disk(disk(tmp_path, "a", 1))
     assert guest.looks > 1  # it was reminded
     assert guest.capacities() == [0, 0]
@@ -165,7 +163,7 @@ async def test_a_guest_that_takes_no_notice(
     await plugs.add_disk(disk(tmp_path, "a", 1, read_only=True))
     guest.attentive = False
     monkeypatch.setattr(hotplug, "PATIENCE", 0.05)
-    with pytest.raises(HypervisorError, match="take out the disk a: the guest did not take notice"):
+    with pytest.raises(HypervisorError, match="take out the disk a: the guest did not respond"):
         await plugs.remove_disk("a")
     assert guest.capacities() == [0, 0]  # it is gone all the same
     with pytest.raises(HypervisorError, match="take out the disk a: it was not plugged in"):

@@ -114,7 +114,7 @@ def test_a_thread_with_a_filter_of_its_own_is_named(listener: bool) -> None:
     said, filters = in_child(work)
     assert said == (
         'cannot install the seccomp filter: thread "stray" (tid TID) has a filter of its own, '
-        "which the others have not"
+        "which the other threads do not have"
     )
     assert filters == [before, before + 1]
 

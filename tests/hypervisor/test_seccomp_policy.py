@@ -280,7 +280,7 @@ def test_what_is_wrong_is_said_with_its_place(text: str, message: str) -> None:
         (rule(), rule(errno='"EPERM"'), "ioctl contradicts rule 1 .*: there allow, here errno EPERM"),
         (rule(errno='"EPERM"'), when(EQ, errno='"EACCES"'), "there errno EPERM, here errno EACCES"),
         (rule(), rule(features='["block"]'), "ioctl is in rule 1"),
-        (rule(calls='["read"]'), rule(threads='["vcpu"]'), "ioctl on threads vcpu is in vain"),
+        (rule(calls='["read"]'), rule(threads='["vcpu"]'), "ioctl on threads vcpu has no effect"),
     ],
 )
 def test_rules_that_contradict_each_other(first: str, second: str, message: str) -> None:

@@ -185,7 +185,7 @@ async def test_a_guest_that_does_not_look_is_told_of(tmp_path: Path, monkeypatch
     async with guest:
         await guest.says("up")
         await guest.machine.pause()
-        with pytest.raises(HypervisorError, match=r"disk_a: the guest did not take notice within 1 s"):
+        with pytest.raises(HypervisorError, match=r"disk_a: the guest did not respond within 1 s"):
             await guest.machine.add_disk(one)
         await guest.machine.resume()
         monkeypatch.setattr(hotplug, "PATIENCE", 60.0)

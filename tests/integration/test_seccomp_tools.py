@@ -67,7 +67,7 @@ def test_qemus_filter_is_what_is_published_of_it(confined_qemu: subprocess.Popen
     assert surface.allowed - len(newer) == published.allowed
     assert surface.unfiltered - len(newer) == published.unfiltered
     assert surface.escape
-    assert "ret kill process" in "\n".join(bpf.disassemble(program))
+    assert "ret kill process" in [bpf.render(instruction) for instruction in bpf.decode(program)]
     assert union([found, survey([])]).allowed == survey([]).allowed
 
 

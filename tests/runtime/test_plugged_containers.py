@@ -35,13 +35,13 @@ class Machine(Hypervisor):
 
     async def add_disk(self, disk: Disk) -> None:
         if self.stuck:
-            raise HypervisorError(f"cannot plug the disk {disk.id}: the guest did not take notice")
+            raise HypervisorError(f"cannot plug the disk {disk.id}: the guest did not respond")
         self.disks.append(disk.id)
 
     async def remove_disk(self, name: str) -> None:
         self.disks.remove(name)
         if self.stuck:
-            raise HypervisorError(f"cannot take out the disk {name}: the guest did not take notice")
+            raise HypervisorError(f"cannot take out the disk {name}: the guest did not respond")
 
 
 Machine.__abstractmethods__ = frozenset()  # type: ignore[attr-defined]
@@ -136,7 +136,7 @@ async def test_a_container_that_fails_leaves_no_disk(pod: Pod) -> None:
 
 async def test_a_disk_that_does_not_go_in_is_told(pod: Pod) -> None:
     pod.machine.stuck = True
-    with pytest.raises(HypervisorError, match="plug the disk rootfs_1: the guest did not take notice"):
+    with pytest.raises(HypervisorError, match="plug the disk rootfs_1: the guest did not respond"):
         await pod.creation.create(pod.request("a"))
     assert pod.agent.asked == []
 
@@ -146,7 +146,7 @@ async def test_a_disk_that_does_not_come_out_is_logged(pod: Pod, caplog: pytest.
     pod.machine.stuck = True
     with caplog.at_level(logging.WARNING):
         await pod.creation.take_away(container)
-    assert "container a: cannot take out the disk rootfs_1: the guest did not take notice" in caplog.text
+    assert "container a: cannot take out the disk rootfs_1: the guest did not respond" in caplog.text
 
 
 async def test_a_hypervisor_without_hotplug_refuses(pod: Pod) -> None:

@@ -41,7 +41,7 @@ def _read(vm: int, name: str, request: int, value: Structure) -> str:
     try:
         fcntl.ioctl(vm, request, value)
     except OSError as error:
-        raise SnapshotError(f"this host does not report a machine's {name}: {error.strerror}") from error
+        raise SnapshotError(f"KVM does not return the machine's {name}: {error.strerror}") from error
     return text_of(bytes(value))
 
 
@@ -49,4 +49,4 @@ def _write(vm: int, name: str, request: int, value: Structure) -> None:
     try:
         fcntl.ioctl(vm, request, value)
     except OSError as error:
-        raise SnapshotError(f"this host refuses a machine's {name}: {error.strerror}") from error
+        raise SnapshotError(f"KVM refuses the machine's {name}: {error.strerror}") from error

@@ -133,7 +133,7 @@ def compare(saved: Sequence[int], here: KvmCpuid2) -> None:
             leaf = (other or one)[0]
             shown = (" ".join(f"{word:08x}" for word in words[3:]) or "missing" for words in (one, other))
             raise SnapshotError(
-                "this host's processor is another one: CPUID leaf {:#x} was {}, is {}".format(leaf, *shown)
+                "this host's processor differs: CPUID leaf {:#x} was {}, is {}".format(leaf, *shown)
             )
 
 

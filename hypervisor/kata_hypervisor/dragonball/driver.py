@@ -204,7 +204,7 @@ class Dragonball(InProcessVmm[str], HotplugHypervisor):
     def transport(self) -> GuestTransport:
         """See the contract."""
         if self._transport is None:
-            raise HypervisorError("there is no way to the guest: the virtual machine was not started")
+            raise HypervisorError("cannot connect to the guest: the virtual machine was not started")
         return self._transport
 
     @property

@@ -117,8 +117,8 @@ class Hotplug:
                 if turn % TURNS == 0:
                     remind()
         raise HypervisorError(
-            f"cannot {what}: the guest did not take notice within {PATIENCE:g} s; see whether its kernel has "
-            "virtio-mmio and ACPI's generic event device, and whether it is busy or paused"
+            f"cannot {what}: the guest did not respond within {PATIENCE:g} s; check that its kernel has "
+            "virtio-mmio and ACPI's generic event device, and that it is not paused"
         )
 
 
@@ -159,7 +159,7 @@ def _close(tap: Tap) -> None:
 def _take(slots: Sequence[Slot[D]], name: str, what: str, suits: Callable[[D], bool]) -> Slot[D]:
     """Reserve a free slot: one with a driver that knows such a device, or one that no driver has seen."""
     if any(slot.holder == name for slot in slots):
-        raise HypervisorError(f"cannot {what}: there is one of this name")
+        raise HypervisorError(f"cannot {what}: another one has this id")
     free = [slot for slot in slots if slot.holder is None]
     used = [slot for slot in free if slot.driven and slot.registers.settled and suits(slot.device)]
     fit = used + [slot for slot in free if slot.fresh]

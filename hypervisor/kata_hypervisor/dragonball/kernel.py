@@ -174,7 +174,9 @@ def _load_segment(file: Readable, program: Program) -> Segment:
 
 def _check_address(segment: Segment) -> None:
     if segment.address < HIGH_MEMORY:
-        raise LaunchError(f"it wants to be at {segment.address:#x}, below the first MiB's end")
+        raise LaunchError(
+            f"its segment at {segment.address:#x} is below 1 MiB, where the machine's own tables are"
+        )
 
 
 def _pvh_entry(content: ElfFile, program: Program) -> int | None:

@@ -170,7 +170,7 @@ class Machine:
             SnapshotError: a part of it cannot be saved.
         """
         if self.memory.private:
-            raise SnapshotError("it was started from a template, whose memory it has a part of")
+            raise SnapshotError("it runs on pages of the template that it was started from")
         if self.states.used:
             raise SnapshotError("a device was plugged into it, which its copies would not have")
         with ExitStack() as frozen:

@@ -108,9 +108,7 @@ def write_registers(vcpu: int, values: Sequence[tuple[int, int]]) -> None:
         if count < len(some):
             index, value = some[count]
             if read_registers(vcpu, [index]) != [(index, value)]:
-                raise SnapshotError(
-                    f"this host refuses {value:#x} for the model-specific register {index:#x}"
-                )
+                raise SnapshotError(f"KVM refuses {value:#x} for the model-specific register {index:#x}")
             count += 1
         left = left[count:]
 
@@ -139,7 +137,7 @@ def _read(vcpu: int, part: Part) -> Structure:
     try:
         fcntl.ioctl(vcpu, part.get, value)
     except OSError as error:
-        raise SnapshotError(f"this host does not report a vCPU's {part.name}: {error.strerror}") from error
+        raise SnapshotError(f"KVM does not return a vCPU's {part.name}: {error.strerror}") from error
     return value
 
 
@@ -148,4 +146,4 @@ def _write(vcpu: int, part: Part, state: Fields) -> None:
     try:
         fcntl.ioctl(vcpu, part.set, value)
     except OSError as error:
-        raise SnapshotError(f"this host refuses a processor's {part.name}: {error.strerror}") from error
+        raise SnapshotError(f"KVM refuses a vCPU's {part.name}: {error.strerror}") from error

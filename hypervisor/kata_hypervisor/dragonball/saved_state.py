@@ -51,7 +51,7 @@ def decode(data: bytes) -> Fields:
             f"it has format {fields[0][:20].decode(errors='replace')}, this version reads {FORMAT}"
         )
     if fields[1] != b"sha256:" + sha256(content).hexdigest().encode():
-        raise SnapshotError("it is damaged: its content does not fit its hash")
+        raise SnapshotError("it is damaged: its content does not match its hash")
     try:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:

@@ -254,21 +254,11 @@ _FIELDS: tuple[str, ...] = ("number", "arch", "ip low", "ip high")
 _FIELDS += tuple(f"argument {index} {half}" for index in range(6) for half in ("low", "high"))
 
 
-def disassemble(code: bytes) -> list[str]:
-    """One line for each instruction, with absolute targets of jumps.
-
-    Raises:
-        PolicyError: the program is not one that the kernel takes.
-    """
-    return [f"{place:4}  {render(instruction, place)}" for place, instruction in enumerate(decode(code))]
-
-
-def render(instruction: Instruction, place: int | None = None) -> str:
-    """One instruction as text; place: its index, for absolute targets (else they are relative)."""
+def render(instruction: Instruction) -> str:
+    """One instruction as text; a jump's targets are counted from the next one."""
     code, jt, jf, k = instruction
     if code not in OPCODES:
         return f"opcode {code:#x} jt {jt} jf {jf} k {k:#x}"
-    base = 0 if place is None else place + 1
     kind, operand = code & 7, "x" if code & X else f"{k:#x}"
     match kind:
         case 0 | 1:
@@ -278,9 +268,9 @@ def render(instruction: Instruction, place: int | None = None) -> str:
         case 4:
             return "neg" if code == ALU | NEG else f"{ARITHMETIC[code & 0xF0]} {operand}"
         case 5 if code == JMP | JA:
-            return f"ja {base + k}"
+            return f"ja {k}"
         case 5:
-            return f"{JUMPS[code & 0xF0]} {operand}, {base + jt}, {base + jf}"
+            return f"{JUMPS[code & 0xF0]} {operand}, {jt}, {jf}"
         case 6:
             return "ret a" if code & A else f"ret {describe(k)}"
         case _:

@@ -136,4 +136,4 @@ def _unreachable(tid: int) -> str:
             name = f'"{comm.read().strip()}" (tid {tid})'
     except OSError:
         name = str(tid)
-    return f"thread {name} has a filter of its own, which the others have not"
+    return f"thread {name} has a filter of its own, which the other threads do not have"

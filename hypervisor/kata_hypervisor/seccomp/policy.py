@@ -99,7 +99,7 @@ def parse_policy(text: str, source: str) -> Policy:
         if thread != PROCESS and (call, PROCESS) not in seen:
             rule = seen[call, thread][0]
             raise PolicyError(
-                f"{_place(source, rule)}: {call} on threads {thread} is in vain: "
+                f"{_place(source, rule)}: {call} on threads {thread} has no effect: "
                 "no rule allows it to the process"
             )
     return Policy(str(reader.architecture), source, rules)

@@ -86,34 +86,30 @@ def survey(programs: Sequence[bytes], arch: str = "x86_64") -> Survey:
     decoded = [bpf.decode(program) for program in programs]
     calls = numbers(arch)
     native = bpf.AUDIT_ARCH[arch]
-
-    def reach(number: Constraint | None, architecture: Constraint | None) -> Reach:
-        assert number is not None
-        assert architecture is not None
-        return _reach(decoded, {_NUMBER: number, _ARCH: architecture})
-
-    anything, here = Constraint(), _exactly(native)
+    anything, here = Constraint(), exactly(native)
+    unnamed = anything.between(max(calls.values()) + 1, _X32_BIT - 1)
+    x32 = anything.between(_X32_BIT, 2 * _X32_BIT - 1)
     return Survey(
         arch,
-        {name: reach(_exactly(number), here) for name, number in calls.items()},
-        unnamed=reach(anything.between(max(calls.values()) + 1, _X32_BIT - 1), here),
-        x32=reach(anything.between(_X32_BIT, 2 * _X32_BIT - 1), here) if arch == "x86_64" else None,
-        foreign=reach(anything, anything.without_bits(FULL, native)),
+        {name: reach_of(decoded, exactly(number), here) for name, number in calls.items()},
+        unnamed=reach_of(decoded, unnamed, here),
+        x32=reach_of(decoded, x32, here) if arch == "x86_64" else None,
+        foreign=reach_of(decoded, anything, anything.without_bits(FULL, native)),
     )
 
 
-def reach_of(programs: Sequence[bytes], number: int, arch: str = "x86_64") -> Reach:
-    """What the filters of one thread do with one call. Raises PolicyError as `survey`."""
-    words = {_NUMBER: _exactly(number), _ARCH: _exactly(bpf.AUDIT_ARCH[arch])}
-    return _reach([bpf.decode(program) for program in programs], words)
-
-
-def _exactly(value: int) -> Constraint:
+def exactly(value: int) -> Constraint:
+    """The set of this one word."""
     return Constraint(mask=FULL, value=value, low=value, high=value)
 
 
-def _reach(programs: Sequence[Sequence[bpf.Instruction]], words: Words) -> Reach:
-    """Follow every path through all programs that a call with these words can take."""
+def reach_of(
+    programs: Sequence[Sequence[bpf.Instruction]], number: Constraint | None, architecture: Constraint | None
+) -> Reach:
+    """Follow every path through all programs that a call with such a number and architecture can take."""
+    assert number is not None
+    assert architecture is not None
+    words = {_NUMBER: number, _ARCH: architecture}
     results: set[int | None] = set()
     for count, result in enumerate(_results(programs, words, ())):
         if count == _MAX_PATHS:

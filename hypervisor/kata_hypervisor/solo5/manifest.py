@@ -23,7 +23,6 @@ HEADER = struct.Struct("<II")  # version, number of entries
 ENTRY = struct.Struct("<68sI16s8s?7x")  # name, type, properties, the tender's own, attached
 BLOCK = struct.Struct("<QH6x")  # capacity, block size
 NET = struct.Struct("<6sH8x")  # MAC address, MTU
-NAME_SIZE = 68
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,7 @@ def parse_manifest(content: bytes) -> tuple[Device, ...]:
 
 
 def _device(
-    handle: int, name: bytes, kind: int, properties: bytes, own: bytes, attached: bool
+    handle: int, name: bytes, kind: int, properties: bytes, _own: bytes, attached: bool
 ) -> Device | None:
     text, end, _ = name.partition(b"\0")
     if handle == 0:

@@ -1,7 +1,9 @@
 """The few bytes of protobuf that the launcher reads and writes, without the protobuf library.
 
 `start` and `delete` run for every pod and must not pay for an import of tens of milliseconds. Only varints
-and length-delimited fields occur here. Source: the protocol buffers encoding.
+and length-delimited fields occur here. It is the only codec of ours: the guest's agent needs whole messages,
+so kata_agent.guest.protobuf loads protobuf's C core without its Python half. Source: the protocol buffers
+encoding.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from kata_hypervisor.dragonball.virtio.local import COMMON_FEATURES, LocalDevice
 from kata_hypervisor.dragonball.virtio.queue import Chain, gather
 
 DEFLATE_ON_OOM, REPORTING = 1 << 2, 1 << 5
-INFLATE, DEFLATE, REPORT = range(3)
+INFLATE, REPORT = 0, 2  # queue 1 deflates: there is nothing to do for it
 """Queues that there are with our features: the reporting queue comes right after the first two."""
 
 FRAME_BYTES = 4
