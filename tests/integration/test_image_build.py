@@ -24,13 +24,21 @@ CACHE = builder.DEFAULT_CACHE
 STAND_IN = """
 import ctypes, os
 
+def loaded():
+    return {line.split()[0] for line in open("/proc/modules")}
+
 def main():
     import asyncio, json, logging, socket, subprocess, threading
     from google.protobuf import descriptor_pb2
     crun = subprocess.run(["/usr/bin/crun", "--version"], capture_output=True, text=True).stdout.split()
-    modules = sorted(line.split()[0] for line in open("/proc/modules"))
+    mounted = "virtiofs" in loaded()
+    for family, protocol in ((socket.AF_NETLINK, 12), (socket.AF_KEY, 2)):
+        socket.socket(family, socket.SOCK_RAW, protocol).close()
+    os.mknod("/dev/tun", 0o20600, os.makedev(10, 200))
+    os.close(os.open("/dev/tun", os.O_RDWR))
     with open("/dev/console", "w") as console:
-        print("UP", crun[:2], "virtiofs" in modules, os.access("/", os.W_OK), file=console, flush=True)
+        print("UP", crun[:2], mounted, os.access("/", os.W_OK), file=console, flush=True)
+        print("ON DEMAND", sorted(loaded() & {"nfnetlink", "af_key", "tun"}), file=console, flush=True)
     ctypes.CDLL(None).reboot(0x4321FEDC)
 """
 
@@ -210,8 +218,10 @@ def boot(image: Path, *words: str) -> str:
     return finished.stdout.decode("utf-8", "replace")
 
 
-def test_it_boots_into_the_agent(image: Path) -> None:
-    assert "UP ['crun', 'version'] True False" in boot(image, "root=/dev/vda")
+def test_it_boots_into_the_agent_and_loads_modules_on_demand(image: Path) -> None:
+    console = boot(image, "root=/dev/vda")
+    assert "UP ['crun', 'version'] True False" in console
+    assert "ON DEMAND ['af_key', 'nfnetlink', 'tun']" in console
 
 
 @pytest.mark.parametrize(

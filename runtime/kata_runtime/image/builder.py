@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from kata_runtime.image import command, distribution, initramfs, manifest, rootfs
+from kata_runtime.image import command, distribution, initramfs, manifest, modules, rootfs
 from kata_runtime.image.apt import Apt, Package
 from kata_runtime.image.errors import OutputError
 from kata_runtime.image.kernel import Kernel
@@ -107,25 +107,21 @@ def _make(
     progress.step("kernel and initramfs")
     new = scratch / "new"
     new.mkdir()
-    release = _boot_files(apt, plan, new)
+    boot = _unpack(apt, plan.boot, lambda path: Kernel.keep(path) or path == initramfs.BUSYBOX)
+    machine = Kernel(boot)
+    (new / KERNEL).write_bytes(machine.image)
+    (new / INITRAMFS).write_bytes(initramfs.make(machine, boot))
     progress.step("root filesystem")
     identity = _input(request, plan)
     tree = rootfs.assemble(_unpack(apt, plan.guest, rootfs.keep), request.agent)
+    modules.add(tree, machine, boot.read(modules.BUSYBOX))
     rootfs.make(tree, scratch / "root", new / IMAGE, identity)
     progress.step("manifest")
     artifacts = {name: Artifact.of(new / name) for name in (KERNEL, INITRAMFS, IMAGE)}
-    made = Manifest(identity, apt.suite, release, plan.packages, artifacts)
+    made = Manifest(identity, apt.suite, machine.release, plan.packages, artifacts)
     made.write(new)
     publish(new, output)
     return made
-
-
-def _boot_files(apt: Apt, plan: Plan, new: Path) -> str:
-    files = _unpack(apt, plan.boot, lambda path: Kernel.keep(path) or path == initramfs.BUSYBOX)
-    kernel = Kernel(files)
-    (new / KERNEL).write_bytes(kernel.image)
-    (new / INITRAMFS).write_bytes(initramfs.make(kernel, files))
-    return kernel.release
 
 
 def _unpack(apt: Apt, packages: list[Package], keep: Callable[[str], bool]) -> Tree:

@@ -18,7 +18,7 @@ from kata_runtime.image.errors import ContentError
 from kata_runtime.image.tree import Tree
 
 IMAGE = re.compile(r"boot/vmlinuz-(?P<release>.+)")
-MODULE = re.compile(r"usr/lib/modules/[^/]+/kernel/.*/(?P<name>[^/]+)\.ko(?P<compression>\.\w+)?")
+MODULE = re.compile(r"usr/lib/modules/[^/]+/kernel/(?P<path>.*/(?P<name>[^/]+))\.ko(?P<compression>\.\w+)?")
 BUILTIN = re.compile(r"usr/lib/modules/[^/]+/modules\.builtin")
 
 
@@ -47,6 +47,7 @@ class Kernel:
         ((self.release, image),) = images.items()
         self.image = files.entries[image].data
         self._files = files
+        self._modules: dict[str, Module] = {}
         self._paths = {
             canonical(match["name"]): path for path in files.entries if (match := MODULE.fullmatch(path))
         }
@@ -59,6 +60,14 @@ class Kernel:
     def keep(path: str) -> bool:
         """Whether a file of the kernel's packages belongs to the kernel."""
         return any(pattern.fullmatch(path) for pattern in (IMAGE, MODULE, BUILTIN))
+
+    def matching(self, pattern: re.Pattern[str]) -> list[str]:
+        """Return the names of the modules whose path in the kernel's directory, without suffix, matches."""
+        return sorted(
+            name
+            for name, path in self._paths.items()
+            if (match := MODULE.fullmatch(path)) and pattern.fullmatch(match["path"])
+        )
 
     def load_order(self, names: Iterable[str]) -> list[Module]:
         """Return these modules and all that they need, each after what it needs; built-in ones are left out.
@@ -80,7 +89,7 @@ class Kernel:
             raise ContentError(
                 f"kernel {self.release}: modules need each other: {' -> '.join((*path, name))}"
             )
-        module = Module(name, self._content(name))
+        module = self._module(name)
         info = elf.module_info(module.data)
         for dependency in _depends(info):
             self._visit(dependency, name, ordered, (*path, name))
@@ -89,6 +98,11 @@ class Kernel:
             if dependency in self._paths:
                 self._visit(dependency, name, ordered, (*path, name))
         ordered[name] = module
+
+    def _module(self, name: str) -> Module:
+        if name not in self._modules:
+            self._modules[name] = Module(name, self._content(name))
+        return self._modules[name]
 
     def _content(self, name: str) -> bytes:
         path = self._paths[name]
