@@ -78,7 +78,7 @@ bench: environment image ## benchmarks: ratios measured side by side in one run
 	$(BIN)/python tests/benchmarks/drivers.py
 
 bench-rig: environment image ## the in-process machine beside QEMU's microvm and q35, on KVM: a table of ratios
-	$(BIN)/python tests/rig/run.py --image $(IMAGE) --deadline 2700 --prefer-host -- python tests/benchmarks/machines.py $(ARGS)
+	$(BIN)/python tests/rig/run.py --image $(IMAGE) --deadline 2700 --prefer-host -- python tests/benchmarks/beside_qemu.py $(ARGS)
 
 protos: environment ## generate the protobuf modules from their .proto files
 	@for folder in $(PROTOS); do \

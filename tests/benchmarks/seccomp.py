@@ -182,8 +182,8 @@ def main(rounds: int) -> None:
         for name in spent:
             spent[name].append(measure_calls(programs[name].code if name in programs else b""))
     least = {name: [min(column) for column in zip(*rows, strict=True)] for name, rows in spent.items()}
-    row = [f"{call} {ns:.0f}" for call, ns in zip(CALLS, least["none"], strict=True)]
-    print(f"ns without a filter: {', '.join(row)}")
+    bare = [f"{call} {ns:.0f}" for call, ns in zip(CALLS, least["none"], strict=True)]
+    print(f"ns without a filter: {', '.join(bare)}")
     print(f"{'ns above no filter':<20}" + "".join(f"{call:>16}" for call in CALLS) + f"{'mean':>8}")
     extra = {name: [a - b for a, b in zip(least[name], least["none"], strict=True)] for name in programs}
     for name, row in extra.items():
