@@ -65,9 +65,8 @@ def _find_faults_of_body(lines: list[str]) -> list[str]:
     long = [
         line for line in lines if len(line) > LONGEST_LINE and not line.startswith("    ") and " " in line
     ]
-    for line in long:
-        faults.append(f'a line has {len(line)} characters, more than {LONGEST_LINE}: "{line[:30]}..."')
-    return faults
+    limit = f"more than {LONGEST_LINE}"
+    return faults + [f'a line has {len(line)} characters, {limit}: "{line[:30]}..."' for line in long]
 
 
 def _may_be_long(line: str) -> bool:

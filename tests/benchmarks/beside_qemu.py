@@ -193,11 +193,12 @@ def _await(program: Path, running: Running) -> None:
     while True:
         try:
             _ask(program, str(running.cid), ("echo", "1"))
-            return
         except subprocess.CalledProcessError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
+        else:
+            return
 
 
 def _ask(program: Path, where: str, words: Sequence[str]) -> tuple[int, float]:

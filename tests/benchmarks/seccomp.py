@@ -179,8 +179,8 @@ def main(rounds: int) -> None:
     programs = {name: make() for name, make in makers.items()}
     spent: dict[str, list[list[float]]] = {name: [] for name in ["none", *programs]}
     for _ in range(rounds):
-        for name in spent:
-            spent[name].append(measure_calls(programs[name].code if name in programs else b""))
+        for name, measured in spent.items():
+            measured.append(measure_calls(programs[name].code if name in programs else b""))
     least = {name: [min(column) for column in zip(*rows, strict=True)] for name, rows in spent.items()}
     bare = [f"{call} {ns:.0f}" for call, ns in zip(CALLS, least["none"], strict=True)]
     print(f"ns without a filter: {', '.join(bare)}")
