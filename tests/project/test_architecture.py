@@ -15,6 +15,7 @@ from kata_hypervisor.seccomp import seal
 from kata_hypervisor.seccomp.score import surface_of
 from kata_hypervisor.seccomp.survey import survey
 from kata_runtime.broker import request_schema
+from kata_runtime.pod.boot import STAGES
 
 PAGE = import_graph.ROOT / "docs" / "architecture.md"
 
@@ -165,33 +166,29 @@ def test_the_number_of_the_shims_calls(processes: mermaid.Flowchart) -> None:
 # -- a Create ----------------------------------------------------------------------------------------------
 
 
-def stages_in_code() -> list[str]:
-    """The stages that Sandbox.boot takes, in order."""
-    tree = import_graph.modules()["kata_runtime.pod.sandbox"]
-    boot = next(
-        node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef) and node.name == "boot"
-    )
-    calls = [
-        node
-        for node in ast.walk(boot)
+def test_stages_are_those_that_are_run() -> None:
+    run = {
+        node.args[0].value
+        for name, tree in import_graph.modules().items()
+        if name.startswith("kata_runtime.pod.")
+        for node in ast.walk(tree)
         if isinstance(node, ast.Call)
-        and isinstance(node.func, ast.Attribute)
-        and node.func.attr == "_stage"
+        and ast.unparse(node.func).endswith("run_stage")
         and isinstance(node.args[0], ast.Constant)
-    ]
-    return [ast.literal_eval(call.args[0]) for call in sorted(calls, key=lambda call: call.lineno)]
+    }
+    assert run == set(STAGES)
 
 
 def test_stages_are_those_of_the_code(create: list[mermaid.Message]) -> None:
     notes = [message.text for message in create if not message.source]
-    assert [note.removeprefix("stage ").partition(":")[0] for note in notes] == stages_in_code()
+    assert [note.removeprefix("stage ").partition(":")[0] for note in notes] == [*STAGES]
 
 
 def test_stages_on_the_page_of_processes() -> None:
     page = PAGE.with_name("processes.md").read_text(encoding="utf-8")
     table = page.partition("| stage | what happens |")[2].partition("\n\n")[0]
     rows = [line.split("|")[1].strip() for line in table.splitlines()[2:]]
-    assert rows == stages_in_code()
+    assert rows == [*STAGES]
 
 
 @pytest.mark.parametrize(
