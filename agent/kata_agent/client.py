@@ -114,17 +114,13 @@ class AgentClient:
         await self.client.aclose()
 
     check = Rpc("Check", health_pb2.CheckRequest, health_pb2.HealthCheckResponse, service=HEALTH)
-    version = Rpc("Version", health_pb2.CheckRequest, health_pb2.VersionCheckResponse, service=HEALTH)
 
     create_sandbox = Rpc("CreateSandbox", pb.CreateSandboxRequest, Empty)
-    destroy_sandbox = Rpc("DestroySandbox", pb.DestroySandboxRequest, Empty)
     get_guest_details = Rpc("GetGuestDetails", pb.GuestDetailsRequest, pb.GuestDetailsResponse)
-    get_metrics = Rpc("GetMetrics", pb.GetMetricsRequest, pb.Metrics)
     get_oom_event = Rpc("GetOOMEvent", pb.GetOOMEventRequest, pb.OOMEvent, unbounded=True)
     online_cpu_mem = Rpc("OnlineCPUMem", pb.OnlineCPUMemRequest, Empty)
     reseed_random_dev = Rpc("ReseedRandomDev", pb.ReseedRandomDevRequest, Empty)
     set_guest_date_time = Rpc("SetGuestDateTime", pb.SetGuestDateTimeRequest, Empty)
-    set_policy = Rpc("SetPolicy", pb.SetPolicyRequest, Empty)
     copy_file = Rpc("CopyFile", pb.CopyFileRequest, Empty)
 
     create_container = Rpc("CreateContainer", pb.CreateContainerRequest, Empty)

@@ -5,9 +5,6 @@ from __future__ import annotations
 AGENT_PORT = 1024
 """Guest port of the agent's ttrpc services (Kata's own number)."""
 
-LOG_PORT = 1025
-"""Guest port that streams the agent's log, as lines of text (Kata's own number)."""
-
 STREAM_PORT = 1027
 """Guest port of container stdio as raw streams (Kata's number for passed descriptors)."""
 

@@ -68,12 +68,11 @@ def test_payload_at_the_limit_passes_and_one_more_byte_does_not() -> None:
         encode(1, 1, bytes(MAX_PAYLOAD + 1))
 
 
-def test_service_from_descriptor_and_renamed() -> None:
+def test_service_from_descriptor() -> None:
     service = service_of(health_pb2.DESCRIPTOR.services_by_name["Health"])
     assert service.full_name == "grpc.Health"
     assert service.methods["Check"].request is health_pb2.CheckRequest
     assert service.methods["Check"].response is health_pb2.HealthCheckResponse
-    assert service.renamed("other.Health").methods is service.methods
     assert len(service_of(agent_pb2.DESCRIPTOR.services_by_name["AgentService"]).methods) == 42
 
 

@@ -35,10 +35,6 @@ class Service:
         self.full_name = full_name
         self.methods = methods
 
-    def renamed(self, full_name: str) -> Service:
-        """The same methods under another name, for versions of a service that share their messages."""
-        return Service(full_name, self.methods)
-
 
 def service_of(descriptor: ServiceDescriptor) -> Service:
     """The service that a generated module describes (`module.DESCRIPTOR.services_by_name[...]`)."""

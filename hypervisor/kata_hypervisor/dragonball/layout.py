@@ -42,7 +42,7 @@ IDENTITY_MAP = 0xFFFBC000
 
 COM1, COM1_IRQ = 0x3F8, 4
 RTC = 0x70
-KEYBOARD_DATA, KEYBOARD_COMMAND = 0x60, 0x64
+KEYBOARD_COMMAND = 0x64
 SLEEP_CONTROL, SLEEP_STATUS = 0x600, 0x601
 SLOTS, SLOTS_IRQ = 0x610, 9
 """Ports of the slots' states, a byte each, and the pin that says that one has changed."""

@@ -102,12 +102,6 @@ def survey(programs: Sequence[bytes], arch: str = "x86_64") -> Survey:
     )
 
 
-def reach_of(programs: Sequence[bytes], number: int, arch: str = "x86_64") -> Reach:
-    """What the filters of one thread do with one call. Raises PolicyError as `survey`."""
-    words = {_NUMBER: _exactly(number), _ARCH: _exactly(bpf.AUDIT_ARCH[arch])}
-    return _reach([bpf.decode(program) for program in programs], words)
-
-
 def _exactly(value: int) -> Constraint:
     return Constraint(mask=FULL, value=value, low=value, high=value)
 

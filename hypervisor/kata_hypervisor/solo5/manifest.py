@@ -23,7 +23,6 @@ HEADER = struct.Struct("<II")  # version, number of entries
 ENTRY = struct.Struct("<68sI16s8s?7x")  # name, type, properties, the tender's own, attached
 BLOCK = struct.Struct("<QH6x")  # capacity, block size
 NET = struct.Struct("<6sH8x")  # MAC address, MTU
-NAME_SIZE = 68
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,6 @@ from kata_hypervisor.dragonball.memory import GuestMemory
 HEADER = struct.Struct("<III")
 """request, flags, bytes of the payload"""
 VERSION_MASK, VERSION, REPLY, NEED_REPLY = 0x3, 0x1, 1 << 2, 1 << 3
-LARGEST_REPLY = 64
 
 PROTOCOL_FEATURES = 1 << 30
 """Among the features: the backend knows protocol features, and its rings start disabled."""
