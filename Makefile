@@ -7,24 +7,35 @@ BIN := $(VENV)/bin
 IMAGE := /var/lib/kata-containers/image
 STAMP := $(VENV)/.installed
 FUZZ_SECONDS ?= 60
+# Unit tests wait for processes now and then: one worker more than there are processors keeps these busy.
+UNIT_WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
 ROOMS := configuration runtime hypervisor agent
 PROTOS := agent/kata_agent/protos runtime/kata_runtime/containerd_api
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages run test lint unit integration test-rig rig fuzz image bench bench-rig protos check-protos format install clean
+.PHONY: help setup environment packages test-packages hooks run test lint unit integration test-rig rig fuzz image bench bench-rig protos check-protos format install clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: setup ## run a container in a virtual machine through containerd, and show what confines it
+run: environment ## run a container in a virtual machine through containerd, and show what confines it
 	@cd examples/quickstart && ../../$(BIN)/python run.py --image $(IMAGE) $(if $(HYPERVISOR),--hypervisor $(HYPERVISOR)) $(ARGS)
 
 test: lint unit fuzz integration ## everything: checks, unit tests, fuzzing, integration tests with the real containerd and QEMU
 
-setup: packages $(STAMP) ## install what is missing: system packages and the Python environment
+setup: environment ## install what is missing: system packages and the Python environment
+	@$(BIN)/python .ci/commit_msg.py --offer
+
+environment: packages $(STAMP)
 
 packages:
 	@sh examples/quickstart/install-packages.sh
+
+test-packages:
+	@sh examples/quickstart/install-packages.sh tests
+
+hooks: ## let git check the message of each commit that you make in this checkout
+	@$(PYTHON) .ci/commit_msg.py --install
 
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; install it (Debian: apt-get install python3)"; exit 1; }
@@ -33,43 +44,43 @@ $(STAMP): pyproject.toml
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-lint: setup check-protos ## ruff, mypy --strict, import-linter, generated code
+lint: environment check-protos ## ruff, mypy --strict, import-linter, generated code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-unit: setup ## fast tests, without root or KVM
-	$(BIN)/pytest -m 'not integration and not rig' $(ARGS)
+unit: test-packages environment ## fast tests, without root or KVM, in parallel
+	$(BIN)/pytest -m 'not integration and not rig' --numprocesses $(UNIT_WORKERS) --dist worksteal $(ARGS)
 
-integration: setup image ## tests with root, containerd, QEMU, virtiofsd
+integration: test-packages environment image ## tests with root, containerd, QEMU, virtiofsd
 	$(BIN)/pytest -m 'integration' $(ARGS)
 
-test-rig: setup image ## tests on a KVM that runs unmodified guests: this host's, or one in the rig, an emulated host
+test-rig: test-packages environment image ## tests on a KVM that runs unmodified guests: this host's, or one in the rig, an emulated host
 	$(BIN)/python tests/rig/run.py --image $(IMAGE) --deadline 2700 --prefer-host -- pytest -m rig tests/integration $(ARGS)
 
-rig: setup image ## a shell in the rig, or one command: make rig ARGS='kata-ctl check'
+rig: environment image ## a shell in the rig, or one command: make rig ARGS='kata-ctl check'
 	$(BIN)/python tests/rig/run.py --image $(IMAGE) -- $(ARGS)
 
-fuzz: setup ## a minute of coverage-guided fuzzing for each parser of what a guest, a daemon or a file says
+fuzz: environment ## a minute of coverage-guided fuzzing for each parser of what a guest, a daemon or a file says
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
 		$(BIN)/pip install --quiet --disable-pip-version-check --only-binary atheris --editable '.[fuzz]' || \
 		{ echo "make fuzz needs atheris, which could not be installed for $$($(BIN)/python -V) on $$(uname -m)"; exit 1; }
 	$(BIN)/python tests/fuzz/all.py --seconds $(FUZZ_SECONDS)
 
-image: setup ## build the guest image, or see that it is up to date
+image: environment ## build the guest image, or see that it is up to date
 	@$(BIN)/kata-ctl image build --output $(IMAGE)
 
-bench: setup image ## benchmarks: ratios measured side by side in one run
+bench: environment image ## benchmarks: ratios measured side by side in one run
 	KATA_TEST_IMAGE=$(IMAGE) $(BIN)/python tests/benchmarks/sandbox.py $(ARGS)
 	$(BIN)/python tests/benchmarks/configuration.py
 	$(BIN)/python tests/benchmarks/seccomp.py
 	$(BIN)/python tests/benchmarks/drivers.py
 
-bench-rig: setup image ## the in-process machine beside QEMU's microvm and q35, on KVM: a table of ratios
-	$(BIN)/python tests/rig/run.py --image $(IMAGE) --deadline 2700 --prefer-host -- python tests/benchmarks/machines.py $(ARGS)
+bench-rig: environment image ## the in-process machine beside QEMU's microvm and q35, on KVM: a table of ratios
+	$(BIN)/python tests/rig/run.py --image $(IMAGE) --deadline 2700 --prefer-host -- python tests/benchmarks/beside_qemu.py $(ARGS)
 
-protos: setup ## generate the protobuf modules from their .proto files
+protos: environment ## generate the protobuf modules from their .proto files
 	@for folder in $(PROTOS); do \
 		root=$${folder%%/*}; \
 		$(BIN)/python -m grpc_tools.protoc -I$$root --python_out=$$root --pyi_out=$$root $$folder/*.proto || exit 1; \
@@ -78,11 +89,11 @@ protos: setup ## generate the protobuf modules from their .proto files
 check-protos: protos ## fail when the generated modules differ from what is checked in
 	@git diff --exit-code --stat -- '*_pb2.py' '*_pb2.pyi' || { echo "generated code is out of date: run make protos and commit"; exit 1; }
 
-format: setup ## format the code
+format: environment ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-install: setup ## install the shim's two names into /usr/local/bin, for this checkout's environment
+install: environment ## install the shim's two names into /usr/local/bin, for this checkout's environment
 	$(BIN)/kata-ctl shim install /usr/local/bin
 
 clean: ## remove the Python environment and caches

@@ -114,7 +114,6 @@ class AgentClient:
         await self.client.aclose()
 
     check = Rpc("Check", health_pb2.CheckRequest, health_pb2.HealthCheckResponse, service=HEALTH)
-    version = Rpc("Version", health_pb2.CheckRequest, health_pb2.VersionCheckResponse, service=HEALTH)
 
     create_sandbox = Rpc("CreateSandbox", pb.CreateSandboxRequest, Empty)
     get_guest_details = Rpc("GetGuestDetails", pb.GuestDetailsRequest, pb.GuestDetailsResponse)

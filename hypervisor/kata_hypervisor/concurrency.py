@@ -47,7 +47,7 @@ async def race(*functions: Callable[[], Awaitable[T]]) -> T:
         async def run(function: Callable[[], Awaitable[T]]) -> None:
             try:
                 result = await function()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - raised by the caller, without the group around it
                 if not results and not errors:
                     errors.append(error)
             else:
@@ -74,7 +74,7 @@ async def gather(*functions: Callable[[], Awaitable[object]]) -> None:
         async def run(function: Callable[[], Awaitable[object]]) -> None:
             try:
                 await function()
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - raised by the caller, without the group around it
                 errors.append(error)
                 group.cancel_scope.cancel()
 

@@ -46,7 +46,7 @@ def test_what_a_session_needs_is_there() -> None:
         "list_interfaces", "online_cpu_mem", "pause_container", "read_stderr", "read_stdout",
         "remove_container", "reseed_random_dev", "resume_container", "set_guest_date_time",
         "signal_process", "start_container", "stats_container", "tty_win_resize", "update_container",
-        "update_interface", "update_routes", "version", "wait_process", "write_stdin",
+        "update_interface", "update_routes", "wait_process", "write_stdin",
     } <= RPCS.keys()  # fmt: skip
 
 

@@ -37,6 +37,7 @@ def run(script: str) -> str:
         text=True,
         timeout=30,
         env=environment(),
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr

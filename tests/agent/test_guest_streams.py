@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from kata_agent.constants import NO_STREAM
 from kata_agent.guest import streams
 from kata_agent.guest.errors import NotFoundError
-from kata_agent.guest.stdio import NO_STREAM, CalledStdio, Ports, StreamedStdio
+from kata_agent.guest.stdio import CalledStdio, Ports, StreamedStdio
 from kata_agent.guest.streams import StreamTable
 from kata_agent.guest.wiring import Ends, Wiring
 from kata_agent.ttrpc.status import Code, RpcError
@@ -85,7 +86,12 @@ def test_copy_without_splice() -> None:
         agent.setblocking(False)
         inner.setblocking(False)
         thread = start(streams.copy, agent.fileno(), inner.fileno())
-        sender = start(lambda: (host.sendall(DATA), host.shutdown(socket.SHUT_WR)))
+
+        def send() -> None:
+            host.sendall(DATA)
+            host.shutdown(socket.SHUT_WR)
+
+        sender = start(send)
         received = b""
         while len(received) < len(DATA):
             received += outer.recv(1 << 20)

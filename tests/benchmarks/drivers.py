@@ -29,6 +29,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 
+import pytest
+
 from kata_configuration.models.cloud_hypervisor import CloudHypervisor
 from kata_configuration.models.firecracker import Firecracker
 from kata_configuration.models.qemu import QemuHypervisor
@@ -96,23 +98,22 @@ async def by_driver(monitor: Vmm, spec: Any, sign: asyncio.Future[float], host: 
 def watching(host: Recorder) -> Iterator[asyncio.Future[float]]:
     """The moment at which the sign is read from any console, and the requests on the way to it."""
     sign: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-    hear, ask = output_tail.Follower.data_received, RestClient.request
+    received, ask = output_tail.Follower.data_received, RestClient.request
 
-    def data_received(follower: output_tail.Follower, data: bytes) -> None:
+    def data_received(self: output_tail.Follower, data: bytes) -> None:
         if SIGN in data and not sign.done():
             sign.set_result(time.monotonic())
-        hear(follower, data)
+        received(self, data)
 
-    async def request(client: RestClient, method: str, path: str, body: object = None, **more: Any) -> Any:
+    async def request(self: RestClient, method: str, path: str, body: object = None, **more: Any) -> Any:
         if method == "PUT" and not sign.done():
-            host.requests.append((method, client._base + path, body))
-        return await ask(client, method, path, body, **more)
+            host.requests.append((method, self._base + path, body))
+        return await ask(self, method, path, body, **more)
 
-    output_tail.Follower.data_received, RestClient.request = data_received, request  # type: ignore[method-assign]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(output_tail.Follower, "data_received", data_received)
+        patch.setattr(RestClient, "request", request)
         yield sign
-    finally:
-        output_tail.Follower.data_received, RestClient.request = hear, ask  # type: ignore[method-assign]
 
 
 # -- by hand ------------------------------------------------------------------------------------------------

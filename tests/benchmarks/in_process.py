@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 
@@ -27,6 +28,7 @@ from kata_hypervisor.dragonball import command, exits, processors
 from kata_hypervisor.dragonball.driver import Dragonball
 from kata_hypervisor.kvm import abi
 from local_host import LocalHost
+from tables import make_table
 
 REASONS = {abi.KVM_EXIT_IO: "port", abi.KVM_EXIT_MMIO: "memory", abi.KVM_EXIT_INTR: "interrupted"}
 
@@ -61,7 +63,7 @@ class BenchHost(LocalHost):
 def specification(given: dict[str, Any]) -> VmSpec:
     """The machine that the line of JSON describes."""
     path = {name: Path(given[name]) if given[name] else None for name in ("image", "disk")}
-    places = {name: Path(given[name]) for name in ("template", "saved_to") if given[name]}
+    places: dict[str, Any] = {name: Path(given[name]) for name in ("template", "saved_to") if given[name]}
     return VmSpec(
         sandbox_id="bench",
         directory=Path(given["directory"]),
@@ -85,12 +87,13 @@ def say(text: str) -> None:
 async def main() -> None:
     """Run one machine until the input ends."""
     meter = Meter()
-    processors.handle = meter.handle
+    pytest.MonkeyPatch().setattr(processors, "handle", meter.handle)
     say("loaded")
     given = json.loads(await anyio.to_thread.run_sync(sys.stdin.readline))
     command.KERNEL_PARAMETERS = (*given["words"], "pci=off")
     daemon = next(one for one in VIRTIOFSD_PLACES if one.exists())
-    table = DragonballTable(
+    table = make_table(
+        DragonballTable,
         kernel=Path(given["kernel"]),
         virtio_fs_daemon=daemon,
         virtio_fs_cache=CACHE,
@@ -104,7 +107,7 @@ async def main() -> None:
         await machine.run()
         say(f"runs {host.cid}")
         await anyio.to_thread.run_sync(sys.stdin.readline)
-        if given["saved_to"]:
+        if spec.saved_to is not None:
             await machine.pause()
             await machine.snapshot(spec.saved_to)
         counted = {**meter.exits, "python_seconds": meter.seconds}

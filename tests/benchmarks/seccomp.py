@@ -179,11 +179,11 @@ def main(rounds: int) -> None:
     programs = {name: make() for name, make in makers.items()}
     spent: dict[str, list[list[float]]] = {name: [] for name in ["none", *programs]}
     for _ in range(rounds):
-        for name in spent:
-            spent[name].append(measure_calls(programs[name].code if name in programs else b""))
+        for name, measured in spent.items():
+            measured.append(measure_calls(programs[name].code if name in programs else b""))
     least = {name: [min(column) for column in zip(*rows, strict=True)] for name, rows in spent.items()}
-    row = [f"{call} {ns:.0f}" for call, ns in zip(CALLS, least["none"], strict=True)]
-    print(f"ns without a filter: {', '.join(row)}")
+    bare = [f"{call} {ns:.0f}" for call, ns in zip(CALLS, least["none"], strict=True)]
+    print(f"ns without a filter: {', '.join(bare)}")
     print(f"{'ns above no filter':<20}" + "".join(f"{call:>16}" for call in CALLS) + f"{'mean':>8}")
     extra = {name: [a - b for a, b in zip(least[name], least["none"], strict=True)] for name in programs}
     for name, row in extra.items():

@@ -160,9 +160,9 @@ def files(name: str, line: str) -> Iterator[str]:
     whole = "".join(head + body for head, body in parts.items())
     if not line.startswith("["):
         yield f"{line}\n{whole}"
-        for head in parts:
+        for head, part in parts.items():
             key = line.partition(" ")[0]
-            if not re.search(rf"^{key} =", parts[head], re.MULTILINE):
+            if not re.search(rf"^{key} =", part, re.MULTILINE):
                 yield whole.replace(head, f"{head}{line}\n")
     else:
         yield f"{whole}{line}\n"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-import queue
 import struct
 import threading
 from collections.abc import Iterator
 
 import pytest
 
+from interrupts import RecordedInterrupts
 from kata_hypervisor.dragonball.control import Control
 from kata_hypervisor.dragonball.memory import GuestMemory
 from kata_hypervisor.dragonball.virtio import vhost
@@ -23,35 +23,13 @@ from kata_hypervisor.dragonball.virtio.vsock import Socket
 from kata_hypervisor.errors import HostUnfitError
 from virtqueue_driver import VirtqueueDriver
 
-PATIENCE = 30.0
-
-
-class Heard:
-    """Interrupts, in their order."""
-
-    def __init__(self) -> None:
-        self.events: queue.Queue[str] = queue.Queue()
-
-    def used(self) -> None:
-        self.events.put("used")
-
-    def configuration_changed(self) -> None:
-        self.events.put("configuration")
-
-    def needs_reset(self) -> None:
-        self.events.put("needs reset")
-
-    def next(self) -> str:
-        """What came next."""
-        return self.events.get(timeout=PATIENCE)
-
 
 class Bench:
     """A driver, and the device that it drives."""
 
     def __init__(self, device: LocalDevice) -> None:
         self.device = device
-        self.future = Heard()
+        self.future = RecordedInterrupts()
         self.notify_fd = os.eventfd(0)
         self.driver = VirtqueueDriver()
         device.connect(DeviceContext(self.driver.memory, [self.notify_fd], -1, self.future))
@@ -207,7 +185,7 @@ SETUPS = [QueueSetup(index, 8, 0x1000 + index * 0x4000, 0x2000, 0x3000) for inde
 def test_vsock_is_the_kernels(requests: Requests, memory: GuestMemory) -> None:
     device = Socket(os.memfd_create("vsock"), 42)
     assert device.configuration == struct.pack("<Q", 42)
-    device.connect(DeviceContext(memory, [70, 71], 80, Heard()))
+    device.connect(DeviceContext(memory, [70, 71], 80, RecordedInterrupts()))
     region = struct.pack("<4Q", 0, memory.size, memory.address, 0)
     assert requests[1][1:] == (vhost.VHOST_SET_MEM_TABLE, struct.pack("<II", 1, 0) + region + bytes(7 * 32))
     assert device.features == VERSION_1 | 3 << 28
@@ -236,7 +214,7 @@ def test_a_queue_outside_of_the_memory_never_reaches_the_kernel(
     requests: Requests, memory: GuestMemory
 ) -> None:
     device = Socket(os.memfd_create("vsock"), 42)
-    device.connect(DeviceContext(memory, [70, 71], 80, Heard()))
+    device.connect(DeviceContext(memory, [70, 71], 80, RecordedInterrupts()))
     with pytest.raises(DeviceError, match="queue 0: no guest memory"):
         device.activate(VERSION_1, [QueueSetup(0, 8, 0x1000, memory.size - 2, 0)])
     assert vhost.VHOST_SET_VRING_ADDR not in [request for _, request, _ in requests]
@@ -246,7 +224,7 @@ def test_a_queue_outside_of_the_memory_never_reaches_the_kernel(
 def test_the_network_is_the_kernels(requests: Requests, memory: GuestMemory) -> None:
     device = Network(os.memfd_create("tap"), os.memfd_create("vhost"), b"\2\0\0\0\0\1", 1400)
     assert device.configuration == b"\2\0\0\0\0\1" + struct.pack("<HHH", 1, 1, 1400)
-    device.connect(DeviceContext(memory, [70, 71], 80, Heard()))
+    device.connect(DeviceContext(memory, [70, 71], 80, RecordedInterrupts()))
     requests.clear()
     device.activate(VERSION_1 | 1 << 5 | 1 << 15, SETUPS[:2])
     assert requests[0][2] == struct.pack("<Q", VERSION_1 | 1 << 15)
@@ -266,7 +244,7 @@ def test_a_network_interface_without_a_tap_gets_one_and_loses_it(
 ) -> None:
     device = Network(NO_TAP, os.memfd_create("vhost"))
     assert device.configuration == bytes(6) + struct.pack("<HHH", 0, 1, 1500)
-    device.connect(DeviceContext(memory, [70, 71], 80, Heard()))
+    device.connect(DeviceContext(memory, [70, 71], 80, RecordedInterrupts()))
     device.insert(os.memfd_create("tap"), b"\2\0\0\0\0\1")
     assert device.configuration == b"\2\0\0\0\0\1" + struct.pack("<HHH", 1, 1, 1500)
     assert vhost.VHOST_NET_SET_BACKEND not in [request for _, request, _ in requests]
@@ -290,7 +268,7 @@ def test_a_kernel_that_refuses_is_told(monkeypatch: pytest.MonkeyPatch, memory: 
         raise OSError(16, "Device or resource busy")
 
     monkeypatch.setattr(fcntl, "ioctl", refuse)
-    context = DeviceContext(memory, [70, 71], 80, Heard())
+    context = DeviceContext(memory, [70, 71], 80, RecordedInterrupts())
     vsock = Socket(os.memfd_create("vsock"), 42)
     with pytest.raises(HostUnfitError, match="vhost-vsock: Device or resource busy"):
         vsock.connect(context)

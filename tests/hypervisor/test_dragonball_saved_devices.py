@@ -6,14 +6,14 @@ import fcntl
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_dragonball_devices import Heard
-from test_dragonball_mmio import FEATURE, STATUS, Driver, FakeDevice
 
+from interrupts import RecordedInterrupts
 from kata_hypervisor.dragonball import cpuid
 from kata_hypervisor.dragonball.memory import GuestMemory, data_of
 from kata_hypervisor.dragonball.processor_state import IA32_TSC, IA32_TSC_DEADLINE, with_a_deadline
@@ -34,6 +34,7 @@ from kata_hypervisor.dragonball.virtio.queue import SplitQueue
 from kata_hypervisor.dragonball.virtio.vsock import Socket
 from kata_hypervisor.errors import SnapshotError
 from kata_hypervisor.kvm.abi import KvmCpuid2, KvmCpuidEntry2
+from mmio_driver import FEATURE, STATUS, Driver, FakeDevice
 from virtqueue_driver import USED, VirtqueueDriver
 
 MIB = 1 << 20
@@ -125,7 +126,7 @@ def test_a_queue_keeps_its_promises_or_is_refused(value: int, key: str) -> None:
         other.registers.restore(Fields(state))
     except SnapshotError:
         return
-    _, setups = other.device.calls[0]  # type: ignore[misc]
+    _, setups = other.device.calls[0]
     assert all(0 < one.size <= FakeDevice.queue_sizes[one.index] for one in setups)
 
 
@@ -150,9 +151,7 @@ def test_a_queue_goes_on_at_its_position(start: int) -> None:
     driver.memory.write(USED + 2, struct.pack("<H", start))
     for _ in range(3):
         driver.offer([b"x"], [])
-    setup = QueueSetup(
-        0, 8, *(getattr(driver.setup, name) for name in ("descriptors", "available", "used")), start
-    )
+    setup = replace(driver.setup, size=8, position=start)
     queue = SplitQueue(driver.memory, setup, False)
     for _ in range(3):
         chain = queue.pop()
@@ -164,7 +163,7 @@ def test_a_queue_goes_on_at_its_position(start: int) -> None:
 
 
 def test_a_thread_that_is_frozen_serves_nothing() -> None:
-    driver, future, kick = VirtqueueDriver(), Heard(), os.eventfd(0)
+    driver, future, kick = VirtqueueDriver(), RecordedInterrupts(), os.eventfd(0)
     device = Block(Medium(-1, 0, read_only=True))
     device.connect(DeviceContext(driver.memory, [kick], -1, future))
     device.activate(VERSION_1, [driver.setup])
@@ -202,7 +201,7 @@ class Kernel:
 
     def running(self) -> list[int]:
         """What was said to vhost-vsock of whether it runs."""
-        found = [bytes(value)[0] for name, value in self.asked if name == vhost.VHOST_VSOCK_SET_RUNNING]  # type: ignore[arg-type]
+        found = [bytes(value)[0] for name, value in self.asked if name == vhost.VHOST_VSOCK_SET_RUNNING]
         self.asked.clear()
         return found
 
@@ -230,7 +229,7 @@ def test_a_copys_vsock_waits_until_the_driver_knows_its_id(
     others = [QueueSetup(index, 8, 0x8000, 0x9000, 0xA000, 5) for index in range(2)]
     (address,) = driver.offer([], [8])
     device = Socket(os.memfd_create("vsock"), 42)
-    device.connect(DeviceContext(driver.memory, notify_fds, 80, Heard()))
+    device.connect(DeviceContext(driver.memory, notify_fds, 80, RecordedInterrupts()))
     device.activate(features, [*others, driver.setup])
     bases = [value for name, value in kernel.asked if name == vhost.VHOST_SET_VRING_BASE]
     assert bases == [struct.pack("<II", index, 5) for index in range(2)]
@@ -260,7 +259,7 @@ def test_a_copys_vsock_waits_until_the_driver_knows_its_id(
 def test_a_vsock_driver_without_a_buffer_for_events_is_refused(kernel: Kernel, notify_fds: list[int]) -> None:
     driver = VirtqueueDriver(index=2)
     device = Socket(os.memfd_create("vsock"), 42)
-    device.connect(DeviceContext(driver.memory, notify_fds, 80, Heard()))
+    device.connect(DeviceContext(driver.memory, notify_fds, 80, RecordedInterrupts()))
     device.activate(VERSION_1, [driver.setup])
     with pytest.raises(DeviceError, match="no room for the news"):
         device.awaken()
@@ -270,7 +269,7 @@ def test_a_vsock_driver_without_a_buffer_for_events_is_refused(kernel: Kernel, n
 def test_a_network_is_let_go_of_and_taken_again(kernel: Kernel, notify_fds: list[int]) -> None:
     memory = GuestMemory.allocate(2 * MIB)
     device = Network(os.memfd_create("tap"), os.memfd_create("vhost"), bytes(6))
-    device.connect(DeviceContext(memory, notify_fds, 80, Heard()))
+    device.connect(DeviceContext(memory, notify_fds, 80, RecordedInterrupts()))
     assert device.freeze() == {}
     device.thaw()
     device.activate(VERSION_1, [QueueSetup(index, 8, 0x1000, 0x2000, 0x3000) for index in range(2)])
@@ -287,7 +286,7 @@ def test_a_network_is_let_go_of_and_taken_again(kernel: Kernel, notify_fds: list
 def test_a_file_system_that_nobody_serves_can_be_saved() -> None:
     driver = VirtqueueDriver()
     device = FileSystem(None, "tag", 8)
-    device.connect(DeviceContext(driver.memory, [], 80, Heard()))
+    device.connect(DeviceContext(driver.memory, [], 80, RecordedInterrupts()))
     device.activate(VERSION_1, [driver.setup])
     assert device.freeze() == {}
     device.thaw()

@@ -125,7 +125,8 @@ def host(vendor: bytes, *entries: KvmCpuidEntry2) -> KvmCpuid2:
 
 def entry_of(table: KvmCpuid2, function: int, index: int = 0) -> KvmCpuidEntry2:
     """An entry by its number."""
-    return next(one for one in table.entries[: table.nent] if (one.function, one.index) == (function, index))
+    entries: list[KvmCpuidEntry2] = table.entries[: table.nent]
+    return next(one for one in entries if (one.function, one.index) == (function, index))
 
 
 def test_every_processor_is_a_core_of_its_own() -> None:

@@ -8,6 +8,7 @@ from kata_configuration.models.qemu import QemuHypervisor
 from kata_hypervisor.host import ExitStatus
 from kata_hypervisor.output_tail import Tail
 from kata_hypervisor.qemu.diagnosis import Ending
+from tables import make_table
 
 
 def describe(
@@ -21,7 +22,7 @@ def describe(
     words, screen = Tail(), Tail()
     words.feed(stderr.encode())
     screen.feed(console.encode())
-    table = QemuHypervisor(kernel="/k", seccompsandbox="on")
+    table = make_table(QemuHypervisor, kernel="/k", seccompsandbox="on")
     return Ending(process, status, words, screen, shutdown, running=False).describe(table)
 
 

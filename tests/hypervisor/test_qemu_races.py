@@ -293,7 +293,7 @@ async def test_either_death_ends_the_machine(rig: Rig, name: str, status: ExitSt
         rig.assert_nothing_left()
         assert end.reason.startswith(reason)
         assert (end.process, end.status, end.requested) == (name, status, False)
-        with pytest.raises(HypervisorError, match=reason.split("(")[0]):
+        with pytest.raises(HypervisorError, match=reason.partition("(")[0]):
             await machine.pause()
 
 

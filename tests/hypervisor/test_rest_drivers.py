@@ -10,6 +10,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -386,8 +387,9 @@ async def test_a_path_that_no_socket_can_have(make: Make, name: str, tmp_path: P
 @pytest.mark.parametrize("what", ["kernel", "initrd", "image"])
 async def test_a_file_of_the_guest_that_is_missing(make: Make, name: str, what: str) -> None:
     rig = make(name)
+    changes: dict[str, Any] = {what: Path("/none")}
     with pytest.raises(HostUnfitError, match=f"cannot open the guest's .*{what}.*: /none: No such file"):
-        await rig.machine().prepare(replace(rig.spec, **{what: Path("/none")}))
+        await rig.machine().prepare(replace(rig.spec, **changes))
 
 
 async def test_more_cpus_than_firecracker_has(make: Make) -> None:

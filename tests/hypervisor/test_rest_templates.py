@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,13 +59,14 @@ def template(tmp_path: Path) -> Path:
     return path
 
 
-def like(rig: RestRig, saved: RestRig, **changes: object) -> VmSpec:
+def like(rig: RestRig, saved: RestRig, **changes: Any) -> VmSpec:
     """The machine that was saved, in another rig: the same guest, another directory."""
-    files = {"kernel": saved.spec.kernel, "initrd": saved.spec.initrd, "image": saved.spec.image}
-    return replace(rig.spec, **files, **changes)
+    guest = saved.spec
+    spec = replace(rig.spec, kernel=guest.kernel, initrd=guest.initrd, image=guest.image)
+    return replace(spec, **changes)
 
 
-async def save(rig: RestRig, template: Path, **changes: object) -> None:
+async def save(rig: RestRig, template: Path, **changes: Any) -> None:
     """Have a machine saved, and ended."""
     machine = rig.machine()
     await machine.prepare(replace(rig.spec, saved_to=template, **changes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import select
 import subprocess
@@ -84,7 +85,7 @@ def test_an_answer_that_the_kernel_does_not_take_is_an_error(monkeypatch: pytest
         raise OSError(errno.EINPROGRESS, os.strerror(errno.EINPROGRESS))
 
     call = notification.Call(1, 2, 3, 4, 5, (0,) * 6)
-    monkeypatch.setattr(notification.fcntl, "ioctl", answered_already)
+    monkeypatch.setattr(fcntl, "ioctl", answered_already)
     with pytest.raises(BlockingIOError):
         notification.let_through(0, call)
 

@@ -167,7 +167,7 @@ def test_each_refusal_has_its_reason(number: int, why: str, monkeypatch: pytest.
         with monkeypatch.context() as patched:
             real = libc.ptrace
 
-            def refuse(request: int, *arguments: int, **options: Any) -> int:
+            def refuse(request: int, *arguments: Any, **options: Any) -> int:
                 if request == readback._GET_FILTER:
                     raise OSError(number, os.strerror(number))
                 return real(request, *arguments, **options)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from kata_hypervisor.errors import SealError
 from kata_hypervisor.seccomp import actions, kernel_probe, syscalls, verify
+from kata_hypervisor.seccomp import filter as kernel
 from kata_hypervisor.seccomp.compiler import compile_rules
 from kata_hypervisor.seccomp.kernel_probe import KILLED, PASSES, REFUSED, Probe
 from kata_hypervisor.seccomp.policy import PROCESS, THREADS, VCPU, Condition, Policy, Rule, load_policy
@@ -206,15 +208,15 @@ def test_a_host_that_lacks_everything(monkeypatch: pytest.MonkeyPatch, tmp_path:
     with open(off, "w", encoding="ascii") as file:
         file.write("0\n")
     monkeypatch.setattr(verify, "library_version", missing)
-    monkeypatch.setattr(verify.kernel, "action_available", unknown)
-    monkeypatch.setattr(verify.kernel, "notification_sizes", lambda: None)
-    monkeypatch.setattr(verify, "_JIT", verify.Path(off))
-    monkeypatch.setattr(verify, "_LOGGED", verify.Path(off))
+    monkeypatch.setattr(kernel, "action_available", unknown)
+    monkeypatch.setattr(kernel, "notification_sizes", lambda: None)
+    monkeypatch.setattr(verify, "_JIT", Path(off))
+    monkeypatch.setattr(verify, "_LOGGED", Path(off))
     checks = {check.name: check for check in verify.check_host()}
     assert not any(check.ok for name, check in checks.items() if name != "kernel")
     assert all(check.advice for name, check in checks.items() if name != "kernel")
     assert not checks["BPF JIT"].needed
-    monkeypatch.setattr(verify, "_JIT", verify.Path(off + ".none"))
+    monkeypatch.setattr(verify, "_JIT", Path(off + ".none"))
     assert {check.name: check for check in verify.check_host()}[
         "BPF JIT"
     ].found == "No such file or directory"
@@ -222,7 +224,7 @@ def test_a_host_that_lacks_everything(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_an_old_libseccomp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "library_version", lambda: (2, 4, 4))
-    monkeypatch.setattr(verify.kernel, "notification_sizes", lambda: (80, 24, 72))
+    monkeypatch.setattr(kernel, "notification_sizes", lambda: (80, 24, 72))
     checks = {check.name: check for check in verify.check_host()}
     assert "install 2.5.0 or later" in checks["libseccomp"].advice
     assert "of (80, 24, 64) bytes" in checks["notifications"].advice

@@ -68,7 +68,7 @@ def bed(tmp_path: Path) -> Iterator[Bed]:
     waiter = Waiter(wake, attend)
     waiter.add_input(theirs.fileno(), SERVICE)
     memory = Memory(SIZE, [(FIXED, FIXED + 0x1000)])
-    devices = {STORAGE: Block(file, 1024), SERVICE: Net(theirs.fileno())}
+    devices: dict[int, Block | Net] = {STORAGE: Block(file, 1024), SERVICE: Net(theirs.fileno())}
     guest = Guest(memory, Console(writer, waiter, lambda data: None), waiter, devices)
     yield Bed(guest, wake, reader, writer, ours.fileno(), attended)
     waiter.close()

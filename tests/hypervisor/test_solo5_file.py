@@ -149,7 +149,10 @@ def test_devices_that_differ_are_refused(supplied: dict[str, str], message: str)
 
 
 def test_the_running_manifest_says_what_is_attached() -> None:
-    properties = {"storage": BlockProperties(1 << 20), "service": NetProperties(b"\2\0\0\0\0\1", 9000)}
+    properties: dict[str, BlockProperties | NetProperties] = {
+        "storage": BlockProperties(1 << 20),
+        "service": NetProperties(b"\2\0\0\0\0\1", 9000),
+    }
     raw = attached_manifest(DEVICES, properties)
     version, count = struct.unpack_from("<II", raw)
     assert (version, count, len(raw)) == (1, 3, 8 + 3 * 104)

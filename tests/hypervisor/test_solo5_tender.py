@@ -25,6 +25,7 @@ from kata_hypervisor.solo5 import tender
 from kata_hypervisor.solo5.tender import Hvt, Spt
 from local_host import LocalHost
 from solo5_file import abi_note, entry, manifest_note, unikernel_file
+from tables import make_table
 
 TENDER = """\
 #!/bin/sh
@@ -162,7 +163,7 @@ async def test_a_switch_without_effect_is_told(rig: Rig) -> None:
 
 
 async def test_a_missing_tender(rig: Rig) -> None:
-    monitor = Hvt(Solo5Hvt(path=Path("/nonexistent/solo5-hvt")), rig.host)
+    monitor = Hvt(make_table(Solo5Hvt, path=Path("/nonexistent/solo5-hvt")), rig.host)
     with pytest.raises(LaunchError, match="cannot start solo5-hvt: /nonexistent/solo5-hvt: No such file"):
         await monitor.prepare(rig.spec)
 
@@ -171,7 +172,7 @@ async def test_what_is_not_for_it_is_refused_before_anything_starts(rig: Rig) ->
     with pytest.raises(
         UnikernelError, match="says target hvt, version 2; solo5-spt supports target spt, version 2"
     ):
-        await Spt(Solo5Spt(), rig.host).prepare(rig.spec)
+        await Spt(make_table(Solo5Spt), rig.host).prepare(rig.spec)
     file = rig.directory / "net.hvt"
     file.write_bytes(unikernel_file(abi=abi_note(), manifest=manifest_note(entry("service", 2))))
     descriptor = os.open(file, os.O_RDONLY)

@@ -73,9 +73,9 @@ async def test_wait_answers_at_once_after_the_end_and_to_all(shim_pod: Pod) -> N
 
 async def test_an_id_is_taken_until_the_container_is_deleted(shim_pod: Pod) -> None:
     first = await shim_pod.start_container("sleep", "1000")
-    fields = {"id": first.id, "bundle": str(shim_pod.shim.lab.directory / "bundles" / first.id)}
+    bundle = str(shim_pod.shim.lab.directory / "bundles" / first.id)
     with pytest.raises(RpcError) as caught:
-        await shim_pod.shim.task("Create", **fields)
+        await shim_pod.shim.task("Create", id=first.id, bundle=bundle)
     assert caught.value.code is Code.ALREADY_EXISTS
     assert (await first.state()).status == task_types_pb2.RUNNING
     await end(first)

@@ -71,9 +71,9 @@ async def test_kill_all_with_sigkill_ends_execs_too(shim_pod: Pod) -> None:
 async def test_kill_of_what_is_unknown_or_has_ended_is_not_found(shim_pod: Pod) -> None:
     process = await shim_pod.start_container("true")
     await process.wait()
-    for fields in ({"id": process.id}, {"id": process.id, "exec_id": "absent"}, {"id": "absent"}):
+    for one, exec_id in ((process.id, ""), (process.id, "absent"), ("absent", "")):
         with pytest.raises(RpcError) as caught:
-            await shim_pod.shim.task("Kill", signal=15, **fields)
+            await shim_pod.shim.task("Kill", signal=15, id=one, exec_id=exec_id)
         assert caught.value.code is Code.NOT_FOUND
     await process.delete()
     with pytest.raises(RpcError) as caught:

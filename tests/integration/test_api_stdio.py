@@ -157,8 +157,8 @@ async def test_output_to_a_file(lab: Lab) -> None:
     log = lab.directory / "container.log"
     shim = await lab.start_shim(name, make_spec(make_process("sh", "-c", "echo out; echo err >&2")))
     mounts = [lab.overlay(name)]
-    streams = {"stdout": f"file://{log}", "stderr": f"file://{log}"}
-    await shim.task("Create", id=name, bundle=str(shim.bundle), rootfs=mounts, **streams)
+    to = f"file://{log}"
+    await shim.task("Create", id=name, bundle=str(shim.bundle), rootfs=mounts, stdout=to, stderr=to)
     await shim.task("Start", id=name)
     assert (await shim.task("Wait", id=name)).exit_status == 0
     await shim.task("Delete", id=name)

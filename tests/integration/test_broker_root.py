@@ -356,8 +356,8 @@ def busy_sandbox(bed: Bed) -> Callable[[socket.socket], list[int]]:
 
         def spawn(name: str, script: str) -> int:
             argv = ["/bin/sh", "-c", script]
-            plain = {"fds": [], "environment": None, "gate": None, "filter": None}
-            return int(do("spawn", name=name, argv=argv, **plain)["pid"])
+            reply = do("spawn", name=name, argv=argv, fds=[], environment=None, gate=None, filter=None)
+            return int(reply["pid"])
 
         do("prepare", cgroup="/broker-test/busy")
         pids = [spawn("virtiofsd", "sleep 100 & sleep 100")]

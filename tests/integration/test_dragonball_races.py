@@ -20,6 +20,7 @@ from kata_hypervisor.dragonball.virtio.device import DeviceContext
 from kata_hypervisor.errors import HostUnfitError, HypervisorError, LaunchError
 from kata_hypervisor.host import ExitStatus
 from local_host import LocalHost
+from tables import make_table
 from tiny_guest import SPIN, kernel, out_byte, say
 
 pytestmark = pytest.mark.integration
@@ -46,7 +47,7 @@ class Bench:
     def __init__(self, directory: Path) -> None:
         self.host = LocalHost()
         self.directory = directory
-        self.driver = Dragonball(DragonballTable(kernel=directory / "kernel"), self.host)
+        self.driver = Dragonball(make_table(DragonballTable, kernel=directory / "kernel"), self.host)
 
     def spec(self, code: bytes, vcpus: int = 1) -> VmSpec:
         path = self.directory / "kernel"

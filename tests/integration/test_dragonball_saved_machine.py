@@ -7,6 +7,7 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,7 +33,9 @@ COUNTER = 0x200000
 PATIENCE = 60.0
 # mov rax, COUNTER; inc dword [rax]; jmp to it
 COUNT = b"\x48\xb8" + COUNTER.to_bytes(8, "little") + b"\xff\x00\xeb\xfc"
-JSON = st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.integers()) | st.just({})
+JSON: st.SearchStrategy[object] = (
+    st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.integers()) | st.just({})
+)
 
 
 @pytest.fixture
@@ -76,6 +79,14 @@ class Guest:
             limit.wait(0.01)
         raise AssertionError("the guest did not do it")
 
+    def until_count_exceeds(self, number: int) -> None:
+        """Wait until the guest's counter is larger."""
+        self.until(lambda: self.count() > number)
+
+    def has_written_more(self, size: int) -> bool:
+        """Whether the guest has written more bytes to its console than that."""
+        return len(self.output) > size
+
 
 def save(guest: Guest, directory: Path) -> tuple[int, Document]:
     """Hold and save a guest; return its memory's file, and its state as it is read back."""
@@ -105,11 +116,11 @@ def test_copies_go_on_where_the_machine_was_saved(directory: Path, vcpus: int, p
         copy.machine.restore(decode(encode(state)))
         assert copy.count() == saved
         copy.machine.processors.release()
-        copy.until(lambda copy=copy: copy.count() > saved)
+        copy.until_count_exceeds(saved)
         copy.machine.close()
     assert os.pread(file, 4, COUNTER) == saved.to_bytes(4, "little")
     first.machine.processors.release()
-    first.until(lambda: first.count() > saved)
+    first.until_count_exceeds(saved)
     first.machine.close()
     os.close(file)
 
@@ -140,7 +151,7 @@ def test_an_access_that_was_under_way_is_completed(directory: Path) -> None:
     boot(first, directory, digits + back)
     for _ in range(10):
         seen = len(first.output)
-        first.until(lambda seen=seen: len(first.output) > seen)
+        first.until(partial(first.has_written_more, seen))
         first.machine.processors.hold()
         first.machine.processors.release()
     file, state = save(first, directory)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import pytest
 from google.protobuf.empty_pb2 import Empty
@@ -38,6 +38,14 @@ ROOTFS = "/run/kata-containers/shared/containers/image/rootfs"
 DEADLINE = 60  # seconds; a test that hangs in its own loop could not be cleaned up after
 SERVER = Path(__file__).parents[1] / "support" / "local_guest.py"
 APPLETS = ("sh", "cat", "sleep", "echo", "true", "id", "head", "dd", "stty", "hostname", "sha1sum", "ls")
+
+
+class Ports(TypedDict):
+    """The fields of a request that name a process's streams; 0 for none."""
+
+    stdin_port: int
+    stdout_port: int
+    stderr_port: int
 
 
 class Guest:
@@ -80,15 +88,16 @@ class Guest:
         self._count += 1
         return f"container-{self._count}"
 
-    async def streams(self, *wanted: bool) -> tuple[list[socket.socket | None], dict[str, int]]:
+    async def streams(self, *wanted: bool) -> tuple[list[socket.socket | None], Ports]:
         """Streams for stdin, stdout and stderr as wanted, and the fields of the request that name them."""
         socks: list[socket.socket | None] = []
-        ports = {}
-        for name, want in zip(("stdin_port", "stdout_port", "stderr_port"), wanted, strict=True):
+        ports = []
+        for want in wanted:
             sock, number = await self.transport.connect(STREAM_PORT) if want else (None, 0)
             socks.append(sock)
-            ports[name] = number
-        return socks, ports
+            ports.append(number)
+        stdin, stdout, stderr = ports
+        return socks, Ports(stdin_port=stdin, stdout_port=stdout, stderr_port=stderr)
 
     @contextlib.asynccontextmanager
     async def container(self, *args: str, **changes: Any) -> AsyncIterator[str]:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from kata_runtime.image import builder, elf, manifest, rootfs
+from kata_runtime.image.errors import ContentError
 from kata_runtime.image.rootfs import Agent
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -150,7 +151,7 @@ def test_an_agent_that_cannot_be_imported_is_found_out(image: Path, stand_in: Ag
     output = shutil.copytree(image, tmp_path / "image")
     broken = Agent(shutil.copytree(stand_in.package, tmp_path / "kata_agent"), stand_in.protobuf)
     (broken.package / "guest/main.py").write_text("import no_such_module\n")
-    with pytest.raises(builder.rootfs.ContentError, match=r"cannot import the guest agent: .*no_such_module"):
+    with pytest.raises(ContentError, match=r"cannot import the guest agent: .*no_such_module"):
         builder.build(builder.Build(output, CACHE, agent=broken), Steps())
     assert hashes(output) == hashes(image)
     assert not (tmp_path / ".image.build").exists()

@@ -19,6 +19,7 @@ from kata_hypervisor.seccomp.policy import PROCESS, load_policy
 from kata_runtime.containerd_api import task_pb2
 from shim_harness import Lab, connect
 from shim_pod import Pod
+from shipped_configuration import Value
 
 pytestmark = pytest.mark.integration
 
@@ -71,7 +72,7 @@ policy.Policy.select = select
 
 
 async def test_every_call_of_the_policy_is_needed(lab: Lab) -> None:
-    values = {"runtime.enable_debug": True, "runtime.shim_seccomp": "log"}
+    values: dict[str, Value] = {"runtime.enable_debug": True, "runtime.shim_seccomp": "log"}
     configuration = lab.configure(lab.new_id("counting"), **values)
     pod = await Pod.start(
         lab, environment={"KATA_CONF_FILE": str(configuration)}, launcher=counting_launcher(lab)

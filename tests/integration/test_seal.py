@@ -126,7 +126,7 @@ async def test_a_sealed_sandbox_gets_nothing_that_it_did_not_have(shim_pod: Pod)
     shim = shim_pod.shim
     name = shim.lab.new_id("c")
     bundle = shim.lab.bundle(name, shim_pod.spec("true"))
-    how = {"id": name, "bundle": str(bundle), "rootfs": [shim.lab.overlay(name)]}
+    how: dict[str, Any] = {"id": name, "bundle": str(bundle), "rootfs": [shim.lab.overlay(name)]}
     with pytest.raises(RpcError, match=r"cannot open the log /etc/cron\.d/x: the sandbox is sealed"):
         await shim.task("Create", stdout="file:///etc/cron.d/x", **how)
     with pytest.raises(RpcError, match=r"cannot open the FIFO /dev/null: the sandbox is sealed"):

@@ -65,7 +65,7 @@ class TemplateNode(Node):
             "factory",
             action,
             "--config",
-            configuration,
+            str(configuration),
         ]
         return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 

@@ -18,6 +18,7 @@ from kata_hypervisor.dragonball.unikernel import InProcessUnikernel
 from kata_hypervisor.errors import HypervisorError, LaunchError, UnikernelError
 from kata_hypervisor.host import ExitStatus
 from local_host import LocalHost
+from tables import make_table
 from unikernel import HELLO, build_unikernel
 
 pytestmark = [
@@ -25,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(not os.path.exists("/dev/kvm"), reason="needs /dev/kvm"),
 ]
 
-TABLE = Dragonball(kernel=Path("/nonexistent"))
+TABLE = make_table(Dragonball, kernel=Path("/nonexistent"))
 
 
 @dataclass

@@ -171,9 +171,9 @@ def _files(directory: Path, needed: Iterable[Path]) -> Iterator[int]:
     with connection, (directory / FILES_LOG).open("wb") as log:
         with listener:
             number = listener.fileno()
-            words = [str(number), view, *_mount_points(needed), "--", *serve]
+            arguments = [str(number), str(view), *_mount_points(needed), "--", *serve]
             server = subprocess.Popen(
-                ["unshare", "--mount", "sh", "-ec", SERVE, "sh", *words],
+                ["unshare", "--mount", "sh", "-ec", SERVE, "sh", *arguments],
                 pass_fds=[number],
                 stdin=subprocess.DEVNULL,
                 stderr=log,
@@ -185,10 +185,10 @@ def _files(directory: Path, needed: Iterable[Path]) -> Iterator[int]:
             server.wait()
 
 
-def _mount_points(needed: Iterable[Path]) -> list[Path]:
+def _mount_points(needed: Iterable[Path]) -> list[str]:
     """The file systems that hold these paths, each after the one that it is mounted in."""
     holders = {next(one for one in (path, *path.parents) if one.is_mount()) for path in needed}
-    return sorted({Path("/"), *holders})
+    return [str(point) for point in sorted({Path("/"), *holders})]
 
 
 def _tail(path: Path) -> str:

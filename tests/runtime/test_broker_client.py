@@ -10,6 +10,7 @@ import stat
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -22,7 +23,7 @@ from kata_runtime.broker.client import Broker
 from kata_runtime.broker.errors import BrokerLostError, RequestFailedError, RequestRefusedError
 from kata_runtime.broker.process import fork_broker
 
-PLAIN = {"fds": [], "environment": None, "gate": None, "seccomp": None}
+PLAIN: dict[str, Any] = {"fds": [], "environment": None, "gate": None, "seccomp": None}
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata_runtime.broker.authorization import MAX_SPEC
 from kata_runtime.broker.errors import RequestFailedError
 from kata_runtime.container.bundle import (
     ContainerType,
@@ -19,6 +18,7 @@ from kata_runtime.container.bundle import (
     parse_spec,
 )
 from kata_runtime.errors import InvalidRequestError, UnsupportedError
+from kata_runtime.identity import MAX_SPEC
 from kata_runtime.pod.spec import load_spec
 
 GOOD: dict[str, Any] = {

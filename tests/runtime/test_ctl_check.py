@@ -75,6 +75,7 @@ def test_devices(setup: Setup, function: check.Check, path: str, fix: str) -> No
     ],
 )
 def test_qemu(setup: Setup, body: str, status: str, cause: str) -> None:
+    assert setup.program is not None
     script(setup.program, body)
     found = check.check_vmm(setup)
     assert found.status == status
@@ -90,6 +91,7 @@ def test_qemu_is_missing(setup: Setup) -> None:
     ("content", "dialect"), [(b"ELF --shared-dir", "Rust"), (b"ELF announce_submounts", "C")]
 )
 def test_virtiofsd(setup: Setup, content: bytes, dialect: str) -> None:
+    assert setup.virtiofsd is not None
     setup.virtiofsd.write_bytes(content)
     assert check.check_virtiofsd(setup).cause.endswith(f"the one in {dialect}")
 

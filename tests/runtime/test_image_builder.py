@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kata_runtime.image import builder, manifest
-from kata_runtime.image.apt import Package
+from kata_runtime.image import builder, distribution, manifest
+from kata_runtime.image.apt import Apt, Package
 from kata_runtime.image.errors import OutputError
 from kata_runtime.image.manifest import Artifact, Manifest
 from kata_runtime.image.rootfs import Agent
@@ -125,7 +125,7 @@ def test_what_the_system_refuses_is_explained(
 
     monkeypatch.setattr(builder, "locked", refuse)
     (tmp_path / "os-release").write_text("ID=debian\nVERSION_CODENAME=bookworm\n")
-    monkeypatch.setattr(builder.distribution.detect, "__defaults__", (tmp_path / "os-release", "x86_64"))
+    monkeypatch.setattr(distribution.detect, "__defaults__", (tmp_path / "os-release", "x86_64"))
     request = builder.Build(tmp_path / "image", tmp_path / "cache", agent=Agent(tmp_path, tmp_path))
     with pytest.raises(OutputError, match=message):
         builder.build(request, Silent())
@@ -137,7 +137,7 @@ def test_a_plan_is_remembered_until_its_question_changes(
     etc = tmp_path / "etc"
     etc.mkdir()
     (etc / "sources.list").write_text("deb http://mirror bookworm main\n")
-    apt = builder.Apt(tmp_path / "cache", "bookworm", "bookworm", etc)
+    apt = Apt(tmp_path / "cache", "bookworm", "bookworm", etc)
     kernel = Package("linux-image-6.1.0", "6.1", "linux-image-6.1.0_6.1_amd64.deb", 1, "cd" * 32)
     helper = Package("initramfs-tools", "1", "initramfs-tools_1_all.deb", 1, "ef" * 32)
     monkeypatch.setattr(apt, "resolve", lambda names: [PACKAGE] if "crun" in names else [kernel, helper])

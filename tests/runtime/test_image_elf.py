@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 import sys
 from pathlib import Path
 
@@ -10,42 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elf_files import MAGIC, make_library, make_module
 from kata_runtime.image import elf
-
-MAGIC_64 = b"\x7fELF\x02\x01"
-
-
-def make_elf(sections: list[tuple[str, int, int, bytes]]) -> bytes:
-    """Make an ELF file of sections (name, type, link, data); the first one is empty."""
-    names = b"\0".join(name.encode() for name, *_ in sections) + b"\0.names\0"
-    offsets, body = [], bytearray(64)
-    for _, _, _, data in [*sections, ("", 0, 0, names)]:
-        offsets.append(len(body))
-        body += data
-    table = bytearray()
-    for (name, kind, link, data), offset in zip([*sections, (".names", 3, 0, names)], offsets, strict=True):
-        start = names.index(name.encode() + b"\0")
-        table += struct.pack("<IIQQQQIIQQ", start, kind, 0, 0, offset, len(data), link, 0, 0, 0)
-    body[:6] = MAGIC_64
-    struct.pack_into("<Q", body, 0x28, len(body))
-    struct.pack_into("<HHH", body, 0x3A, 64, len(sections) + 1, len(sections))
-    return bytes(body + table)
-
-
-def make_module(**info: str) -> bytes:
-    """Make a kernel module with this .modinfo."""
-    text = b"\0".join(f"{key}={value}".encode() for key, value in info.items()) + b"\0"
-    return make_elf([("", 0, 0, b""), (".modinfo", 1, 0, text)])
-
-
-def make_library(*needed: str) -> bytes:
-    """Make a library that needs others."""
-    strings, entries = b"\0", b""
-    for name in needed:
-        entries += struct.pack("<qQ", elf.DT_NEEDED, len(strings))
-        strings += name.encode() + b"\0"
-    entries += struct.pack("<qQ", 0, 0)
-    return make_elf([("", 0, 0, b""), (".dynamic", 6, 2, entries), (".dynstr", 3, 0, strings)])
 
 
 def test_the_interpreter_needs_the_c_library() -> None:
@@ -62,7 +27,7 @@ def test_module_info_collects_values_by_key() -> None:
     assert info == {"depends": ["virtio,virtio_ring"], "license": ["GPL"], "softdep": ["pre: crc32c"]}
 
 
-@pytest.mark.parametrize("data", [b"", b"\x7fELF", b"#!/bin/sh\n", MAGIC_64 + bytes(20)])
+@pytest.mark.parametrize("data", [b"", b"\x7fELF", b"#!/bin/sh\n", MAGIC + bytes(20)])
 def test_what_is_no_elf_file_is_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="ELF"):
         elf.needed(data)

@@ -6,8 +6,8 @@ import gzip
 import lzma
 
 import pytest
-from test_image_elf import make_module
 
+from elf_files import make_module
 from kata_runtime.image.errors import ContentError
 from kata_runtime.image.kernel import Kernel
 from kata_runtime.image.tree import Tree

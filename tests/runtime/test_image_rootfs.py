@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_image_elf import make_library
 
+from elf_files import make_library
 from kata_runtime.image import initramfs, rootfs
 from kata_runtime.image.errors import ContentError
 from kata_runtime.image.kernel import Kernel

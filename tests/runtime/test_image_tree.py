@@ -21,7 +21,8 @@ PATHS = st.lists(NAMES, min_size=1, max_size=3).map("/".join)
 
 def parse_newc(archive: bytes) -> dict[str, Entry]:
     """Read a newc archive by its specification, apart from the code that wrote it."""
-    found, position = {}, 0
+    found: dict[str, Entry] = {}
+    position = 0
     while True:
         assert archive[position : position + 6] == b"070701"
         values = [int(archive[position + 6 + 8 * i : position + 14 + 8 * i], 16) for i in range(13)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -133,7 +134,7 @@ ENVIRONMENT = ("PATH=/bin", "A=b c")
         ),
     ],
 )
-def test_unikrafts_command_line(keys: dict[str, str], words: list[str], line: str) -> None:
+def test_unikrafts_command_line(keys: dict[str, Any], words: list[str], line: str) -> None:
     unikernel = Unikernel("annotation", "/a", "qemu", "unikraft", **keys)
     assert unikernel.command_line(words, ENVIRONMENT) == line
 
@@ -151,7 +152,7 @@ def test_unikrafts_command_line_without_an_environment() -> None:
         ({"block": "/b", "initrd": "/i"}, "root=/dev/vda rw ", "init"),
     ],
 )
-def test_linuxs_command_line(keys: dict[str, str], root: str, init: str) -> None:
+def test_linuxs_command_line(keys: dict[str, Any], root: str, init: str) -> None:
     unikernel = Unikernel("annotation", "/a", "qemu", "linux", **keys)
     assert unikernel.command_line(["/bin/sh", "-c", "two words"], ENVIRONMENT) == (
         f"panic=-1 console=ttyS0 {root}PATH=/bin A=\"b c\" {init}=/bin/sh -- -c 'two words'"

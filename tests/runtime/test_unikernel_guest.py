@@ -84,7 +84,7 @@ class Broker:
 
 
 def container(paths: StdioPaths = ALL, **spec: object) -> Container:
-    made = {"process": {"args": ["a", "b"]}, "root": {"path": "rootfs"}, **spec}
+    made: dict[str, Any] = {"process": {"args": ["a", "b"]}, "root": {"path": "rootfs"}, **spec}
     one = Container("one", "/bundle", made, Process("one", "", paths, made["process"]))
     one.home = "/shared/one"
     return one
@@ -105,7 +105,7 @@ async def machine(monkeypatch: pytest.MonkeyPatch) -> MachineDouble:
 
 
 async def prepared(
-    broker: Broker, one: Container | None = None, *, hypervisor: str = "dragonball", **keys: str
+    broker: Broker, one: Container | None = None, *, hypervisor: str = "dragonball", **keys: Any
 ) -> UnikernelGuest:
     kind = "hvt" if hypervisor == "dragonball" else "qemu"
     configuration: Any = SimpleNamespace(

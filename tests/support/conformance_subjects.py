@@ -87,7 +87,7 @@ def _real(name: str, vmm: str, model: Any, directory: Path, **settings: Any) -> 
         pytest.skip(f"no guest image: {missing[0]} is missing" if missing else "needs root")
     host = LocalHost()
     (directory / "shared").mkdir()
-    files = {key: IMAGE / file for key, file in GUEST.items()}
+    files: dict[str, Any] = {key: IMAGE / file for key, file in GUEST.items()}
 
     def make(**more: Any) -> Hypervisor:
         return registry.create(name, model(**{"kernel": files["kernel"], **settings, **more}), host)

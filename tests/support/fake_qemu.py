@@ -9,6 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from kata_hypervisor.errors import LaunchError
@@ -35,6 +36,7 @@ class FakeChild:
         self.name = name
         self.pid = pid
         self.exited: ExitStatus | None = None
+        self.violation = ""
         self.fds = {number: os.dup(fd) for number, fd in fds.items()}
         self.commands: list[str] = []
         self._ended = asyncio.Event()
@@ -120,6 +122,22 @@ class FakeHost:
         if isinstance(self.threads, Exception):
             raise self.threads
         return self.threads
+
+    async def discard(self, path: Path) -> None:
+        """See Host."""
+        path.unlink(missing_ok=True)
+
+    async def open_disk(self, path: Path, *, write: bool) -> tuple[int, int]:
+        """See Host. QEMU opens its disks itself."""
+        raise NotImplementedError(f"QEMU asked for {path}")
+
+    async def filters_effective(self, child: Child, tid: int, beyond: int = 0) -> bool:
+        """See Host. Of QEMU's filter, its mode and number are asked."""
+        raise NotImplementedError(f"QEMU's driver asked for the filters of {tid}")
+
+    async def make_jail(self, root: Path, files: Mapping[str, Path]) -> None:
+        """See Host. QEMU has none."""
+        raise NotImplementedError(f"QEMU's driver asked for a jail at {root}")
 
     async def until(self, condition: Callable[[FakeHost], bool]) -> None:
         """Let everybody else run until this is so."""

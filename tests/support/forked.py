@@ -21,7 +21,7 @@ def in_child(work: Callable[[], T]) -> T:
     if pid == 0:
         try:
             outcome: tuple[bool, object] = (True, work())
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised in the parent process
             outcome = (False, error)
         os.write(writer, pickle.dumps(outcome))
         os._exit(0)

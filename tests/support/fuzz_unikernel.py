@@ -60,7 +60,7 @@ def _guest() -> tuple[Guest, int]:
     for end in (ours, theirs):
         end.setblocking(False)
     console = Console(os.open(os.devnull, os.O_WRONLY), waiter, lambda data: None)
-    devices = {1: Block(disk, DISK), 2: Net(theirs.detach())}
+    devices: dict[int, Block | Net] = {1: Block(disk, DISK), 2: Net(theirs.detach())}
     return Guest(Memory(abi.LARGE_PAGE), console, waiter, devices), ours.detach()
 
 

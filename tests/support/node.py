@@ -32,7 +32,7 @@ FOREVER = ("sleep", "3600")
 _TYPE = "io.kubernetes.cri.container-type"
 _SANDBOX = "io.kubernetes.cri.sandbox-id"
 # Seconds; a machine in an emulated machine takes more.
-_PATIENCE = float(os.environ.get("KATA_TEST_PATIENCE", 60))
+_PATIENCE = float(os.environ.get("KATA_TEST_PATIENCE", "60"))
 _CTR_BUDGET = max(110.0, _PATIENCE)
 
 Result = subprocess.CompletedProcess[str]

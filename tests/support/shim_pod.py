@@ -52,7 +52,9 @@ class Pod:
         self, *args: str, rootfs: Iterable[types_pb2.Mount] | None = None, late: bool = False, **changes: Any
     ) -> Process:
         """Create a container. stdin, output, terminal: which streams it has, see Streams."""
-        streams = {name: changes.pop(name) for name in ("stdin", "output", "terminal") if name in changes}
+        streams: dict[str, bool] = {
+            name: changes.pop(name) for name in ("stdin", "output", "terminal") if name in changes
+        }
         if streams.get("terminal"):
             changes["process"] = {"terminal": True, **changes.get("process", {})}
         return await self.shim.create(self.spec(*args, **changes), rootfs=rootfs, streams=streams, late=late)

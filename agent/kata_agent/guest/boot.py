@@ -68,7 +68,7 @@ def main() -> NoReturn:
     """Be the guest's init. A failure to get ready is one line on the console, and the end of the machine."""
     try:
         _run()
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - of PID 1: the machine ends, whatever it was
         log.info(f"fatal: {_reason(error)}")
     os.sync()
     syscalls.reboot(syscalls.RB_POWER_OFF)

@@ -11,7 +11,7 @@ _verbose = False
 
 def set_verbose(verbose: bool) -> None:
     """Whether `debug` writes."""
-    global _verbose
+    global _verbose  # noqa: PLW0603 - a process has one log
     _verbose = verbose
 
 

@@ -96,7 +96,7 @@ class Sandbox:
         for cid in cids:
             try:
                 self.remove_container(cid)
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the others are removed all the same; raised below
                 log.info(f"destroy sandbox: {error}")
                 failures.append(error)
         self.storages.release(SANDBOX)

@@ -40,7 +40,8 @@ class Ports(NamedTuple):
         claimed: list[socket.socket | None] = []
         try:
             for number in self:
-                claimed.append(None if number in (0, NO_STREAM) else table.claim(number))
+                stream = None if number in (0, NO_STREAM) else table.claim(number)
+                claimed.append(stream)
         except BaseException:
             for stream in claimed:
                 if stream is not None:

@@ -104,7 +104,7 @@ class BlockingServer:
             return response_frame(stream_id, call.name, call.handler.function(call.request))
         except RpcError as error:
             return error_frame(stream_id, error)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a handler's fault is its caller's answer
             failure = self._on_error(call.name, error)
             self._log(f"{call.name} failed: {type(error).__name__}: {error}")
             return error_frame(stream_id, failure)

@@ -142,7 +142,7 @@ class _Connection:
                 raise
             # Not this request was cancelled, but something that its handler waited for.
             return error_frame(stream, RpcError(Code.CANCELLED, f"{call.name}: cancelled"))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a handler's fault is its caller's answer
             if isinstance(error, TimeoutError) and deadline.expired():
                 message = f"{call.name}: not done within the {call.timeout:g} s that the caller allows"
                 return error_frame(stream, RpcError(Code.DEADLINE_EXCEEDED, message))

@@ -64,7 +64,7 @@ class Control:
             function, done = call
             try:
                 function()
-            except Exception as error:  # raised again where it was asked for
+            except Exception as error:  # noqa: BLE001 - raised again where it was asked for
                 done(error)
             else:
                 done(None)

@@ -194,7 +194,7 @@ class VcpuThreads(Generic[Outcome, Page]):
                     self._report(vcpu, None if target is Target.RUNNING else target)
         except StopRunningError:
             return
-        except Exception as error:  # a bug of ours must end this guest, not leave it with a vCPU less
+        except Exception as error:  # noqa: BLE001 - a bug of ours must end this guest, not leave it with a vCPU less
             self.end(self._fault(f"the thread of its vCPU failed: {type(error).__name__}: {error}"))
 
     def _next(self, vcpu: Vcpu[Page]) -> Target:
@@ -213,7 +213,7 @@ class VcpuThreads(Generic[Outcome, Page]):
         assert self._seal is not None
         try:
             self._seal()
-        except Exception as error:  # raised again by `confine`, on the caller's thread
+        except Exception as error:  # noqa: BLE001 - raised again by `confine`, on the caller's thread
             self._failure = error
 
     def _run(self, vcpu: Vcpu[Page]) -> None:

@@ -97,7 +97,7 @@ class SupervisedCommand:
             libc.call(self._signal_call, (_SIGNAL, 0, 0, 0, 0, 0))
             assert self._program is not None
             os.execv(self._program, self._command)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - of a child before exec: its parent raises it
             os.write(failure, str(error).encode())
         finally:
             os._exit(_EXEC_FAILED)

@@ -34,7 +34,6 @@ def reporting(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Na
         try:
             status = run(arguments)
             sys.stdout.flush()
-            return status
         except BrokenPipeError:
             # Whoever read has seen enough; nothing more is to be written when Python ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -42,5 +41,6 @@ def reporting(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Na
         except (HypervisorError, OSError) as error:
             print(f"kata-ctl: {error}", file=sys.stderr)
             return COULD_NOT_RUN
+        return status
 
     return guarded

@@ -128,11 +128,12 @@ class Kernel:
             for pause in (*_SETTLING, None):
                 try:
                     self._socket.tc("add", "ingress", index, _INGRESS)
-                    return
                 except NetlinkError as error:
                     if error.code != errno.EBUSY or pause is None:
                         raise
                     time.sleep(pause)
+                else:
+                    return
 
     def delete_ingress(self, index: int, name: str) -> None:
         """Remove an interface's ingress qdisc with its filters; it may be gone."""

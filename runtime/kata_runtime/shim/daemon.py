@@ -25,7 +25,7 @@ def run(setup: Setup) -> None:
         broker_socket, broker_pid = fork_broker(setup.identity, setup.bundle, events=setup.ttrpc_address)
         _serve(setup, broker_socket, broker_pid)
         status = 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - containerd's log gets the traceback, and the process ends
         import traceback
 
         _report_fatal(setup, traceback.format_exc())

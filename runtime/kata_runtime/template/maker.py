@@ -63,7 +63,7 @@ def _live(configuration: Configuration, directory: Path, messages: int) -> None:
         logging.basicConfig(stream=sys.stderr, level=level, format="%(message)s")
         anyio.run(_make, configuration, directory, identity, channel, broker)
         status = 0
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - the parent process reports it
         os.write(messages, (str(error) or type(error).__name__).encode())
     finally:
         os._exit(status)

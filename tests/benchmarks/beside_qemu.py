@@ -159,10 +159,17 @@ def restore(directory: Path, results: Results) -> None:
         running.finish()
 
 
-def _setting(directory: Path, **more: Path) -> Setting:
+def _setting(directory: Path, *, template: Path | None = None, saved_to: Path | None = None) -> Setting:
     """The guest image."""
     image, shared = IMAGE / "kata-image.erofs", directory / "shared"
-    return Setting(IMAGE / "vmlinuz", IMAGE / "kata-initrd.img", shared, image=image, **more)
+    return Setting(
+        IMAGE / "vmlinuz",
+        IMAGE / "kata-initrd.img",
+        shared,
+        image=image,
+        template=template,
+        saved_to=saved_to,
+    )
 
 
 def load(name: str, directory: Path, milliseconds: int, results: Results) -> None:
@@ -186,11 +193,12 @@ def _await(program: Path, running: Running) -> None:
     while True:
         try:
             _ask(program, str(running.cid), ("echo", "1"))
-            return
         except subprocess.CalledProcessError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
+        else:
+            return
 
 
 def _ask(program: Path, where: str, words: Sequence[str]) -> tuple[int, float]:

@@ -1,0 +1,14 @@
+"""Tables of the configuration, for drivers that are tested without a file."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import BaseModel
+
+Table = TypeVar("Table", bound=BaseModel)
+
+
+def make_table(model: type[Table], **settings: object) -> Table:
+    """Return a table as the loader makes it: keys that are not given have their defaults."""
+    return model.model_validate(settings)
