@@ -356,7 +356,7 @@ def busy_sandbox(bed: Bed) -> Callable[[socket.socket], list[int]]:
 
         def spawn(name: str, script: str) -> int:
             argv = ["/bin/sh", "-c", script]
-            reply = do("spawn", name=name, argv=argv, fds=[], environment=None, gate=None, filter=None)
+            reply = do("spawn", name=name, argv=argv, fds=[], environment=None, gate=None, seccomp=None)
             return int(reply["pid"])
 
         do("prepare", cgroup="/broker-test/busy")

@@ -54,14 +54,16 @@ def read(authorization: Authorization, bundle: Path) -> dict[str, Any]:
 
 def test_before_the_seal_everything_is_authorized(host: Host) -> None:
     authorization = Authorization(str(host.bundle), ID)
-    assert authorization.phase is Phase.LEARNING
     authorization.check_bind("/etc")
     assert authorization.finder(["/etc"]) is None
     authorization.fifo_opener("/anywhere/else/fifo")
     authorization.log_opener("/var/log/any")
     assert read(authorization, host.add_bundle("other"))["root"] == {"path": "rootfs"}
-    authorization.seal()
-    assert authorization.phase is Phase.SEALED
+
+
+def test_the_seal_is_a_phase(host: Host) -> None:
+    phases = [authorization.phase for authorization in (Authorization(str(host.bundle), ID), host.sealed())]
+    assert phases == [Phase.LEARNING, Phase.SEALED]
 
 
 @pytest.mark.parametrize(
@@ -201,12 +203,12 @@ def test_streams_are_containerds(host: Host, sealed: Authorization, tmp_path: Pa
     open_fifo(sealed, make_fifo(host.bundle / "stdout"))
     for name in ("b.log", "b.log", "a.log"):
         open_log(sealed, tmp_path / "log" / name)
-    for path in (make_fifo(tmp_path / "other"), f"{tmp_path}/client/../other", "/run/initctl"):
-        with pytest.raises(RequestRefusedError, match=f"cannot open the FIFO {path}: the sandbox is sealed"):
-            open_fifo(sealed, path)
-    for path in (tmp_path / "b.log", tmp_path / "log" / ".." / "b.log", "/etc/cron.d/x"):
-        with pytest.raises(RequestRefusedError, match=f"cannot open the log {path}: the sandbox is sealed"):
-            open_log(sealed, path)
+    for fifo in (make_fifo(tmp_path / "other"), f"{tmp_path}/client/../other", "/run/initctl"):
+        with pytest.raises(RequestRefusedError, match=f"cannot open the FIFO {fifo}: the sandbox is sealed"):
+            open_fifo(sealed, fifo)
+    for log in (f"{tmp_path}/b.log", f"{tmp_path}/log/../b.log", "/etc/cron.d/x"):
+        with pytest.raises(RequestRefusedError, match=f"cannot open the log {log}: the sandbox is sealed"):
+            open_log(sealed, log)
 
 
 def test_a_client_may_name_its_directory_by_a_link(sealed: Authorization, tmp_path: Path) -> None:

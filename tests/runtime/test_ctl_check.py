@@ -41,8 +41,8 @@ def script(path: Path, body: str) -> None:
 def test_kvm(
     setup: Setup, monkeypatch: pytest.MonkeyPatch, unmodified: bool, accelerator: str, status: str
 ) -> None:
-    verdict = KvmProbeResult(True, unmodified, "because")
-    monkeypatch.setattr("kata_hypervisor.kvm.probe.probe_kvm", lambda device: verdict)
+    result = KvmProbeResult(True, unmodified, "because")
+    monkeypatch.setattr("kata_hypervisor.kvm.probe.probe_kvm", lambda device: result)
     found = check.check_kvm(replace(setup, accelerator=accelerator))
     assert found.status == status
     assert found.cause.startswith("because")

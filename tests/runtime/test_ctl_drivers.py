@@ -37,7 +37,7 @@ def test_a_version_that_was_tested(name: str, says: str, tmp_path: Path) -> None
     assert check.check_vmm(setup_for(name, path)).status is Status.OK
     lines = describe(name, path)
     assert lines[0] == f"program:     {path} {says.rpartition('v')[2]}"
-    topics = ["program", "supported", "confined by", "proven by", "unikernels"]
+    topics = ["program", "supported", "confined by", "verified by", "unikernels"]
     assert [line.partition(":")[0] for line in lines] == topics
 
 
@@ -103,35 +103,35 @@ def test_every_hypervisor_can_be_asked_about(
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "expected"),
     [
         ("qemu", "those whose image says qemu"),
         ("dragonball", "those whose image says hvt"),
         ("clh", "none"),
     ],
 )
-def test_which_unikernels_it_runs(name: str, said: str) -> None:
-    assert describe(name, None)[-1] == f"unikernels:  {said}"
+def test_which_unikernels_it_runs(name: str, expected: str) -> None:
+    assert describe(name, None)[-1] == f"unikernels:  {expected}"
 
 
 @pytest.mark.parametrize("name", ["qemu", "firecracker"])
 def test_whether_unikernels_may_turn_the_filter_off(tmp_path: Path, name: str) -> None:
     file = configuration(tmp_path, name, "honor_unconfined = true\n", GUEST)
-    said = env.gather(str(file), {})["hypervisor"]["unconfined"]
-    assert said.startswith("honored: a unikernel whose container has no seccomp profile")
+    expected = env.gather(str(file), {})["hypervisor"]["unconfined"]
+    assert expected.startswith("honored: a unikernel whose container has no seccomp profile")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("", "not honored"),
         ("honor_unconfined = false\n", "not honored"),
         ("honor_unconfined = true\n", "honored"),
     ],
 )
-def test_whether_containers_may_turn_the_filter_off(tmp_path: Path, text: str, said: str) -> None:
+def test_whether_containers_may_turn_the_filter_off(tmp_path: Path, text: str, expected: str) -> None:
     facts = env.gather(str(configuration(tmp_path, "solo5-hvt", text)), {})
-    assert facts["hypervisor"]["unconfined"].partition(":")[0] == said
+    assert facts["hypervisor"]["unconfined"].partition(":")[0] == expected
 
 
 def test_that_is_not_said_where_they_never_may(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What Prometheus is told of the sandboxes on a host."""
+"""What is reported to Prometheus of the sandboxes on a host."""
 
 from __future__ import annotations
 

@@ -28,9 +28,9 @@ supervising = pytest.mark.skipif(
 )
 
 
-def out_of(capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+def out_of(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
     """Run kata-ctl; its exit status and what it wrote to both streams."""
-    status = main(["seccomp", *words])
+    status = main(["seccomp", *arguments])
     written = capfd.readouterr()
     return status, written.out, written.err
 
@@ -166,17 +166,17 @@ def test_the_commands_status_is_the_traces(capfd: pytest.CaptureFixture[str]) ->
     assert out_of(capfd, "trace", "--quiet", "--", "sh", "-c", "exit 9") == (9, "", "")
 
 
-@pytest.mark.parametrize("words", [("trace",), ("trace", "--"), ("run", "--profile", "/nowhere")])
+@pytest.mark.parametrize("arguments", [("trace",), ("trace", "--"), ("run", "--profile", "/nowhere")])
 def test_without_a_command_there_is_nothing_to_do(
-    words: tuple[str, ...], capfd: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    status, out, err = out_of(capfd, *words)
+    status, out, err = out_of(capfd, *arguments)
     assert (status, out) == (2, "")
     assert "give a command after --" in err
 
 
 @pytest.mark.parametrize(
-    ("words", "complaint"),
+    ("arguments", "complaint"),
     [
         (("trace", "--", "/nowhere/program"), "there is no such program"),
         (("run", "--profile", "/nowhere.json", "--", "true"), "cannot read the profile /nowhere.json"),
@@ -186,9 +186,9 @@ def test_without_a_command_there_is_nothing_to_do(
     ],
 )
 def test_what_cannot_be_done_is_one_sentence(
-    words: tuple[str, ...], complaint: str, capfd: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...], complaint: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    status, out, err = out_of(capfd, *words)
+    status, out, err = out_of(capfd, *arguments)
     assert (status, out) == (2, "")
     assert err.startswith("kata-ctl: ")
     assert complaint in err
@@ -242,10 +242,13 @@ READ_ONLY = bpf.encode(
 
 
 def status_of(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], sandbox: RecordedSandbox, *words: str
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    sandbox: RecordedSandbox,
+    *arguments: str,
 ) -> str:
     monkeypatch.setattr(seccomp_status, "running_sandboxes", lambda: iter([sandbox]))
-    status, out, err = out_of(capfd, "status", *words)
+    status, out, err = out_of(capfd, "status", *arguments)
     assert (status, err) == (0, "")
     return out
 
@@ -294,4 +297,4 @@ def test_status_without_a_sandbox_is_a_fault(
     monkeypatch.setattr(seccomp_status, "running_sandboxes", lambda: iter([]))
     assert out_of(capfd, "status") == (1, "", "kata-ctl: no sandbox is running on this host\n")
     status, _, err = out_of(capfd, "status", "pod")
-    assert (status, err) == (1, "kata-ctl: no running sandbox whose id begins with 'pod'\n")
+    assert (status, err) == (1, "kata-ctl: no running sandbox whose id starts with 'pod'\n")

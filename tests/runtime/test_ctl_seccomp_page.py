@@ -24,11 +24,11 @@ CONSOLE = re.compile(r"```console\n(.*?)```", re.DOTALL)
 
 def execute(line: str) -> str:
     """Run one command of the page in the current directory and return what it prints."""
-    program, *words = shlex.split(line)
+    program, *arguments = shlex.split(line)
     assert program == "kata-ctl"
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        main(words)
+        main(arguments)
     return output.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""What apt prints, what apt is told, and how its failures read."""
+"""What apt prints, what apt is given, and how its failures read."""
 
 from __future__ import annotations
 

@@ -63,14 +63,14 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
 def test_a_second_build_waits_and_a_killed_one_lets_go(
     tmp_path: Path, holder: subprocess.Popen[bytes]
 ) -> None:
-    told: list[str] = []
+    reported: list[str] = []
 
     def waiting() -> None:
-        told.append("waiting")
+        reported.append("waiting")
         holder.kill()
 
     with locked(tmp_path, waiting):
-        assert told == ["waiting"]
+        assert reported == ["waiting"]
 
 
 PACKAGE = Package("crun", "1.8", "crun_1.8_amd64.deb", 4, "ab" * 32)

@@ -95,17 +95,17 @@ def check_kvm(setup: Setup) -> Finding:
 
     if setup.hypervisor == "solo5-spt":
         return Finding("kvm", Status.OK, "not needed: solo5-spt runs without it")
-    verdict = probe_kvm(str(setup.root / "dev/kvm"))
-    if verdict.runs_unmodified_guests:
-        return Finding("kvm", Status.OK, verdict.reason)
-    if verdict.usable and setup.hypervisor == "solo5-hvt":
-        return Finding("kvm", Status.OK, f"runs unikernels; {verdict.reason}")
+    result = probe_kvm(str(setup.root / "dev/kvm"))
+    if result.runs_unmodified_guests:
+        return Finding("kvm", Status.OK, result.reason)
+    if result.usable and setup.hypervisor == "solo5-hvt":
+        return Finding("kvm", Status.OK, f"runs unikernels; {result.reason}")
     if setup.accelerator == "tcg":
-        return Finding("kvm", Status.WARN, f"{verdict.reason}; QEMU emulates (slow), as configured")
+        return Finding("kvm", Status.WARN, f"{result.reason}; QEMU emulates (slow), as configured")
     fix = 'accelerator = "tcg" in [hypervisor.qemu] (slow)'
     if setup.hypervisor != "qemu":
         fix = f'hypervisor_name = "qemu", and {fix}'
-    return Finding("kvm", Status.FAIL, verdict.reason, fix)
+    return Finding("kvm", Status.FAIL, result.reason, fix)
 
 
 def check_vhost_vsock(setup: Setup) -> Finding:

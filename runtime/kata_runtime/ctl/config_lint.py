@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         shown = sys.stdout if arguments.format == "text" else sys.stderr
         written = [_mend(file, check_host, shown) for file in files]
         unwritten = not all(written)
-    # A drop-in belongs to several files; what is to be said of it is said once.
+    # A drop-in belongs to several files; its findings are reported once.
     found = list(dict.fromkeys(diagnostic for file in files for diagnostic in lint(file)))
     _report(arguments.format, found, files)
     print(_summary(len(files), found), file=sys.stderr)

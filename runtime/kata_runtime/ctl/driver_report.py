@@ -1,4 +1,4 @@
-"""What `kata-ctl env` says of each driver on this host."""
+"""What `kata-ctl env` prints of each driver on this host."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ NONE_YET = "no driver in this version"
 
 
 def describe(name: str, path: Path | None) -> list[str]:
-    """Say, line by line, what is known of a driver here. path: its program in the configuration, if any."""
+    """List, line by line, what is known of a driver here. path: its program in the configuration, if any."""
     facts = DRIVERS[name]
     if name not in AVAILABLE:
         return [NONE_YET]
-    said = [
+    common = [
         f"confined by: {facts.confined}",
-        f"proven by:   {facts.proven}",
+        f"verified by: {facts.verified}",
         f"unikernels:  {_unikernels(name)}",
     ]
     program = path or facts.default
     absent = Finding("configuration", Status.OK, "")
     setup = Setup("kvm", program, None, 0, (), absent, hypervisor=name)
     if program is None:
-        return [f"program:     {check_vmm(setup).cause}", *said]
+        return [f"program:     {check_vmm(setup).cause}", *common]
     tested = f"{facts.supported}" if facts.supported else "{}.{} and later".format(*OLDEST_QEMU)
     return [
         f"program:     {check_vmm(setup).cause}",
         f"supported:   {tested}",
-        *said,
+        *common,
     ]
 
 
 def _unikernels(name: str) -> str:
-    """Which unikernels a driver runs, by what their images say."""
+    """Which unikernels a driver runs, by what their images declare."""
     kinds = [kind for kind, tables in RUNNERS.items() if name in tables]
     return f"those whose image says {kinds[0]}" if kinds else "none"

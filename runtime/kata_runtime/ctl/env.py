@@ -149,8 +149,8 @@ def _seal(configuration: Configuration) -> str:
     except HypervisorError as error:
         return f"{mode}, but: {error}"
     calls = {call for rule in rules for call in rule.calls if rule.action == actions.ALLOW}
-    deed = "end the pod" if mode == "enforce" else "are let through, and named in the log"
-    return f"{mode}: {len(calls)} system calls are allowed (kata-ctl seccomp show), others {deed}"
+    consequence = "end the pod" if mode == "enforce" else "are let through, and named in the log"
+    return f"{mode}: {len(calls)} system calls are allowed (kata-ctl seccomp show), others {consequence}"
 
 
 def _confinement(configuration: Configuration) -> str:

@@ -81,7 +81,7 @@ def _progress() -> AbstractContextManager[Progress]:
 
 
 class _Lines:
-    """Progress for logs: one plain line as each step begins."""
+    """Progress for logs: one plain line as each step starts."""
 
     def step(self, title: str) -> None:
         print(f"image: {title}", file=sys.stderr, flush=True)

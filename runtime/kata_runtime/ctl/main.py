@@ -44,8 +44,8 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status: 2 when it could not run."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    chosen = next((word for word in words if not word.startswith("-")), None)
+    given = list(sys.argv[1:] if argv is None else argv)
+    chosen = next((argument for argument in given if not argument.startswith("-")), None)
     parser = argparse.ArgumentParser(prog=PROGRAM, description="Operate and inspect the Kata runtime.")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{PROGRAM}: the command {name} cannot be loaded: {error}", file=sys.stderr)
             return COULD_NOT_RUN
         add_parser(subparsers)
-    arguments = parser.parse_args(words)
+    arguments = parser.parse_args(given)
     run: Callable[[argparse.Namespace], int] = arguments.run
     try:
         status = run(arguments)
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         if not _reader_has_gone():
             raise
-        # What is left in the buffer would break again when the interpreter ends.
+        # What is left in the buffer would break again when the interpreter exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
         return COULD_NOT_RUN
     return status

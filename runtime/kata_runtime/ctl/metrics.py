@@ -45,7 +45,7 @@ def run(_: argparse.Namespace) -> int:
 
 
 class Sandboxes(Collector):
-    """What the brokers have written down of their sandboxes, and the kernel's word about the threads."""
+    """What the brokers have recorded of their sandboxes, and the kernel reports of their threads."""
 
     def __init__(self, sandboxes: Iterable[RecordedSandbox]) -> None:
         self._sandboxes = list(sandboxes)

@@ -1,4 +1,4 @@
-"""The sandboxes that run on this host, as their brokers wrote them down. For tools, not for the shim."""
+"""The sandboxes that run on this host, as their brokers recorded them. For tools, not for the shim."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _descendants(pid: int) -> Iterator[int]:
     for path in glob.glob(f"/proc/{pid}/task/*/children"):
         try:
             with open(path, encoding="ascii") as file:
-                children = [int(word) for word in file.read().split()]
+                children = [int(pid) for pid in file.read().split()]
         except (FileNotFoundError, ProcessLookupError):
             continue
         for child in children:

@@ -35,7 +35,7 @@ def reporting(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Na
             status = run(arguments)
             sys.stdout.flush()
         except BrokenPipeError:
-            # Whoever read has seen enough; nothing more is to be written when Python ends.
+            # Whoever read has seen enough; nothing more is to be written when Python exits.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return GOOD
         except (HypervisorError, OSError) as error:

@@ -83,8 +83,8 @@ def _diff(arguments: argparse.Namespace) -> int:
 
 
 def _call(seen: Observation) -> str:
-    words = ", ".join(spell(seen.call, index, value) for index, value in seen.arguments)
-    return f"{seen.call} {words}".rstrip()
+    arguments = ", ".join(spell(seen.call, index, value) for index, value in seen.arguments)
+    return f"{seen.call} {arguments}".rstrip()
 
 
 def _rule(rule: Rule) -> str:

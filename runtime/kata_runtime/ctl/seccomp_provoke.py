@@ -27,7 +27,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "so. The shim does it only with enable_debug = true in [runtime].",
         epilog="Exit status: 0 the shim tried, 1 it would not, 2 there is no such sandbox.",
     )
-    parser.add_argument("sandbox", help="its id, or the beginning of it")
+    parser.add_argument("sandbox", help="its id, or a prefix of it")
     parser.set_defaults(run=run)
 
 
@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = [sandbox for sandbox in running_sandboxes() if sandbox.id.startswith(arguments.sandbox)]
     if len(found) != 1:
         print(
-            f"kata-ctl: {len(found)} running sandboxes have an id that begins with {arguments.sandbox!r}",
+            f"kata-ctl: {len(found)} running sandboxes have an id that starts with {arguments.sandbox!r}",
             file=sys.stderr,
         )
         return NOT_RUN

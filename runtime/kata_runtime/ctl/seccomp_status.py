@@ -1,4 +1,4 @@
-"""`kata-ctl seccomp status [SANDBOX]`: the kernel's word about every thread of every sandbox."""
+"""`kata-ctl seccomp status [SANDBOX]`: what the kernel reports of every thread of every sandbox."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "status",
         help="what confines each thread of the running sandboxes",
         description="Print, for each thread of each process of the running sandboxes, the seccomp mode and "
-        "the number of filters as /proc tells them, and the system calls that the installed programs let "
+        "the number of filters as /proc reports them, and the system calls that the installed programs let "
         "through: they are read back from the kernel and followed for every call. That stops a thread for "
         "less than a millisecond, and needs root.",
         epilog="calls: let through at all; unfiltered: whatever their arguments; escape: those that lead out "
         "of the process; score: see kata-ctl seccomp score. Exit status: 0 shown, 1 no such sandbox.",
     )
-    parser.add_argument("sandbox", nargs="?", help="only this sandbox: its id or the beginning of it")
+    parser.add_argument("sandbox", nargs="?", help="only this sandbox: its id, or a prefix of it")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.set_defaults(run=reporting(run))
 
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = [sandbox for sandbox in running_sandboxes() if sandbox.id.startswith(wanted)]
     if not found:
         nothing = "no sandbox is running on this host"
-        what = f"no running sandbox whose id begins with {wanted!r}" if wanted else nothing
+        what = f"no running sandbox whose id starts with {wanted!r}" if wanted else nothing
         print(f"kata-ctl: {what}", file=sys.stderr)
         return FAULTS
     inspector = Inspector()
@@ -64,7 +64,7 @@ class Inspector:
 
         Raises:
             SealError: they cannot be read.
-            ProcessLookupError: the thread has ended.
+            ProcessLookupError: the thread has exited.
         """
         programs = tuple(readback.read_filters(tid))
         if programs not in self._surveys:

@@ -32,7 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "its descendants are recorded too, so a containerd that is started here shows whole pods. Calls that "
         "a filter of the program's own refuses are not seen. A program cannot install a filter with a "
         'listener meanwhile (trace a pod with shim_seccomp = "off"), nor gain privileges by set-user-id.',
-        epilog="Exit status: the command's own, 128 + number if a signal ended it; 2 if it cannot be run.",
+        epilog="Exit status: the command's own, 128 + number if a signal killed it; 2 if it cannot be run.",
     )
     trace.add_argument(
         "--output", type=Path, metavar="FILE", help="write the record there, for diff and profile"
@@ -97,15 +97,15 @@ def _row(call: str, variants: Sequence[Observation]) -> str:
     """One call of one thread: how often, and with which arguments, the most frequent first."""
     count = sum(variant.count for variant in variants)
     ordered = sorted(variants, key=lambda variant: -variant.count)
-    words = [_arguments(variant) for variant in ordered[:_MAX_SHOWN] if variant.arguments]
+    shown = [_arguments(variant) for variant in ordered[:_MAX_SHOWN] if variant.arguments]
     if len(ordered) > _MAX_SHOWN:
-        words.append(f"and {len(ordered) - _MAX_SHOWN} more")
-    return f"  {call:<18} {count:>8}  {'  '.join(words)}".rstrip()
+        shown.append(f"and {len(ordered) - _MAX_SHOWN} more")
+    return f"  {call:<18} {count:>8}  {'  '.join(shown)}".rstrip()
 
 
 def _arguments(seen: Observation) -> str:
-    words = ",".join(spell(seen.call, index, value) for index, value in seen.arguments)
-    return f"{words} ({seen.count})"
+    arguments = ",".join(spell(seen.call, index, value) for index, value in seen.arguments)
+    return f"{arguments} ({seen.count})"
 
 
 class _Guard:
@@ -122,10 +122,10 @@ class _Guard:
             self.refused = True
             name = syscalls.name_of(call.number, syscalls.native()) or "an unknown call"
             origin = read_origin(call.tid)
-            words = ", ".join(map(hex, call.arguments))
+            arguments = ", ".join(map(hex, call.arguments))
             print(
                 f"kata-ctl: {origin.program}, thread {origin.thread} called {name} ({call.number}), which "
-                f"{self._source} does not allow; arguments: {words}; the command was killed",
+                f"{self._source} does not allow; arguments: {arguments}; the command was killed",
                 file=sys.stderr,
             )
         self._supervised.kill()

@@ -53,9 +53,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _host_lines(checks: Sequence[HostCheck]) -> Iterator[str]:
     for check in checks:
-        verdict = "ok" if check.ok else "FAIL" if check.needed else "note"
+        result = "ok" if check.ok else "FAIL" if check.needed else "note"
         advice = f" ({check.advice})" if check.advice else ""
-        yield f"{verdict:<5} {check.name}: {check.found}{advice}"
+        yield f"{result:<5} {check.name}: {check.found}{advice}"
 
 
 def _report_lines(report: Report, policy: Policy) -> Iterator[str]:

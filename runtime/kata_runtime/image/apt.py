@@ -172,7 +172,7 @@ class Apt:
             "APT::Sandbox::User": "",  # the user that apt would change to cannot write our directories
             "APT::Update::Post-Invoke-Success::": "",
         }
-        return [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
+        return [option for key, value in settings.items() for option in ("-o", f"{key}={value}")]
 
 
 def parse_uris(output: str) -> list[Package]:

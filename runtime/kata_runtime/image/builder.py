@@ -28,10 +28,10 @@ PLAN = "plan.json"
 
 
 class Progress(Protocol):
-    """Who is told how far a build is."""
+    """Receives the progress of a build."""
 
     def step(self, title: str) -> None:
-        """A step begins; the one before it is done."""
+        """A step starts; the one before it is done."""
 
     def advance(self, fraction: float) -> None:
         """This much of the step is done, 0 to 1."""

@@ -51,9 +51,9 @@ def run(argv: Sequence[str], *, stdin: bytes = b"", extra: Mapping[str, str] | N
 
 @contextmanager
 def stream(argv: Sequence[str]) -> Iterator[IO[bytes]]:
-    """Run a program and read its output while it runs; it must have succeeded when the block ends.
+    """Run a program and read its output while it runs; it must have succeeded at the end of the block.
 
-    Raises as `run` does. A block that raises ends the program.
+    Raises as `run` does. A block that raises kills the program.
     """
     with subprocess.Popen(
         [find(argv[0]), *argv[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment()

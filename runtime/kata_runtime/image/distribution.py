@@ -28,7 +28,7 @@ class Distribution:
     """A distribution that a guest can be made from.
 
     name: os-release's ID. codename: the release, such as "bookworm". kernel: the kernel's package; what it
-    depends on tells the version.
+    depends on has the version in its name.
     """
 
     name: str
