@@ -130,7 +130,9 @@ def test_kvm_that_runs_no_guest_is_explained(node: Node) -> None:
 def test_a_missing_root_file_system_is_named(node: Node) -> None:
     container = node.new_id()
     error = refused(node.run("true", options=("--rootfs",), image="/nowhere", container=container))
-    assert error.startswith(f"container {container}: its root file system /nowhere is not a directory")
+    assert error.startswith(
+        f"cannot create container {container}: its root file system /nowhere is not a directory"
+    )
     assert f"sandbox {container} is running" not in node.log()
 
 
@@ -139,7 +141,7 @@ def test_a_missing_mount_source_is_named(node: Node) -> None:
     mount = ("--mount", "type=bind,src=/nowhere,dst=/data,options=rbind:ro")
     error = refused(node.run("true", options=mount, container=container))
     assert error.startswith(
-        f"container {container}: the source '/nowhere' of the mount on /data does not exist"
+        f"cannot create container {container}: the source '/nowhere' of the mount on /data does not exist"
     )
     assert f"sandbox {container} is running" not in node.log()
 
