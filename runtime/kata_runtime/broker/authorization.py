@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import os
 
-from kata_runtime.broker import syscalls
+from kata_runtime import syscalls
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
 from kata_runtime.identity import MAX_SPEC, SANDBOX_KEYS
 

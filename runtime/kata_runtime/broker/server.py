@@ -10,6 +10,7 @@ import socket
 import time
 
 from kata_hypervisor.seccomp import confinement
+from kata_runtime import syscalls
 from kata_runtime.broker import (
     cgroups,
     cleanup,
@@ -20,7 +21,6 @@ from kata_runtime.broker import (
     rollback,
     spawn,
     streams,
-    syscalls,
 )
 from kata_runtime.broker.authorization import Authorization
 from kata_runtime.broker.child_filter import ChildFilterSupervisor

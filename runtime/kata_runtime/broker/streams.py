@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
-from kata_runtime.broker import syscalls
+from kata_runtime import syscalls
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
 
 _LOG_FLAGS = (
