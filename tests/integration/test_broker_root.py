@@ -15,7 +15,8 @@ import pytest
 from broker_bed import Bed, Shim, ask, make_bed, wait_for_end
 from kata_hypervisor.errors import HostUnfitError
 from kata_hypervisor.host import ExitStatus
-from kata_runtime.broker import cgroups, cleanup, mounts, syscalls
+from kata_runtime import syscalls
+from kata_runtime.broker import cgroups, cleanup, mounts
 from kata_runtime.broker.client import Broker
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
 from kata_runtime.broker.path_scope import PathScope

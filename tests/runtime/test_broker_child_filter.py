@@ -20,7 +20,8 @@ from kata_hypervisor.seccomp.compiler import compile_rules
 from kata_hypervisor.seccomp.confinement import inherited_filters
 from kata_hypervisor.seccomp.rules import Rule
 from kata_hypervisor.solo5 import allowlist
-from kata_runtime.broker import cleanup, syscalls
+from kata_runtime import syscalls
+from kata_runtime.broker import cleanup
 from kata_runtime.broker.client import Broker
 from kata_runtime.broker.process import fork_broker
 from old_tender import build_old_tender

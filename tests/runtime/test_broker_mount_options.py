@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from kata_runtime.broker import mounts, syscalls
+from kata_runtime import syscalls
+from kata_runtime.broker import mounts
 from kata_runtime.broker.errors import RequestRefusedError
 
 

@@ -18,7 +18,8 @@ from kata_hypervisor.host import Child, ExitStatus
 from kata_hypervisor.seccomp import effectiveness
 from kata_hypervisor.seccomp.child_filter import ChildFilter
 from kata_hypervisor.seccomp.confinement import ThreadConfinement, read_threads
-from kata_runtime.broker import spawn, syscalls
+from kata_runtime import syscalls
+from kata_runtime.broker import spawn
 from kata_runtime.broker.child_filter import ChildFilterSupervisor
 from kata_runtime.broker.errors import RequestFailedError
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import os
 
-from kata_runtime.broker import syscalls
+from kata_runtime import syscalls
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
 from kata_runtime.broker.held_directories import HeldDirectories, by_name
 from kata_runtime.broker.phase import Phase

@@ -11,7 +11,7 @@ import os
 import socket
 import stat
 
-from kata_runtime.broker import syscalls
+from kata_runtime import syscalls
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
 
 

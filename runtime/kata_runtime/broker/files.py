@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import stat
 
-from kata_runtime.broker import mounts, syscalls
+from kata_runtime import syscalls
+from kata_runtime.broker import mounts
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
 
 TYPE_CHECKING = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from kata_runtime.broker import syscalls
+from kata_runtime import syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import os
 import stat
 import sys
 
-from kata_runtime.broker import image_cache, syscalls
+from kata_runtime import syscalls
+from kata_runtime.broker import image_cache
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
 
 TYPE_CHECKING = False

@@ -10,9 +10,9 @@ from __future__ import annotations
 import errno
 import os
 
-from kata_runtime.broker import syscalls
+from kata_runtime import syscalls
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
-from kata_runtime.broker.syscalls import (
+from kata_runtime.syscalls import (
     MS_DIRSYNC,
     MS_MANDLOCK,
     MS_NOATIME,

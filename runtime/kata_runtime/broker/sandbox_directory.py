@@ -14,7 +14,8 @@ import errno
 import os
 import stat
 
-from kata_runtime.broker import cleanup, processes, syscalls
+from kata_runtime import syscalls
+from kata_runtime.broker import cleanup, processes
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
 from kata_runtime.broker.origin import Origin
 from kata_runtime.broker.path_scope import PathScope

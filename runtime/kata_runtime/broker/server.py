@@ -6,7 +6,8 @@ import os
 import signal
 import socket
 
-from kata_runtime.broker import cgroups, messages, operations, syscalls
+from kata_runtime import syscalls
+from kata_runtime.broker import cgroups, messages, operations
 from kata_runtime.broker.context import Context
 from kata_runtime.broker.errors import BrokerError, RequestFailedError, RequestRefusedError
 from kata_runtime.broker.event_loop import WRITABLE, EventLoop

@@ -10,7 +10,8 @@ import signal
 import stat
 from functools import partial
 
-from kata_runtime.broker import processes, syscalls
+from kata_runtime import syscalls
+from kata_runtime.broker import processes
 from kata_runtime.broker.errors import RequestFailedError
 
 TYPE_CHECKING = False

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kata_runtime.broker.syscalls import exchange
 from kata_runtime.image.errors import OutputError
+from kata_runtime.syscalls import exchange
 
 
 @contextmanager

@@ -13,8 +13,8 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from kata_runtime.broker.syscalls import exchange
 from kata_runtime.errors import StateError
+from kata_runtime.syscalls import exchange
 
 
 class TemplateStore:

@@ -19,7 +19,7 @@ _libc.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_u
 _libc.syscall.restype = ctypes.c_long
 
 _OPEN_TREE, _MOVE_MOUNT, _CLOSE_RANGE, _OPENAT2, _PIDFD_GETFD, _MOUNT_SETATTR = 428, 429, 436, 437, 438, 442
-_CLONE_NEWNS = 0x20000
+_CLONE_NEWNS, _CLONE_NEWNET = 0x20000, 0x40000000
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
 _AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
@@ -145,6 +145,12 @@ def enter_mounts(namespace: int) -> None:
     """Enter a mount namespace by a descriptor of it; the root and the working directory become its root."""
     # SAFETY: no argument is a pointer.
     _check(_libc.setns(namespace, _CLONE_NEWNS))
+
+
+def enter_network(namespace: int) -> None:
+    """Move this thread into a network namespace, by a descriptor of it."""
+    # SAFETY: no argument is a pointer.
+    _check(_libc.setns(namespace, _CLONE_NEWNET))
 
 
 def set_name(name: str) -> None:
