@@ -81,12 +81,22 @@ class Code(Enum):
     )
     SHIM_UNENFORCED = ("KATA506", Severity.WARNING, True, "the runtime's seccomp filter stops nothing")
 
+    ARGUMENT = (
+        "KATA507",
+        Severity.ERROR,
+        True,
+        "an argument of the VMM or of virtiofsd is not one of those allowed",
+    )
+    BOOT_CHANGED = ("KATA508", Severity.WARNING, True, "the guest boots something else than is configured")
+
     HOST_PATH = ("KATA601", Severity.ERROR, False, "a path is missing on this host, or of the wrong kind")
     HOST_EXECUTABLE = ("KATA602", Severity.ERROR, False, "a program cannot be executed on this host")
     HOST_KVM = ("KATA603", Severity.ERROR, False, "this host has no KVM")
     HOST_LIMIT = ("KATA604", Severity.WARNING, False, "the value is more than this host has")
     HOST_WRITABLE = ("KATA605", Severity.WARNING, True, "others than root may change what the VMM runs")
     HOST_JIT = ("KATA606", Severity.WARNING, False, "this host interprets seccomp filters, which is slow")
+    HOST_KERNEL = ("KATA607", Severity.WARNING, False, "the file is no kernel")
+    HOST_ENTROPY = ("KATA608", Severity.ERROR, True, "the guest's random numbers would not be random")
 
     ANNOTATION_REFUSED = ("KATA701", Severity.ERROR, True, "the configuration does not allow this annotation")
     ANNOTATION_UNKNOWN = ("KATA702", Severity.ERROR, False, "the annotation names no key")
@@ -97,6 +107,7 @@ class Code(Enum):
     GATE_DEAD = ("KATA712", Severity.WARNING, False, "an entry of enable_annotations opens nothing")
     GATE_WIDE = ("KATA713", Severity.WARNING, True, "an entry of enable_annotations opens all annotations")
     GATE_UNANCHORED = ("KATA714", Severity.NOTE, True, "other runtimes open more by this entry")
+    GATE_LOOSENS = ("KATA715", Severity.WARNING, True, "an entry lets pods change what confines them")
 
     def __init__(self, number: str, severity: Severity, security: bool, meaning: str) -> None:
         self.number = number

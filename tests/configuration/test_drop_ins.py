@@ -132,14 +132,14 @@ def test_both_spellings_in_one_drop_in_conflict(base: Path) -> None:
 
 
 def test_a_replaced_array_says_what_it_drops(base: Path) -> None:
-    base.write_text(base.read_text() + 'virtio_fs_extra_args = ["-a", "-b"]\n')
-    drop(base, "10.toml", QEMU + 'virtio_fs_extra_args = ["-b", "-c"]\n')
+    base.write_text(base.read_text() + 'virtio_fs_extra_args = ["--xattr", "--syslog"]\n')
+    drop(base, "10.toml", QEMU + 'virtio_fs_extra_args = ["--syslog", "--readonly"]\n')
     assert said(base) == [
         "config.d/10.toml:2:24: note[KATA402] hypervisor.qemu.virtio_fs_extra_args: replaces the array of "
-        f'{base}, and drops "-a" (repeat here what is to stay)'
+        f'{base}, and drops "--xattr" (repeat here what is to stay)'
     ]
-    assert load(base, check_host=False).hypervisor.virtio_fs_extra_args == ("-b", "-c")
-    drop(base, "10.toml", QEMU + 'virtio_fs_extra_args = ["-a", "-b", "-c"]\n')
+    assert load(base, check_host=False).hypervisor.virtio_fs_extra_args == ("--syslog", "--readonly")
+    drop(base, "10.toml", QEMU + 'virtio_fs_extra_args = ["--xattr", "--syslog", "--readonly"]\n')
     assert said(base) == []
 
 

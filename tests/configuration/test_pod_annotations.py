@@ -48,7 +48,7 @@ def refused(pod: Pod, entries: str, annotations: Mapping[str, str], more: str = 
         ("enable_debug", "true", "enable_debug", True),
         ("overhead_vcpus", "0.5", "overhead_vcpus", 0.5),
         ("kernel_params", "quiet", "kernel_params", "quiet"),
-        ("virtio_fs_extra_args", "--a, --b", "virtio_fs_extra_args", ("--a", "--b")),
+        ("virtio_fs_extra_args", "--xattr, --syslog", "virtio_fs_extra_args", ("--xattr", "--syslog")),
         ("seccomp_sandbox", "off", "seccompsandbox", "off"),
     ],
 )
@@ -136,7 +136,7 @@ def test_its_name_does(pod: Pod, entry: str) -> None:
 def test_the_runtimes_own_filter_is_opened_by_its_name(pod: Pod) -> None:
     configuration = pod('["runtime.shim_seccomp"]', {"runtime.shim_seccomp": "off"})
     assert configuration.runtime.shim_seccomp == "off"
-    assert [found.code for found in configuration.warnings if found.security] == ["KATA505"]
+    assert [found.code for found in configuration.warnings if found.security] == ["KATA715", "KATA505"]
 
 
 @pytest.mark.parametrize("key", ["enable_annotations", "valid_kernel_paths"])
@@ -255,11 +255,13 @@ ENTRIES = [
     ('".*"', '23: warning[KATA713] ".*" allows almost every key that is not guarded: default_vcpus, '),
     ('"default_memroy"', '23: warning[KATA712] "default_memroy" is the name of no annotation'),
     ('"kern.l"', '23: warning[KATA712] "kern.l" allows nothing: kernel must be listed by name'),
-    (
-        '"kernel"',
-        '23: note[KATA714] "kernel" allows this name only; runtimes that search also allow kernel_params',
-    ),
-    ('"^kernel$"', ""),
+    ('"kernel_params"', ""),
+    ('"enable_debu"', '23: warning[KATA712] "enable_debu" is the name of no annotation'),
+    ('"^kernel$"', '23: warning[KATA712] "^kernel$" allows nothing: valid_kernel_paths is empty'),
+    ('"seccompsandbox"', '23: warning[KATA715] "seccompsandbox" lets pods run their machine without'),
+    ('"virtio_fs_extra_args"', '23: warning[KATA715] "virtio_fs_extra_args" lets pods choose arguments'),
+    ('"runtime.shim_seccomp"', '23: warning[KATA715] "runtime.shim_seccomp" lets pods run the runtime'),
+    ('"runtime.hypervisor_name"', '23: warning[KATA715] "runtime.hypervisor_name" lets pods choose the'),
     ('"default_memory", "agent.enable_debug", "default_v.*"', ""),
 ]
 
@@ -299,3 +301,12 @@ def test_any_annotations_load_or_say_why(pod: Pod, annotations: dict[str, str], 
         assert str(error)
         return
     assert configuration.hypervisor.confined or "seccompsandbox" in entries
+
+
+def test_a_name_that_others_search_for_is_noted(write: Write, valid_text: str) -> None:
+    entries = 'enable_annotations = ["kernel"]\nvalid_kernel_paths = ["/boot/*"]\n'
+    (found,) = lint(write(valid_text + entries), check_host=False)
+    assert (found.code, found.message) == (
+        "KATA714",
+        '"kernel" allows this name only; runtimes that search also allow kernel_params',
+    )

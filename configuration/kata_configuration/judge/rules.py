@@ -1,4 +1,4 @@
-"""What single values cannot tell: keys against each other, units, confinement, and this host.
+"""What single values cannot tell: keys against each other, units, and this host.
 
 A rule names the keys that it reads. It is applied to each table of its family that has them all, when none of
 them is at fault: so one mistake is reported once, also in a table that has others.
@@ -10,34 +10,18 @@ import os
 import re
 import stat
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, Loss, quoted
+from kata_configuration.judge import confinement
 from kata_configuration.judge.names import did_you_mean
+from kata_configuration.judge.rule import Check, Rule
 from kata_configuration.models import AGENTS, AVAILABLE, HYPERVISORS, OTHER_NAMES, Table
 from kata_configuration.models.base import Needs, Plausible, Unit
-from kata_configuration.sandbox_option import open_groups
 from kata_configuration.suggestions import closest, unmistakable
-
-# From a table to findings whose paths begin below the table.
-Check = Callable[[Any], Iterator[Finding]]
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A check of the tables of a family that have all of these keys."""
-
-    family: str
-    keys: tuple[str, ...]
-    check: Check
-
-    def concerns(self, table: Table, path: KeyPath, faulty: frozenset[str]) -> bool:
-        """Whether a table at a path has the keys, and has them right."""
-        has_all = all(key in type(table).model_fields for key in self.keys)
-        return self.family == path[0] and has_all and faulty.isdisjoint(self.keys)
 
 
 def apply(table: Table, path: KeyPath, faulty: frozenset[str], *, check_host: bool) -> Iterator[Finding]:
@@ -190,28 +174,6 @@ def _unsupported(key: str, name: str, known: Iterable[str]) -> Finding:
     return Finding(Code.CHOICE, (key,), f"{quoted(name)} is not supported", hint, fix=fix)
 
 
-def _sandbox_is_on(table: Any) -> Iterator[Finding]:
-    if not table.confined:
-        hint = 'write "on,..." with the groups to deny, or remove the key for all of them'
-        yield Finding(Code.UNCONFINED, ("seccompsandbox",), "QEMU runs unconfined", hint)
-        return
-    for group, setting in open_groups(table.seccompsandbox).items():
-        message = f"QEMU keeps the calls of the group {group} ({setting})"
-        yield Finding(Code.WEAKENED, ("seccompsandbox",), message, f"{group}=deny closes it")
-
-
-def _filter_is_on(table: Any) -> Iterator[Finding]:
-    if table.disable_seccomp:
-        message = f"{table.title} runs without its seccomp filter"
-        yield Finding(Code.UNCONFINED, ("disable_seccomp",), message, "set it to false")
-
-
-def _unconfined_is_not_honoured(table: Any) -> Iterator[Finding]:
-    if table.honor_unconfined:
-        message = f"a container without a seccomp profile runs {table.title} without its filter"
-        yield Finding(Code.UNCONFINED, ("honor_unconfined",), message, "set it to false")
-
-
 def _debug(key: str, effect: str) -> Check:
     """Note a switch for debugging that is on."""
 
@@ -220,29 +182,6 @@ def _debug(key: str, effect: str) -> Check:
             yield Finding(Code.DEBUG, (key,), f"is on: {effect}", "set it to false")
 
     return check
-
-
-def _gates_open_what_they_say(table: Any) -> Iterator[Finding]:
-    if table.enable_annotations:
-        from kata_configuration.layer import pod_annotations
-
-        yield from pod_annotations.check_entries(type(table), table.enable_annotations)
-
-
-def _guest_is_confined(table: Any) -> Iterator[Finding]:
-    if table.disable_guest_seccomp:
-        message = "containers run without their seccomp profiles in the guest"
-        yield Finding(Code.GUEST_UNCONFINED, ("disable_guest_seccomp",), message, "set it to false")
-
-
-def _shim_is_confined(table: Any) -> Iterator[Finding]:
-    hint = 'set it to "enforce"'
-    if table.shim_seccomp == "off":
-        message = "the runtime's own process runs without a seccomp filter"
-        yield Finding(Code.SHIM_UNCONFINED, ("shim_seccomp",), message, hint)
-    elif table.shim_seccomp == "log":
-        message = "a call outside the policy of the runtime's own process is logged and let through"
-        yield Finding(Code.SHIM_UNENFORCED, ("shim_seccomp",), message, hint)
 
 
 def _host_file(key: str) -> Rule:
@@ -312,9 +251,29 @@ def _file_fault(path: Path) -> str | None:
 
 
 def _entropy(table: Any) -> Iterator[Finding]:
-    if not table.entropy_source.exists():
+    try:
+        mode = table.entropy_source.stat().st_mode
+    except OSError:
         message = f"{table.entropy_source} does not exist"
         yield Finding(Code.HOST_PATH, ("entropy_source",), message, "use /dev/urandom")
+        return
+    if not stat.S_ISCHR(mode):
+        message = f"{table.entropy_source} is no character device: the guest would read known bytes"
+        yield Finding(Code.HOST_ENTROPY, ("entropy_source",), message, "use /dev/urandom")
+
+
+def _kernel(table: Any) -> Iterator[Finding]:
+    """Doubt a kernel that begins as none: neither as a bzImage nor as an ELF file."""
+    if table.kernel is None:
+        return
+    try:
+        with table.kernel.open("rb") as file:
+            head = file.read(BZIMAGE_MAGIC_AT + len(BZIMAGE_MAGIC))
+    except OSError:
+        return  # that it is missing, or no file, is reported elsewhere
+    if not head.startswith(ELF_MAGIC) and head[BZIMAGE_MAGIC_AT:] != BZIMAGE_MAGIC:
+        message = f"{table.kernel} is no kernel: neither a bzImage nor an ELF file"
+        yield Finding(Code.HOST_KERNEL, ("kernel",), message, "name a vmlinuz or vmlinux file")
 
 
 def _kvm(table: Any) -> Iterator[Finding]:
@@ -362,6 +321,8 @@ def _host_memory(key: str) -> Rule:
 
 
 KVM = Path("/dev/kvm")
+# Source: the kernel's Documentation/arch/x86/boot.rst, header field "header"; elf(5).
+BZIMAGE_MAGIC, BZIMAGE_MAGIC_AT, ELF_MAGIC = b"HdrS", 0x202, b"\x7fELF"
 JIT = Path("/proc/sys/net/core/bpf_jit_enable")
 VIRTIOFSD_PLACES = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"))
 
@@ -369,15 +330,12 @@ VIRTIOFSD_PLACES = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofs
 _WHOLE_GUEST = re.compile(r"kata-containers-initrd.*|kata-.*\.initrd")
 
 RULES: tuple[Rule, ...] = (
+    *confinement.RULES,
     Rule("hypervisor", ("kernel",), _has_kernel),
     Rule("hypervisor", ("image", "initrd"), _has_root),
     Rule("hypervisor", ("image", "initrd"), _initrd_mounts_the_image),
     Rule("hypervisor", ("default_vcpus", "default_maxvcpus"), _vcpus_fit),
     Rule("hypervisor", ("default_memory", "default_maxmemory"), _memory_fits),
-    Rule("hypervisor", ("seccompsandbox",), _sandbox_is_on),
-    Rule("hypervisor", ("disable_seccomp",), _filter_is_on),
-    Rule("hypervisor", ("honor_unconfined",), _unconfined_is_not_honoured),
-    Rule("hypervisor", ("enable_annotations",), _gates_open_what_they_say),
     Rule(
         "hypervisor",
         ("enable_debug",),
@@ -392,8 +350,6 @@ RULES: tuple[Rule, ...] = (
             "enable_debug", "the runtime logs at debug level, and kata-ctl seccomp provoke may end the pod"
         ),
     ),
-    Rule("runtime", ("disable_guest_seccomp",), _guest_is_confined),
-    Rule("runtime", ("shim_seccomp",), _shim_is_confined),
     Rule("runtime", ("hypervisor_name",), _hypervisor_is_there),
     Rule("runtime", ("agent_name",), _agent_is_there),
 )
@@ -401,6 +357,7 @@ RULES: tuple[Rule, ...] = (
 HOST_RULES: tuple[Rule, ...] = (
     Rule("hypervisor", ("path",), _program),
     _host_file("kernel"),
+    Rule("hypervisor", ("kernel",), _kernel),
     _host_file("initrd"),
     _host_file("image"),
     _host_file("firmware"),

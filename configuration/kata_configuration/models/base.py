@@ -168,6 +168,7 @@ class Annotation(NamedTuple):
     access: what lets the annotation in. reason: why a key is not guarded, as a clause; "" for a guarded one.
     name: of the annotation, where it differs from the key's (source: Kata Containers 4.1.0, runtime-rs, the
     constants KATA_ANNO_CFG_*). listed_in: the key with the shell patterns that the value must match.
+    loosens: what a pod may do by it to its confinement, as a clause, or "".
     separator: of an array's elements. words: whether words of the value replace those of the file one by one.
     """
 
@@ -175,6 +176,7 @@ class Annotation(NamedTuple):
     reason: str = ""
     name: str = ""
     listed_in: str = ""
+    loosens: str = ""
     separator: str = ","
     words: bool = False
 

@@ -158,7 +158,9 @@ NoSharedFs = Annotated[
 VirtioFsDaemon = Annotated[
     HostPath,
     About("The virtiofsd program, needed for virtio-fs.", "Kata 3.0.0", takes_effect_in=Effect.VIRTIOFSD),
-    Annotation(listed_in="valid_virtio_fs_daemon_paths"),
+    Annotation(
+        listed_in="valid_virtio_fs_daemon_paths", loosens="choose the program that serves files of the host"
+    ),
     SHARES_FILES,
 ]
 ValidVirtioFsDaemonPaths = Annotated[
@@ -173,6 +175,7 @@ VirtioFsExtraArgs = Annotated[
     Strings,
     About("Arguments added to virtiofsd's command line.", "Kata 3.0.0", takes_effect_in=Effect.VIRTIOFSD),
     SHARES_FILES,
+    Annotation(loosens="choose arguments of the program that serves files of the host"),
 ]
 VirtioFsCache = Annotated[
     Literal["never", "auto", "always"],
