@@ -29,10 +29,11 @@ class Code(Enum):
 
     UNREADABLE = ("KATA001", Severity.ERROR, False, "the file cannot be read")
     NOT_FOUND = ("KATA002", Severity.ERROR, False, "there is no such configuration file")
-    UNTRUSTED = ("KATA003", Severity.ERROR, True, "others than root may change the file")
+    UNTRUSTED = ("KATA003", Severity.ERROR, True, "others may change the file")
     TOO_LARGE = ("KATA004", Severity.ERROR, False, "the file is larger than a configuration can be")
     ENCODING = ("KATA005", Severity.ERROR, False, "the file is not plain UTF-8")
-    WRITABLE = ("KATA006", Severity.WARNING, True, "others than its owner may change the file")
+    WRITABLE = ("KATA006", Severity.ERROR, True, "others may put files into the file's directory")
+    SKIPPED = ("KATA007", Severity.NOTE, False, "a file beside the drop-ins is not read")
 
     SYNTAX = ("KATA101", Severity.ERROR, False, "this is not TOML")
     DUPLICATE = ("KATA102", Severity.ERROR, False, "a key or table is defined twice")
@@ -68,6 +69,7 @@ class Code(Enum):
     DEBUG = ("KATA403", Severity.NOTE, False, "a switch for debugging is on")
     UNUSED = ("KATA404", Severity.WARNING, False, "another key takes this one's effect away")
     NO_KERNEL = ("KATA405", Severity.NOTE, False, "the table runs unikernels only")
+    OVERRIDDEN = ("KATA406", Severity.NOTE, False, "a drop-in sets a key that another drop-in sets too")
 
     SANDBOX_VALUE = ("KATA501", Severity.ERROR, True, "the sandbox value is not what QEMU understands")
     UNCONFINED = ("KATA502", Severity.WARNING, True, "the VMM runs without a seccomp filter")

@@ -14,6 +14,7 @@ from typing import Any
 KeyPath = tuple[str, ...]
 
 GO = "is a key of Kata's Go runtime"
+MICROSOFT = "is a key of Microsoft's build of Kata"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +183,19 @@ KEYS: Mapping[tuple[str, str], RemovedKey] = {
     ("runtime", "kubelet_root_dir"): RemovedKey(f"{GO}; no other runtime reads it", "remove it",
                                                harmless="/var/lib/kubelet"),
     ("runtime", "enable_netmon"): RemovedKey("was removed in Kata 2.4.0", "remove it", harmless=False),
+    ("runtime", "static_sandbox_default_workload_mem"): RemovedKey(
+        f"{MICROSOFT}: the memory of a machine whose pod has no limit", becomes="hypervisor.default_memory"
+    ),
+    ("runtime", "static_sandbox_default_workload_vcpus"): RemovedKey(
+        f"{MICROSOFT}: the CPUs of a machine whose pod has no limit", becomes="hypervisor.default_vcpus"
+    ),
+    ("runtime", "sandbox_workload_mem_min"): RemovedKey(
+        f"{MICROSOFT}: the least memory of a machine", "remove it"
+    ),
+    ("hypervisor", "igvm"): RemovedKey(
+        f"{MICROSOFT}: one file with the firmware and the guest",
+        "remove it; kernel, initrd and image name the guest",
+    ),
     ("runtime", "log_prefix"): RemovedKey("is a key of one vendor's build of Kata", "remove it", lost=False),
 }  # fmt: skip
 

@@ -138,6 +138,10 @@ def _timeouts_fit(table: Any) -> Iterator[Finding]:
     if reconnect < dial:
         message = f"reconnect_timeout_ms = {reconnect} is less than dial_timeout_ms = {dial}"
         yield _relation(table, ("reconnect_timeout_ms", "dial_timeout_ms"), message)
+    elif dial >= LONG_PAUSE_MS and dial * 1000 > reconnect:
+        message = f"{dial} is a long pause between two attempts: the unit is milliseconds"
+        hint = f"if the guest has {dial} seconds to boot, write reconnect_timeout_ms = {dial * 1000}"
+        yield Finding(Code.UNIT, ("dial_timeout_ms",), message, hint)
 
 
 def _relation(table: Table, keys: tuple[str, str], message: str) -> Finding:
@@ -321,6 +325,9 @@ def _host_memory(key: str) -> Rule:
 
 
 KVM = Path("/dev/kvm")
+
+# From here on, a pause in milliseconds is rather the time in seconds that older runtimes had under this name.
+LONG_PAUSE_MS = 30
 # Source: the kernel's Documentation/arch/x86/boot.rst, header field "header"; elf(5).
 BZIMAGE_MAGIC, BZIMAGE_MAGIC_AT, ELF_MAGIC = b"HdrS", 0x202, b"\x7fELF"
 JIT = Path("/proc/sys/net/core/bpf_jit_enable")

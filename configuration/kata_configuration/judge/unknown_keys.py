@@ -173,7 +173,10 @@ def _successor(
     if context.holds(homes[0], name, path):
         return f"remove it: [{key_name(homes[0])}] has {name} already", None
     if family:
-        return f"move it to [{key_name(homes[0])}]", Fix(table=homes[0]) if name == path[-1] else None
+        home = f"[{key_name(homes[0])}]"
+        if name != path[-1]:
+            return f"write {name} in {home}", None
+        return f"move it to {home}", Fix(table=homes[0])
     if stone.convert is None:
         return stone.advice or f"write {name}", Fix(rename=name)
     if isinstance(value, int):

@@ -43,6 +43,7 @@ __all__ = [
     "OptionalPath",
     "Percent",
     "Plausible",
+    "PowerOfTwo",
     "Protects",
     "Seconds",
     "Strings",
@@ -120,6 +121,10 @@ class Form(NamedTuple):
     """The regular expression (ECMA 262) of a text's form, for the JSON Schema."""
 
     pattern: str
+
+
+class PowerOfTwo(NamedTuple):
+    """That a number is a power of two."""
 
 
 class Indifferent(NamedTuple):
@@ -280,7 +285,7 @@ CommaList = Annotated[Text, AfterValidator(_comma_separated), Form(r"^([^,\s]+( 
 Strings = Annotated[tuple[Text, ...], Field(strict=False)]
 # Shell patterns of absolute paths; "" matches none, and allows an annotation that takes a path away.
 Globs = Annotated[
-    tuple[Annotated[Text, AfterValidator(_glob)], ...],
+    tuple[Annotated[Text, AfterValidator(_glob), Form("^(/|$)")], ...],
     Field(strict=False),
     Annotation(Access.CLOSED, "it limits what annotations may name"),
 ]

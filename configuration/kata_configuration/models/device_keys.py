@@ -18,6 +18,7 @@ from kata_configuration.models.base import (
     Needs,
     Octets,
     Percent,
+    PowerOfTwo,
     Seconds,
     Strings,
     malformed,
@@ -56,6 +57,7 @@ QueueSize = Annotated[
     ),
     Field(ge=2, le=32768),
     AfterValidator(_power_of_two),
+    PowerOfTwo(),
     Annotation(name="block_device_queue_size"),
 ]
 NumQueues = Annotated[
@@ -195,6 +197,7 @@ VirtioFsQueueSize = Annotated[
     ),
     Field(ge=2, le=32768),
     AfterValidator(_power_of_two),
+    PowerOfTwo(),
     SHARES_FILES,
 ]
 VirtioFsCacheSize = Annotated[

@@ -104,7 +104,7 @@ def _one_step(examination: Examination, check_host: bool) -> tuple[Diagnostic, E
 
 def _with_edits(files: Files, found: Diagnostic) -> Files:
     layers = [
-        file_layer(layer.kind, layer.name, _apply(layer.text, found.edits), layer.shared_mode)
+        file_layer(layer.kind, layer.name, _apply(layer.text, found.edits))
         if layer.name == found.path
         else layer
         for layer in files.layers

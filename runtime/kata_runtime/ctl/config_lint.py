@@ -107,12 +107,13 @@ def _what_to_lint(paths: Sequence[Path], check_host: bool) -> tuple[list[Path], 
     """Return the files, and how each is linted: the one in force as strictly as it is loaded."""
     from kata_configuration import discover, lint
     from kata_configuration.layer import discovery
+    from kata_configuration.parse.trust import trusted_uids
 
     if paths:
         return expand(paths), lambda path: lint(path, check_host=check_host)
     path, rule = discover(None, os.environ)
-    trusted_only = rule == discovery.ENVIRONMENT
-    return [path], lambda path: lint(path, check_host=check_host, trusted_only=trusted_only)
+    trusted = trusted_uids() if rule == discovery.ENVIRONMENT else None
+    return [path], lambda path: lint(path, check_host=check_host, trusted=trusted)
 
 
 def _mend(path: Path, check_host: bool, shown: TextIO) -> bool:
