@@ -185,7 +185,7 @@ def _examine(
 def _annotate(
     layers: list[Layer], merged: merging.Merged, annotations: Mapping[str, str]
 ) -> list[Diagnostic]:
-    """Merge the annotations that are let in, each as a layer, and return what is to be said of the others."""
+    """Merge the annotations that are allowed, each as a layer, and return the diagnostics of the others."""
     if not any("kata" in name.lower() for name in annotations):
         return []  # as with plain containers, whose start need not wait for that module
     from kata_configuration.layer import pod_annotations

@@ -96,7 +96,9 @@ def test_an_annotation_adds_no_argument_that_is_refused(write: Write) -> None:
         ('kernel_params = "quiet console=ttyS0 console=tty0"', []),
         ('kernel_params = "root=/dev/sda"', [("KATA508", True)]),
         ('kernel_params = "quiet init=/bin/sh rdinit=/bin/sh"', [("KATA508", True)] * 2),
-        ('kernel_params = "a=1 b a=2"', [("KATA404", False)]),
+        ('kernel_params = "quiet a quiet"', [("KATA404", False)]),
+        ('kernel_params = "loglevel=3 b loglevel=7"', [("KATA404", False)]),
+        ('kernel_params = "pci=realloc pci=nocrs"', []),
     ],
 )
 def test_what_the_machine_is_told(write: Write, line: str, expected: list[tuple[str, bool]]) -> None:

@@ -18,7 +18,7 @@ PREFIX = "io.katacontainers.config."
 
 @pytest.fixture
 def pod(write: Write, valid_text: str) -> Callable[..., Configuration]:
-    """Load a file that lets in the entries, with annotations whose names lack the prefix."""
+    """Load a file that allows the entries, with annotations whose names lack the prefix."""
 
     def load_pod(entries: str, annotations: Mapping[str, str], more: str = "") -> Configuration:
         path = write(f"{valid_text}enable_annotations = {entries}\n{more}")
@@ -71,7 +71,7 @@ def test_values_are_judged_as_those_of_files(pod: Pod) -> None:
     ]
 
 
-def test_a_refusal_says_which_line_lets_it_in(pod: Pod, tmp_path: Path) -> None:
+def test_a_refusal_names_the_line_that_allows_it(pod: Pod, tmp_path: Path) -> None:
     assert refused(pod, '["kernel_params"]', {"hypervisor.default_vcpus": "2"}) == [
         f"annotation {PREFIX}hypervisor.default_vcpus: error[KATA701] hypervisor.qemu.default_vcpus: is "
         "refused: enable_annotations of [hypervisor.qemu] does not list it (write enable_annotations = "
@@ -80,7 +80,7 @@ def test_a_refusal_says_which_line_lets_it_in(pod: Pod, tmp_path: Path) -> None:
     ]
 
 
-def test_the_line_that_is_told_lets_it_in(pod: Pod) -> None:
+def test_the_line_that_is_named_allows_it(pod: Pod) -> None:
     annotations = {"agent.enable_debug": "true"}
     (line,) = refused(pod, '["kernel_params"]', annotations)
     told = line.partition("write enable_annotations = ")[2].partition(" in [hypervisor.qemu]")[0]
@@ -90,14 +90,14 @@ def test_the_line_that_is_told_lets_it_in(pod: Pod) -> None:
 @pytest.mark.parametrize(
     "entries", ['["memory"]', '["default_memor"]', '["default_mem"]', '["efault_memory"]', "[]"]
 )
-def test_a_part_of_a_name_lets_nothing_in(pod: Pod, entries: str) -> None:
+def test_a_part_of_a_name_allows_nothing(pod: Pod, entries: str) -> None:
     (line,) = refused(pod, entries, {"hypervisor.default_memory": "1024"})
     assert "KATA701" in line
 
 
 @pytest.mark.parametrize("entries", ['["enable_debug"]', '["hypervisor.*"]', "[]"])
 @pytest.mark.parametrize("name", ["agent.enable_debug", "runtime.enable_debug"])
-def test_other_tables_are_gated_by_their_own_names(pod: Pod, entries: str, name: str) -> None:
+def test_other_tables_have_names_of_their_own(pod: Pod, entries: str, name: str) -> None:
     assert refused(pod, entries, {name: "true"})
     assert pod(f'["{name}"]', {name: "true"})
 
@@ -190,7 +190,7 @@ def test_unknown_annotations_are_refused(pod: Pod) -> None:
     ]
 
 
-def test_refusals_become_warnings_when_told_to(pod: Pod) -> None:
+def test_refusals_become_warnings_where_configured(pod: Pod) -> None:
     more = '[runtime]\nrefused_annotations = "warn"\n'
     names = {"hypervisor.default_vcpus": "2", "hypervisor.kernel": "/x", "hypervisor.none": ""}
     configuration = pod('["kernel"]', names, more)

@@ -1,4 +1,4 @@
-"""The JSON Schema: valid, true to the shipped files, and of one mind with the linter."""
+"""The JSON Schema: valid, true to the shipped files, and in agreement with the linter."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -23,20 +24,8 @@ MACHINE_PROPERTIES = frozenset(
 # Names on the kernel's command line that say what the guest boots. The runtime sets them by image and initrd.
 BOOT_NAMES = frozenset({"root", "rootfstype", "rootflags", "init", "rdinit", "initrd"})
 
-# Names of which each occurrence counts.
-REPEATABLE = frozenset(
-    {
-        *(
-            "console",
-            "earlycon",
-            "earlyprintk",
-            "modprobe.blacklist",
-            "module_blacklist",
-            "systemd.mask",
-            "memmap",
-        )
-    }
-)
+# Names of which the last occurrence counts; of many others, each does.
+LAST_COUNTS = re.compile(r"agent\..*|systemd\.unit|loglevel|panic|selinux|audit|nr_cpus|maxcpus|mitigations")
 
 
 def _sandbox_is_on(table: Any) -> Iterator[Finding]:
@@ -45,8 +34,8 @@ def _sandbox_is_on(table: Any) -> Iterator[Finding]:
         yield Finding(Code.UNCONFINED, ("seccompsandbox",), "QEMU runs unconfined", hint)
         return
     for group, setting in open_groups(table.seccompsandbox).items():
-        message = f"QEMU keeps the calls of the group {group} ({setting})"
-        yield Finding(Code.WEAKENED, ("seccompsandbox",), message, f"{group}=deny closes it")
+        message = f"QEMU's seccomp filter allows the calls of the group {group} ({setting})"
+        yield Finding(Code.WEAKENED, ("seccompsandbox",), message, f"write {group}=deny")
 
 
 def _filter_is_on(table: Any) -> Iterator[Finding]:
@@ -61,7 +50,7 @@ def _unconfined_is_not_honoured(table: Any) -> Iterator[Finding]:
         yield Finding(Code.UNCONFINED, ("honor_unconfined",), message, "set it to false")
 
 
-def _gates_open_what_they_say(table: Any) -> Iterator[Finding]:
+def _entries_allow_what_they_name(table: Any) -> Iterator[Finding]:
     if table.enable_annotations:
         from kata_configuration.layer import pod_annotations
 
@@ -111,7 +100,8 @@ def _boot_is_the_runtimes(table: Any) -> Iterator[Finding]:
             message = f"{quoted(word)} changes what the guest boots, which image and initrd name"
             yield Finding(Code.BOOT_CHANGED, ("kernel_params",), message, "remove it")
     for name, number in Counter(names).items():
-        if number > 1 and name not in REPEATABLE | BOOT_NAMES:
+        values = [word for word in table.kernel_parameters if word.partition("=")[0] == name]
+        if number > 1 and name not in BOOT_NAMES and (len(set(values)) == 1 or LAST_COUNTS.fullmatch(name)):
             message = f"has {quoted(name)} {number} times, of which the last counts"
             yield Finding(Code.UNUSED, ("kernel_params",), message, "keep one of them")
 
@@ -123,7 +113,7 @@ RULES: tuple[Rule, ...] = (
     Rule("hypervisor", ("virtio_fs_extra_args",), _arguments_are_allowed),
     Rule("hypervisor", ("machine_accelerators",), _properties_are_allowed),
     Rule("hypervisor", ("kernel_params",), _boot_is_the_runtimes),
-    Rule("hypervisor", ("enable_annotations",), _gates_open_what_they_say),
+    Rule("hypervisor", ("enable_annotations",), _entries_allow_what_they_name),
     Rule("runtime", ("disable_guest_seccomp",), _guest_is_confined),
     Rule("runtime", ("shim_seccomp",), _shim_is_confined),
 )

@@ -239,11 +239,11 @@ SWITCHES: Mapping[KeyPath, tuple[str, ...]] = {
 
 # (key, value) -> the value that means the same here, and what became of this one.
 VALUES: Mapping[tuple[str, str], tuple[str, str]] = {
-    ("block_device_driver", "virtio-blk"): ("virtio-blk-pci", "is the Go runtime's word"),
-    ("block_device_driver", "nvdimm"): ("virtio-pmem", "is the Go runtime's word"),
-    ("block_device_driver", "virtio-mmio"): ("virtio-blk-mmio", "is the Go runtime's word"),
-    ("vm_rootfs_driver", "nvdimm"): ("virtio-pmem", "is the Go runtime's word"),
-    ("virtio_fs_cache", "none"): ("never", "was virtiofsd's word until its version in Rust"),
+    ("block_device_driver", "virtio-blk"): ("virtio-blk-pci", "is the Go runtime's name"),
+    ("block_device_driver", "nvdimm"): ("virtio-pmem", "is the Go runtime's name"),
+    ("block_device_driver", "virtio-mmio"): ("virtio-blk-mmio", "is the Go runtime's name"),
+    ("vm_rootfs_driver", "nvdimm"): ("virtio-pmem", "is the Go runtime's name"),
+    ("virtio_fs_cache", "none"): ("never", "was virtiofsd's name until its version in Rust"),
     ("shared_fs", "virtio-9p"): ("virtio-fs", "was removed in Kata 3.29.0"),
     ("shared_fs", "virtio-fs-nydus"): ("virtio-fs", "needs a virtiofsd of nydus"),
     ("shared_fs", "inline-virtio-fs"): ("virtio-fs", "needs a virtiofsd inside of the runtime"),

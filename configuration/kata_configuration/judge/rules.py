@@ -46,14 +46,14 @@ def _below(path: KeyPath, found: Finding) -> Finding:
 
 
 def _units(table: Table) -> Iterator[Finding]:
-    """Doubt values that are allowed, and that somebody wrote who had another unit in mind."""
+    """Warn of values that are allowed, and that somebody wrote who had another unit in mind."""
     for key in table.model_fields_set:
         metadata = type(table).model_fields[key].metadata
         least = next((item.least for item in metadata if isinstance(item, Plausible)), 0)
         value = getattr(table, key)
         if least and 0 < value < least:
             unit = next(item.symbol for item in metadata if isinstance(item, Unit))
-            message = f"{value} is very little: the unit is {unit}"
+            message = f"{value} is unusually small: the unit is {unit}"
             yield Finding(Code.UNIT, (key,), message, _other_unit(value, unit))
 
 
@@ -111,7 +111,7 @@ def _has_root(table: Any) -> Iterator[Finding]:
 
 
 def _initrd_mounts_the_image(table: Any) -> Iterator[Finding]:
-    """Doubt an initrd of Kata's own beside an image: it is a whole guest, with an agent that is its init."""
+    """Warn of an initrd of Kata's own beside an image: it is a whole guest, whose init is the agent."""
     if table.image and table.initrd and _WHOLE_GUEST.fullmatch(table.initrd.name):
         message = f"is not used: {table.initrd.name} is by its name a whole guest, which mounts no image"
         hint = 'remove image, or name an initrd that mounts it, such as that of "kata-ctl image build"'
@@ -138,7 +138,7 @@ def _timeouts_fit(table: Any) -> Iterator[Finding]:
     if reconnect < dial:
         message = f"reconnect_timeout_ms = {reconnect} is less than dial_timeout_ms = {dial}"
         yield _relation(table, ("reconnect_timeout_ms", "dial_timeout_ms"), message)
-    elif dial >= LONG_PAUSE_MS and dial * 1000 > reconnect:
+    elif dial in LIKE_SECONDS and dial * 1000 > reconnect:
         message = f"{dial} is a long pause between two attempts: the unit is milliseconds"
         hint = f"if the guest has {dial} seconds to boot, write reconnect_timeout_ms = {dial * 1000}"
         yield Finding(Code.UNIT, ("dial_timeout_ms",), message, hint)
@@ -160,8 +160,8 @@ def _hypervisor_is_there(table: Any) -> Iterator[Finding]:
     if name in HYPERVISORS:
         message = f"there is no driver for {name} in this version"
         yield Finding(Code.UNAVAILABLE, ("hypervisor_name",), message, hint)
-    elif stone := removed_keys.TABLES.get(("hypervisor", name)):
-        yield Finding(Code.CHOICE, ("hypervisor_name",), f"{quoted(name)} {stone.story}", hint)
+    elif removed := removed_keys.TABLES.get(("hypervisor", name)):
+        yield Finding(Code.CHOICE, ("hypervisor_name",), f"{quoted(name)} {removed.story}", hint)
     else:
         yield _unsupported("hypervisor_name", name, [*HYPERVISORS, *OTHER_NAMES])
 
@@ -267,7 +267,7 @@ def _entropy(table: Any) -> Iterator[Finding]:
 
 
 def _kernel(table: Any) -> Iterator[Finding]:
-    """Doubt a kernel that begins as none: neither as a bzImage nor as an ELF file."""
+    """Warn of a kernel that begins as none: neither as a bzImage nor as an ELF file."""
     if table.kernel is None:
         return
     try:
@@ -326,8 +326,8 @@ def _host_memory(key: str) -> Rule:
 
 KVM = Path("/dev/kvm")
 
-# From here on, a pause in milliseconds is rather the time in seconds that older runtimes had under this name.
-LONG_PAUSE_MS = 30
+# Pauses in milliseconds that are rather the time in seconds that older runtimes had under almost this name.
+LIKE_SECONDS = range(30, 100)
 # Source: the kernel's Documentation/arch/x86/boot.rst, header field "header"; elf(5).
 BZIMAGE_MAGIC, BZIMAGE_MAGIC_AT, ELF_MAGIC = b"HdrS", 0x202, b"\x7fELF"
 JIT = Path("/proc/sys/net/core/bpf_jit_enable")

@@ -68,41 +68,41 @@ def _check_entry(
 ) -> Iterator[Finding]:
     if base := _base_name(entry):
         message = f"{quoted(entry)} is an annotation's whole name, of which only the end counts here"
-        yield Finding(Code.GATE_DEAD, path, message, f"write {quoted(base)}", fix=Fix(value=base))
+        yield Finding(Code.ENTRY_DEAD, path, message, f"write {quoted(base)}", fix=Fix(value=base))
         return
     try:
         pattern = _compile(entry)
     except ValueError as error:
         hint = 'write the annotation\'s name, such as "default_memory"'
         message = f"{quoted(entry)} is no pattern: {error}"
-        yield Finding(Code.GATE_MALFORMED, path, message, hint, loss=Loss.NOTHING)
+        yield Finding(Code.ENTRY_MALFORMED, path, message, hint, loss=Loss.NOTHING)
         return
     if (named := known.get(_literal(entry))) is not None:
         yield from _named(path, entry, named)
         wider = [name for name in known if entry in name and name != entry and "." not in name]
         if wider:
             message = f"{quoted(entry)} allows this name only; runtimes that search also allow {_some(wider)}"
-            yield Finding(Code.GATE_UNANCHORED, path, message, f'for them, write "^{re.escape(entry)}$"')
+            yield Finding(Code.ENTRY_UNANCHORED, path, message, f'for them, write "^{re.escape(entry)}$"')
         return
     matched = [name for name in known if pattern.fullmatch(name)]
     opened = [name for name in matched if not known[name].guarded]
     if len(opened) > len([name for name in known if not known[name].guarded]) // 2:
         message = f"{quoted(entry)} allows almost every key that is not guarded: {_some(opened)}"
-        yield Finding(Code.GATE_WIDE, path, message, "list the names that pods need")
+        yield Finding(Code.ENTRY_WIDE, path, message, "list the names that pods need")
     elif not matched and is_unhonoured(_literal(entry)):
         message = f"{quoted(entry)} is the name of a key that is not honoured here"
-        yield Finding(Code.GATE_DEAD, path, message, "remove it")
+        yield Finding(Code.ENTRY_DEAD, path, message, "remove it")
     elif not matched:
         found = closest(entry, known)
         hint = f"did you mean {quoted(found)}?" if found else "remove it"
         fix = Fix(value=found) if unmistakable(entry, known) else None
         message = f"{quoted(entry)} is the name of no annotation"
-        yield Finding(Code.GATE_DEAD, path, message, hint, fix=fix, loss=Loss.NOTHING)
+        yield Finding(Code.ENTRY_DEAD, path, message, hint, fix=fix, loss=Loss.NOTHING)
     elif not opened:
         message = f"{quoted(entry)} allows nothing: {_some(matched)} must be listed by name"
         usable = [name for name in matched if not known[name].empty and not known[name].loosens]
         hint = f"write {quoted(usable[0])}" if usable else "remove it, or list what pods need by name"
-        yield Finding(Code.GATE_DEAD, path, message, hint)
+        yield Finding(Code.ENTRY_DEAD, path, message, hint)
 
 
 def _named(path: tuple[str, int], entry: str, named: Known) -> Iterator[Finding]:
@@ -110,10 +110,10 @@ def _named(path: tuple[str, int], entry: str, named: Known) -> Iterator[Finding]
     if named.empty:
         message = f"{quoted(entry)} allows nothing: {named.empty} is empty"
         hint = f"remove it, or list paths in {named.empty}"
-        yield Finding(Code.GATE_DEAD, path, message, hint, loss=Loss.NOTHING)
+        yield Finding(Code.ENTRY_DEAD, path, message, hint, loss=Loss.NOTHING)
     elif named.loosens:
         message = f"{quoted(entry)} lets pods {named.loosens}"
-        yield Finding(Code.GATE_LOOSENS, path, message, "remove it unless that is meant")
+        yield Finding(Code.ENTRY_LOOSENS, path, message, "remove it unless that is meant")
 
 
 def _base_name(entry: str) -> str:

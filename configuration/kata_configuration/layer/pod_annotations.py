@@ -178,7 +178,7 @@ class _Application:
             return
         other, said = self._set.get(path, (name, value))
         if said != value:
-            message = f"says {quoted(text)}, and {other} says otherwise"
+            message = f"is {quoted(text)}, and {other} has another value"
             self._say(Code.ANNOTATION_TWICE, name, key_name(path), message, "keep one of them")
             return
         self._set[path] = (name, value)

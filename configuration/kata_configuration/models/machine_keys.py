@@ -180,7 +180,7 @@ KernelParams = Annotated[
     Text,
     AfterValidator(_paired_quotes),
     About(
-        "Words added at the end of the kernel's command line; double quotes keep spaces.",
+        "Parameters added at the end of the kernel's command line; double quotes keep spaces.",
         "Kata 3.0.0",
         takes_effect_in=Effect.KERNEL_LINE,
     ),

@@ -113,7 +113,7 @@ class Runtime(Table):
     refused_annotations: Annotated[
         Literal["fail", "warn"],
         About(
-            "What happens to a pod with an annotation that enable_annotations does not let in.",
+            "What happens to a pod with an annotation that enable_annotations does not allow.",
             OURS,
             takes_effect_in=Effect.LOADING,
         ),

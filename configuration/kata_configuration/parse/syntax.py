@@ -1,7 +1,7 @@
 """From text to tree: tomli decides what is TOML, and a statement that is not does not hide the others.
 
 A statement that tomli refuses is noted, blanked out in place, and the rest is read again; so each fault has
-tomli's own words and place, and lines and columns of all that remains do not move.
+tomli's own message and place, and lines and columns of all that remains do not move.
 """
 
 from __future__ import annotations

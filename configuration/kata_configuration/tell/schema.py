@@ -20,7 +20,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 # No control character, which is as much of "printable" as a pattern can say.
-PRINTABLE = r"^[^\u0000-\u001f\u007f-\u009f]*$"
+PRINTABLE: Schema = {"not": {"pattern": r"[\u0000-\u001f\u007f-\u009f]"}}
 
 
 def build() -> Schema:
@@ -77,18 +77,18 @@ def _value(field: FieldInfo) -> Schema:
     if kind.startswith("array"):
         item: Schema = {"type": "integer" if kind.endswith("integers") else "string"}
         if item["type"] == "string":
-            item["allOf"] = [{"pattern": PRINTABLE}, {"pattern": facts.item_form(field) or ""}]
+            item |= PRINTABLE | {"pattern": facts.item_form(field) or ""}
         return {"type": "array", "items": item}
     if choices := facts.choices(field) or facts.powers(field):
         return {"enum": list(choices)}
     if kind == "path":
         optional = not field.is_required() and field.default is None
         pattern = "^(/|$)" if optional else "^/"
-        return {"type": "string", "allOf": [{"pattern": PRINTABLE}, {"pattern": pattern}]}
+        return {"type": "string", "pattern": pattern} | PRINTABLE
     low, high = facts.limits(field)
     bounds: Schema = {"minimum": low, "maximum": high, "pattern": facts.form(field)}
     if kind == "string":
-        bounds["allOf"] = [{"pattern": PRINTABLE}]
+        bounds |= PRINTABLE
     return {"type": kind} | {word: bound for word, bound in bounds.items() if bound is not None}
 
 
