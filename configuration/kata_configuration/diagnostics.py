@@ -29,32 +29,33 @@ class Code(Enum):
 
     UNREADABLE = ("KATA001", Severity.ERROR, False, "the file cannot be read")
     NOT_FOUND = ("KATA002", Severity.ERROR, False, "there is no such configuration file")
-    UNTRUSTED = ("KATA003", Severity.ERROR, True, "others than root may change the file")
+    UNTRUSTED = ("KATA003", Severity.ERROR, True, "others may change the file")
     TOO_LARGE = ("KATA004", Severity.ERROR, False, "the file is larger than a configuration can be")
     ENCODING = ("KATA005", Severity.ERROR, False, "the file is not plain UTF-8")
-    WRITABLE = ("KATA006", Severity.WARNING, True, "others than its owner may change the file")
+    WRITABLE = ("KATA006", Severity.ERROR, True, "others may put files into the file's directory")
+    SKIPPED = ("KATA007", Severity.NOTE, False, "a file beside the drop-ins is not read")
 
     SYNTAX = ("KATA101", Severity.ERROR, False, "this is not TOML")
     DUPLICATE = ("KATA102", Severity.ERROR, False, "a key or table is defined twice")
     TOML_1_1 = ("KATA103", Severity.ERROR, False, "this is TOML 1.1, which other parsers of this file refuse")
 
-    UNKNOWN_KEY = ("KATA201", Severity.ERROR, False, "nobody knows this key")
-    UNKNOWN_TABLE = ("KATA202", Severity.ERROR, False, "nobody knows this table")
+    UNKNOWN_KEY = ("KATA201", Severity.ERROR, False, "the key is unknown")
+    UNKNOWN_TABLE = ("KATA202", Severity.ERROR, False, "the table is unknown")
     UNSUPPORTED = ("KATA203", Severity.ERROR, False, "Kata knows this, this version does not honour it")
-    FOREIGN_KEY = ("KATA204", Severity.ERROR, False, "this key is spelt or placed otherwise here")
+    FOREIGN_KEY = ("KATA204", Severity.ERROR, False, "this key is written or placed otherwise here")
     MISSING_KEY = ("KATA205", Severity.ERROR, False, "a required key is missing")
     MISSING_TABLE = ("KATA206", Severity.ERROR, False, "a required table is missing")
     ALIAS_CONFLICT = ("KATA207", Severity.ERROR, False, "a key and its alias differ")
-    ALIAS_REPEATED = ("KATA208", Severity.NOTE, False, "a key and its alias say the same")
+    ALIAS_REPEATED = ("KATA208", Severity.NOTE, False, "a key and its alias have the same value")
     FOREIGN_CONFINEMENT = ("KATA209", Severity.ERROR, True, "this key of confinement is not this driver's")
-    INERT = ("KATA210", Severity.NOTE, False, "this version does not honour a key that asks for nothing")
+    INERT = ("KATA210", Severity.NOTE, False, "a key that is not honoured has a value that changes nothing")
     OTHER_NAME = ("KATA211", Severity.NOTE, False, "a hypervisor's other name is used")
     UNAVAILABLE = ("KATA212", Severity.ERROR, False, "the hypervisor has no driver in this version")
     UNPROTECTED = (
         "KATA213",
         Severity.ERROR,
         True,
-        "this version does not have a protection that is asked for",
+        "a protection is configured that this version does not have",
     )
 
     TYPE = ("KATA301", Severity.ERROR, False, "the value has the wrong type")
@@ -68,8 +69,9 @@ class Code(Enum):
     DEBUG = ("KATA403", Severity.NOTE, False, "a switch for debugging is on")
     UNUSED = ("KATA404", Severity.WARNING, False, "another key takes this one's effect away")
     NO_KERNEL = ("KATA405", Severity.NOTE, False, "the table runs unikernels only")
+    OVERRIDDEN = ("KATA406", Severity.NOTE, False, "a drop-in sets a key that another drop-in sets too")
 
-    SANDBOX_VALUE = ("KATA501", Severity.ERROR, True, "the sandbox value is not what QEMU understands")
+    SANDBOX_VALUE = ("KATA501", Severity.ERROR, True, "the value is no -sandbox option of QEMU")
     UNCONFINED = ("KATA502", Severity.WARNING, True, "the VMM runs without a seccomp filter")
     WEAKENED = ("KATA503", Severity.NOTE, True, "the VMM's seccomp filter leaves a group of calls open")
     GUEST_UNCONFINED = ("KATA504", Severity.WARNING, True, "containers run without their seccomp profile")
@@ -81,22 +83,38 @@ class Code(Enum):
     )
     SHIM_UNENFORCED = ("KATA506", Severity.WARNING, True, "the runtime's seccomp filter stops nothing")
 
+    ARGUMENT = (
+        "KATA507",
+        Severity.ERROR,
+        True,
+        "an argument of the VMM or of virtiofsd is not one of those allowed",
+    )
+    BOOT_CHANGED = ("KATA508", Severity.WARNING, True, "the guest boots something else than is configured")
+
     HOST_PATH = ("KATA601", Severity.ERROR, False, "a path is missing on this host, or of the wrong kind")
     HOST_EXECUTABLE = ("KATA602", Severity.ERROR, False, "a program cannot be executed on this host")
     HOST_KVM = ("KATA603", Severity.ERROR, False, "this host has no KVM")
     HOST_LIMIT = ("KATA604", Severity.WARNING, False, "the value is more than this host has")
     HOST_WRITABLE = ("KATA605", Severity.WARNING, True, "others than root may change what the VMM runs")
     HOST_JIT = ("KATA606", Severity.WARNING, False, "this host interprets seccomp filters, which is slow")
+    HOST_KERNEL = ("KATA607", Severity.WARNING, False, "the file is no kernel")
+    HOST_ENTROPY = ("KATA608", Severity.ERROR, True, "the guest's random numbers would not be random")
 
     ANNOTATION_REFUSED = ("KATA701", Severity.ERROR, True, "the configuration does not allow this annotation")
     ANNOTATION_UNKNOWN = ("KATA702", Severity.ERROR, False, "the annotation names no key")
     ANNOTATION_PREFIX = ("KATA703", Severity.WARNING, False, "the annotation's name is almost one of Kata's")
     ANNOTATION_PATH = ("KATA704", Severity.ERROR, True, "an annotation names a path that is not allowed")
     ANNOTATION_TWICE = ("KATA705", Severity.ERROR, False, "two annotations set the same key")
-    GATE_MALFORMED = ("KATA711", Severity.ERROR, True, "an entry of enable_annotations is no pattern")
-    GATE_DEAD = ("KATA712", Severity.WARNING, False, "an entry of enable_annotations opens nothing")
-    GATE_WIDE = ("KATA713", Severity.WARNING, True, "an entry of enable_annotations opens all annotations")
-    GATE_UNANCHORED = ("KATA714", Severity.NOTE, True, "other runtimes open more by this entry")
+    ENTRY_MALFORMED = ("KATA711", Severity.ERROR, True, "an entry of enable_annotations is no pattern")
+    ENTRY_DEAD = (
+        "KATA712",
+        Severity.WARNING,
+        False,
+        "an entry of enable_annotations allows nothing",
+    )
+    ENTRY_WIDE = ("KATA713", Severity.WARNING, True, "an entry of enable_annotations allows all")
+    ENTRY_UNANCHORED = ("KATA714", Severity.NOTE, True, "other runtimes allow more by this entry")
+    ENTRY_LOOSENS = ("KATA715", Severity.WARNING, True, "an entry lets pods change what confines them")
 
     def __init__(self, number: str, severity: Severity, security: bool, meaning: str) -> None:
         self.number = number
@@ -162,7 +180,7 @@ class Diagnostic:
     line, column: counted from 1, columns in characters; both 0 when the file as a whole is meant.
     key: dotted key, or "" . hint: what to do, or "". security: whether it concerns confinement.
     excerpt: the line, and length: how many of its characters from `column` are meant; "" and 0 when unknown.
-    edits: what mends it, where there is exactly one right answer.
+    edits: what fixes it, where there is exactly one right answer.
     """
 
     path: str

@@ -14,7 +14,8 @@ from kata_configuration.judge.checking import Judgement, judge
 from kata_configuration.judge.context import selected_hypervisor
 from kata_configuration.layer import discovery, merging
 from kata_configuration.layer.layers import Files, Kind, Layer, line_of, read_files
-from kata_configuration.models import own_path
+from kata_configuration.models import TABLES, own_path
+from kata_configuration.parse.trust import Uids, check, trusted_uids
 
 if TYPE_CHECKING:
     from kata_configuration.layer.origins import Origins
@@ -76,28 +77,31 @@ def load(
     check_host: bool = True,
     source: str = discovery.CONFIG_PATH,
     annotations: Mapping[str, str] | None = None,
+    trusted: Uids | None = None,
 ) -> Configuration:
     """Load a file, its drop-ins, and the annotations of a pod's sandbox.
 
     check_host: also demand that its paths exist here. source: the rule of discovery that chose the file.
+    trusted: see `examine`.
 
     Raises:
         ConfigurationError: there are faults; all of them are in its diagnostics, with their places.
     """
-    trusted_only = source == discovery.ENVIRONMENT
-    examination = examine(path, check_host=check_host, trusted_only=trusted_only, annotations=annotations)
+    if source == discovery.ENVIRONMENT and trusted is None:
+        trusted = trusted_uids()
+    examination = examine(path, check_host=check_host, trusted=trusted, annotations=annotations)
     if examination.faulty:
         raise ConfigurationError(examination.diagnostics)
     return configuration_of(examination, source)
 
 
-def lint(path: Path, *, check_host: bool = True, trusted_only: bool = False) -> tuple[Diagnostic, ...]:
-    """Return everything that is to be said about a file and its drop-ins, ordered by file and place.
+def lint(path: Path, *, check_host: bool = True, trusted: Uids | None = None) -> tuple[Diagnostic, ...]:
+    """Return every diagnostic of a file and its drop-ins, ordered by file and place.
 
-    trusted_only: root alone may be able to change them. Never raises for their contents.
+    trusted: see `examine`. Never raises for their contents.
     """
     try:
-        return examine(path, check_host=check_host, trusted_only=trusted_only).diagnostics
+        return examine(path, check_host=check_host, trusted=trusted).diagnostics
     except ConfigurationError as error:
         return error.diagnostics
 
@@ -128,27 +132,38 @@ def examine(
     path: Path,
     *,
     check_host: bool,
-    trusted_only: bool = False,
+    trusted: Uids | None = None,
     annotations: Mapping[str, str] | None = None,
 ) -> Examination:
     """Read, merge and judge a file, its drop-ins and annotations.
 
+    trusted: the users who may change the files and their directories; None for root and the user that runs
+    this where the host is checked, and for everybody where it is not.
+
     Raises:
         ConfigurationError: the file itself cannot be read.
     """
-    files = read_files(path, trusted_only=trusted_only)
-    return examine_files(files, check_host=check_host, annotations=annotations)
+    if trusted is None and check_host:
+        trusted = trusted_uids()
+    files = read_files(path)
+    return examine_files(files, check_host=check_host, trusted=trusted, annotations=annotations)
 
 
 def examine_files(
-    files: Files, *, check_host: bool, annotations: Mapping[str, str] | None = None
+    files: Files,
+    *,
+    check_host: bool,
+    trusted: Uids | None = None,
+    annotations: Mapping[str, str] | None = None,
 ) -> Examination:
-    """Merge and judge files that have been read, and annotations."""
+    """Merge and judge files that have been read, and annotations. trusted: None where it does not matter."""
     with suggestions.limited():
-        return _examine(files, check_host=check_host, annotations=annotations)
+        return _examine(files, check_host, trusted, annotations)
 
 
-def _examine(files: Files, *, check_host: bool, annotations: Mapping[str, str] | None) -> Examination:
+def _examine(
+    files: Files, check_host: bool, trusted: Uids | None, annotations: Mapping[str, str] | None
+) -> Examination:
     merged = merging.merge([layer.tree for layer in files.layers])
     layers, said = list(files.layers), list(files.unreadable)
     if annotations:
@@ -156,8 +171,9 @@ def _examine(files: Files, *, check_host: bool, annotations: Mapping[str, str] |
     judgement = judge(merged.tree, check_host=check_host, owner=merged.owner)
     incomplete = bool(files.unreadable) or any(layer.faults for layer in files.layers)
     placed = list(_place(layers, merged, _weighed(judgement.findings, merged.tree, incomplete)))
-    if check_host:
-        placed += _writable(files)
+    placed += _of_drop_ins(layers, merged, files.skipped)
+    if trusted is not None:
+        placed += check(files.places, trusted)
     order = {layer.place: number for number, layer in enumerate(layers)}
     diagnostics = sorted(
         placed + said,
@@ -169,7 +185,7 @@ def _examine(files: Files, *, check_host: bool, annotations: Mapping[str, str] |
 def _annotate(
     layers: list[Layer], merged: merging.Merged, annotations: Mapping[str, str]
 ) -> list[Diagnostic]:
-    """Merge the annotations that are let in, each as a layer, and return what is to be said of the others."""
+    """Merge the annotations that are allowed, each as a layer, and return the diagnostics of the others."""
     if not any("kata" in name.lower() for name in annotations):
         return []  # as with plain containers, whose start need not wait for that module
     from kata_configuration.layer import pod_annotations
@@ -237,11 +253,34 @@ def _place(
             )
 
 
-def _writable(files: Files) -> Iterator[Diagnostic]:
-    for layer in files.layers:
-        if layer.shared_mode:
-            message = f"its mode {layer.shared_mode:04o} lets others than its owner write"
-            yield Diagnostic.of(Code.WRITABLE, layer.place, message, "chmod go-w it")
+def _of_drop_ins(
+    layers: list[Layer], merged: merging.Merged, skipped: tuple[Path, ...]
+) -> Iterator[Diagnostic]:
+    """Yield what is surprising about drop-ins: files that are none, tables in vain, and who wins."""
+    for file in skipped:
+        message = "is not read: the name of a drop-in ends in .toml"
+        yield Diagnostic.of(Code.SKIPPED, str(file), message, "rename it, or move it elsewhere")
+    drop_ins = {number: layer for number, layer in enumerate(layers) if layer.kind is Kind.DROP_IN}
+    if not drop_ins:
+        return
+    from kata_configuration.judge.placing import place_finding
+
+    selected = selected_hypervisor(merged.tree)
+    for layer in drop_ins.values():
+        tables = layer.tree.get("hypervisor")
+        for name in tables if isinstance(tables, dict) else ():
+            path = ("hypervisor", name)
+            if own_path(path) in TABLES and own_path(path)[1] != selected:
+                message = f"has no effect: hypervisor_name selects {selected}"
+                yield place_finding(
+                    layer, Finding(Code.UNUSED, path, message, "remove the table", on_key=True)
+                )
+    for overridden in merged.overridden:
+        if overridden.by in drop_ins and overridden.owner in drop_ins:
+            first, layer = drop_ins[overridden.owner], drop_ins[overridden.by]
+            message = f"is set by {first.name} too; this one wins, whose name comes later"
+            finding = Finding(Code.OVERRIDDEN, overridden.path, message, "keep one of them", on_key=True)
+            yield place_finding(layer, finding)
 
 
 def _plus(number: int, noun: str) -> str:

@@ -32,13 +32,13 @@ FORM = f"^(off|on(,({_GROUP}))*)?$"
 class SandboxFault:
     """What QEMU would refuse or misread. offset: characters from the value's beginning.
 
-    mended: the whole value without this fault, where there is exactly one right answer.
+    fixed: the whole value without this fault, where there is exactly one right answer.
     """
 
     offset: int
     message: str
     hint: str
-    mended: str = ""
+    fixed: str = ""
 
 
 def is_on(value: str) -> bool:
@@ -75,7 +75,7 @@ def _faults(value: str) -> Iterator[SandboxFault]:
             at_setting = group in GROUPS and group not in seen and equals
             start = offset + (len(group) + 1 if at_setting else 0)
             word, known = (setting, GROUPS[group]) if at_setting else (group, tuple(GROUPS))
-            yield SandboxFault(start, *fault, _mended(value, start, word, known))
+            yield SandboxFault(start, *fault, _corrected(value, start, word, known))
         seen.add(group)
         offset += len(item) + 1
 
@@ -95,7 +95,7 @@ def _group_fault(group: str, has_setting: bool, setting: str, seen: set[str]) ->
     return None
 
 
-def _mended(value: str, start: int, word: str, known: tuple[str, ...]) -> str:
+def _corrected(value: str, start: int, word: str, known: tuple[str, ...]) -> str:
     """Return the value with a misspelt word corrected, or "" when the word is not just misspelt."""
     best = closest(word, known) if word not in known else None
     if best is None or not unmistakable(word, known):

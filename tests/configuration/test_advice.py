@@ -24,7 +24,7 @@ from kata_configuration.tell.template import SETTINGS
 OPEN = re.compile(
     r"add it|add one of them|add \[|keep one|name a|if that is what is meant|change it or|list the names"
     r"|for them, write|begin it with|close it|separate words|put it in quotes|use (printable|one of|\w+|\")"
-    r"|move it to (\[.*\] or|the table)|write (a|an|true or false|\[|\"on)|add \w+=|remove image|closes it"
+    r"|move it to (\[.*\] or|the table)|write (a|an|true or false|\[|\"on)|add \w+=|remove image|\w+=deny$"
     r"|such as| in \[[\w.]+\]\??$"
 )
 

@@ -74,8 +74,8 @@ def test_what_is_mended_is_gone_and_no_error_appears(name: str, tmp_path: Path) 
         copy.write_bytes(file.read_bytes())
     for change in changes:
         (tmp_path / change.path.relative_to(case.folder)).write_bytes(change.after.encode())
-    mended = corpus.Case(tmp_path, case.story, {}, ())
-    before, after = (Counter(_kinds(corpus.find(each))) for each in (case, mended))
+    fixed = corpus.Case(tmp_path, case.story, {}, ())
+    before, after = (Counter(_kinds(corpus.find(each))) for each in (case, fixed))
     assert before - after
     assert [kind for kind in after - before if kind[0] == "error"] == []
 

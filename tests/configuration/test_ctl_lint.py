@@ -137,7 +137,7 @@ def test_a_file_that_cannot_be_written_is_said(
 
     monkeypatch.setattr("tempfile.mkstemp", refuse)
     assert run("--fix", path) == 2
-    assert f"{path}: cannot be mended: Permission denied" in capsys.readouterr().err
+    assert f"{path}: cannot be fixed: Permission denied" in capsys.readouterr().err
 
 
 def test_what_we_ship_is_clean(capsys: Capture) -> None:

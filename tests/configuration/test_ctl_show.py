@@ -23,7 +23,7 @@ PREFIX = "io.katacontainers.config."
 
 @pytest.fixture
 def files(write: Write, valid_text: str) -> Path:
-    """A file with two drop-ins, which lets in one annotation."""
+    """A file with two drop-ins, which allows one annotation."""
     path = write(valid_text + 'enable_annotations = ["default_memory"]\n')
     (path.parent / "config.d").mkdir()
     (path.parent / "config.d" / "10.toml").write_text("[hypervisor.qemu]\ndefault_vcpus = 2\n")
@@ -234,7 +234,7 @@ def test_env_says_which_file_is_in_force_and_why(
     assert configuration["in force"].startswith(f"configuration {files} + 2 drop-ins (sha256 ")
     states = [(row["rule"], row["state"]) for row in configuration["precedence"]]
     assert states[:2] == [("ConfigPath", "chosen"), ("KATA_CONF_FILE", "is not set")]
-    assert states[-2:] == [("drop-ins", "2 in force"), ("annotations", "let in: default_memory")]
+    assert states[-2:] == [("drop-ins", "2 in force"), ("annotations", "allowed: default_memory")]
     assert facts["hypervisor"]["confinement"].startswith("seccomp: on,")
     assert facts["host"]["kernel"].startswith("Linux ")
 

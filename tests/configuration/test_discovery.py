@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kata_configuration import ConfigurationError, discover, load
+from kata_configuration import ConfigurationError, discover
 from kata_configuration.layer.discovery import CONFIG_PATH, DEFAULT, ENVIRONMENT
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the file must be root's")
@@ -69,24 +69,3 @@ def test_relative_paths_and_directories_are_refused(tmp_path: Path) -> None:
     )
     assert "is a directory" in message(lambda: discover(str(tmp_path), {}))
     assert "NUL byte" in message(lambda: discover("/a\0b", {}))
-
-
-@needs_root
-@pytest.mark.parametrize(
-    ("mode", "owner", "reason"),
-    [
-        (0o664, 0, "its mode 0664 lets others than root write (chmod go-w it)"),
-        (0o646, 0, "its mode 0646 lets others than root write (chmod go-w it)"),
-        (0o644, 1, "is owned by user 1, not by root (chown root it)"),
-    ],
-)
-def test_the_environment_may_only_name_what_root_alone_changes(
-    files: dict[str, Path], mode: int, owner: int, reason: str
-) -> None:
-    path = files["named"]
-    path.chmod(mode)
-    os.chown(path, owner, 0)
-    expected = f"{path}: error[KATA003] {reason} [security]"
-    assert message(lambda: discover(None, {ENVIRONMENT: str(path)})) == expected
-    assert message(lambda: load(path, source=ENVIRONMENT)) == expected
-    assert discover(str(path), {}) == (path, CONFIG_PATH)

@@ -1,4 +1,4 @@
-"""--fix: what it mends, what it leaves alone, and that the rest of the file stays."""
+"""--fix: what it fixes, what it leaves alone, and that the rest of the file stays."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ enable_debug = false
 
 
 def fix(path: Path) -> str:
-    """Mend a file and its drop-ins in place and return the file's text."""
+    """Fix a file and its drop-ins in place and return the file's text."""
     for change in fixing.find_changes(path, check_host=False):
         fixing.write(change)
     return path.read_bytes().decode()
@@ -45,7 +45,7 @@ def errors(path: Path) -> list[str]:
 def test_a_misspelt_key_is_one_line(write: Write) -> None:
     path = write(COMMENTED)
     (change,) = fixing.find_changes(path, check_host=False)
-    assert [found.code for found in change.mended] == ["KATA201"]
+    assert [found.code for found in change.fixed] == ["KATA201"]
     assert path.read_text() == COMMENTED
     assert fix(path) == COMMENTED.replace("secompsandbox", "seccompsandbox")
     assert lint(path, check_host=False) == ()
@@ -179,16 +179,16 @@ pieces = st.lists(
 def test_mending_is_idempotent_and_makes_nothing_worse(write: Write, parts: list[str]) -> None:
     path = write("".join(parts))
     before = lint(path, check_host=False)
-    mended = fix(path)
+    fixed = fix(path)
     after = lint(path, check_host=False)
-    assert fix(path) == mended
+    assert fix(path) == fixed
     if not [found for found in before if found.edits]:
-        assert mended == "".join(parts)
+        assert fixed == "".join(parts)
     if not before:
         assert not after
     assert {found.code for found in after} & {"KATA101", "KATA102"} <= {found.code for found in before}
     comments = [part for part in parts if part.startswith("#")]
-    assert mended.count("# comment") == len(comments)
+    assert fixed.count("# comment") == len(comments)
 
 
 FIRECRACKER = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def guest(tmp_path: Path) -> Path:
     """A file that stands for all of a machine's, in a directory that only its owner changes."""
     path = tmp_path / "host" / "file"
     path.parent.mkdir(mode=0o755)
-    path.touch(mode=0o755)
+    path.write_bytes(b"\x7fELF")
     path.chmod(0o755)
     return path
 
@@ -112,3 +113,31 @@ def test_kvm_is_demanded_of_drivers_that_know_nothing_else(
     assert {code for code, _ in said(path)} == {"KATA603"}
     spt = f'[hypervisor.solo5-spt]\npath = "{guest}"\n[runtime]\nhypervisor_name = "solo5-spt"\n'
     assert said(write(spt)) == []
+
+
+@pytest.mark.parametrize(
+    ("head", "codes"),
+    [
+        (b"\x7fELF", []),
+        (bytes(0x202) + b"HdrS", []),
+        (bytes(0x202) + b"HdrT", [("KATA607", "kernel")]),
+        (b"root:x:0:0:root:/root:/bin/bash\n", [("KATA607", "kernel")]),
+        (b"", [("KATA607", "kernel")]),
+    ],
+)
+def test_a_kernel_that_is_none(write: Write, text: str, tmp_path: Path, head: bytes, codes: object) -> None:
+    kernel = tmp_path / "host" / "kernel"
+    kernel.write_bytes(head)
+    kernel.chmod(0o644)
+    assert said(write(re.sub('kernel = ".*"', f'kernel = "{kernel}"', text))) == codes
+
+
+@pytest.mark.parametrize(
+    ("source", "code"), [("/dev/zero", ""), ("/etc/passwd", "KATA608"), ("/x", "KATA601")]
+)
+def test_random_numbers_come_from_a_device(write: Write, text: str, source: str, code: str) -> None:
+    found = [
+        item for item in lint(write(f'{text}entropy_source = "{source}"\n')) if item.key.endswith("source")
+    ]
+    assert [item.code for item in found] == ([code] if code else [])
+    assert all(item.security == (code == "KATA608") for item in found)

@@ -34,7 +34,7 @@ Write = Callable[..., Path]
 GUEST = 'kernel = "/boot/vmlinuz"\nimage = "/srv/image"\n'
 QEMU = f"[hypervisor.qemu]\n{GUEST}"
 NOT_YET = "is known to Kata and not supported by this version"
-NOTHING = "; the value asks for nothing (remove it)"
+NOTHING = "; the value changes nothing (remove it)"
 
 # Each text is put after QEMU (three lines), and said without "hypervisor." and the file's name.
 CASES: list[tuple[str, str, list[str]]] = [
@@ -87,9 +87,11 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("globs", 'valid_kernel_paths = ["boot/*", "/boot/*"]\n', ['4:23: error[KATA304] qemu.valid_kernel_paths[0]: "boot/*" matches no absolute path (begin it with "/")']),
     # Units.
     ("bytes for MiB", "default_memory = 2147483648\n", ["4:18: error[KATA302] qemu.default_memory: 2147483648 is above the maximum of 16777216 MiB (the unit is MiB: for 2147483648 bytes write 2048)"]),
-    ("seconds for milliseconds", "[agent.kata]\nreconnect_timeout_ms = 45\n", ["5:24: warning[KATA305] agent.kata.reconnect_timeout_ms: 45 is very little: the unit is milliseconds (for 45 seconds write 45000)"]),
+    ("seconds for milliseconds", "[agent.kata]\nreconnect_timeout_ms = 45\n", ["5:24: warning[KATA305] agent.kata.reconnect_timeout_ms: 45 is unusually small: the unit is milliseconds (for 45 seconds write 45000)"]),
+    ("seconds for milliseconds, of the pause", "[agent.kata]\ndial_timeout_ms = 90\nreconnect_timeout_ms = 5000\n", ["5:19: warning[KATA305] agent.kata.dial_timeout_ms: 90 is a long pause between two attempts: the unit is milliseconds (if the guest has 90 seconds to boot, write reconnect_timeout_ms = 90000)"]),
+    ("a long pause, and longer attempts", "[agent.kata]\ndial_timeout_ms = 90\nreconnect_timeout_ms = 120000\n", []),
     ("milliseconds for seconds", "[agent.kata]\ncreate_container_timeout = 30000\n", ["5:28: error[KATA302] agent.kata.create_container_timeout: 30000 is above the maximum of 3600 seconds (the unit is seconds: for 30000 milliseconds write 30)"]),
-    ("KiB for bytes", "[agent.kata]\ncontainer_pipe_size = 64\n", ["5:23: warning[KATA305] agent.kata.container_pipe_size: 64 is very little: the unit is bytes (for 64 KiB write 65536)"]),
+    ("KiB for bytes", "[agent.kata]\ncontainer_pipe_size = 64\n", ["5:23: warning[KATA305] agent.kata.container_pipe_size: 64 is unusually small: the unit is bytes (for 64 KiB write 65536)"]),
     # Keys against each other, and switches.
     ("more at first than at most", "[hypervisor.clh]\ndefault_vcpus = 4\ndefault_maxvcpus = 2\n", ["5:17: warning[KATA401] clh.default_vcpus: default_vcpus = 4 is more than default_maxvcpus = 2 (change it or default_maxvcpus)"]),
     ("huge pages of another kind", '[hypervisor.dragonball]\nhugepage_type = "thp"\n', ["5:17: warning[KATA303] dragonball.hugepage_type: \"thp\" is not supported: without enable_hugepages, memory is of transparent huge pages where the host offers them (only \"hugetlbfs\" is supported)"]),
@@ -113,13 +115,14 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("a unit", "[agent.kata]\nrequest_timeout_ms = 30000\n", ["5:1: error[KATA204] agent.kata.request_timeout_ms: was renamed in Kata 3.19.0, and is in seconds since (write create_container_timeout = 30)"]),
     ("Go's alone", "enable_numa = true\n", ["4:1: error[KATA204] qemu.enable_numa: is a key of Kata's Go runtime, which shows the host's NUMA nodes to the guest (remove it)"]),
     ("Go's alone, off", "enable_numa = false\n", ["4:1: note[KATA210] qemu.enable_numa: is a key of Kata's Go runtime, which shows the host's NUMA nodes to the guest" + NOTHING]),
-    ("an old value", 'virtio_fs_cache = "none"\n', ['4:19: error[KATA303] qemu.virtio_fs_cache: "none" was virtiofsd\'s word until its version in Rust (write "never")']),
+    ("an old value", 'virtio_fs_cache = "none"\n', ['4:19: error[KATA303] qemu.virtio_fs_cache: "none" was virtiofsd\'s name until its version in Rust (write "never")']),
     ("a removed file system", 'shared_fs = "virtio-9p"\n', ['4:13: error[KATA303] qemu.shared_fs: "virtio-9p" was removed in Kata 3.29.0 (write "virtio-fs")']),
     ("tables of Kata 1", '[proxy.kata]\npath = "/x"\n[shim.kata]\n', ["4:2: error[KATA203] proxy: was removed in Kata 2.0.0: the runtime speaks to the guest's agent itself (remove it)", "6:2: error[KATA203] shim: was removed in Kata 2.0.0: the runtime speaks to the guest's agent itself (remove it)"]),
     ("Go's factory", "[factory]\nenable_template = true\n", ["4:2: error[KATA203] factory: is a table of Kata's Go runtime; since Kata 3.23.0 each hypervisor has its own, without a cache (remove it: qemu does not support what it became)"]),
     ("the memory agent, alone", "[mem_agent]\nenable = true\n", ["4:2: error[KATA203] mem_agent: is a table of [agent.kata], which is known to Kata and not supported by this version (remove it)"]),
     ("a key of a planned table", "enable_template = true\n", [f"4:1: error[KATA203] qemu.enable_template: is a key of [hypervisor.qemu.factory], which {NOT_YET[3:]} (remove it)"]),
     ("a key of a table", "[hypervisor.dragonball]\nenable_template = true\n", ["5:1: warning[KATA204] dragonball.enable_template: is not a key of this table (it belongs in [hypervisor.dragonball.factory])"]),
+    ("Microsoft's", "[runtime]\nstatic_sandbox_default_workload_mem = 1792\n", ["5:1: error[KATA204] runtime.static_sandbox_default_workload_mem: is a key of Microsoft's build of Kata: the memory of a machine whose pod has no limit (write default_memory in [hypervisor.qemu])"]),
     # Names of hypervisors.
     ("another name", "[hypervisor.cloud-hypervisor]\n", ["4:13: note[KATA211] cloud-hypervisor: is another name of [hypervisor.clh] (write clh)"]),
     ("almost the other name", "[hypervisor.cloud_hypervisr]\n", ['4:13: error[KATA202] cloud_hypervisr: unknown table (did you mean "cloud-hypervisor"?)']),
@@ -225,9 +228,9 @@ def test_no_model_has_a_key_that_is_buried(table: str, key: str) -> None:
 
 @pytest.mark.parametrize(("table", "key"), KEYS, ids=str)
 def test_what_became_of_a_key_is_a_key(table: str, key: str) -> None:
-    stone = KEYS[table, key]
-    assert stone.becomes or stone.advice
-    family, _, name = stone.becomes.rpartition(".")
+    removed = KEYS[table, key]
+    assert removed.becomes or removed.advice
+    family, _, name = removed.becomes.rpartition(".")
     places = [path for path in TABLES if path[0] == (family or table.partition(".")[0])]
     models = [model for path in places for model in (TABLES[path], PLANNED.get(path)) if model]
     assert not name or any(name in model.model_fields for model in models)

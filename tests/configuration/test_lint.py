@@ -202,18 +202,18 @@ CASES: list[tuple[str, str, list[str]]] = [
         "a sandbox with open groups",
         QEMU + 'seccompsandbox = "on,obsolete=deny,elevateprivileges=children,spawn=deny"\n',
         [
-            "4:18: note[KATA503] hypervisor.qemu.seccompsandbox: QEMU keeps the calls of the group "
-            "elevateprivileges (children) (elevateprivileges=deny closes it) [security]",
-            "4:18: note[KATA503] hypervisor.qemu.seccompsandbox: QEMU keeps the calls of the group "
-            "resourcecontrol (allow) (resourcecontrol=deny closes it) [security]",
+            "4:18: note[KATA503] hypervisor.qemu.seccompsandbox: QEMU's seccomp filter allows the calls of the group "
+            "elevateprivileges (children) (write elevateprivileges=deny) [security]",
+            "4:18: note[KATA503] hypervisor.qemu.seccompsandbox: QEMU's seccomp filter allows the calls of the group "
+            "resourcecontrol (allow) (write resourcecontrol=deny) [security]",
         ],
     ),
     (
         "key and alias differ",
         QEMU + 'seccomp_sandbox = ""\nseccompsandbox = "off"\n',
         [
-            "4:1: error[KATA207] hypervisor.qemu.seccomp_sandbox: is another spelling of seccompsandbox, which "
-            'says "off" (keep one of them)',
+            "4:1: error[KATA207] hypervisor.qemu.seccomp_sandbox: is another name of seccompsandbox; its "
+            'value is "off" (keep one of them)',
             "5:18: warning[KATA502] hypervisor.qemu.seccompsandbox: QEMU runs unconfined "
             '(write "on,..." with the groups to deny, or remove the key for all of them) [security]',
         ],
@@ -225,7 +225,7 @@ CASES: list[tuple[str, str, list[str]]] = [
         + "seccomp_sandbox = 'on,elevateprivileges=deny,spawn=deny,resourcecontrol=deny'\n",
         [
             "5:1: note[KATA208] hypervisor.qemu.seccomp_sandbox: repeats seccompsandbox, of which it is another "
-            "spelling (remove it)"
+            "name (remove it)"
         ],
     ),
     (

@@ -120,7 +120,8 @@ def test_paths_are_checked_on_the_host(write: Write, tmp_path: Path, monkeypatch
 
 def test_without_virtio_fs_its_daemon_may_be_absent(write: Write, tmp_path: Path) -> None:
     plain = tmp_path / "plain"
-    plain.touch(mode=0o755)
+    plain.write_bytes(b"\x7fELF")
+    plain.chmod(0o755)
     path = write(
         f'[hypervisor.qemu]\npath = "{plain}"\nkernel = "{plain}"\nimage = "{plain}"\naccelerator = "tcg"\n'
         'shared_fs = "none"\nvirtio_fs_daemon = "/absent"\n'

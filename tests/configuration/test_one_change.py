@@ -147,7 +147,7 @@ def test_a_token_that_changes(write: Write, change: Change) -> None:
     check(write, change)
 
 
-def test_every_value_is_told_apart(write: Write) -> None:
+def test_every_value_differs(write: Write) -> None:
     """What these tests rest on: a line that is taken away changes its key, and no other."""
     path = write("\n".join(LINES) + "\n")
     before = load(path, check_host=False)

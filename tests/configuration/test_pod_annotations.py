@@ -18,7 +18,7 @@ PREFIX = "io.katacontainers.config."
 
 @pytest.fixture
 def pod(write: Write, valid_text: str) -> Callable[..., Configuration]:
-    """Load a file that lets in the entries, with annotations whose names lack the prefix."""
+    """Load a file that allows the entries, with annotations whose names lack the prefix."""
 
     def load_pod(entries: str, annotations: Mapping[str, str], more: str = "") -> Configuration:
         path = write(f"{valid_text}enable_annotations = {entries}\n{more}")
@@ -48,7 +48,7 @@ def refused(pod: Pod, entries: str, annotations: Mapping[str, str], more: str = 
         ("enable_debug", "true", "enable_debug", True),
         ("overhead_vcpus", "0.5", "overhead_vcpus", 0.5),
         ("kernel_params", "quiet", "kernel_params", "quiet"),
-        ("virtio_fs_extra_args", "--a, --b", "virtio_fs_extra_args", ("--a", "--b")),
+        ("virtio_fs_extra_args", "--xattr, --syslog", "virtio_fs_extra_args", ("--xattr", "--syslog")),
         ("seccomp_sandbox", "off", "seccompsandbox", "off"),
     ],
 )
@@ -71,7 +71,7 @@ def test_values_are_judged_as_those_of_files(pod: Pod) -> None:
     ]
 
 
-def test_a_refusal_says_which_line_lets_it_in(pod: Pod, tmp_path: Path) -> None:
+def test_a_refusal_names_the_line_that_allows_it(pod: Pod, tmp_path: Path) -> None:
     assert refused(pod, '["kernel_params"]', {"hypervisor.default_vcpus": "2"}) == [
         f"annotation {PREFIX}hypervisor.default_vcpus: error[KATA701] hypervisor.qemu.default_vcpus: is "
         "refused: enable_annotations of [hypervisor.qemu] does not list it (write enable_annotations = "
@@ -80,7 +80,7 @@ def test_a_refusal_says_which_line_lets_it_in(pod: Pod, tmp_path: Path) -> None:
     ]
 
 
-def test_the_line_that_is_told_lets_it_in(pod: Pod) -> None:
+def test_the_line_that_is_named_allows_it(pod: Pod) -> None:
     annotations = {"agent.enable_debug": "true"}
     (line,) = refused(pod, '["kernel_params"]', annotations)
     told = line.partition("write enable_annotations = ")[2].partition(" in [hypervisor.qemu]")[0]
@@ -90,14 +90,14 @@ def test_the_line_that_is_told_lets_it_in(pod: Pod) -> None:
 @pytest.mark.parametrize(
     "entries", ['["memory"]', '["default_memor"]', '["default_mem"]', '["efault_memory"]', "[]"]
 )
-def test_a_part_of_a_name_lets_nothing_in(pod: Pod, entries: str) -> None:
+def test_a_part_of_a_name_allows_nothing(pod: Pod, entries: str) -> None:
     (line,) = refused(pod, entries, {"hypervisor.default_memory": "1024"})
     assert "KATA701" in line
 
 
 @pytest.mark.parametrize("entries", ['["enable_debug"]', '["hypervisor.*"]', "[]"])
 @pytest.mark.parametrize("name", ["agent.enable_debug", "runtime.enable_debug"])
-def test_other_tables_are_gated_by_their_own_names(pod: Pod, entries: str, name: str) -> None:
+def test_other_tables_have_names_of_their_own(pod: Pod, entries: str, name: str) -> None:
     assert refused(pod, entries, {name: "true"})
     assert pod(f'["{name}"]', {name: "true"})
 
@@ -136,7 +136,7 @@ def test_its_name_does(pod: Pod, entry: str) -> None:
 def test_the_runtimes_own_filter_is_opened_by_its_name(pod: Pod) -> None:
     configuration = pod('["runtime.shim_seccomp"]', {"runtime.shim_seccomp": "off"})
     assert configuration.runtime.shim_seccomp == "off"
-    assert [found.code for found in configuration.warnings if found.security] == ["KATA505"]
+    assert [found.code for found in configuration.warnings if found.security] == ["KATA715", "KATA505"]
 
 
 @pytest.mark.parametrize("key", ["enable_annotations", "valid_kernel_paths"])
@@ -190,7 +190,7 @@ def test_unknown_annotations_are_refused(pod: Pod) -> None:
     ]
 
 
-def test_refusals_become_warnings_when_told_to(pod: Pod) -> None:
+def test_refusals_become_warnings_where_configured(pod: Pod) -> None:
     more = '[runtime]\nrefused_annotations = "warn"\n'
     names = {"hypervisor.default_vcpus": "2", "hypervisor.kernel": "/x", "hypervisor.none": ""}
     configuration = pod('["kernel"]', names, more)
@@ -255,11 +255,13 @@ ENTRIES = [
     ('".*"', '23: warning[KATA713] ".*" allows almost every key that is not guarded: default_vcpus, '),
     ('"default_memroy"', '23: warning[KATA712] "default_memroy" is the name of no annotation'),
     ('"kern.l"', '23: warning[KATA712] "kern.l" allows nothing: kernel must be listed by name'),
-    (
-        '"kernel"',
-        '23: note[KATA714] "kernel" allows this name only; runtimes that search also allow kernel_params',
-    ),
-    ('"^kernel$"', ""),
+    ('"kernel_params"', ""),
+    ('"enable_debu"', '23: warning[KATA712] "enable_debu" is the name of no annotation'),
+    ('"^kernel$"', '23: warning[KATA712] "^kernel$" allows nothing: valid_kernel_paths is empty'),
+    ('"seccompsandbox"', '23: warning[KATA715] "seccompsandbox" lets pods run their machine without'),
+    ('"virtio_fs_extra_args"', '23: warning[KATA715] "virtio_fs_extra_args" lets pods choose arguments'),
+    ('"runtime.shim_seccomp"', '23: warning[KATA715] "runtime.shim_seccomp" lets pods run the runtime'),
+    ('"runtime.hypervisor_name"', '23: warning[KATA715] "runtime.hypervisor_name" lets pods choose the'),
     ('"default_memory", "agent.enable_debug", "default_v.*"', ""),
 ]
 
@@ -299,3 +301,12 @@ def test_any_annotations_load_or_say_why(pod: Pod, annotations: dict[str, str], 
         assert str(error)
         return
     assert configuration.hypervisor.confined or "seccompsandbox" in entries
+
+
+def test_a_name_that_others_search_for_is_noted(write: Write, valid_text: str) -> None:
+    entries = 'enable_annotations = ["kernel"]\nvalid_kernel_paths = ["/boot/*"]\n'
+    (found,) = lint(write(valid_text + entries), check_host=False)
+    assert (found.code, found.message) == (
+        "KATA714",
+        '"kernel" allows this name only; runtimes that search also allow kernel_params',
+    )

@@ -219,3 +219,14 @@ def test_columns_are_characters(text: str, path: KeyPath, column: int) -> None:
     span = SpanIndex(text).find(path)
     assert span is not None
     assert span.key + 1 == column
+
+
+@pytest.mark.parametrize(
+    ("text", "column", "line"),
+    [("// mine\na = 1\n", 1, 1), ("a = 1 // why\n", 7, 1), ("\n  // mine\n", 3, 2)],
+)
+def test_two_slashes_begin_no_comment(text: str, column: int, line: int) -> None:
+    (fault,) = parse(text).faults
+    assert (fault.message, fault.hint) == ('"//" begins no comment', 'a comment begins with "#"')
+    before = text[: fault.offset]
+    assert (before.count("\n") + 1, fault.offset - before.rfind("\n")) == (line, column)

@@ -77,7 +77,7 @@ def test_a_missing_file_is_named_with_its_key(node: Node, key: str) -> None:
             "virtiofsd ended before the guest was ready: exit status 1: /bin/false said nothing",
         ),
         ({"default_memory": 16777216}, "cannot give the guest 16777216 MiB of memory: this host has "),
-        ({"machine_accelerators": "frobnicate=on"}, "frobnicate' not found"),
+        ({"cpu_features": "frobnicate=on"}, "frobnicate' not found"),
     ],
     ids=["qemu", "virtiofsd", "memory", "property"],
 )

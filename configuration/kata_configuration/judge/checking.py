@@ -70,10 +70,10 @@ def _judge_table(
     table, faults = _validate(path, model, values, context)
     faulty = frozenset(str(fault.path[len(path)]) for fault in faults)
     found = [*faults, *rules.apply(table, path, faulty, check_host=check_host)]
-    spelt = {name: alias for alias, name in model.aliases.items() if alias in raw and name not in raw}
+    written = {name: alias for alias, name in model.aliases.items() if alias in raw and name not in raw}
     stopped = any(fault.code is not Code.INERT for fault in faults)
     return (None if stopped else table), repeated + [
-        _as_written(finding, len(path), spelt) for finding in found
+        _as_written(finding, len(path), written) for finding in found
     ]
 
 
@@ -101,18 +101,18 @@ def _resolve_aliases(path: KeyPath, model: type[Table], values: dict[str, Any]) 
         if name not in values:
             values[name] = value
         elif values[name] == value:
-            message = f"repeats {name}, of which it is another spelling"
+            message = f"repeats {name}, of which it is another name"
             yield Finding(
                 Code.ALIAS_REPEATED, (*path, alias), message, "remove it", on_key=True, fix=Fix(remove=True)
             )
         else:
-            message = f"is another spelling of {name}, which says {quoted(values[name])}"
+            message = f"is another name of {name}; its value is {quoted(values[name])}"
             yield Finding(Code.ALIAS_CONFLICT, (*path, alias), message, "keep one of them", on_key=True)
 
 
-def _as_written(finding: Finding, depth: int, spelt: Mapping[str, str]) -> Finding:
+def _as_written(finding: Finding, depth: int, written: Mapping[str, str]) -> Finding:
     """Name a field in a finding as the file spells it."""
-    alias = spelt.get(str(finding.path[depth]))
+    alias = written.get(str(finding.path[depth]))
     return (
         replace(finding, path=(*finding.path[:depth], alias, *finding.path[depth + 1 :]))
         if alias

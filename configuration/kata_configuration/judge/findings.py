@@ -1,4 +1,4 @@
-"""From pydantic's errors to findings in an operator's words. Imported only when there are errors."""
+"""From pydantic's errors to findings in plain sentences. Imported only when there are errors."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _wrong_type(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) ->
 
 
 def _type_hint(value: Any, kind: str, unit: str) -> tuple[str, Fix | None]:
-    """Say how to write a value of the wrong type, and mend it where only one thing can be meant."""
+    """Say how to write a value of the wrong type, and fix it where only one thing can be meant."""
     if isinstance(value, str):
         plain = value.strip().casefold()
         if kind == "bool_type" and plain in ("true", "false"):
@@ -151,10 +151,10 @@ def _no_choice(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> 
         message = f"{quoted(value)} is not supported{_instead(field)}"
         yield Finding(Code.CHOICE, path, message, _one_of(choices), loss=_loss(field))
         return
-    retired = VALUES.get((str(path[-1]), value))
-    if retired and retired[0] in choices:
-        hint, instead = f"write {quoted(retired[0])}", Fix(value=retired[0])
-        yield Finding(Code.CHOICE, path, f"{quoted(value)} {retired[1]}", hint, fix=instead)
+    removed = VALUES.get((str(path[-1]), value))
+    if removed and removed[0] in choices:
+        hint, instead = f"write {quoted(removed[0])}", Fix(value=removed[0])
+        yield Finding(Code.CHOICE, path, f"{quoted(value)} {removed[1]}", hint, fix=instead)
         return
     best = closest(value, choices)
     hint = f"did you mean {quoted(best)}?" if best else _one_of(choices)
@@ -186,7 +186,7 @@ def _one_of(choices: tuple[Any, ...]) -> str:
 def _malformed(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> Iterator[Finding]:
     context = detail["ctx"]
     for fault in context.get("sandbox_faults", ()):
-        fix = Fix(value=fault.mended) if fault.mended else None
+        fix = Fix(value=fault.fixed) if fault.fixed else None
         yield Finding(Code.SANDBOX_VALUE, path, fault.message, fault.hint, offset=fault.offset, fix=fix)
     if "sandbox_faults" not in context:
         message = f"{quoted(detail['input'])} {context['message']}"

@@ -41,8 +41,8 @@ def _members(family: str, members: Mapping[str, Any], context: Context) -> Itera
             yield Finding(Code.TYPE, path, "is a value, must be a table", hint, on_key=True)
         elif not isinstance(value, dict):
             yield _outside(path, value, context)
-        elif retired := _retired(path, value, context):
-            yield retired
+        elif removed := _removed(path, value, context):
+            yield removed
         else:
             words = [*FAMILIES[family], *(OTHER_NAMES if family == "hypervisor" else ())]
             best = closest(name, words)
@@ -66,8 +66,8 @@ def _other_name(path: tuple[str, str], members: Mapping[str, Any]) -> Iterator[F
 
 
 def _stray(name: str, value: Any, context: Context) -> Finding:
-    if retired := _retired((name,), value, context):
-        return retired
+    if removed := _removed((name,), value, context):
+        return removed
     if isinstance(value, dict | list):
         known = [*FAMILIES, "runtime"]
         best = closest(name, known)
@@ -103,22 +103,21 @@ def _outside(path: tuple[str, ...], value: Any, context: Context) -> Finding:
     return Finding(Code.UNKNOWN_KEY, path, message, hint, on_key=True, fix=fix)
 
 
-def _retired(path: tuple[str, ...], value: Any, context: Context) -> Finding | None:
+def _removed(path: tuple[str, ...], value: Any, context: Context) -> Finding | None:
     from kata_configuration.judge import removed_keys
 
-    stone = removed_keys.TABLES.get(path)
-    if stone is None:
+    removed = removed_keys.TABLES.get(path)
+    if removed is None:
         return None
     switches = removed_keys.SWITCHES.get(path, ())
     if switches and isinstance(value, dict) and not any(value.get(key) for key in switches):
-        message = f"{stone.story}; nothing in it is switched on"
+        message = f"{removed.story}; nothing in it is switched on"
         return Finding(Code.INERT, path, message, "remove it", on_key=True)
-    advice = stone.advice
-    if stone.becomes and (context.model is None or stone.becomes not in context.model.model_fields):
+    advice = removed.advice
+    if removed.becomes and (context.model is None or removed.becomes not in context.model.model_fields):
         advice = f"remove it: {context.selected} does not support what it became"
-    elif stone.becomes:
-        advice = (
-            f"write [{key_name((*(context.table or ('hypervisor', context.selected or '')), stone.becomes))}]"
-        )
-    loss = Loss.SOMETHING if stone.lost else Loss.NOTHING
-    return Finding(Code.UNSUPPORTED, path, stone.story, advice, on_key=True, loss=loss)
+    elif removed.becomes:
+        home = context.table or ("hypervisor", context.selected or "")
+        advice = f"write [{key_name((*home, removed.becomes))}]"
+    loss = Loss.SOMETHING if removed.lost else Loss.NOTHING
+    return Finding(Code.UNSUPPORTED, path, removed.story, advice, on_key=True, loss=loss)

@@ -1,4 +1,4 @@
-"""From findings to diagnostics: each gets the file, line and column that it is about, and what mends it."""
+"""From findings to diagnostics: each gets the file, line and column that it is about, and what fixes it."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from typing import Any
 KeyPath = tuple[str, ...]
 
 GO = "is a key of Kata's Go runtime"
+MICROSOFT = "is a key of Microsoft's build of Kata"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +183,19 @@ KEYS: Mapping[tuple[str, str], RemovedKey] = {
     ("runtime", "kubelet_root_dir"): RemovedKey(f"{GO}; no other runtime reads it", "remove it",
                                                harmless="/var/lib/kubelet"),
     ("runtime", "enable_netmon"): RemovedKey("was removed in Kata 2.4.0", "remove it", harmless=False),
+    ("runtime", "static_sandbox_default_workload_mem"): RemovedKey(
+        f"{MICROSOFT}: the memory of a machine whose pod has no limit", becomes="hypervisor.default_memory"
+    ),
+    ("runtime", "static_sandbox_default_workload_vcpus"): RemovedKey(
+        f"{MICROSOFT}: the CPUs of a machine whose pod has no limit", becomes="hypervisor.default_vcpus"
+    ),
+    ("runtime", "sandbox_workload_mem_min"): RemovedKey(
+        f"{MICROSOFT}: the least memory of a machine", "remove it"
+    ),
+    ("hypervisor", "igvm"): RemovedKey(
+        f"{MICROSOFT}: one file with the firmware and the guest",
+        "remove it; kernel, initrd and image name the guest",
+    ),
     ("runtime", "log_prefix"): RemovedKey("is a key of one vendor's build of Kata", "remove it", lost=False),
 }  # fmt: skip
 
@@ -225,11 +239,11 @@ SWITCHES: Mapping[KeyPath, tuple[str, ...]] = {
 
 # (key, value) -> the value that means the same here, and what became of this one.
 VALUES: Mapping[tuple[str, str], tuple[str, str]] = {
-    ("block_device_driver", "virtio-blk"): ("virtio-blk-pci", "is the Go runtime's word"),
-    ("block_device_driver", "nvdimm"): ("virtio-pmem", "is the Go runtime's word"),
-    ("block_device_driver", "virtio-mmio"): ("virtio-blk-mmio", "is the Go runtime's word"),
-    ("vm_rootfs_driver", "nvdimm"): ("virtio-pmem", "is the Go runtime's word"),
-    ("virtio_fs_cache", "none"): ("never", "was virtiofsd's word until its version in Rust"),
+    ("block_device_driver", "virtio-blk"): ("virtio-blk-pci", "is the Go runtime's name"),
+    ("block_device_driver", "nvdimm"): ("virtio-pmem", "is the Go runtime's name"),
+    ("block_device_driver", "virtio-mmio"): ("virtio-blk-mmio", "is the Go runtime's name"),
+    ("vm_rootfs_driver", "nvdimm"): ("virtio-pmem", "is the Go runtime's name"),
+    ("virtio_fs_cache", "none"): ("never", "was virtiofsd's name until its version in Rust"),
     ("shared_fs", "virtio-9p"): ("virtio-fs", "was removed in Kata 3.29.0"),
     ("shared_fs", "virtio-fs-nydus"): ("virtio-fs", "needs a virtiofsd of nydus"),
     ("shared_fs", "inline-virtio-fs"): ("virtio-fs", "needs a virtiofsd inside of the runtime"),

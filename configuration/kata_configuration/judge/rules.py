@@ -1,4 +1,4 @@
-"""What single values cannot tell: keys against each other, units, confinement, and this host.
+"""What single values cannot tell: keys against each other, units, and this host.
 
 A rule names the keys that it reads. It is applied to each table of its family that has them all, when none of
 them is at fault: so one mistake is reported once, also in a table that has others.
@@ -10,34 +10,18 @@ import os
 import re
 import stat
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, Loss, quoted
+from kata_configuration.judge import confinement
 from kata_configuration.judge.names import did_you_mean
+from kata_configuration.judge.rule import Check, Rule
 from kata_configuration.models import AGENTS, AVAILABLE, HYPERVISORS, OTHER_NAMES, Table
 from kata_configuration.models.base import Needs, Plausible, Unit
-from kata_configuration.sandbox_option import open_groups
 from kata_configuration.suggestions import closest, unmistakable
-
-# From a table to findings whose paths begin below the table.
-Check = Callable[[Any], Iterator[Finding]]
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """A check of the tables of a family that have all of these keys."""
-
-    family: str
-    keys: tuple[str, ...]
-    check: Check
-
-    def concerns(self, table: Table, path: KeyPath, faulty: frozenset[str]) -> bool:
-        """Whether a table at a path has the keys, and has them right."""
-        has_all = all(key in type(table).model_fields for key in self.keys)
-        return self.family == path[0] and has_all and faulty.isdisjoint(self.keys)
 
 
 def apply(table: Table, path: KeyPath, faulty: frozenset[str], *, check_host: bool) -> Iterator[Finding]:
@@ -62,14 +46,14 @@ def _below(path: KeyPath, found: Finding) -> Finding:
 
 
 def _units(table: Table) -> Iterator[Finding]:
-    """Doubt values that are allowed, and that somebody wrote who had another unit in mind."""
+    """Warn of values that are allowed, and that somebody wrote who had another unit in mind."""
     for key in table.model_fields_set:
         metadata = type(table).model_fields[key].metadata
         least = next((item.least for item in metadata if isinstance(item, Plausible)), 0)
         value = getattr(table, key)
         if least and 0 < value < least:
             unit = next(item.symbol for item in metadata if isinstance(item, Unit))
-            message = f"{value} is very little: the unit is {unit}"
+            message = f"{value} is unusually small: the unit is {unit}"
             yield Finding(Code.UNIT, (key,), message, _other_unit(value, unit))
 
 
@@ -127,7 +111,7 @@ def _has_root(table: Any) -> Iterator[Finding]:
 
 
 def _initrd_mounts_the_image(table: Any) -> Iterator[Finding]:
-    """Doubt an initrd of Kata's own beside an image: it is a whole guest, with an agent that is its init."""
+    """Warn of an initrd of Kata's own beside an image: it is a whole guest, whose init is the agent."""
     if table.image and table.initrd and _WHOLE_GUEST.fullmatch(table.initrd.name):
         message = f"is not used: {table.initrd.name} is by its name a whole guest, which mounts no image"
         hint = 'remove image, or name an initrd that mounts it, such as that of "kata-ctl image build"'
@@ -154,6 +138,10 @@ def _timeouts_fit(table: Any) -> Iterator[Finding]:
     if reconnect < dial:
         message = f"reconnect_timeout_ms = {reconnect} is less than dial_timeout_ms = {dial}"
         yield _relation(table, ("reconnect_timeout_ms", "dial_timeout_ms"), message)
+    elif dial in LIKE_SECONDS and dial * 1000 > reconnect:
+        message = f"{dial} is a long pause between two attempts: the unit is milliseconds"
+        hint = f"if the guest has {dial} seconds to boot, write reconnect_timeout_ms = {dial * 1000}"
+        yield Finding(Code.UNIT, ("dial_timeout_ms",), message, hint)
 
 
 def _relation(table: Table, keys: tuple[str, str], message: str) -> Finding:
@@ -172,8 +160,8 @@ def _hypervisor_is_there(table: Any) -> Iterator[Finding]:
     if name in HYPERVISORS:
         message = f"there is no driver for {name} in this version"
         yield Finding(Code.UNAVAILABLE, ("hypervisor_name",), message, hint)
-    elif stone := removed_keys.TABLES.get(("hypervisor", name)):
-        yield Finding(Code.CHOICE, ("hypervisor_name",), f"{quoted(name)} {stone.story}", hint)
+    elif removed := removed_keys.TABLES.get(("hypervisor", name)):
+        yield Finding(Code.CHOICE, ("hypervisor_name",), f"{quoted(name)} {removed.story}", hint)
     else:
         yield _unsupported("hypervisor_name", name, [*HYPERVISORS, *OTHER_NAMES])
 
@@ -190,28 +178,6 @@ def _unsupported(key: str, name: str, known: Iterable[str]) -> Finding:
     return Finding(Code.CHOICE, (key,), f"{quoted(name)} is not supported", hint, fix=fix)
 
 
-def _sandbox_is_on(table: Any) -> Iterator[Finding]:
-    if not table.confined:
-        hint = 'write "on,..." with the groups to deny, or remove the key for all of them'
-        yield Finding(Code.UNCONFINED, ("seccompsandbox",), "QEMU runs unconfined", hint)
-        return
-    for group, setting in open_groups(table.seccompsandbox).items():
-        message = f"QEMU keeps the calls of the group {group} ({setting})"
-        yield Finding(Code.WEAKENED, ("seccompsandbox",), message, f"{group}=deny closes it")
-
-
-def _filter_is_on(table: Any) -> Iterator[Finding]:
-    if table.disable_seccomp:
-        message = f"{table.title} runs without its seccomp filter"
-        yield Finding(Code.UNCONFINED, ("disable_seccomp",), message, "set it to false")
-
-
-def _unconfined_is_not_honoured(table: Any) -> Iterator[Finding]:
-    if table.honor_unconfined:
-        message = f"a container without a seccomp profile runs {table.title} without its filter"
-        yield Finding(Code.UNCONFINED, ("honor_unconfined",), message, "set it to false")
-
-
 def _debug(key: str, effect: str) -> Check:
     """Note a switch for debugging that is on."""
 
@@ -220,29 +186,6 @@ def _debug(key: str, effect: str) -> Check:
             yield Finding(Code.DEBUG, (key,), f"is on: {effect}", "set it to false")
 
     return check
-
-
-def _gates_open_what_they_say(table: Any) -> Iterator[Finding]:
-    if table.enable_annotations:
-        from kata_configuration.layer import pod_annotations
-
-        yield from pod_annotations.check_entries(type(table), table.enable_annotations)
-
-
-def _guest_is_confined(table: Any) -> Iterator[Finding]:
-    if table.disable_guest_seccomp:
-        message = "containers run without their seccomp profiles in the guest"
-        yield Finding(Code.GUEST_UNCONFINED, ("disable_guest_seccomp",), message, "set it to false")
-
-
-def _shim_is_confined(table: Any) -> Iterator[Finding]:
-    hint = 'set it to "enforce"'
-    if table.shim_seccomp == "off":
-        message = "the runtime's own process runs without a seccomp filter"
-        yield Finding(Code.SHIM_UNCONFINED, ("shim_seccomp",), message, hint)
-    elif table.shim_seccomp == "log":
-        message = "a call outside the policy of the runtime's own process is logged and let through"
-        yield Finding(Code.SHIM_UNENFORCED, ("shim_seccomp",), message, hint)
 
 
 def _host_file(key: str) -> Rule:
@@ -312,9 +255,29 @@ def _file_fault(path: Path) -> str | None:
 
 
 def _entropy(table: Any) -> Iterator[Finding]:
-    if not table.entropy_source.exists():
+    try:
+        mode = table.entropy_source.stat().st_mode
+    except OSError:
         message = f"{table.entropy_source} does not exist"
         yield Finding(Code.HOST_PATH, ("entropy_source",), message, "use /dev/urandom")
+        return
+    if not stat.S_ISCHR(mode):
+        message = f"{table.entropy_source} is no character device: the guest would read known bytes"
+        yield Finding(Code.HOST_ENTROPY, ("entropy_source",), message, "use /dev/urandom")
+
+
+def _kernel(table: Any) -> Iterator[Finding]:
+    """Warn of a kernel that begins as none: neither as a bzImage nor as an ELF file."""
+    if table.kernel is None:
+        return
+    try:
+        with table.kernel.open("rb") as file:
+            head = file.read(BZIMAGE_MAGIC_AT + len(BZIMAGE_MAGIC))
+    except OSError:
+        return  # that it is missing, or no file, is reported elsewhere
+    if not head.startswith(ELF_MAGIC) and head[BZIMAGE_MAGIC_AT:] != BZIMAGE_MAGIC:
+        message = f"{table.kernel} is no kernel: neither a bzImage nor an ELF file"
+        yield Finding(Code.HOST_KERNEL, ("kernel",), message, "name a vmlinuz or vmlinux file")
 
 
 def _kvm(table: Any) -> Iterator[Finding]:
@@ -362,6 +325,11 @@ def _host_memory(key: str) -> Rule:
 
 
 KVM = Path("/dev/kvm")
+
+# Pauses in milliseconds that are rather the time in seconds that older runtimes had under almost this name.
+LIKE_SECONDS = range(30, 100)
+# Source: the kernel's Documentation/arch/x86/boot.rst, header field "header"; elf(5).
+BZIMAGE_MAGIC, BZIMAGE_MAGIC_AT, ELF_MAGIC = b"HdrS", 0x202, b"\x7fELF"
 JIT = Path("/proc/sys/net/core/bpf_jit_enable")
 VIRTIOFSD_PLACES = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"))
 
@@ -369,15 +337,12 @@ VIRTIOFSD_PLACES = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofs
 _WHOLE_GUEST = re.compile(r"kata-containers-initrd.*|kata-.*\.initrd")
 
 RULES: tuple[Rule, ...] = (
+    *confinement.RULES,
     Rule("hypervisor", ("kernel",), _has_kernel),
     Rule("hypervisor", ("image", "initrd"), _has_root),
     Rule("hypervisor", ("image", "initrd"), _initrd_mounts_the_image),
     Rule("hypervisor", ("default_vcpus", "default_maxvcpus"), _vcpus_fit),
     Rule("hypervisor", ("default_memory", "default_maxmemory"), _memory_fits),
-    Rule("hypervisor", ("seccompsandbox",), _sandbox_is_on),
-    Rule("hypervisor", ("disable_seccomp",), _filter_is_on),
-    Rule("hypervisor", ("honor_unconfined",), _unconfined_is_not_honoured),
-    Rule("hypervisor", ("enable_annotations",), _gates_open_what_they_say),
     Rule(
         "hypervisor",
         ("enable_debug",),
@@ -392,8 +357,6 @@ RULES: tuple[Rule, ...] = (
             "enable_debug", "the runtime logs at debug level, and kata-ctl seccomp provoke may end the pod"
         ),
     ),
-    Rule("runtime", ("disable_guest_seccomp",), _guest_is_confined),
-    Rule("runtime", ("shim_seccomp",), _shim_is_confined),
     Rule("runtime", ("hypervisor_name",), _hypervisor_is_there),
     Rule("runtime", ("agent_name",), _agent_is_there),
 )
@@ -401,6 +364,7 @@ RULES: tuple[Rule, ...] = (
 HOST_RULES: tuple[Rule, ...] = (
     Rule("hypervisor", ("path",), _program),
     _host_file("kernel"),
+    Rule("hypervisor", ("kernel",), _kernel),
     _host_file("initrd"),
     _host_file("image"),
     _host_file("firmware"),

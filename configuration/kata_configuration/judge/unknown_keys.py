@@ -1,4 +1,4 @@
-"""A key that its table does not have: misspelt, misplaced, retired, or known to Kata and not honoured here.
+"""A key that its table does not have: misspelt, misplaced, removed, or known to Kata and not honoured here.
 
 Imported only when a file has such a key.
 """
@@ -27,7 +27,7 @@ from kata_configuration.parse.toml_text import value_text
 from kata_configuration.suggestions import closest, unmistakable
 
 NOT_HONOURED = "is known to Kata and not supported by this version"
-HARMLESS = "the value asks for nothing"
+HARMLESS = "the value changes nothing"
 
 
 def unknown_key(path: KeyPath, model: type[Table], value: object, context: Context) -> Finding:
@@ -35,8 +35,8 @@ def unknown_key(path: KeyPath, model: type[Table], value: object, context: Conte
     table, key = own_path(path[:-1]), str(path[-1])
     if table not in TABLES:  # a table inside of a table: its own names only
         return _misspelt(path, model, (), context)
-    if stone := removed_keys.find(table, key):
-        return _retired(path, model, stone, value, context)
+    if removed := removed_keys.find(table, key):
+        return _removed(path, model, removed, value, context)
     if planned := _declared(PLANNED.get(table), key):
         return _unhonoured(path, planned, key, value, NOT_HONOURED)
     if others := [name for name in _relatives(table) if _anywhere(name, key)]:
@@ -100,13 +100,13 @@ def removed_elsewhere(path: KeyPath, key: str, value: object, context: Context) 
     for home, model in TABLES.items():
         if home[0] == path[0] or (home[0] == "hypervisor" and home[1] != context.selected):
             continue
-        if stone := removed_keys.find(home, key):
+        if removed := removed_keys.find(home, key):
             hint = "remove it"
-            if stone.becomes:
-                hint, _ = _successor((*home, key), model, stone, value, context)
-            moved = stone.becomes and not hint.startswith("remove it")
+            if removed.becomes:
+                hint, _ = _successor((*home, key), model, removed, value, context)
+            moved = removed.becomes and not hint.startswith("remove it")
             hint += f" in [{key_name(home)}]" if moved and "[" not in hint else ""
-            message = f"is not a key of this table; as a key of [{key_name(home)}] it {stone.story}"
+            message = f"is not a key of this table; as a key of [{key_name(home)}] it {removed.story}"
             loss = Loss.UNDECIDED if moved else Loss.SOMETHING
             return Finding(Code.FOREIGN_KEY, path, message, hint, on_key=True, loss=loss)
     return None
@@ -131,55 +131,64 @@ def _within(path: KeyPath, home: tuple[KeyPath, bool]) -> Finding:
     return Finding(Code.UNSUPPORTED, path, f"{message}, which {NOT_HONOURED[3:]}", "remove it", on_key=True)
 
 
-def _retired(
-    path: KeyPath, model: type[Table], stone: RemovedKey, value: object, context: Context
+def _removed(
+    path: KeyPath, model: type[Table], removed: RemovedKey, value: object, context: Context
 ) -> Finding:
-    harmless = value == stone.harmless and type(value) is type(stone.harmless)
+    harmless = value == removed.harmless and type(value) is type(removed.harmless)
     if (
         harmless
-        or (not value and not stone.becomes and not stone.security)
-        or _was_default(path, stone, value)
+        or (not value and not removed.becomes and not removed.security)
+        or _was_default(path, removed, value)
     ):
-        return Finding(Code.INERT, path, f"{stone.story}; {HARMLESS}", "remove it", on_key=True)
-    code = Code.FOREIGN_CONFINEMENT if stone.security else Code.FOREIGN_KEY
-    hint, fix = _successor(path, model, stone, value, context) if stone.becomes else (stone.advice, None)
+        return Finding(Code.INERT, path, f"{removed.story}; {HARMLESS}", "remove it", on_key=True)
+    code = Code.FOREIGN_CONFINEMENT if removed.security else Code.FOREIGN_KEY
+    hint, fix = (
+        _successor(path, model, removed, value, context) if removed.becomes else (removed.advice, None)
+    )
     replaced = hint.endswith(" already")
     loss = (
-        Loss.PROTECTION if stone.security else Loss.SOMETHING if stone.lost and not replaced else Loss.NOTHING
+        Loss.PROTECTION
+        if removed.security
+        else Loss.SOMETHING
+        if removed.lost and not replaced
+        else Loss.NOTHING
     )
-    return Finding(code, path, stone.story, hint, on_key=True, fix=fix, loss=loss)
+    return Finding(code, path, removed.story, hint, on_key=True, fix=fix, loss=loss)
 
 
-def _was_default(path: KeyPath, stone: RemovedKey, value: object) -> bool:
-    """Whether what a key became is not honoured yet, and the value asks for nothing of it."""
-    planned = _declared(PLANNED.get(own_path(path[:-1])), stone.becomes)
+def _was_default(path: KeyPath, removed: RemovedKey, value: object) -> bool:
+    """Whether what a key became is not honoured yet, and the value changes nothing of it."""
+    planned = _declared(PLANNED.get(own_path(path[:-1])), removed.becomes)
     if planned is None:
         return False
-    if stone.convert is not None:
+    if removed.convert is not None:
         if not isinstance(value, int):
             return False
-        value = stone.convert(value)
-    return _asks_for_nothing(planned, stone.becomes, value)
+        value = removed.convert(value)
+    return _asks_for_nothing(planned, removed.becomes, value)
 
 
 def _successor(
-    path: KeyPath, model: type[Table], stone: RemovedKey, value: object, context: Context
+    path: KeyPath, model: type[Table], removed: RemovedKey, value: object, context: Context
 ) -> tuple[str, Fix | None]:
-    """Say what to write in a removed key's place, and mend it where that is one change of the statement."""
-    family, _, name = stone.becomes.rpartition(".")
+    """Say what to write in a removed key's place, and fix it where that is one change of the statement."""
+    family, _, name = removed.becomes.rpartition(".")
     homes = [home for home in context.homes(name) if home[0] == family] if family else [path[:-1]]
     if not homes or (not family and name not in model.model_fields):
         return f"remove it: what it became, {name}, is not supported by this version", None
     if context.holds(homes[0], name, path):
         return f"remove it: [{key_name(homes[0])}] has {name} already", None
     if family:
-        return f"move it to [{key_name(homes[0])}]", Fix(table=homes[0]) if name == path[-1] else None
-    if stone.convert is None:
-        return stone.advice or f"write {name}", Fix(rename=name)
+        home = f"[{key_name(homes[0])}]"
+        if name != path[-1]:
+            return f"write {name} in {home}", None
+        return f"move it to {home}", Fix(table=homes[0])
+    if removed.convert is None:
+        return removed.advice or f"write {name}", Fix(rename=name)
     if isinstance(value, int):
-        new = stone.convert(value)
+        new = removed.convert(value)
         return f"write {name} = {value_text(new)}", Fix(rename=name, value=new)
-    return stone.advice or f"write {name}", None
+    return removed.advice or f"write {name}", None
 
 
 def _unhonoured(path: KeyPath, model: type[Table], key: str, value: object, why: str) -> Finding:

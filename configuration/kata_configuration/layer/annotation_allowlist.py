@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from kata_configuration.diagnostics import Code, Finding, Fix, Loss, quoted
 from kata_configuration.layer.pattern_cost import is_slow
@@ -21,6 +22,18 @@ PREFIX = "io.katacontainers.config."
 
 # Longer ones are no list of names.
 MAX_PATTERN = 200
+
+
+class Known(NamedTuple):
+    """What an entry that is a key's name allows.
+
+    guarded: whether no pattern does. loosens: what pods may do then to their confinement, or "". empty: the
+    key with the list of paths that allows none, or "".
+    """
+
+    guarded: bool
+    loosens: str = ""
+    empty: str = ""
 
 
 def names_of(family: str, names: Iterable[str]) -> tuple[str, ...]:
@@ -39,11 +52,11 @@ def opens(entries: Iterable[str], names: Iterable[str], *, literally: bool) -> b
 
 
 def check_entries(
-    entries: tuple[str, ...], known: Mapping[str, bool], is_unhonoured: Callable[[str], bool]
+    entries: tuple[str, ...], known: Mapping[str, Known], is_unhonoured: Callable[[str], bool]
 ) -> Iterator[Finding]:
     """Yield what is wrong with the entries, by their positions.
 
-    known: the name of each annotation that there is -> whether the key is guarded.
+    known: the name of each annotation that there is -> what an entry that is this name allows.
     is_unhonoured: whether an entry that is none of these names a key that this version does not act on.
     """
     for number, entry in enumerate(entries):
@@ -51,42 +64,56 @@ def check_entries(
 
 
 def _check_entry(
-    path: tuple[str, int], entry: str, known: Mapping[str, bool], is_unhonoured: Callable[[str], bool]
+    path: tuple[str, int], entry: str, known: Mapping[str, Known], is_unhonoured: Callable[[str], bool]
 ) -> Iterator[Finding]:
     if base := _base_name(entry):
         message = f"{quoted(entry)} is an annotation's whole name, of which only the end counts here"
-        yield Finding(Code.GATE_DEAD, path, message, f"write {quoted(base)}", fix=Fix(value=base))
+        yield Finding(Code.ENTRY_DEAD, path, message, f"write {quoted(base)}", fix=Fix(value=base))
         return
     try:
         pattern = _compile(entry)
     except ValueError as error:
         hint = 'write the annotation\'s name, such as "default_memory"'
         message = f"{quoted(entry)} is no pattern: {error}"
-        yield Finding(Code.GATE_MALFORMED, path, message, hint, loss=Loss.NOTHING)
+        yield Finding(Code.ENTRY_MALFORMED, path, message, hint, loss=Loss.NOTHING)
         return
-    if _literal(entry) in known:
+    if (named := known.get(_literal(entry))) is not None:
+        yield from _named(path, entry, named)
         wider = [name for name in known if entry in name and name != entry and "." not in name]
         if wider:
             message = f"{quoted(entry)} allows this name only; runtimes that search also allow {_some(wider)}"
-            yield Finding(Code.GATE_UNANCHORED, path, message, f'for them, write "^{re.escape(entry)}$"')
+            yield Finding(Code.ENTRY_UNANCHORED, path, message, f'for them, write "^{re.escape(entry)}$"')
         return
     matched = [name for name in known if pattern.fullmatch(name)]
-    opened = [name for name in matched if not known[name]]
-    if len(opened) > len([name for name in known if not known[name]]) // 2:
+    opened = [name for name in matched if not known[name].guarded]
+    if len(opened) > len([name for name in known if not known[name].guarded]) // 2:
         message = f"{quoted(entry)} allows almost every key that is not guarded: {_some(opened)}"
-        yield Finding(Code.GATE_WIDE, path, message, "list the names that pods need")
+        yield Finding(Code.ENTRY_WIDE, path, message, "list the names that pods need")
     elif not matched and is_unhonoured(_literal(entry)):
         message = f"{quoted(entry)} is the name of a key that is not honoured here"
-        yield Finding(Code.GATE_DEAD, path, message, "remove it")
+        yield Finding(Code.ENTRY_DEAD, path, message, "remove it")
     elif not matched:
         found = closest(entry, known)
         hint = f"did you mean {quoted(found)}?" if found else "remove it"
         fix = Fix(value=found) if unmistakable(entry, known) else None
         message = f"{quoted(entry)} is the name of no annotation"
-        yield Finding(Code.GATE_DEAD, path, message, hint, fix=fix, loss=Loss.NOTHING)
+        yield Finding(Code.ENTRY_DEAD, path, message, hint, fix=fix, loss=Loss.NOTHING)
     elif not opened:
         message = f"{quoted(entry)} allows nothing: {_some(matched)} must be listed by name"
-        yield Finding(Code.GATE_DEAD, path, message, f"write {quoted(matched[0])}")
+        usable = [name for name in matched if not known[name].empty and not known[name].loosens]
+        hint = f"write {quoted(usable[0])}" if usable else "remove it, or list what pods need by name"
+        yield Finding(Code.ENTRY_DEAD, path, message, hint)
+
+
+def _named(path: tuple[str, int], entry: str, named: Known) -> Iterator[Finding]:
+    """Yield what an entry that is a key's name allows in vain, or allows that confines the pod."""
+    if named.empty:
+        message = f"{quoted(entry)} allows nothing: {named.empty} is empty"
+        hint = f"remove it, or list paths in {named.empty}"
+        yield Finding(Code.ENTRY_DEAD, path, message, hint, loss=Loss.NOTHING)
+    elif named.loosens:
+        message = f"{quoted(entry)} lets pods {named.loosens}"
+        yield Finding(Code.ENTRY_LOOSENS, path, message, "remove it unless that is meant")
 
 
 def _base_name(entry: str) -> str:

@@ -1,12 +1,13 @@
 """Which configuration file is in force.
 
     1. the ConfigPath that containerd passes in the runtime's options
-    2. the variable KATA_CONF_FILE: any regular file that only root can change
+    2. the variable KATA_CONF_FILE
     3. /etc/kata-containers/configuration.toml
     4. /usr/share/defaults/kata-containers/configuration.toml
 
-What was named explicitly and is missing is an error: the next rule never steps in for it. Over the file come
-its drop-ins (see `dropins`), and over these the annotations of the pod that enable_annotations lets in.
+What was named explicitly and is missing is an error: the next rule never steps in for it. Who may change
+the file is checked when it is loaded (see `parse.trust`). Over the file come its drop-ins (see `dropins`),
+and over these the annotations of the pod that enable_annotations allows.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from kata_configuration.diagnostics import Code
-from kata_configuration.parse.source import fault, require_regular, require_trusted, unreadable
+from kata_configuration.parse.source import fault, require_regular, unreadable
 
 CONFIG_PATH = "ConfigPath"
 ENVIRONMENT = "KATA_CONF_FILE"
@@ -39,7 +40,7 @@ def discover(
     if config_path:
         return _require(Path(config_path), "containerd's ConfigPath"), CONFIG_PATH
     if named := environ.get(ENVIRONMENT):
-        return _require(Path(named), ENVIRONMENT, trusted_only=True), ENVIRONMENT
+        return _require(Path(named), ENVIRONMENT), ENVIRONMENT
     for path in defaults:
         if os.path.lexists(path):
             return _require(path, "the default place"), DEFAULT
@@ -52,8 +53,8 @@ def discover(
     )
 
 
-def _require(path: Path, origin: str, *, trusted_only: bool = False) -> Path:
-    """Return the path when it names a regular file; with `trusted_only`, one that only root can change."""
+def _require(path: Path, origin: str) -> Path:
+    """Return the path when it names a regular file."""
     if not path.is_absolute():
         raise fault(Code.UNREADABLE, path, f"{origin} is not an absolute path", 'begin it with "/"')
     try:
@@ -63,6 +64,4 @@ def _require(path: Path, origin: str, *, trusted_only: bool = False) -> Path:
     except ValueError:
         raise fault(Code.UNREADABLE, path, f"{origin} contains a NUL byte", "check the path") from None
     require_regular(status, path)
-    if trusted_only:
-        require_trusted(status, path)
     return path

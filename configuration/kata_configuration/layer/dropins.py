@@ -9,25 +9,40 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import NamedTuple
 
 from kata_configuration.diagnostics import Code
-from kata_configuration.parse.source import fault, require_trusted, unreadable
+from kata_configuration.parse.source import fault, unreadable
+from kata_configuration.parse.trust import Place
 
 DIRECTORY = "config.d"
 SUFFIX = ".toml"
 
 
-def find(path: Path, *, trusted_only: bool = False) -> tuple[Path, ...]:
-    """Return the drop-ins of a configuration file, in the order in which they are merged.
+class Found(NamedTuple):
+    """The drop-ins of a file, in the order in which they are merged.
 
-    That is by name; of two with the same name, the one beside the given path comes last and so wins. A
-    directory that is reached in both ways is read once.
+    directories: those that they are in. skipped: files there whose names are almost those of drop-ins.
+    """
+
+    files: tuple[Path, ...]
+    directories: tuple[Place, ...]
+    skipped: tuple[Path, ...] = ()
+
+
+def find(path: Path) -> Found:
+    """Return the drop-ins of a configuration file.
+
+    They are merged by name; of two with the same name, the one beside the given path comes last and so wins.
+    A directory that is reached in both ways is read once.
 
     Raises:
-        ConfigurationError: a directory cannot be read, or with `trusted_only`, others than root may write it.
+        ConfigurationError: a directory cannot be read.
     """
     seen: set[tuple[int, int]] = set()
     found: list[tuple[str, int, Path]] = []
+    places: list[Place] = []
+    skipped: list[Path] = []
     for rank, base in enumerate((path, Path(os.path.realpath(path)))):
         directory = base.parent / DIRECTORY
         try:
@@ -39,8 +54,11 @@ def find(path: Path, *, trusted_only: bool = False) -> tuple[Path, ...]:
         if (status.st_dev, status.st_ino) in seen:
             continue
         seen.add((status.st_dev, status.st_ino))
-        found += [(name, -rank, directory / name) for name in _names(directory, status, trusted_only)]
-    return tuple(file for _, _, file in sorted(found))
+        places.append(Place(directory, status))
+        names = _names(directory, status)
+        found += [(name, -rank, directory / name) for name in names if _counts(name)]
+        skipped += [directory / name for name in names if _almost_counts(name)]
+    return Found(tuple(file for _, _, file in sorted(found)), tuple(places), tuple(sorted(skipped)))
 
 
 def is_drop_in(path: Path) -> bool:
@@ -48,16 +66,19 @@ def is_drop_in(path: Path) -> bool:
     return path.absolute().parent.name == DIRECTORY and _counts(path.name)
 
 
-def _names(directory: Path, status: os.stat_result, trusted_only: bool) -> list[str]:
+def _names(directory: Path, status: os.stat_result) -> list[str]:
     if not stat.S_ISDIR(status.st_mode):
         raise fault(Code.UNREADABLE, directory, "is not a directory", "make it one, with drop-ins in it")
-    if trusted_only:
-        require_trusted(status, directory)
     try:
-        return [name for name in os.listdir(directory) if _counts(name)]
+        return os.listdir(directory)
     except OSError as error:
         raise unreadable(directory, error) from None
 
 
 def _counts(name: str) -> bool:
     return name.endswith(SUFFIX) and not name.startswith(".")
+
+
+def _almost_counts(name: str) -> bool:
+    """Whether somebody may think that a file is a drop-in, or has made it none by its name on purpose."""
+    return SUFFIX in name.lower() and not name.startswith(".") and not _counts(name)

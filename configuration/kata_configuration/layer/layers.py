@@ -16,11 +16,10 @@ from kata_configuration.errors import ConfigurationError
 from kata_configuration.layer import dropins
 from kata_configuration.parse import source
 from kata_configuration.parse.syntax import SyntaxFault, parse
+from kata_configuration.parse.trust import Place, directories_of
 
 if TYPE_CHECKING:
     from kata_configuration.parse.spans import SpanIndex
-
-SHARED_WRITE = 0o022
 
 
 class Kind(Enum):
@@ -37,7 +36,7 @@ class Layer:
     """One layer. name: the file's path, or the annotation's name.
 
     text: of the file, with plain newlines, or the annotation's value. sound: the same, with statements that
-    are no TOML blanked out. shared_mode: the file's mode bits, when others than its owner may write it.
+    are no TOML blanked out.
     """
 
     kind: Kind
@@ -46,7 +45,6 @@ class Layer:
     text: str = ""
     sound: str = ""
     faults: tuple[SyntaxFault, ...] = ()
-    shared_mode: int = 0
 
     @property
     def place(self) -> str:
@@ -72,12 +70,18 @@ class Layer:
 
 @dataclass(slots=True)
 class Files:
-    """The files of a configuration: their layers, the drop-ins that could not be read, and their hash."""
+    """The files of a configuration: their layers, the drop-ins that could not be read, and their hash.
+
+    places: the files, and the directories that they are in. skipped: files whose names are almost those of
+    drop-ins.
+    """
 
     path: Path
     layers: list[Layer]
+    places: list[Place] = field(default_factory=list)
     unreadable: list[Diagnostic] = field(default_factory=list)
     sha256: str = ""
+    skipped: tuple[Path, ...] = ()
 
     @property
     def drop_ins(self) -> tuple[Path, ...]:
@@ -90,7 +94,7 @@ def annotation_place(name: str) -> str:
     return f"annotation {name}"
 
 
-def read_files(path: Path, *, trusted_only: bool = False) -> Files:
+def read_files(path: Path) -> Files:
     """Read a configuration file and its drop-ins.
 
     The hash of a file without drop-ins is that of its bytes. With drop-ins it is that of the list of all
@@ -99,34 +103,37 @@ def read_files(path: Path, *, trusted_only: bool = False) -> Files:
     Raises:
         ConfigurationError: the file itself cannot be read. A faulty drop-in is in `unreadable` instead.
     """
-    base = source.read(path, trusted_only=trusted_only)
-    files = Files(path, [_layer_of(Kind.FILE, base)])
+    base = source.read(path)
+    files = Files(path, [_layer_of(Kind.FILE, base)], [Place(path, base.status), *directories_of(path)])
     hashes = [(hashlib.sha256(base.content).hexdigest(), path)]
     try:
-        found = dropins.find(path, trusted_only=trusted_only)
+        found = dropins.find(path)
     except ConfigurationError as error:
         files.unreadable += error.diagnostics
-        found = ()
-    for drop_in in found:
+        found = dropins.Found((), ())
+    files.places += found.directories
+    files.skipped = found.skipped
+    for drop_in in found.files:
         try:
-            read = source.read(drop_in, trusted_only=trusted_only)
+            read = source.read(drop_in)
         except ConfigurationError as error:
             files.unreadable += error.diagnostics
             continue
         files.layers.append(_layer_of(Kind.DROP_IN, read))
+        files.places += [Place(drop_in, read.status), *directories_of(drop_in)]
         hashes.append((hashlib.sha256(read.content).hexdigest(), drop_in))
     files.sha256 = hashes[0][0] if len(hashes) == 1 else _hash_of_list(hashes)
     return files
 
 
-def file_layer(kind: Kind, name: str, text: str, shared_mode: int = 0) -> Layer:
+def file_layer(kind: Kind, name: str, text: str) -> Layer:
     """Parse the text of a file, with plain newlines, into its layer."""
     parsed = parse(text)
-    return Layer(kind, name, parsed.tree, text, parsed.text, parsed.faults, shared_mode)
+    return Layer(kind, name, parsed.tree, text, parsed.text, parsed.faults)
 
 
 def _layer_of(kind: Kind, read: source.Source) -> Layer:
-    return file_layer(kind, str(read.path), read.text, read.mode if read.mode & SHARED_WRITE else 0)
+    return file_layer(kind, str(read.path), read.text)
 
 
 def _hash_of_list(hashes: list[tuple[str, Path]]) -> str:

@@ -24,12 +24,21 @@ class Replaced(NamedTuple):
     lost: tuple[Any, ...]
 
 
+class Overridden(NamedTuple):
+    """A value that a later tree has replaced by another one. owner, by: numbers of trees."""
+
+    path: KeyPath
+    owner: int
+    by: int
+
+
 class Merged:
-    """The merged tree, which tree each value is from, and the arrays that lost elements."""
+    """The merged tree, which tree each value is from, the arrays that lost elements, and values replaced."""
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
         self.replaced: list[Replaced] = []
+        self.overridden: list[Overridden] = []
         self._owners: dict[KeyPath, int] = {}
 
     def owner(self, path: KeyPath) -> int:
@@ -57,6 +66,8 @@ class Merged:
                 lost = tuple(item for item in old if item not in value)
                 if lost:
                     self.replaced.append(Replaced(here, self.owner(here), number, lost))
+            elif key in base and old != value:
+                self.overridden.append(Overridden(here, self.owner(here), number))
             if isinstance(old, dict):
                 self._forget(here)
             self._owners[here] = number

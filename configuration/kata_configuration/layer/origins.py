@@ -18,7 +18,7 @@ class Origin(NamedTuple):
     line: int = 0
 
     def __str__(self) -> str:
-        """Write it as FILE:LINE, annotation NAME, or default; a drop-in is told by its directory."""
+        """Write it as FILE:LINE, annotation NAME, or default; a drop-in has the path of its directory."""
         if self.kind is Kind.DEFAULT:
             return "default"
         if self.kind is Kind.ANNOTATION:
@@ -35,24 +35,24 @@ class Origins:
 
     def of(self, path: KeyPath) -> Origin:
         """Return where the value of a key is from. path: of the key, as the models name it."""
-        spelt = self._spelling(path)
-        if spelt is None:
+        written = self._spelling(path)
+        if written is None:
             return Origin(Kind.DEFAULT)
-        layer = self._layers[self._merged.owner(spelt)]
+        layer = self._layers[self._merged.owner(written)]
         if layer.kind is Kind.ANNOTATION:
             return Origin(layer.kind, layer.name)
 
-        return Origin(layer.kind, layer.name, line_of(layer, spelt))
+        return Origin(layer.kind, layer.name, line_of(layer, written))
 
     def _spelling(self, path: KeyPath) -> KeyPath | None:
         """Return the path as the files spell it, or None when no file sets it."""
         node: object = self._merged.tree
-        spelt: KeyPath = ()
+        written: KeyPath = ()
         for part in path:
             if not isinstance(node, dict):
                 return None
-            key = next((key for key in spellings(spelt, str(part)) if key in node), None)
+            key = next((key for key in spellings(written, str(part)) if key in node), None)
             if key is None:
                 return None
-            spelt, node = (*spelt, key), node[key]
-        return spelt
+            written, node = (*written, key), node[key]
+        return written

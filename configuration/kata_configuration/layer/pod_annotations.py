@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from kata_configuration.diagnostics import Code, Diagnostic, Finding, KeyPath, Severity, key_name, quoted
 from kata_configuration.layer import annotation_allowlist
-from kata_configuration.layer.annotation_allowlist import PREFIX
+from kata_configuration.layer.annotation_allowlist import PREFIX, Known
 from kata_configuration.layer.layers import annotation_place
 from kata_configuration.layer.merging import spellings
 from kata_configuration.models import (
@@ -84,20 +84,21 @@ def path_of(tree: Tree, name: str) -> KeyPath | None:
     return _Application(tree, str).path_of(name)
 
 
-def check_entries(hypervisor: type[Table], entries: tuple[str, ...]) -> Iterator[Finding]:
+def check_entries(table: Any) -> Iterator[Finding]:
     """Yield what is wrong with the enable_annotations of a hypervisor's table, by their positions."""
-    known = _names(hypervisor, "hypervisor")
+    model: type[Table] = type(table)
+    known = _names(model, "hypervisor", table)
     for family, models in (("agent", AGENTS.values()), ("runtime", (Runtime,))):
-        for model in models:
-            known |= _names(model, family)
-    table = next(path for path, model in TABLES.items() if model is hypervisor)
+        for other in models:
+            known |= _names(other, family)
+    path = next(path for path, each in TABLES.items() if each is model)
 
     def is_unhonoured(entry: str) -> bool:
         family, _, rest = entry.partition(".")
-        owner = {"agent": ("agent", "kata"), "runtime": ("runtime",)}.get(family, table)
+        owner = {"agent": ("agent", "kata"), "runtime": ("runtime",)}.get(family, path)
         return _is_unhonoured(owner, rest if family in FAMILIES else entry)
 
-    yield from annotation_allowlist.check_entries(entries, known, is_unhonoured)
+    yield from annotation_allowlist.check_entries(table.enable_annotations, known, is_unhonoured)
 
 
 def _is_unhonoured(table: tuple[str, ...], name: str) -> bool:
@@ -113,13 +114,16 @@ def _names_of_family(family: str) -> frozenset[str]:
     return frozenset(name for model in every for key in model.model_fields for name in _names_of(model, key))
 
 
-def _names(model: type[Table], family: str) -> dict[str, bool]:
-    """Return the names that allow a table's keys -> whether the key is guarded."""
-    names = {}
+def _names(model: type[Table], family: str, table: Table | None = None) -> dict[str, Known]:
+    """Return the names that allow a table's keys -> what each allows. table: with its lists of paths."""
+    names: dict[str, Known] = {}
     for key, info in model.model_fields.items():
         if is_settable(info):
             target = Target((), key, info, annotation_allowlist.names_of(family, _names_of(model, key)))
-            names[target.names[0]] = target.guarded
+            listed_in = target.annotation.listed_in
+            empty = listed_in if listed_in and not getattr(table, listed_in, ()) else ""
+            known = Known(target.guarded, target.annotation.loosens, empty)
+            names |= dict.fromkeys(target.names[:1], known)
     return names
 
 
@@ -174,7 +178,7 @@ class _Application:
             return
         other, said = self._set.get(path, (name, value))
         if said != value:
-            message = f"says {quoted(text)}, and {other} says otherwise"
+            message = f"is {quoted(text)}, and {other} has another value"
             self._say(Code.ANNOTATION_TWICE, name, key_name(path), message, "keep one of them")
             return
         self._set[path] = (name, value)

@@ -43,6 +43,7 @@ __all__ = [
     "OptionalPath",
     "Percent",
     "Plausible",
+    "PowerOfTwo",
     "Protects",
     "Seconds",
     "Strings",
@@ -122,6 +123,10 @@ class Form(NamedTuple):
     pattern: str
 
 
+class PowerOfTwo(NamedTuple):
+    """That a number is a power of two."""
+
+
 class Indifferent(NamedTuple):
     """That either value of a planned key describes what happens: it switches off what no driver here does."""
 
@@ -168,6 +173,7 @@ class Annotation(NamedTuple):
     access: what lets the annotation in. reason: why a key is not guarded, as a clause; "" for a guarded one.
     name: of the annotation, where it differs from the key's (source: Kata Containers 4.1.0, runtime-rs, the
     constants KATA_ANNO_CFG_*). listed_in: the key with the shell patterns that the value must match.
+    loosens: what a pod may do by it to its confinement, as a clause, or "".
     separator: of an array's elements. words: whether words of the value replace those of the file one by one.
     """
 
@@ -175,6 +181,7 @@ class Annotation(NamedTuple):
     reason: str = ""
     name: str = ""
     listed_in: str = ""
+    loosens: str = ""
     separator: str = ","
     words: bool = False
 
@@ -278,7 +285,7 @@ CommaList = Annotated[Text, AfterValidator(_comma_separated), Form(r"^([^,\s]+( 
 Strings = Annotated[tuple[Text, ...], Field(strict=False)]
 # Shell patterns of absolute paths; "" matches none, and allows an annotation that takes a path away.
 Globs = Annotated[
-    tuple[Annotated[Text, AfterValidator(_glob)], ...],
+    tuple[Annotated[Text, AfterValidator(_glob), Form("^(/|$)")], ...],
     Field(strict=False),
     Annotation(Access.CLOSED, "it limits what annotations may name"),
 ]

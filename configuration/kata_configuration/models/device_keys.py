@@ -18,6 +18,7 @@ from kata_configuration.models.base import (
     Needs,
     Octets,
     Percent,
+    PowerOfTwo,
     Seconds,
     Strings,
     malformed,
@@ -56,6 +57,7 @@ QueueSize = Annotated[
     ),
     Field(ge=2, le=32768),
     AfterValidator(_power_of_two),
+    PowerOfTwo(),
     Annotation(name="block_device_queue_size"),
 ]
 NumQueues = Annotated[
@@ -158,7 +160,9 @@ NoSharedFs = Annotated[
 VirtioFsDaemon = Annotated[
     HostPath,
     About("The virtiofsd program, needed for virtio-fs.", "Kata 3.0.0", takes_effect_in=Effect.VIRTIOFSD),
-    Annotation(listed_in="valid_virtio_fs_daemon_paths"),
+    Annotation(
+        listed_in="valid_virtio_fs_daemon_paths", loosens="choose the program that serves files of the host"
+    ),
     SHARES_FILES,
 ]
 ValidVirtioFsDaemonPaths = Annotated[
@@ -173,6 +177,7 @@ VirtioFsExtraArgs = Annotated[
     Strings,
     About("Arguments added to virtiofsd's command line.", "Kata 3.0.0", takes_effect_in=Effect.VIRTIOFSD),
     SHARES_FILES,
+    Annotation(loosens="choose arguments of the program that serves files of the host"),
 ]
 VirtioFsCache = Annotated[
     Literal["never", "auto", "always"],
@@ -192,6 +197,7 @@ VirtioFsQueueSize = Annotated[
     ),
     Field(ge=2, le=32768),
     AfterValidator(_power_of_two),
+    PowerOfTwo(),
     SHARES_FILES,
 ]
 VirtioFsCacheSize = Annotated[

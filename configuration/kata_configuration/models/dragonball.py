@@ -9,7 +9,7 @@ from pydantic import Field
 
 from kata_configuration.models import device_keys as device
 from kata_configuration.models import machine_keys as machine
-from kata_configuration.models.base import About, Effect, HypervisorTable, Instead, Needs
+from kata_configuration.models.base import About, Annotation, Effect, HypervisorTable, Instead, Needs
 from kata_configuration.models.subtables import Factory
 
 
@@ -54,6 +54,7 @@ class Dragonball(HypervisorTable):
             "Kata 3.0.0",
             takes_effect_in=Effect.FILTER,
         ),
+        Annotation(loosens=machine.NO_FILTER),
     ] = False
     shared_fs: device.SharedFs = "virtio-fs"
     virtio_fs_daemon: device.VirtioFsDaemon = Path("/usr/lib/qemu/virtiofsd")

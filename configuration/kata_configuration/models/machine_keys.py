@@ -33,6 +33,9 @@ from kata_configuration.models.base import (
 # Why an annotation may set a key that is open.
 OWN_SIZE = "a pod's author chooses the size of its machine, whose memory and CPUs the pod's cgroup limits"
 
+# What an annotation does that turns a filter off.
+NO_FILTER = "run their machine without its seccomp filter"
+
 VERITY_NUMBERS = ("data_blocks", "data_block_size", "hash_block_size")
 VERITY_PARAMETERS = ("root_hash", "salt", *VERITY_NUMBERS)
 
@@ -62,7 +65,7 @@ def _paired_quotes(value: str) -> str:
 ProgramPath = Annotated[
     HostPath,
     About("The program that runs the virtual machine.", "Kata 3.0.0", takes_effect_in=Effect.MACHINE),
-    Annotation(listed_in="valid_hypervisor_paths"),
+    Annotation(listed_in="valid_hypervisor_paths", loosens="choose the program that runs their machine"),
 ]
 ValidHypervisorPaths = Annotated[
     Globs,
@@ -80,7 +83,7 @@ JailerPath = Annotated[
         example="/usr/bin/jailer",
         takes_effect_in=Effect.MACHINE,
     ),
-    Annotation(listed_in="valid_jailer_paths"),
+    Annotation(listed_in="valid_jailer_paths", loosens="choose the program that confines their machine"),
 ]
 ValidJailerPaths = Annotated[
     Globs,
@@ -177,7 +180,7 @@ KernelParams = Annotated[
     Text,
     AfterValidator(_paired_quotes),
     About(
-        "Words added at the end of the kernel's command line; double quotes keep spaces.",
+        "Parameters added at the end of the kernel's command line; double quotes keep spaces.",
         "Kata 3.0.0",
         takes_effect_in=Effect.KERNEL_LINE,
     ),
@@ -300,6 +303,7 @@ DisableSeccomp = Annotated[
         "Kata 3.0.0",
         takes_effect_in=Effect.FILTER,
     ),
+    Annotation(loosens=NO_FILTER),
 ]
 HonorUnconfined = Annotated[
     bool,
@@ -308,6 +312,7 @@ HonorUnconfined = Annotated[
         OURS,
         takes_effect_in=Effect.FILTER,
     ),
+    Annotation(loosens=NO_FILTER),
 ]
 SelinuxLabel = Annotated[
     Text,

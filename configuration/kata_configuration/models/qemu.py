@@ -13,6 +13,7 @@ from kata_configuration.models import machine_keys as machine
 from kata_configuration.models.base import (
     OURS,
     About,
+    Annotation,
     CommaList,
     Effect,
     Form,
@@ -50,6 +51,7 @@ class QemuHypervisor(HypervisorTable):
             "Kata 3.0.0",
             takes_effect_in=Effect.MACHINE,
         ),
+        Annotation(loosens="choose properties of QEMU's machine"),
     ] = ""
     cpu_features: machine.CpuFeatures = ""
     accelerator: Annotated[
@@ -75,6 +77,7 @@ class QemuHypervisor(HypervisorTable):
             takes_effect_in=Effect.FILTER,
         ),
         Form(FORM),
+        Annotation(loosens=machine.NO_FILTER),
     ] = DENY_ALL
     honor_unconfined: machine.HonorUnconfined = False
     shared_fs: device.SharedFs = "virtio-fs"

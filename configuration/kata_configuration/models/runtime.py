@@ -47,6 +47,7 @@ class Runtime(Table):
             "Kata 3.0.0",
             takes_effect_in=Effect.MACHINE,
         ),
+        Annotation(loosens="choose the hypervisor, with what confines it"),
     ] = "qemu"
     agent_name: Annotated[
         Text,
@@ -71,6 +72,7 @@ class Runtime(Table):
             "Kata 3.0.0",
             takes_effect_in=Effect.AGENT,
         ),
+        Annotation(loosens="run containers without their seccomp profiles"),
     ] = False
     shim_seccomp: Annotated[
         Literal["enforce", "log", "off"],
@@ -80,6 +82,7 @@ class Runtime(Table):
             OURS,
             takes_effect_in=Effect.FILTER,
         ),
+        Annotation(loosens="run the runtime's own process without its filter"),
     ] = "enforce"
     sandbox_cgroup_only: Annotated[
         OnlyTrue,
@@ -110,7 +113,7 @@ class Runtime(Table):
     refused_annotations: Annotated[
         Literal["fail", "warn"],
         About(
-            "What happens to a pod with an annotation that enable_annotations does not let in.",
+            "What happens to a pod with an annotation that enable_annotations does not allow.",
             OURS,
             takes_effect_in=Effect.LOADING,
         ),

@@ -18,21 +18,21 @@ BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file's bytes, its text with plain newlines (which moves no line and no column), and its mode bits."""
+    """A file's bytes, its text with plain newlines (which moves no line and no column), and its status."""
 
     path: Path
     content: bytes
     text: str
-    mode: int
+    status: os.stat_result
 
 
-def read(path: Path, *, trusted_only: bool = False) -> Source:
-    """Read a configuration file. With `trusted_only`, root alone may be able to change it.
+def read(path: Path) -> Source:
+    """Read a configuration file.
 
     Raises:
-        ConfigurationError: it is missing, unreadable, no regular file, too large, not UTF-8 or not trusted.
+        ConfigurationError: it is missing, unreadable, no regular file, too large, or not UTF-8.
     """
-    content, mode = _read_bytes(path, trusted_only)
+    content, status = _read_bytes(path)
     if content.startswith(BYTE_ORDER_MARK):
         raise fault(
             Code.ENCODING,
@@ -55,20 +55,7 @@ def read(path: Path, *, trusted_only: bool = False) -> Source:
             line=line,
             column=column,
         ) from None
-    return Source(path, content, text.replace("\r\n", "\n"), mode)
-
-
-def require_trusted(status: os.stat_result, path: Path) -> None:
-    """Refuse a file that somebody else than root can change.
-
-    Raises:
-        ConfigurationError: it is not owned by root, or its group or others may write it.
-    """
-    if status.st_uid != 0:
-        raise fault(Code.UNTRUSTED, path, f"is owned by user {status.st_uid}, not by root", "chown root it")
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        mode = stat.S_IMODE(status.st_mode)
-        raise fault(Code.UNTRUSTED, path, f"its mode {mode:04o} lets others than root write", "chmod go-w it")
+    return Source(path, content, text.replace("\r\n", "\n"), status)
 
 
 def require_regular(status: os.stat_result, path: Path) -> None:
@@ -83,7 +70,7 @@ def require_regular(status: os.stat_result, path: Path) -> None:
 
 
 def unreadable(path: Path, error: OSError) -> ConfigurationError:
-    """Put the system's refusal into words."""
+    """Return the error for what the system refuses."""
     if error.errno in (errno.ENOENT, errno.ENOTDIR):
         return fault(Code.NOT_FOUND, path, "does not exist", "create it or name another file")
     reason = (error.strerror or str(error)).lower()
@@ -97,7 +84,7 @@ def fault(
     return ConfigurationError([Diagnostic.of(code, str(path), message, hint, line=line, column=column)])
 
 
-def _read_bytes(path: Path, trusted_only: bool) -> tuple[bytes, int]:
+def _read_bytes(path: Path) -> tuple[bytes, os.stat_result]:
     try:
         # Not blocking, because the path may name a pipe that nobody writes to.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
@@ -110,8 +97,6 @@ def _read_bytes(path: Path, trusted_only: bool) -> tuple[bytes, int]:
     try:
         status = os.fstat(descriptor)
         require_regular(status, path)
-        if trusted_only:
-            require_trusted(status, path)
         content = b""
         while len(content) <= MAX_SIZE and (chunk := os.read(descriptor, MAX_SIZE + 1)):
             content += chunk
@@ -121,4 +106,4 @@ def _read_bytes(path: Path, trusted_only: bool) -> tuple[bytes, int]:
         os.close(descriptor)
     if len(content) > MAX_SIZE:
         raise fault(Code.TOO_LARGE, path, f"is larger than {MAX_SIZE} bytes", "name a configuration file")
-    return content, stat.S_IMODE(status.st_mode)
+    return content, status

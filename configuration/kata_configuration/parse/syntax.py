@@ -1,7 +1,7 @@
 """From text to tree: tomli decides what is TOML, and a statement that is not does not hide the others.
 
 A statement that tomli refuses is noted, blanked out in place, and the rest is read again; so each fault has
-tomli's own words and place, and lines and columns of all that remains do not move.
+tomli's own message and place, and lines and columns of all that remains do not move.
 """
 
 from __future__ import annotations
@@ -146,6 +146,8 @@ def _refusal(text: str, start: int, position: int, refusal: str) -> SyntaxFault:
     if "after a statement" in message and (word := _HALF_READ.search(text, start, position + 1)):
         # tomli takes the beginning of a word for a value: the "inf" of info, the "0" of 0512.
         position, message = word.start(), "invalid value"
+    elif text[first : first + 2] == "//" or text[position : position + 2] == "//":
+        message = '"//" begins no comment'
     elif "character '\\n'" in message or message == """expected "'\"""":
         message = "a string has no end"
     return SyntaxFault(Code.SYNTAX, first if runaway else position, message, _hint(message))
@@ -155,10 +157,11 @@ def _hint(message: str) -> str:
     for words, hint in _HINTS:
         if words in message:
             return hint
-    return "mend or remove it"
+    return "correct or remove it"
 
 
 _HINTS = (
+    ("begins no comment", 'a comment begins with "#"'),
     ("invalid value", 'strings need quotes; others are true, false or a number, such as 512, not "0512"'),
     ("unclosed array", 'put commas between its elements, and close it with "]"'),
     ("unterminated string", "close it with the quote that began it"),

@@ -1,4 +1,4 @@
-"""Why an annotation of a pod takes effect, or does not: let in, valid, and the value in force."""
+"""Why an annotation of a pod takes effect, or does not: allowed, valid, and the value in force."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _REFUSALS = frozenset(
 class Explanation:
     """What a configuration makes of one annotation.
 
-    name: whole. path: of the key that it names, or None. refusals: why it is not let in. faults: why its
+    name: whole. path: of the key that it names, or None. refusals: why it is not allowed. faults: why its
     value is not valid. others: errors of the configuration, or of other annotations, that stop the pod.
     value: in force after all, or None when the pod does not start.
     """

@@ -19,7 +19,7 @@ from kata_configuration.models import (
     HypervisorTable,
     Table,
 )
-from kata_configuration.models.base import About, Form, Unit, inner_table
+from kata_configuration.models.base import About, Form, PowerOfTwo, Unit, inner_table
 from kata_configuration.parse.toml_text import value_text
 
 HONOURED = "honoured"
@@ -84,6 +84,21 @@ def unit(field: FieldInfo) -> str:
 def form(field: FieldInfo) -> str | None:
     """Return the regular expression of a text's form, or None."""
     return next((item.pattern for item in field.metadata if isinstance(item, Form)), None)
+
+
+def item_form(field: FieldInfo) -> str | None:
+    """Return the regular expression of the form of an array's elements, or None."""
+    arguments = typing.get_args(field.annotation)
+    metadata = getattr(arguments[0], "__metadata__", ()) if arguments else ()
+    return next((item.pattern for item in metadata if isinstance(item, Form)), None)
+
+
+def powers(field: FieldInfo) -> tuple[int, ...]:
+    """Return the numbers that a key may have, where they are the powers of two in its range."""
+    if not any(isinstance(item, PowerOfTwo) for item in field.metadata):
+        return ()
+    low, high = limits(field)
+    return tuple(1 << bit for bit in range(high.bit_length()) if low <= 1 << bit <= high)
 
 
 def choices(field: FieldInfo) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Mending what has exactly one right answer: in the text, so that comments and layout stay."""
+"""Fixing what has exactly one right answer: in the text, so that comments and layout stay."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kata_configuration.loading import Examination, examine_files
 from kata_configuration.parse import source
 from kata_configuration.tell.reports import printable
 
-# Of one file's faults, so many are mended in one run.
+# Of one file's faults, so many are fixed in one run.
 MAX_FIXES = 500
 
 # What a fix must never bring about: then its answer was not the right one.
@@ -26,12 +26,12 @@ _SPOILT = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A file, its text before and after, both with the newlines that the file has, and what was mended."""
+    """A file, its text before and after, both with the newlines that the file has, and what was fixed."""
 
     path: Path
     before: str
     after: str
-    mended: tuple[Diagnostic, ...]
+    fixed: tuple[Diagnostic, ...]
 
     def __str__(self) -> str:
         """Show the change as a unified diff."""
@@ -47,13 +47,13 @@ class Change:
 
 
 def find_changes(path: Path, *, check_host: bool) -> tuple[Change, ...]:
-    """Work out what mends a file and its drop-ins, without changing them.
+    """Work out what fixes a file and its drop-ins, without changing them.
 
     Raises:
         ConfigurationError: the file itself cannot be read.
     """
     files = read_files(path)
-    mended: dict[str, list[Diagnostic]] = {}
+    fixed: dict[str, list[Diagnostic]] = {}
     raw = {layer.name: _raw_text(Path(layer.name)) for layer in files.layers}
     before = dict(raw)
     examination = examine_files(files, check_host=check_host)
@@ -62,13 +62,13 @@ def find_changes(path: Path, *, check_host: bool) -> tuple[Change, ...]:
         if step is None:
             break
         found, examination = step
-        mended.setdefault(found.path, []).append(found)
+        fixed.setdefault(found.path, []).append(found)
         raw[found.path] = _apply_raw(raw[found.path], found.edits)
-    return tuple(Change(Path(name), before[name], raw[name], tuple(found)) for name, found in mended.items())
+    return tuple(Change(Path(name), before[name], raw[name], tuple(found)) for name, found in fixed.items())
 
 
 def write(change: Change) -> None:
-    """Replace the file by its mended text, as a whole; a link stays a link, mode and owner stay.
+    """Replace the file by its fixed text, as a whole; a link stays a link, mode and owner stay.
 
     Raises:
         OSError: its directory cannot be written.
@@ -91,7 +91,7 @@ def write(change: Change) -> None:
 
 
 def _one_step(examination: Examination, check_host: bool) -> tuple[Diagnostic, Examination] | None:
-    """Mend the first fault that can be mended without harm; None when there is none left."""
+    """Fix the first fault that can be fixed without harm; None when there is none left."""
     for found in examination.diagnostics:
         if not found.edits:
             continue
@@ -104,7 +104,7 @@ def _one_step(examination: Examination, check_host: bool) -> tuple[Diagnostic, E
 
 def _with_edits(files: Files, found: Diagnostic) -> Files:
     layers = [
-        file_layer(layer.kind, layer.name, _apply(layer.text, found.edits), layer.shared_mode)
+        file_layer(layer.kind, layer.name, _apply(layer.text, found.edits))
         if layer.name == found.path
         else layer
         for layer in files.layers
@@ -112,7 +112,7 @@ def _with_edits(files: Files, found: Diagnostic) -> Files:
     return replace(files, layers=layers)
 
 
-def _is_better(before: Examination, after: Examination, mended: Diagnostic) -> bool:
+def _is_better(before: Examination, after: Examination, fixed: Diagnostic) -> bool:
     """Whether a fault is gone, and the text is none the worse.
 
     A table whose name was misspelt may show faults that nobody looked for before; nothing else may.
@@ -120,8 +120,8 @@ def _is_better(before: Examination, after: Examination, mended: Diagnostic) -> b
     old, new = _tally(before), _tally(after)
     if any(new[key] > old.get(key, 0) for key in new if key[1] in _SPOILT):
         return False
-    uncovered = mended.code == Code.UNKNOWN_TABLE.number
-    identity = _identity(mended)
+    uncovered = fixed.code == Code.UNKNOWN_TABLE.number
+    identity = _identity(fixed)
     return new.get(identity, 0) < old[identity] and (uncovered or _errors(after) <= _errors(before))
 
 

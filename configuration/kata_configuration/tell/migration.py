@@ -46,7 +46,7 @@ _DROPPED = frozenset(
         Code.ALIAS_REPEATED,
     }
 )
-_DEAD_ENTRIES = frozenset({Code.GATE_DEAD, Code.GATE_MALFORMED})
+_DEAD_ENTRIES = frozenset({Code.ENTRY_DEAD, Code.ENTRY_MALFORMED})
 
 
 class Weight(IntEnum):
@@ -163,7 +163,7 @@ def _answer(finding: Finding, layer: Layer, tree: Mapping[str, Any]) -> _Answer 
     if finding.code in _DEAD_ENTRIES and finding.fix is None:
         return _without_entry(finding, layer, tree)
     if finding.fix is not None:
-        return _mended(finding, finding.fix, layer, tree)
+        return _corrected(finding, finding.fix, layer, tree)
     if finding.loss is Loss.UNDECIDED:
         return None
     if finding.code in _DROPPED or (finding.code is Code.UNUSED and finding.loss is Loss.NOTHING):
@@ -194,7 +194,7 @@ def _weight(finding: Finding) -> Weight:
     return Weight.PROTECTION if finding.loss is Loss.PROTECTION else Weight.LOST
 
 
-def _mended(finding: Finding, fix: Fix, layer: Layer, tree: Mapping[str, Any]) -> _Answer | None:
+def _corrected(finding: Finding, fix: Fix, layer: Layer, tree: Mapping[str, Any]) -> _Answer | None:
     """Do what the finding's fix says; what is there already in its right form wins over the old one."""
     path, name = finding.path, key_name(finding.path)
     if fix.remove:

@@ -26,7 +26,7 @@ writes this page, `kata-ctl config explain KEY` tells the same of one key, and `
 it as a JSON Schema for editors.
 
 A key that is not here is an error. So is one that the driver of its table does not honour, unless its value
-asks for nothing. Only the selected hypervisor's table has to be complete; faults in the others are warnings.
+changes nothing. Only the selected hypervisor's table has to be complete; faults in the others are warnings.
 
 For an editor with taplo or tombi, write the schema beside the file, and name it in the file's first line:
 
@@ -55,8 +55,8 @@ def explain(name: str) -> list[str]:
     blocks: dict[tuple[str, ...], list[str]] = {}
     for key in found:
         blocks.setdefault(_lines(key), []).append(key_name(key.path))
-    for place, key_alone, stone in _retired(wanted):
-        blocks.setdefault((stone.story, _advice(stone)), []).append(f"{_place(place)}{key_alone}")
+    for place, key_alone, removed in _removed(wanted):
+        blocks.setdefault((removed.story, _advice(removed)), []).append(f"{_place(place)}{key_alone}")
     return ["\n".join([*names, *(f"    {line}" for line in lines)]) for lines, names in blocks.items()]
 
 
@@ -145,18 +145,18 @@ def _explain_table(path: tuple[str, ...]) -> str:
     return "\n".join(lines)
 
 
-def _retired(wanted: tuple[str, ...]) -> Iterator[tuple[str, str, RemovedKey]]:
+def _removed(wanted: tuple[str, ...]) -> Iterator[tuple[str, str, RemovedKey]]:
     *table, key = wanted
-    for (place, name), stone in removed_keys.KEYS.items():
+    for (place, name), removed in removed_keys.KEYS.items():
         if name == key and (not table or place == table[0] or place == ".".join(table)):
-            yield place, name, stone
-    for path, stone in removed_keys.TABLES.items():
+            yield place, name, removed
+    for path, removed in removed_keys.TABLES.items():
         if path == wanted:
-            yield ".".join(path[:-1]), path[-1], stone
+            yield ".".join(path[:-1]), path[-1], removed
 
 
-def _advice(stone: RemovedKey) -> str:
-    return stone.advice or f"write {stone.becomes}"
+def _advice(removed: RemovedKey) -> str:
+    return removed.advice or f"write {removed.becomes}"
 
 
 def _place(place: str) -> str:
@@ -244,10 +244,10 @@ def _ineffective(keys: list[Key]) -> str:
 
 def _removed_keys() -> str:
     rows = [("Key or table", "What became of it", "What to do")]
-    for (place, key), stone in removed_keys.KEYS.items():
-        rows.append((f"`{_place(place)}{key}`", stone.story, _advice(stone)))
-    for path, stone in removed_keys.TABLES.items():
-        rows.append((f"`[{key_name(path)}]`", stone.story, stone.advice))
+    for (place, key), removed in removed_keys.KEYS.items():
+        rows.append((f"`{_place(place)}{key}`", removed.story, _advice(removed)))
+    for path, removed in removed_keys.TABLES.items():
+        rows.append((f"`[{key_name(path)}]`", removed.story, removed.advice))
     return f"## Other versions' keys and tables\n\n{_markdown(rows)}"
 
 

@@ -19,6 +19,10 @@ Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
+# No control character, which is as much of "printable" as a pattern can say.
+PRINTABLE: Schema = {"not": {"pattern": r"[\u0000-\u001f\u007f-\u009f]"}}
+
+
 def build() -> Schema:
     """Return the schema of a whole file."""
     hypervisors = {name: _table(model, complete=False) for name, model in HYPERVISORS.items()}
@@ -71,14 +75,20 @@ def _value(field: FieldInfo) -> Schema:
         table = _table(inner)
         return {"type": "array", "items": table} if kind == "array of tables" else table
     if kind.startswith("array"):
-        return {"type": "array", "items": {"type": "integer" if kind.endswith("integers") else "string"}}
-    if choices := facts.choices(field):
+        item: Schema = {"type": "integer" if kind.endswith("integers") else "string"}
+        if item["type"] == "string":
+            item |= PRINTABLE | {"pattern": facts.item_form(field) or ""}
+        return {"type": "array", "items": item}
+    if choices := facts.choices(field) or facts.powers(field):
         return {"enum": list(choices)}
     if kind == "path":
         optional = not field.is_required() and field.default is None
-        return {"type": "string", "pattern": "^(/|$)" if optional else "^/"}
+        pattern = "^(/|$)" if optional else "^/"
+        return {"type": "string", "pattern": pattern} | PRINTABLE
     low, high = facts.limits(field)
-    bounds = {"minimum": low, "maximum": high, "pattern": facts.form(field)}
+    bounds: Schema = {"minimum": low, "maximum": high, "pattern": facts.form(field)}
+    if kind == "string":
+        bounds |= PRINTABLE
     return {"type": kind} | {word: bound for word, bound in bounds.items() if bound is not None}
 
 

@@ -1,4 +1,4 @@
-"""`kata-ctl config lint`: every fault of configuration files, in one run; and --fix, which mends some."""
+"""`kata-ctl config lint`: every fault of configuration files, in one run; and --fix, which fixes some."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="default: the file in force; a directory means its *.toml, a drop-in the files it belongs to",
     )
     parser.add_argument("--format", choices=FORMATS, default="text", help="default: text")
-    parser.add_argument("--fix", action="store_true", help="mend what has exactly one right answer")
+    parser.add_argument("--fix", action="store_true", help="fix what has exactly one right answer")
     parser.add_argument("--no-host", action="store_true", help="do not check paths and hardware of this host")
     parser.add_argument("--strict", action="store_true", help="let warnings fail too")
     parser.set_defaults(run=run)
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     unwritten = False
     if arguments.fix:
         shown = sys.stdout if arguments.format == "text" else sys.stderr
-        written = [_mend(file, check_host, shown) for file in files]
+        written = [_fix(file, check_host, shown) for file in files]
         unwritten = not all(written)
     # A drop-in belongs to several files; its findings are reported once.
     found = list(dict.fromkeys(diagnostic for file in files for diagnostic in lint(file)))
@@ -107,16 +107,17 @@ def _what_to_lint(paths: Sequence[Path], check_host: bool) -> tuple[list[Path], 
     """Return the files, and how each is linted: the one in force as strictly as it is loaded."""
     from kata_configuration import discover, lint
     from kata_configuration.layer import discovery
+    from kata_configuration.parse.trust import trusted_uids
 
     if paths:
         return expand(paths), lambda path: lint(path, check_host=check_host)
     path, rule = discover(None, os.environ)
-    trusted_only = rule == discovery.ENVIRONMENT
-    return [path], lambda path: lint(path, check_host=check_host, trusted_only=trusted_only)
+    trusted = trusted_uids() if rule == discovery.ENVIRONMENT else None
+    return [path], lambda path: lint(path, check_host=check_host, trusted=trusted)
 
 
-def _mend(path: Path, check_host: bool, shown: TextIO) -> bool:
-    """Mend a file and its drop-ins, and show what that changes. Returns whether all could be written."""
+def _fix(path: Path, check_host: bool, shown: TextIO) -> bool:
+    """Fix a file and its drop-ins, and show what that changes. Returns whether all could be written."""
     from kata_configuration import ConfigurationError
     from kata_configuration.tell import fixing
 
@@ -128,7 +129,7 @@ def _mend(path: Path, check_host: bool, shown: TextIO) -> bool:
         try:
             fixing.write(change)
         except OSError as error:
-            print(f"{change.path}: cannot be mended: {error.strerror}", file=sys.stderr)
+            print(f"{change.path}: cannot be fixed: {error.strerror}", file=sys.stderr)
             return False
         print(change, file=shown)
     return True

@@ -83,7 +83,7 @@ def _configuration(
     listed = ", ".join(entries) or "none"
     precedence += [
         {"rule": "drop-ins", "path": "config.d/*.toml beside the file", "state": f"{len(drop_ins)} in force"},
-        {"rule": "annotations", "path": "of the pod", "state": f"let in: {listed}"},
+        {"rule": "annotations", "path": "of the pod", "state": f"allowed: {listed}"},
     ]
     return {
         "in force": str(configuration) if configuration else "none",
