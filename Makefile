@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 IMAGE := /var/lib/kata-containers/image
 STAMP := $(VENV)/.installed
+LOCK := release/lock
+PIP := $(BIN)/pip --quiet --disable-pip-version-check
 FUZZ_SECONDS ?= 60
 # Unit tests wait for processes now and then: one worker more than there are processors keeps these busy.
 UNIT_WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
@@ -13,7 +15,7 @@ ROOMS := configuration runtime hypervisor agent
 PROTOS := agent/kata_agent/protos runtime/kata_runtime/containerd_api
 
 .DEFAULT_GOAL := help
-.PHONY: help setup environment packages test-packages hooks run test lint unit integration test-rig rig fuzz image bench bench-rig protos check-protos format install clean
+.PHONY: help setup environment packages test-packages hooks run test lint unit integration test-rig rig fuzz image bench bench-rig protos check-protos lock sbom format install clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,11 +39,12 @@ test-packages:
 hooks: ## let git check the message of each commit that you make in this checkout
 	@$(PYTHON) .ci/commit_msg.py --install
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml $(LOCK)/development.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; install it (Debian: apt-get install python3)"; exit 1; }
 	@echo "==> Python environment in $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(PIP) install --require-hashes --only-binary :all: --requirement $(LOCK)/development.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
 lint: environment check-protos ## ruff, mypy --strict, import-linter, generated code
@@ -64,7 +67,7 @@ rig: environment image ## a shell in the rig, or one command: make rig ARGS='kat
 
 fuzz: environment ## a minute of coverage-guided fuzzing for each parser of what a guest, a daemon or a file says
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
-		$(BIN)/pip install --quiet --disable-pip-version-check --only-binary atheris --editable '.[fuzz]' || \
+		$(PIP) install --require-hashes --only-binary :all: --requirement $(LOCK)/fuzz.txt || \
 		{ echo "make fuzz needs atheris, which could not be installed for $$($(BIN)/python -V) on $$(uname -m)"; exit 1; }
 	$(BIN)/python tests/fuzz/all.py --seconds $(FUZZ_SECONDS)
 
@@ -88,6 +91,19 @@ protos: environment ## generate the protobuf modules from their .proto files
 
 check-protos: protos ## fail when the generated modules differ from what is checked in
 	@git diff --exit-code --stat -- '*_pb2.py' '*_pb2.pyi' || { echo "generated code is out of date: run make protos and commit"; exit 1; }
+
+lock: ## lock the dependencies, with hashes, in release/lock; make lock ARGS=--upgrade takes newer ones
+	@test -x build/lock/bin/uv || { $(PYTHON) -m venv build/lock && build/lock/bin/pip install --quiet uv; }
+	$(call compile,development,--extra dev)
+	$(call compile,runtime,--constraint $(LOCK)/development.txt)
+	$(call compile,fuzz,--extra fuzz --constraint $(LOCK)/development.txt)
+
+# What one file of the lock is made from: for every Python and machine at once, the commentary says for whom.
+compile = @build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--custom-compile-command 'make lock' $(2) $(ARGS) pyproject.toml --output-file $(LOCK)/$(1).txt
+
+sbom: environment ## build the wheel, and its bill of materials (CycloneDX), in dist
+	@$(BIN)/python release/project_wheel.py --output dist
 
 format: environment ## format the code
 	$(BIN)/ruff check --fix .

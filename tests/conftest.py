@@ -1,4 +1,4 @@
-"""What all tests share: one event loop's kind, and the helpers in tests/support."""
+"""What all tests share: one event loop's kind, the helpers in tests/support, and the tools in release."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 
-sys.path.insert(0, str(Path(__file__).parent / "support"))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE / "support"), str(HERE.parent / "release")]
 
 
 @pytest.fixture

@@ -14,9 +14,10 @@ import atheris
 
 HERE = Path(__file__).parent
 FOUND = HERE.parents[1] / "build/fuzz"
+ROOMS = ["kata_agent", "kata_hypervisor", "kata_runtime", "h11", "qemu"]
 sys.path.insert(0, str(HERE.parent / "support"))
 
-with atheris.instrument_imports(include=["kata_hypervisor"]):
+with atheris.instrument_imports(include=ROOMS):
     import fuzz_targets
 
 

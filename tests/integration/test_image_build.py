@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import signal
@@ -14,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
-from kata_runtime.image import builder, elf, manifest, rootfs
+from kata_runtime.image import builder, elf, manifest, rootfs, sbom
 from kata_runtime.image.errors import ContentError
 from kata_runtime.image.rootfs import Agent
 
@@ -96,7 +99,10 @@ def test_the_same_packages_give_the_same_bytes(image: Path, stand_in: Agent, tmp
         outcome = builder.build(builder.Build(memory / "a/longer/path", CACHE, agent=moved), Steps())
         assert outcome.built
         assert hashes(memory / "a/longer/path") == hashes(image)
-        assert set(hashes(image)) == {"vmlinuz", "kata-initrd.img", "kata-image.erofs", "manifest.json"}
+        assert set(hashes(image)) == {
+            *("vmlinuz", "kata-initrd.img", "kata-image.erofs"),
+            *("manifest.json", "sbom.cdx.json"),
+        }
     finally:
         shutil.rmtree(memory, ignore_errors=True)
 
@@ -164,6 +170,20 @@ def test_the_manifest_names_every_package_and_file(image: Path) -> None:
     names = {package.name for package in read.packages}
     assert {"crun", "busybox-static", "libc6"} <= names
     assert any(name.startswith("linux-image-") and read.kernel in name for name in names)
+
+
+def test_the_bill_of_materials_names_every_package_and_file(image: Path) -> None:
+    read = manifest.read(image)
+    assert read is not None
+    text = (image / sbom.SBOM).read_text()
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    bill = json.loads(text)
+    assert bill["metadata"]["component"]["version"] == read.input
+    listed = {(one["name"], one["hashes"][0]["content"]) for one in bill["components"] if "hashes" in one}
+    expected = {(package.name, package.sha256) for package in read.packages}
+    expected |= {(name, artifact.sha256) for name, artifact in read.artifacts.items() if name != sbom.SBOM}
+    assert listed == expected
+    assert {one["name"] for one in bill["components"] if "hashes" not in one} == {"kata-agent", "protobuf"}
 
 
 def test_every_program_and_library_finds_its_libraries(root: Path) -> None:

@@ -29,7 +29,7 @@ class EventStream:
         while rest := self._buffer.lstrip():
             try:
                 event, end = self._decoder.raw_decode(rest)
-            except (json.JSONDecodeError, RecursionError):
+            except (ValueError, RecursionError):  # not there yet, or never
                 self._broken = len(rest) > LIMIT or rest[0] != "{"
                 break
             self._buffer = rest[end:]

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Mapping
 from contextlib import suppress
 
-from qemu.qmp import ConnectError, EventListener, Message, QMPClient, QMPError, Runstate
+from qemu.qmp import ConnectError, EventListener, Message, QMPClient, Runstate
 
 from kata_hypervisor.errors import HypervisorError
 
@@ -22,7 +22,9 @@ MESSAGE_LIMIT = 1024 * 1024
 FAULTS = ("internal-error", "io-error")
 """Run states of which nobody but the guest is the cause. Source: QEMU's qapi/run-state.json, RunState."""
 
-_FAILURES = (QMPError, OSError, EOFError, ValueError)
+# The client raises whatever its reader failed on, and that is what QEMU sent: a list in place of a name is a
+# TypeError, for one.
+_FAILURES = Exception
 
 # Whatever the client logs, it also raises, and the exception is what the caller reports.
 _silent = logging.getLogger(f"{__name__}.client")
@@ -59,8 +61,8 @@ class QmpClient:
         try:
             async with self._connecting:
                 await self._client.connect(self._socket)
-        except ConnectError as error:
-            raise QmpError(f"qemu's monitor gave no usable greeting: {_describe(error.exc)}") from error
+        except _FAILURES as error:
+            raise QmpError(f"qemu's monitor gave no usable greeting: {_describe(error)}") from error
 
     async def execute(self, command: str) -> object:
         """Run a command without arguments and return its result.
@@ -101,7 +103,7 @@ class QmpClient:
         with suppress(OSError):  # not connected, or not any more
             self._socket.shutdown(socket.SHUT_RDWR)
         async with self._connecting:
-            with suppress(*_FAILURES):  # raises what ended the connection, and that was wanted
+            with suppress(_FAILURES):  # raises what ended the connection, and that was wanted
                 await self._client.disconnect()
         self._socket.close()
 
@@ -116,4 +118,8 @@ class QmpClient:
 
 
 def _describe(error: BaseException) -> str:
-    return "it hung up" if isinstance(error, EOFError) else (str(error) or type(error).__name__)
+    if isinstance(error, ConnectError):
+        error = error.exc
+    # The client asserts that it is connected when it is: the other end was quicker.
+    hung_up = isinstance(error, EOFError | AssertionError)
+    return "it hung up" if hung_up else (str(error) or type(error).__name__)

@@ -84,7 +84,7 @@ def amend(
         _mount(index, mount, guest_sources) for index, mount in enumerate(guest.get("mounts") or ())
     ]
     _keep_guest_hooks(guest)
-    linux = guest.setdefault("linux", {})
+    linux = guest["linux"] = guest.get("linux") or {}
     linux["namespaces"] = [
         {"type": namespace["type"]}
         for namespace in linux.get("namespaces") or ()

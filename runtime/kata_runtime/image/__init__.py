@@ -11,5 +11,7 @@ same inputs give the same bytes, whoever builds and wherever.
     initramfs     from power-on to the root filesystem
     rootfs        Python, crun, the guest agent, and nothing that they do not use
     manifest      what went in and what came out
+    sbom          the same for those who look for a package: a bill of materials
+    cyclonedx     the form of a bill of materials
     builder       all of it: cached, locked, and replaced in one step
 """

@@ -12,8 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from kata_runtime.image import command, distribution, initramfs, manifest, modules, rootfs
+from kata_runtime.image import command, distribution, initramfs, manifest, modules, rootfs, sbom
 from kata_runtime.image.apt import Apt, Package
+from kata_runtime.image.cyclonedx import Component
+from kata_runtime.image.distribution import Distribution
 from kata_runtime.image.errors import OutputError
 from kata_runtime.image.kernel import Kernel
 from kata_runtime.image.manifest import Artifact, Manifest
@@ -91,17 +93,23 @@ def build(request: Build, progress: Progress) -> Outcome:
             output = request.output.absolute()
             output.parent.mkdir(parents=True, exist_ok=True)
             with workspace(output, lambda: progress.step("waiting for another build")) as scratch:
-                return Outcome(_make(request, apt, plan, host.kernel, scratch, output, progress), built=True)
+                return Outcome(_make(request, apt, plan, host, scratch, output, progress), built=True)
 
 
 def _make(
-    request: Build, apt: Apt, plan: Plan | None, kernel: str, scratch: Path, output: Path, progress: Progress
+    request: Build,
+    apt: Apt,
+    plan: Plan | None,
+    host: Distribution,
+    scratch: Path,
+    output: Path,
+    progress: Progress,
 ) -> Manifest:
     # Package lists that are old would send us to files that are gone: fetch them whenever we fetch at all.
     if plan is None or apt.missing(plan.packages):
         progress.step("package lists")
         apt.refresh()
-        plan = _new_plan(apt, kernel)
+        plan = _new_plan(apt, host.kernel)
     progress.step("packages")
     apt.fetch(plan.packages, progress.advance)
     progress.step("kernel and initramfs")
@@ -118,10 +126,22 @@ def _make(
     rootfs.make(tree, scratch / "root", new / IMAGE, identity)
     progress.step("manifest")
     artifacts = {name: Artifact.of(new / name) for name in (KERNEL, INITRAMFS, IMAGE)}
+    made_from = _made_from(sbom.Archive(host.name, apt.suite), plan, request.agent)
+    (new / sbom.SBOM).write_text(sbom.write(identity, artifacts, made_from), encoding="utf-8")
+    artifacts[sbom.SBOM] = Artifact.of(new / sbom.SBOM)
     made = Manifest(identity, apt.suite, machine.release, plan.packages, artifacts)
     made.write(new)
     publish(new, output)
     return made
+
+
+def _made_from(archive: sbom.Archive, plan: Plan, agent: Agent) -> dict[str, list[Component]]:
+    kernel = [package for package in plan.boot if package.name.startswith("linux-image-")]
+    return {
+        KERNEL: archive.components(kernel),
+        INITRAMFS: archive.components(plan.boot),
+        IMAGE: [*archive.components(plan.guest), *sbom.agent_components(agent)],
+    }
 
 
 def _unpack(apt: Apt, packages: list[Package], keep: Callable[[str], bool]) -> Tree:

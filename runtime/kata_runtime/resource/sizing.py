@@ -9,6 +9,8 @@ from typing import Any, Protocol
 MIB = 1 << 20
 # Below this a distribution kernel and the guest agent do not boot.
 MIN_MEMORY_MIB = 192
+LARGEST = (1 << 63) - 1
+"""Of a limit, as the specification's own have it: int64."""
 
 _QUOTA = ("io.kubernetes.cri.sandbox-cpu-quota",)
 _PERIOD = ("io.kubernetes.cri.sandbox-cpu-period",)
@@ -76,7 +78,7 @@ def _limits(spec: dict[str, Any]) -> tuple[float, int]:
 def _number(annotations: dict[str, str], keys: tuple[str, ...]) -> int:
     for key in keys:
         try:
-            return max(0, int(annotations[key]))
+            return min(max(0, int(annotations[key])), LARGEST)
         except (KeyError, ValueError):
             continue
     return 0

@@ -35,7 +35,7 @@ def bytes_field(field: int, value: bytes | str) -> bytes:
 
 
 def fields(data: bytes) -> list[tuple[int, int | bytes]]:
-    """All fields of a message in order, as (field number, value): integers, or bytes for the others.
+    """All fields of a message in order, as (field number, value): bytes of those with a length, else integers.
 
     Raises:
         MalformedError: the bytes end early or use a wire type that does not exist.
@@ -57,7 +57,8 @@ def fields(data: bytes) -> list[tuple[int, int | bytes]]:
             raise MalformedError(f"wire type {wire_type}")
         if field == 0 or position + length > len(data):
             raise MalformedError("the message ends inside a field")
-        found.append((field, data[position : position + length]))
+        content = data[position : position + length]
+        found.append((field, content if wire_type == 2 else int.from_bytes(content, "little")))
         position += length
     return found
 

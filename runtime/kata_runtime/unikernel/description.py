@@ -113,7 +113,7 @@ def _in_double_quotes(variable: str) -> str:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+    return tuple(int(part) for part in re.findall(r"\d{1,9}", version)[:3])
 
 
 COMMAND_LINES: Mapping[str, Callable[[Unikernel, Sequence[str], Sequence[str]], str]] = {
