@@ -14,7 +14,8 @@ from kata_hypervisor.contract import Hypervisor
 from kata_hypervisor.seccomp import seal
 from kata_hypervisor.seccomp.score import surface_of
 from kata_hypervisor.seccomp.survey import survey
-from kata_runtime.broker import request_schema
+from kata_runtime.broker.operations import OPERATIONS
+from kata_runtime.broker.operations.children import ROLES
 from kata_runtime.pod.boot import STAGES
 
 PAGE = import_graph.ROOT / "docs" / "architecture.md"
@@ -150,9 +151,9 @@ def test_the_broker_starts_what_is_drawn_and_nothing_else(processes: mermaid.Flo
     started = {arrow.target for arrow in processes.arrows if arrow.source == "broker" and arrow.kind == "-->"}
     assert started == {"virtiofsd", "vmm"}
     words = re.findall(r"[a-z0-9-]+", " ".join(processes.nodes["vmm"].lines))
-    assert set(request_schema.CHILDREN) <= {"virtiofsd", *words}
-    assert {word for word in words if word in request_schema.CHILDREN or "solo5" in word} == {
-        child for child in request_schema.CHILDREN if child != "virtiofsd"
+    assert set(ROLES) <= {"virtiofsd", *words}
+    assert {word for word in words if word in ROLES or "solo5" in word} == {
+        child for child in ROLES if child != "virtiofsd"
     }
 
 
@@ -194,7 +195,7 @@ def test_stages_on_the_page_of_processes() -> None:
 @pytest.mark.parametrize(
     ("receiver", "known"),
     [
-        ("broker", set(request_schema.OPERATIONS)),
+        ("broker", {operation.name for operation in OPERATIONS}),
         ("driver", {name for name in dir(Hypervisor) if not name.startswith("_")}),
         ("agent", set(agent_pb2.DESCRIPTOR.services_by_name["AgentService"].methods_by_name)),
     ],

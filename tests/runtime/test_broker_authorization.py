@@ -11,7 +11,7 @@ import pytest
 
 from kata_runtime.broker.authorization import Authorization
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
-from kata_runtime.broker.phase import Phase
+from kata_runtime.broker.phase import AFTER_SEAL, BEFORE_SEAL
 from kata_runtime.broker.streams import Streams
 
 ID = "pod"
@@ -54,14 +54,14 @@ def read(authorization: Authorization, bundle: Path) -> dict[str, Any]:
 
 def test_before_the_seal_everything_is_authorized(host: Host) -> None:
     authorization = Authorization(str(host.bundle), ID)
-    assert authorization.phase is Phase.LEARNING
+    assert authorization.phase in BEFORE_SEAL
     authorization.check_bind("/etc")
     assert authorization.finder(["/etc"]) is None
     authorization.fifo_opener("/anywhere/else/fifo")
     authorization.log_opener("/var/log/any")
     assert read(authorization, host.add_bundle("other"))["root"] == {"path": "rootfs"}
     authorization.seal()
-    assert authorization.phase is Phase.SEALED
+    assert authorization.phase in AFTER_SEAL
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_streams_are_containerds(host: Host, sealed: Authorization, tmp_path: Pa
     for path in (make_fifo(tmp_path / "other"), f"{tmp_path}/client/../other", "/run/initctl"):
         with pytest.raises(RequestRefusedError, match=f"cannot open the FIFO {path}: the sandbox is sealed"):
             open_fifo(sealed, path)
-    for path in (tmp_path / "b.log", tmp_path / "log" / ".." / "b.log", "/etc/cron.d/x"):
+    for path in (f"{tmp_path}/b.log", f"{tmp_path}/log/../b.log", "/etc/cron.d/x"):
         with pytest.raises(RequestRefusedError, match=f"cannot open the log {path}: the sandbox is sealed"):
             open_log(sealed, path)
 

@@ -34,7 +34,7 @@ class Peer:
         await anyio.wait_readable(self.socket)
         return messages.receive(self.socket)[0]
 
-    def reply(self, number: int, *descriptors: int, **reply: Any) -> None:
+    def reply(self, number: object, *descriptors: int, **reply: Any) -> None:
         messages.send(self.socket, messages.encode({"id": number, **reply}), descriptors)
 
 
