@@ -47,11 +47,13 @@ $(STAMP): pyproject.toml $(LOCK)/development.txt
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-lint: environment check-protos ## ruff, mypy --strict, import-linter, generated code
+lint: environment check-protos ## ruff, mypy --strict, import-linter, codespell, unused and generated code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/python .ci/unused_code.py
 
 unit: test-packages environment ## fast tests, without root or KVM, in parallel
 	$(BIN)/pytest -m 'not integration and not rig' --numprocesses $(UNIT_WORKERS) --dist worksteal $(ARGS)

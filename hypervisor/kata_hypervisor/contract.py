@@ -124,7 +124,6 @@ class VmSpec:
     disks, taps: further devices; disks come after the image, in order.
     spare_disks, spare_taps: how many more may be plugged in at a time while it runs.
     network_namespace: path of the network namespace in which the VMM runs, or None for the host's.
-    agent_port: vsock port on which the agent listens.
     template: a directory that `snapshot` of the same driver wrote. A machine of the same size, command line
         and devices goes on from there when it runs; another one is booted, and `warnings` says what differs.
         A template that is damaged, or of another kernel, image, host or version, is refused. Nothing is
@@ -148,7 +147,6 @@ class VmSpec:
     spare_disks: int = 0
     spare_taps: int = 0
     network_namespace: Path | None = None
-    agent_port: int = 1024
     template: Path | None = None
     saved_to: Path | None = None
 

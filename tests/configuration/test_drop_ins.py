@@ -16,6 +16,7 @@ from kata_configuration.layer import dropins
 from kata_configuration.layer.layers import Kind
 from kata_configuration.layer.merging import merge
 from kata_configuration.parse.trust import trusted_uids
+from tables import qemu_of
 
 Write = Callable[..., Path]
 QEMU = "[hypervisor.qemu]\n"
@@ -121,7 +122,7 @@ def test_a_later_spelling_of_a_key_wins(base: Path) -> None:
     base.write_text(base.read_text() + 'seccompsandbox = "on"\n')
     drop(base, "10.toml", QEMU + 'seccomp_sandbox = "off"\n')
     configuration = load(base, check_host=False)
-    assert configuration.hypervisor.seccompsandbox == "off"
+    assert qemu_of(configuration).seccompsandbox == "off"
     origin = configuration.origins.of(("hypervisor", "qemu", "seccompsandbox"))
     assert (origin.kind, origin.line, Path(origin.name).name) == (Kind.DROP_IN, 2, "10.toml")
 
@@ -139,7 +140,7 @@ def test_a_replaced_array_says_what_it_drops(base: Path) -> None:
         "config.d/10.toml:2:24: note[KATA402] hypervisor.qemu.virtio_fs_extra_args: replaces the array of "
         f'{base}, and drops "--xattr" (repeat here what is to stay)'
     ]
-    assert load(base, check_host=False).hypervisor.virtio_fs_extra_args == ("--syslog", "--readonly")
+    assert qemu_of(load(base, check_host=False)).virtio_fs_extra_args == ("--syslog", "--readonly")
     drop(base, "10.toml", QEMU + 'virtio_fs_extra_args = ["--xattr", "--syslog", "--readonly"]\n')
     assert said(base) == []
 

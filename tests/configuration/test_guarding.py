@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,7 +118,7 @@ def test_a_path_that_an_annotation_may_name_is_limited_by_a_list(path: tuple[str
     model = TABLES[path]
     field = model.model_fields[key]
     listed_in = Annotation.of(field).listed_in
-    is_path = pod_annotations._kind(field) is pod_annotations.Path
+    is_path = pod_annotations._kind(field) is Path
     assert bool(listed_in) == is_path
     assert not listed_in or listed_in in model.model_fields
 

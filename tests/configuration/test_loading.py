@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from kata_configuration import ConfigurationError, Severity, lint, load
 from kata_configuration.models import QemuHypervisor
 from kata_configuration.sandbox_option import DENY_ALL
+from tables import qemu_of
 
 Write = Callable[..., Path]
 
@@ -47,7 +48,7 @@ def test_a_file_is_loaded(write: Write) -> None:
     assert configuration.sha256 == hashlib.sha256(FULL.encode()).hexdigest()
     assert str(configuration) == f"configuration {path} (sha256 {configuration.sha256}, chosen by default)"
     assert configuration.warnings == ()
-    qemu = configuration.hypervisor
+    qemu = qemu_of(configuration)
     assert (qemu.kernel, qemu.initrd) == (Path("/boot/vmlinuz"), Path("/boot/initrd.img"))
     assert qemu.kernel_parameters == ("quiet", 'foo="a b"')
     assert qemu.cpu_features == "pmu=off,vmx=off"
@@ -59,11 +60,11 @@ def test_a_file_is_loaded(write: Write) -> None:
 def test_what_is_loaded_cannot_change(write: Write, valid_text: str) -> None:
     configuration = load(write(valid_text), check_host=False)
     with pytest.raises(ValidationError, match="frozen"):
-        configuration.hypervisor.seccompsandbox = "off"
+        qemu_of(configuration).seccompsandbox = "off"
 
 
 def test_a_key_that_is_absent_never_means_unconfined(write: Write, valid_text: str) -> None:
-    qemu = load(write(valid_text), check_host=False).hypervisor
+    qemu = qemu_of(load(write(valid_text), check_host=False))
     assert qemu.seccompsandbox == DENY_ALL
     assert qemu.confined
 
@@ -72,7 +73,7 @@ def test_a_key_that_is_absent_never_means_unconfined(write: Write, valid_text: s
 @pytest.mark.parametrize("key", ["seccompsandbox", "seccomp_sandbox"])
 def test_both_spellings_confine(write: Write, valid_text: str, key: str, value: str, confined: bool) -> None:
     configuration = load(write(f'{valid_text}{key} = "{value}"\n'), check_host=False)
-    assert configuration.hypervisor.seccompsandbox == value
+    assert qemu_of(configuration).seccompsandbox == value
     assert configuration.hypervisor.confined == confined
     assert (
         any(warning.code == "KATA502" and warning.security for warning in configuration.warnings) != confined

@@ -9,7 +9,7 @@ import pytest
 from kata_configuration.judge.removed_keys import KEYS
 from kata_configuration.models import TABLES
 from kata_configuration.tell import reference
-from kata_configuration.tell.facts import every_key
+from kata_configuration.tell.facts import Key, every_key
 from kata_runtime.ctl.main import main
 
 PAGE = Path(__file__).parents[2] / "docs/configuration.md"
@@ -63,7 +63,7 @@ def test_a_key_is_explained(key: str, expected: str, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("key", list(every_key()), ids=lambda key: ".".join(key.path))
-def test_every_key_can_be_explained(key: reference.Key) -> None:
+def test_every_key_can_be_explained(key: Key) -> None:
     dotted = ".".join(key.path)
     assert any(dotted in text.splitlines()[0] for text in reference.explain(dotted))
     assert any(dotted in text for text in reference.explain(key.name))

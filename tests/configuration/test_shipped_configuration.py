@@ -13,6 +13,7 @@ from kata_configuration.models.base import About, inner_table
 from kata_configuration.sandbox_option import DENY_ALL
 from kata_configuration.tell.template import SETTINGS, SHIPPED, shipped
 from kata_hypervisor.registry import DRIVERS, UNIKERNEL_VMMS
+from tables import qemu_of
 
 FILE = SHIPPED / "configuration-qemu.toml"
 ROOT = Path(__file__).parents[2]
@@ -42,7 +43,7 @@ def test_a_shipped_file_is_what_the_models_write(name: str) -> None:
 
 def test_it_lints_clean_and_denies_everything() -> None:
     assert lint(FILE, check_host=False) == ()
-    assert load(FILE, check_host=False).hypervisor.seccompsandbox == DENY_ALL
+    assert qemu_of(load(FILE, check_host=False)).seccompsandbox == DENY_ALL
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.stem)

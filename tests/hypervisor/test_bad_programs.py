@@ -19,7 +19,7 @@ from kata_configuration.models.qemu import QemuHypervisor
 from kata_configuration.models.solo5 import Solo5Hvt, Solo5Spt
 from kata_hypervisor import host_checks
 from kata_hypervisor.cloud_hypervisor.driver import CloudHypervisorDriver
-from kata_hypervisor.contract import SharedDirectory, UnikernelSpec, Vmm, VmSpec
+from kata_hypervisor.contract import SharedDirectory, UnikernelSpec, VmSpec
 from kata_hypervisor.errors import HostUnfitError, HypervisorError, UnikernelError
 from kata_hypervisor.firecracker.driver import FirecrackerDriver
 from kata_hypervisor.qemu.driver import Qemu
@@ -28,6 +28,7 @@ from kata_hypervisor.solo5.tender import Hvt, Spt
 from local_host import LocalHost
 from solo5_file import abi_note, unikernel_file
 from standin_program import StandInProgram, write_virtiofsd
+from tables import make_table
 
 SHORT, LONG = 0.3, 20.0  # seconds: for what never answers, and for what does
 MEMORY = 128
@@ -82,7 +83,7 @@ class Ground:
             self.program.mkdir()
 
     def spec(self, **changes: Any) -> VmSpec:
-        files = {"kernel": self.directory / "kernel", "initrd": self.directory / "initrd"}
+        files: dict[str, Any] = {"kernel": self.directory / "kernel", "initrd": self.directory / "initrd"}
         plain = VmSpec("bad", self.pod, vcpus=1, memory_mib=MEMORY, **files)
         return replace(plain, **changes)
 
@@ -97,11 +98,12 @@ class Ground:
         return SharedDirectory(self.directory / "shared")
 
 
-Start = tuple[Vmm, Any]
+# A Hypervisor with its VmSpec, or a UnikernelVmm with its UnikernelSpec.
+Start = tuple[Any, Any]
 
 
 def _qemu(ground: Ground, **changes: Any) -> Start:
-    table = QemuHypervisor(path=ground.program, kernel=ground.spec().kernel, accelerator="tcg")
+    table = make_table(QemuHypervisor, path=ground.program, kernel=ground.spec().kernel, accelerator="tcg")
     return Qemu(table, ground.host, start_budget=ground.budget), ground.spec(**changes)
 
 
@@ -109,8 +111,12 @@ def _qemus_virtiofsd(ground: Ground, **changes: Any) -> Start:
     hanging = ground.directory / "bin" / "qemu"
     hanging.write_text("#!/bin/sh\nexec sleep 600\n")
     hanging.chmod(0o755)
-    table = QemuHypervisor(
-        path=hanging, kernel=ground.spec().kernel, accelerator="tcg", virtio_fs_daemon=ground.program
+    table = make_table(
+        QemuHypervisor,
+        path=hanging,
+        kernel=ground.spec().kernel,
+        accelerator="tcg",
+        virtio_fs_daemon=ground.program,
     )
     return Qemu(table, ground.host, start_budget=ground.budget), ground.spec(
         shared=ground.shared(), **changes
@@ -118,7 +124,8 @@ def _qemus_virtiofsd(ground: Ground, **changes: Any) -> Start:
 
 
 def _clh(ground: Ground, **changes: Any) -> Start:
-    table = CloudHypervisor(
+    table = make_table(
+        CloudHypervisor,
         path=ground.program,
         kernel=ground.spec().kernel,
         virtio_fs_daemon=write_virtiofsd(ground.directory / "bin"),
@@ -128,23 +135,25 @@ def _clh(ground: Ground, **changes: Any) -> Start:
 
 def _clhs_virtiofsd(ground: Ground, **changes: Any) -> Start:
     program = StandInProgram(ground.directory / "bin", "cloud-hypervisor")
-    table = CloudHypervisor(path=program.path, kernel=ground.spec().kernel, virtio_fs_daemon=ground.program)
+    table = make_table(
+        CloudHypervisor, path=program.path, kernel=ground.spec().kernel, virtio_fs_daemon=ground.program
+    )
     return CloudHypervisorDriver(table, ground.host, start_budget=ground.budget), ground.spec(
         shared=ground.shared(), **changes
     )
 
 
 def _firecracker(ground: Ground, **changes: Any) -> Start:
-    table = Firecracker(path=ground.program, kernel=ground.spec().kernel)
+    table = make_table(Firecracker, path=ground.program, kernel=ground.spec().kernel)
     return FirecrackerDriver(table, ground.host, start_budget=ground.budget), ground.spec(**changes)
 
 
 def _hvt(ground: Ground, **changes: Any) -> Start:
-    return Hvt(Solo5Hvt(path=ground.program), ground.host), ground.unikernel(1, **changes)
+    return Hvt(make_table(Solo5Hvt, path=ground.program), ground.host), ground.unikernel(1, **changes)
 
 
 def _spt(ground: Ground, **changes: Any) -> Start:
-    return Spt(Solo5Spt(path=ground.program), ground.host), ground.unikernel(2, **changes)
+    return Spt(make_table(Solo5Spt, path=ground.program), ground.host), ground.unikernel(2, **changes)
 
 
 VMMS: dict[str, Callable[..., Start]] = {"qemu": _qemu, "clh": _clh, "firecracker": _firecracker}
@@ -220,7 +229,7 @@ async def test_a_program_at_fault_is_named_and_nothing_is_left(
 @pytest.mark.parametrize("fault", ["missing", "a directory", "not executable"])
 async def test_a_jailer_that_is_none(ground: Ground, fault: str) -> None:
     ground.fail(fault)
-    table = Firecracker(path="/bin/true", kernel=ground.spec().kernel, jailer_path=ground.program)
+    table = make_table(Firecracker, path="/bin/true", kernel=ground.spec().kernel, jailer_path=ground.program)
     driver = FirecrackerDriver(table, ground.host)
     said = await refusal((driver, ground.spec()), HostUnfitError)
     assert "cannot run jailer" in said
@@ -235,7 +244,7 @@ async def test_a_jailer_that_is_none(ground: Ground, fault: str) -> None:
 SOCKETS = {"clh": "clh.vsock", "firecracker": "firecracker.sock"}
 
 
-@pytest.mark.parametrize("name", {**VMMS, **TENDERS})
+@pytest.mark.parametrize("name", [*VMMS, *TENDERS])
 async def test_a_long_path_matters_only_to_sockets(
     ground: Ground, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

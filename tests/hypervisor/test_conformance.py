@@ -13,6 +13,7 @@ import pytest
 
 import conformance_subjects as subjects
 from conformance_subjects import Bench
+from kata_agent.constants import AGENT_PORT
 from kata_agent.transport import GuestUnreachableError
 from kata_hypervisor.contract import Disk, Hypervisor, Tap
 from kata_hypervisor.errors import HypervisorError, LaunchError, NotSupportedError
@@ -109,7 +110,7 @@ async def reach_agent(bench: Bench, machine: Hypervisor) -> None:
     async with asyncio.timeout(BUDGET):
         while True:
             try:
-                stream, _ = await machine.transport.connect(bench.spec.agent_port)
+                stream, _ = await machine.transport.connect(AGENT_PORT)
             except GuestUnreachableError:
                 await asyncio.sleep(0.05)
             else:

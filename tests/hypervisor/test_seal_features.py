@@ -20,6 +20,7 @@ from kata_hypervisor.contract import Vmm
 from kata_hypervisor.dragonball.driver import Dragonball
 from kata_hypervisor.qemu.driver import Qemu
 from kata_hypervisor.seccomp.drivers import FEATURES
+from tables import make_table
 
 
 def machine(name: str, table: Any) -> Vmm:
@@ -31,14 +32,14 @@ def unikernel(name: str, table: Any) -> Vmm:
 
 
 def qemu_without_vsock() -> Vmm:
-    driver = machine("qemu", QemuHypervisor(kernel="/k"))
+    driver = machine("qemu", make_table(QemuHypervisor, kernel="/k"))
     assert isinstance(driver, Qemu)
     driver._transport = SerialTransport.__new__(SerialTransport)  # what `prepare` does on such a host
     return driver
 
 
 def dragonball_with_all() -> Vmm:
-    driver = machine("dragonball", DragonballTable(kernel="/k", reclaim_guest_freed_memory=True))
+    driver = machine("dragonball", make_table(DragonballTable, kernel="/k", reclaim_guest_freed_memory=True))
     assert isinstance(driver, Dragonball)
     driver._networked = True  # what `prepare` does with a tap
     return driver
@@ -50,18 +51,18 @@ def dragonball_to_be_saved() -> Vmm:
     return driver
 
 
-DRAGONBALL = DragonballTable(kernel="/k")
+DRAGONBALL = make_table(DragonballTable, kernel="/k")
 CASES: list[tuple[str, Callable[[], Vmm]]] = [
-    ("qemu", lambda: machine("qemu", QemuHypervisor(kernel="/k"))),
+    ("qemu", lambda: machine("qemu", make_table(QemuHypervisor, kernel="/k"))),
     ("qemu", qemu_without_vsock),
-    ("clh", lambda: machine("clh", CloudHypervisor(kernel="/k"))),
-    ("firecracker", lambda: machine("firecracker", Firecracker(kernel="/k"))),
+    ("clh", lambda: machine("clh", make_table(CloudHypervisor, kernel="/k"))),
+    ("firecracker", lambda: machine("firecracker", make_table(Firecracker, kernel="/k"))),
     ("dragonball", lambda: machine("dragonball", DRAGONBALL)),
     ("dragonball", dragonball_with_all),
     ("dragonball-template", dragonball_to_be_saved),
     ("dragonball-unikernel", lambda: unikernel("dragonball", DRAGONBALL)),
-    ("solo5-hvt", lambda: unikernel("solo5-hvt", Solo5Hvt())),
-    ("solo5-spt", lambda: unikernel("solo5-spt", Solo5Spt())),
+    ("solo5-hvt", lambda: unikernel("solo5-hvt", make_table(Solo5Hvt))),
+    ("solo5-spt", lambda: unikernel("solo5-spt", make_table(Solo5Spt))),
 ]
 
 

@@ -6,6 +6,8 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -33,7 +35,7 @@ def guest() -> Iterator[Netns]:
         yield made
 
 
-def interface(mac: str, name: str, *addresses: str, **fields: int) -> types_pb2.Interface:
+def interface(mac: str, name: str, *addresses: str, **fields: Any) -> types_pb2.Interface:
     entries = []
     for address in addresses:
         text, _, mask = address.partition("/")
@@ -50,7 +52,7 @@ def shown(guest: Netns, name: str) -> types_pb2.Interface:
 
 def test_names_are_swapped(guest: Netns) -> None:
     for mac, name in zip(MACS, ("eth1", "eth0"), strict=True):
-        guest.call(lambda mac=mac, name=name: network.update_interface(interface(mac, name)))
+        guest.call(partial(network.update_interface, interface(mac, name)))
     assert [shown(guest, name).hwAddr for name in ("eth1", "eth0")] == list(MACS)
 
 
@@ -62,9 +64,7 @@ def test_an_interface_of_a_template_gets_its_mac(guest: Netns) -> None:
 
 def test_what_a_template_left_is_removed(guest: Netns) -> None:
     for addresses in (("10.9.0.2/24", "fd00:9::2/64"), ("10.9.0.3/24", "fd00:9::3/64")):
-        guest.call(
-            lambda addresses=addresses: network.update_interface(interface(MACS[0], "eth0", *addresses))
-        )
+        guest.call(partial(network.update_interface, interface(MACS[0], "eth0", *addresses)))
     found = {entry.address for entry in shown(guest, "eth0").IPAddresses}
     assert {"10.9.0.3", "fd00:9::3"} < found
     assert not {"10.9.0.2", "fd00:9::2"} & found
@@ -106,7 +106,7 @@ def test_an_address_without_a_route_to_its_network(guest: Netns) -> None:
 def test_two_default_routes_differ_by_their_metric(guest: Netns) -> None:
     for number, mac in enumerate(MACS):
         wanted = interface(mac, f"eth{number}", f"10.{number}.0.2/24")
-        guest.call(lambda wanted=wanted: network.update_interface(wanted))
+        guest.call(partial(network.update_interface, wanted))
     routes = agent_pb2.Routes(
         Routes=[
             types_pb2.Route(gateway="10.0.0.1", device="eth0"),

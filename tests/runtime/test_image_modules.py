@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from test_image_elf import make_module
 
+from elf_files import make_module
 from kata_runtime.image import modules
 from kata_runtime.image.errors import ContentError
 from kata_runtime.image.kernel import Kernel

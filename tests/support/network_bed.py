@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -250,7 +251,7 @@ class GuestStandIn:
             zip(attached.plan.attachments, attached.queues, strict=True)
         ):
             name = f"ens{number}"
-            device = self.namespace.call_with_descriptor(lambda name=name: _device(name))
+            device = self.namespace.call_with_descriptor(partial(_device, name))
             self.namespace.ip("link", "set", name, "address", attachment.link.mac)
             self._fds += [device, *queues]
             thread = threading.Thread(target=self._pump, args=(device, queues))
@@ -311,11 +312,13 @@ def fail_at(bed: PodNetwork, model: str, change: int, instead: Callable[[], obje
         from kata_runtime.network.record import RecordFile
 
         left = iter(range(change))
+        undoing = False
 
         def failing(method: Callable[..., object]) -> Callable[..., object]:
             def call(*arguments: object) -> object:
-                if next(left, None) is None and kernel.armed:
-                    kernel.armed = False  # undoing succeeds
+                nonlocal undoing
+                if next(left, None) is None and not undoing:
+                    undoing = True  # which succeeds
                     if instead is not None:
                         instead()
                     raise NetworkError("as the test wishes")
@@ -323,10 +326,7 @@ def fail_at(bed: PodNetwork, model: str, change: int, instead: Callable[[], obje
 
             return call
 
-        class Failing(Kernel):
-            armed = True
-
-        with Failing() as kernel, bed.record.open("w+b") as file:
+        with Kernel() as kernel, bed.record.open("w+b") as file:
             for name in CHANGES:
                 setattr(kernel, name, failing(getattr(kernel, name)))
             namespace = kernel.read()
@@ -338,7 +338,7 @@ def fail_at(bed: PodNetwork, model: str, change: int, instead: Callable[[], obje
                 assert str(error) == "as the test wishes"
                 assert records.load() is None
                 return True
-            kernel.armed = False
+            undoing = True
             attachment.detach(kernel, records)
             return False
 

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kata_agent.constants import AGENT_PORT
 from kata_agent.protos import agent_pb2
 from kata_hypervisor.contract import Disk, SharedDirectory, VmSpec
 from kata_runtime.container.bundle import ContainerType, container_type
@@ -48,7 +47,6 @@ def machine_of(
         shared=SharedDirectory(Path(identity.shared_directory)) if shares else None,
         disks=disks,
         spare_disks=0 if shares else spare_disks(spec, disks),
-        agent_port=AGENT_PORT,
         template=template_of(configuration),
     )
 

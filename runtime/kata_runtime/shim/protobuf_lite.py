@@ -35,7 +35,7 @@ def bytes_field(field: int, value: bytes | str) -> bytes:
 
 
 def fields(data: bytes) -> list[tuple[int, int | bytes]]:
-    """All fields of a message in order, as (field number, value): bytes of those with a length, else integers.
+    """All fields of a message in order, as (field number, value): bytes of those with a length, or integers.
 
     Raises:
         MalformedError: the bytes end early or use a wire type that does not exist.
