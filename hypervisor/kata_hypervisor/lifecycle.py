@@ -14,7 +14,7 @@ from typing import ClassVar, TypeVar
 import anyio
 
 from kata_hypervisor.contract import VmExit, Vmm
-from kata_hypervisor.errors import HypervisorError, LaunchError
+from kata_hypervisor.errors import HypervisorError, LaunchError, MachineFailedError
 
 T = TypeVar("T")
 
@@ -62,8 +62,8 @@ class ProcessLifecycle(VmLifecycle):
     _start_budget: float
 
     @abc.abstractmethod
-    def _failure(self, message: str) -> LaunchError:
-        """The error for a stage that failed while nothing has ended, with what the VMM said."""
+    def _failure(self, message: str) -> MachineFailedError:
+        """The error for a stage that failed while no process has exited, with what the VMM has written."""
 
     async def _attempt(self, stage: str, deadline: float, action: Awaitable[T]) -> T:
         """Await one stage of the start against the machine's end and the deadline.
@@ -86,7 +86,8 @@ class ProcessLifecycle(VmLifecycle):
                 await asyncio.wait({self._end}, timeout=EXIT_GRACE)
             if self._end.done():
                 end = self._end.result()
-                raise LaunchError(end.reason, end.diagnostics)
+                ours = self.processes[0].child.name == end.process  # and not a helper, which knows no KVM
+                raise (MachineFailedError if ours else LaunchError)(end.reason, end.diagnostics)
             raise self._failure(f"{stage}: {error}")
         finally:
             work.cancel()

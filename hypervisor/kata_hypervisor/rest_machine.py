@@ -28,6 +28,7 @@ from kata_hypervisor.errors import (
     ConfinementError,
     HypervisorError,
     LaunchError,
+    MachineFailedError,
     NotSupportedError,
     SealError,
     SnapshotError,
@@ -250,8 +251,8 @@ class RestMachine(ProcessLifecycle, Hypervisor):
         for path in self._made:
             await self._host.discard(path)
 
-    def _failure(self, message: str) -> LaunchError:
-        return LaunchError(f"{self.vmm} failed to start: {message}", self._children.outputs)
+    def _failure(self, message: str) -> MachineFailedError:
+        return MachineFailedError(f"{self.vmm} failed to start: {message}", self._children.outputs)
 
     # -- proof ---------------------------------------------------------------------------------------------
 

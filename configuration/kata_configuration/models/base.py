@@ -91,6 +91,11 @@ class HypervisorTable(Table):
         return True
 
     @property
+    def needs_full_kvm(self) -> bool:
+        """Whether that KVM must run unmodified guests: stock kernels, and not only what it can emulate."""
+        return self.needs_kvm
+
+    @property
     def kernel_parameters(self) -> tuple[str, ...]:
         """kernel_params as words; a space between double quotes does not separate."""
         return tuple(re.findall(r'(?:[^ "]|"[^"]*")+', getattr(self, "kernel_params", "")))

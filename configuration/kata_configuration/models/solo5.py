@@ -24,6 +24,11 @@ class Solo5Hvt(HypervisorTable):
     enable_annotations: machine.EnableAnnotations = ()
     enable_debug: machine.EnableDebug = False
 
+    @property
+    def needs_full_kvm(self) -> bool:
+        """Never: its unikernels are made for it, and run on a KVM that only emulates."""
+        return False
+
 
 class Solo5Spt(HypervisorTable):
     """How solo5-spt runs unikernels without KVM, under the seccomp filter that it always installs."""

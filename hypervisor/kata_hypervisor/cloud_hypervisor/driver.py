@@ -89,7 +89,7 @@ class CloudHypervisorDriver(RestMachine):
 
     def _check_host(self, spec: VmSpec) -> list[str]:
         here = f"in {self.section}"
-        host_checks.check_kvm(host_checks.KVM, "Cloud Hypervisor runs nothing without it")
+        host_checks.check_kvm(host_checks.KVM, "clh")
         host_checks.check_executable(self.vmm, self._table.path, f"install it, or correct path {here}")
         host_checks.check_readable("the guest's kernel", spec.kernel, f"correct kernel {here}")
         for what, path, key in (("initrd", spec.initrd, "initrd"), ("image", spec.image, "image")):

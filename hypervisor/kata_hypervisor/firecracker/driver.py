@@ -82,7 +82,7 @@ class FirecrackerDriver(RestMachine):
 
     def _check_host(self, spec: VmSpec) -> list[str]:
         here = f"in {self.section}"
-        host_checks.check_kvm(host_checks.KVM, "Firecracker runs nothing without it")
+        host_checks.check_kvm(host_checks.KVM, "firecracker")
         host_checks.check_executable(self.vmm, self._table.path, f"install it, or correct path {here}")
         if self._table.jailer_path is not None:
             host_checks.check_executable("jailer", self._table.jailer_path, f"correct jailer_path {here}")

@@ -11,6 +11,7 @@ import fcntl
 import json
 import mmap
 import os
+import signal
 import struct
 import sys
 from collections.abc import Iterator
@@ -57,8 +58,13 @@ def observe(device: str) -> Observation:
         return Observation(refused=_refusal(device, error))
 
 
+LIFETIME = 15
+"""Seconds after which the kernel ends the probe's process, when nobody is left who would."""
+
+
 def main() -> None:
     """Observe the device that is named on the command line, and print what happened."""
+    signal.alarm(LIFETIME)
     print(json.dumps(asdict(observe(sys.argv[1]))))
 
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 from kata_configuration.models.qemu import QemuHypervisor as QemuTable
 from kata_hypervisor.host import ExitStatus
+from kata_hypervisor.host_checks import way_without_kvm
 from kata_hypervisor.output_tail import LINE_LIMIT, Tail
 
 # What QEMU's stderr says -> what the operator can do.
 STDERR_HINTS = (
     (
         re.compile(r"could not access KVM|failed to initialize kvm", re.IGNORECASE),
-        'set accelerator = "tcg" in [hypervisor.qemu] to run without KVM (slow)',
+        way_without_kvm("qemu"),
     ),
     (
         re.compile(r"cannot allocate memory|cannot set up guest memory", re.IGNORECASE),

@@ -32,7 +32,7 @@ from kata_hypervisor.contract import (
     VmSpec,
     check_supported,
 )
-from kata_hypervisor.errors import HypervisorError, LaunchError
+from kata_hypervisor.errors import HypervisorError, LaunchError, MachineFailedError
 from kata_hypervisor.host import Child, ExitStatus, Host
 from kata_hypervisor.output_tail import Follower, Tail, follow
 from kata_hypervisor.qemu import command
@@ -197,8 +197,8 @@ class Qemu(QmpControlled, Hypervisor):
         await self._follow(f"{name} stderr", os.fdopen(reader, "rb", buffering=0))
         self._children[name] = await self._host.spawn(name, argv, fds={**fds, command.STDERR: writer})
 
-    def _failure(self, message: str) -> LaunchError:
-        return LaunchError(f"qemu failed to start: {message}", self._diagnostics())
+    def _failure(self, message: str) -> MachineFailedError:
+        return MachineFailedError(f"qemu failed to start: {message}", self._diagnostics())
 
     async def _supervise(self) -> VmExit:
         """Wait for the first end, then end everything."""

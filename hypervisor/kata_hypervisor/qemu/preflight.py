@@ -48,6 +48,6 @@ def check_program(
 ) -> list[str]:
     """Check what QEMU itself needs, whatever it runs. Returns and raises as `check_host` does."""
     if table.accelerator == "kvm":
-        check_kvm(kvm, f'set accelerator = "tcg" in {TABLE} to run without KVM (slow)')
+        check_kvm(kvm, "qemu")
     check_executable("qemu", table.path, f"install the package qemu-system-x86, or correct path in {TABLE}")
     return check_memory(memory_mib, meminfo, TABLE)

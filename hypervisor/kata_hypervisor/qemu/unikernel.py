@@ -30,7 +30,7 @@ from kata_hypervisor.contract import (
     VmmProcess,
     check_unikernel,
 )
-from kata_hypervisor.errors import LaunchError, UnikernelError
+from kata_hypervisor.errors import LaunchError, MachineFailedError, UnikernelError
 from kata_hypervisor.host import Child, ExitStatus, Host
 from kata_hypervisor.qemu import unikernel_command as command
 from kata_hypervisor.qemu.command import COMMAND_LINE_LIMIT, MONITOR
@@ -157,8 +157,8 @@ class QemuUnikernel(QmpControlled, UnikernelVmm):
             await self.stop()
             raise
 
-    def _failure(self, message: str) -> LaunchError:
-        return LaunchError(f"qemu failed to start: {message}", self._children.outputs)
+    def _failure(self, message: str) -> MachineFailedError:
+        return MachineFailedError(f"qemu failed to start: {message}", self._children.outputs)
 
     # -- end -----------------------------------------------------------------------------------------------
 

@@ -91,6 +91,7 @@ def setup_of(configuration: Configuration) -> Setup:
 
 def check_kvm(setup: Setup) -> Finding:
     """Whether the guest's instructions can run as the configuration says, by running a few."""
+    from kata_hypervisor.host_checks import way_without_kvm
     from kata_hypervisor.kvm.probe import probe_kvm
 
     if setup.hypervisor == "solo5-spt":
@@ -102,10 +103,7 @@ def check_kvm(setup: Setup) -> Finding:
         return Finding("kvm", Status.OK, f"runs unikernels; {result.reason}")
     if setup.accelerator == "tcg":
         return Finding("kvm", Status.WARN, f"{result.reason}; QEMU emulates (slow), as configured")
-    fix = 'accelerator = "tcg" in [hypervisor.qemu] (slow)'
-    if setup.hypervisor != "qemu":
-        fix = f'hypervisor_name = "qemu", and {fix}'
-    return Finding("kvm", Status.FAIL, result.reason, fix)
+    return Finding("kvm", Status.FAIL, result.reason, way_without_kvm(setup.hypervisor))
 
 
 def check_vhost_vsock(setup: Setup) -> Finding:
