@@ -24,6 +24,7 @@ from kata_agent.transports import HybridVsockTransport
 from kata_hypervisor import exit_reason, host_checks, saved_machine
 from kata_hypervisor.children import Children
 from kata_hypervisor.contract import Hypervisor, VmExit, VmmProcess, VmSpec, check_supported
+from kata_hypervisor.driver_info import DriverInfo
 from kata_hypervisor.errors import (
     ConfinementError,
     HypervisorError,
@@ -37,7 +38,6 @@ from kata_hypervisor.host import ExitStatus, Host
 from kata_hypervisor.lifecycle import ProcessLifecycle
 from kata_hypervisor.rest import RefusedError, RestClient, RestError, Step
 from kata_hypervisor.seccomp.confinement import ThreadConfinement, inherited_filters
-from kata_hypervisor.versions import Supported
 
 VIRTIOFSD = "virtiofsd"
 CONSOLE = "console"
@@ -74,9 +74,7 @@ class RestMachine(ProcessLifecycle, Hypervisor):
     Make it before the caller seals itself: how many filters a child inherits is read here.
     """
 
-    vmm: ClassVar[str]
-    section: ClassVar[str]
-    supported: ClassVar[Supported]
+    info: ClassVar[DriverInfo]
     hints: ClassVar[exit_reason.Hints] = ()
     _hang_ups = (RestError, ProcessLookupError, OSError)
     _refusals = (RefusedError,)
@@ -196,8 +194,8 @@ class RestMachine(ProcessLifecycle, Hypervisor):
         self._client = client
         self._children.ours.push_async_callback(client.aclose)
         version = await self._attempt(f"asking {self.vmm} for its version", deadline, self._version(client))
-        version_warning = self.supported.version_warning(self.vmm, version)
-        self._warnings += [version_warning] if version_warning else []
+        if (supported := self.info.supported) and (warning := supported.version_warning(self.vmm, version)):
+            self._warnings.append(warning)
         await self._attempt(f"reading {self.vmm}'s confinement", deadline, self._verify_confinement())
         await self._attempt(f"reading {self.vmm}'s filters", deadline, self._verify_filters())
         await self._describe(client, spec, version, deadline)
@@ -380,6 +378,16 @@ class RestMachine(ProcessLifecycle, Hypervisor):
         return HybridVsockTransport(self._host.connect_guest, path)
 
     # -- properties ----------------------------------------------------------------------------------------
+
+    @property
+    def vmm(self) -> str:
+        """How messages name the VMM's process."""
+        return self.info.program
+
+    @property
+    def section(self) -> str:
+        """How messages name its table of the configuration."""
+        return f"[hypervisor.{self.info.name}]"
 
     @property
     def seal_features(self) -> frozenset[str]:

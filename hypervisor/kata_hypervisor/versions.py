@@ -30,12 +30,6 @@ class Supported:
         return f"{program} {version} was not tested with this runtime; tested: {self}"
 
 
-CLOUD_HYPERVISOR = Supported("51.1", "54.0")
-FIRECRACKER = Supported("1.12.1", "1.17")
-SOLO5_HVT = Supported("0.8", "0.12")
-SOLO5_SPT = Supported("0.11", "0.12")
-
-
 def numbers_of(text: str) -> tuple[int, int, int] | None:
     """Return the first version in a text, "Firecracker v1.12.1" or "54.0"; None when there is none."""
     found = _NUMBERS.search(text)

@@ -18,9 +18,10 @@ from typing import ClassVar
 
 from kata_agent.transports import HybridVsockTransport
 from kata_configuration.models.cloud_hypervisor import CloudHypervisor as Table
-from kata_hypervisor import exit_reason, host_checks, sockets, versions, virtiofsd
+from kata_hypervisor import exit_reason, host_checks, sockets, virtiofsd
 from kata_hypervisor.cloud_hypervisor import machine
 from kata_hypervisor.cloud_hypervisor.events import EventStream
+from kata_hypervisor.cloud_hypervisor.info import CLOUD_HYPERVISOR
 from kata_hypervisor.cloud_hypervisor.saved import template_view
 from kata_hypervisor.contract import Capabilities, Disk, SharedDirectory, VmSpec
 from kata_hypervisor.errors import NotSupportedError
@@ -50,9 +51,7 @@ ENDINGS = {
 class CloudHypervisorDriver(RestMachine):
     """One virtual machine in Cloud Hypervisor; see `RestMachine`."""
 
-    vmm = "cloud-hypervisor"
-    section = "[hypervisor.clh]"
-    supported = versions.CLOUD_HYPERVISOR
+    info = CLOUD_HYPERVISOR
     capabilities = Capabilities(
         file_sharing=True,
         disks=True,
@@ -89,7 +88,7 @@ class CloudHypervisorDriver(RestMachine):
 
     def _check_host(self, spec: VmSpec) -> list[str]:
         here = f"in {self.section}"
-        host_checks.check_kvm(host_checks.KVM, "clh")
+        host_checks.check_kvm(host_checks.KVM, self.info.name)
         host_checks.check_executable(self.vmm, self._table.path, f"install it, or correct path {here}")
         host_checks.check_readable("the guest's kernel", spec.kernel, f"correct kernel {here}")
         for what, path, key in (("initrd", spec.initrd, "initrd"), ("image", spec.image, "image")):

@@ -25,6 +25,7 @@ from kata_hypervisor import exit_reason, host_checks, sockets, versions
 from kata_hypervisor.contract import Capabilities, Disk, VmSpec
 from kata_hypervisor.errors import HostUnfitError, HypervisorError, NotSupportedError
 from kata_hypervisor.firecracker import machine
+from kata_hypervisor.firecracker.info import FIRECRACKER
 from kata_hypervisor.host import Host
 from kata_hypervisor.rest import RestClient, RestError, Step
 from kata_hypervisor.rest_machine import CONSOLE, RestMachine
@@ -42,9 +43,7 @@ RESTORES = (1, 16, 0)
 class FirecrackerDriver(RestMachine):
     """One virtual machine in Firecracker; see `RestMachine`."""
 
-    vmm = "firecracker"
-    section = "[hypervisor.firecracker]"
-    supported = versions.FIRECRACKER
+    info = FIRECRACKER
     hints: ClassVar[exit_reason.Hints] = (
         (
             re.compile(r"intercepting a bad syscall"),
@@ -82,7 +81,7 @@ class FirecrackerDriver(RestMachine):
 
     def _check_host(self, spec: VmSpec) -> list[str]:
         here = f"in {self.section}"
-        host_checks.check_kvm(host_checks.KVM, "firecracker")
+        host_checks.check_kvm(host_checks.KVM, self.info.name)
         host_checks.check_executable(self.vmm, self._table.path, f"install it, or correct path {here}")
         if self._table.jailer_path is not None:
             host_checks.check_executable("jailer", self._table.jailer_path, f"correct jailer_path {here}")

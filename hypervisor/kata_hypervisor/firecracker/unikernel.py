@@ -144,7 +144,7 @@ class Machine(FirecrackerDriver):
         self._confined = False
 
     def _check_host(self, spec: VmSpec) -> list[str]:
-        host_checks.check_kvm(host_checks.KVM, "firecracker")
+        host_checks.check_kvm(host_checks.KVM, self.info.name)
         host_checks.check_executable(
             self.vmm, self._table.path, f"install it, or correct path in {self.section}"
         )

@@ -108,9 +108,10 @@ async def _make(
 
 def places_of(configuration: Configuration) -> tuple[Disk, ...]:
     """The disks that a pod's machine will have besides its image: one, where files are not shared."""
+    from kata_runtime.pod import machine_spec
     from kata_runtime.resource.block_rootfs import DISK_ID
 
-    if configuration.hypervisor.shared_fs != "none":
+    if machine_spec.machine_table(configuration).shares_files:
         return ()
     return (Disk(DISK_ID, Path(os.devnull), read_only=True),)
 
