@@ -1,10 +1,9 @@
-"""What the drivers of VMMs with a REST interface have in common: one machine's start, watch and end.
+"""What the drivers of VMMs with a REST interface have in common: one machine's start, commands and end.
 
-Prepare:  host fit? -> processes -> its API answers -> version -> proof -> the machine, described to it.
-          Or it restores a saved one, whose virtual CPUs then exist and wait, and are proven too.
-Run:      it starts the virtual CPUs -> proof of what runs then.
-End:      one task watches all processes from the start. When one ends, it ends the others, closes all that is
-          ours and keeps the `VmExit`. Every stage looks at that task, never at a silent socket.
+Prepare:  host checks -> processes -> its API answers -> version -> confinement verified -> the machine,
+          described to it. Or it restores a saved one, whose virtual CPUs exist by then, and are verified too.
+Run:      it starts the virtual CPUs -> what runs then is verified.
+End:      see `ProcessLifecycle`.
 """
 
 from __future__ import annotations
@@ -23,27 +22,24 @@ from kata_agent.transport import GuestTransport
 from kata_agent.transports import HybridVsockTransport
 from kata_hypervisor import exit_reason, host_checks, saved_machine
 from kata_hypervisor.children import Children
-from kata_hypervisor.contract import Hypervisor, VmExit, VmmProcess, VmSpec, check_supported
-from kata_hypervisor.driver_info import DriverInfo
+from kata_hypervisor.contract import Hypervisor, VmExit, VmSpec, check_supported
 from kata_hypervisor.errors import (
     ConfinementError,
     HypervisorError,
     LaunchError,
-    MachineFailedError,
     NotSupportedError,
     SealError,
     SnapshotError,
 )
 from kata_hypervisor.host import ExitStatus, Host
-from kata_hypervisor.lifecycle import ProcessLifecycle
+from kata_hypervisor.lifecycle import VIRTIOFSD, ProcessLifecycle
 from kata_hypervisor.rest import RefusedError, RestClient, RestError, Step
 from kata_hypervisor.seccomp.confinement import ThreadConfinement, inherited_filters
 
-VIRTIOFSD = "virtiofsd"
 CONSOLE = "console"
 
 DYING = 2.0
-"""Seconds that the kernel may take to end a VMM whose helper has seen it go."""
+"""Seconds that the kernel may take to tear down a VMM whose helper has seen it go."""
 
 COMMAND_BUDGET = 10.0
 """Seconds that the VMM gets to answer a command while the machine runs."""
@@ -74,7 +70,6 @@ class RestMachine(ProcessLifecycle, Hypervisor):
     Make it before the caller seals itself: how many filters a child inherits is read here.
     """
 
-    info: ClassVar[DriverInfo]
     hints: ClassVar[exit_reason.Hints] = ()
     _hang_ups = (RestError, ProcessLookupError, OSError)
     _refusals = (RefusedError,)
@@ -93,7 +88,6 @@ class RestMachine(ProcessLifecycle, Hypervisor):
         self._host = host
         self._client: RestClient | None = None
         self._transport: GuestTransport | None = None
-        self._spawning: asyncio.Task[None] | None = None
         self._warnings: list[str] = []
         # How many filters each of its threads has from the beginning.
         self._born_with = self._inherited
@@ -143,8 +137,8 @@ class RestMachine(ProcessLifecycle, Hypervisor):
         """Compare the kernel's word with what the configuration asks for; a sentence where they differ."""
 
     @abc.abstractmethod
-    async def _quit(self, client: RestClient) -> None:
-        """Ask the VMM to end."""
+    async def _ask_to_quit(self, client: RestClient) -> None:
+        """Ask the VMM to exit."""
 
     @property
     @abc.abstractmethod
@@ -160,17 +154,11 @@ class RestMachine(ProcessLifecycle, Hypervisor):
     async def prepare(self, spec: VmSpec) -> None:
         """See the contract."""
         check_supported(self.vmm, self.capabilities, spec)
-        if self._spawning is not None or self._requested:
-            raise LaunchError(f"cannot start the virtual machine of {spec.sandbox_id}: it was used before")
-        # A task of its own: a child that is started while its caller is cancelled must be known, to be ended.
-        self._spawning = asyncio.create_task(self._spawn_all(spec), name="virtual machine's processes")
-        try:
-            await asyncio.wait({self._spawning})
-            self._spawning.result()
-            await self._prepare(spec)
-        except BaseException:
-            await self.stop()
-            raise
+        await self._launch(
+            f"virtual machine of {spec.sandbox_id}",
+            lambda: self._spawn_all(spec),
+            lambda: self._connect_and_describe(spec),
+        )
 
     async def _spawn_all(self, spec: VmSpec) -> None:
         self._warnings = self._check_host(spec)
@@ -184,11 +172,8 @@ class RestMachine(ProcessLifecycle, Hypervisor):
         self._transport = await self._spawn(spec)
         if self._transport is not None:
             self._children.ours.push_async_callback(self._transport.aclose)
-        self._end = asyncio.create_task(self._supervise(), name="virtual machine's end")
 
-    async def _prepare(self, spec: VmSpec) -> None:
-        if self._requested:
-            raise LaunchError("the virtual machine was stopped while it started")
+    async def _connect_and_describe(self, spec: VmSpec) -> None:
         deadline = anyio.current_time() + self._start_budget
         client = await self._attempt(f"waiting for {self.vmm}'s API", deadline, self._connect())
         self._client = client
@@ -248,9 +233,6 @@ class RestMachine(ProcessLifecycle, Hypervisor):
     async def _discard(self) -> None:
         for path in self._made:
             await self._host.discard(path)
-
-    def _failure(self, message: str) -> MachineFailedError:
-        return MachineFailedError(f"{self.vmm} failed to start: {message}", self._children.outputs)
 
     # -- proof ---------------------------------------------------------------------------------------------
 
@@ -323,54 +305,34 @@ class RestMachine(ProcessLifecycle, Hypervisor):
 
     # -- end -----------------------------------------------------------------------------------------------
 
-    async def _supervise(self) -> VmExit:
-        """Wait for the first end, then end everything."""
-        requested = False
+    async def _settle(self) -> None:
+        """Wait for a VMM whose helper has seen it go, and which the kernel is still tearing down."""
+        vmm = self._children[self.vmm]
+        if vmm.exited is None and self._children[VIRTIOFSD].exited == ExitStatus(0):
+            with anyio.move_on_after(DYING):
+                await vmm.wait()
 
-        async def settle() -> None:
-            nonlocal requested
-            requested = self._requested
-            if self._children[self.vmm].exited is None and self._children[VIRTIOFSD].exited == ExitStatus(0):
-                with anyio.move_on_after(DYING):
-                    await self._children[self.vmm].wait()
+    def _conclude(self, exited: Mapping[str, ExitStatus], requested: bool) -> VmExit:
+        process = exit_reason.first_failure(self.vmm, VIRTIOFSD, exited)
+        reason = self._own_reason() if process == self.vmm else None
+        if requested:
+            reason = f"{self.vmm} was stopped on request"
+        if reason is None:
+            stderr, console = self._children.tail(f"{process} stderr"), self._children.tail(CONSOLE)
+            reason = exit_reason.describe(
+                process, exited[process], stderr, console, running=self._running, hints=self.hints
+            )
+        reason = self._children[process].violation or reason
+        return VmExit(reason, process, exited[process], requested, self._children.outputs)
 
+    async def _quit(self) -> bool:
+        if self._client is None:
+            return False
         try:
-            ended = await self._children.watch(settle)
-            first_failure = exit_reason.first_failure(self.vmm, VIRTIOFSD, ended)
-            reason = self._own_reason() if first_failure == self.vmm else None
-            if requested:
-                reason = f"{self.vmm} was ended on request"
-            if reason is None:
-                stderr = self._children.tail(f"{first_failure} stderr")
-                console = self._children.tail(CONSOLE)
-                reason = exit_reason.describe(
-                    first_failure,
-                    ended[first_failure],
-                    stderr,
-                    console,
-                    running=self._running,
-                    hints=self.hints,
-                )
-            reason = self._children[first_failure].violation or reason
-            return VmExit(reason, first_failure, ended[first_failure], requested, self._children.outputs)
-        finally:
-            await self._children.ours.aclose()
-
-    async def _stop(self) -> None:
-        if self._spawning is not None:
-            await asyncio.wait({self._spawning})
-        if self._end is None:  # the VMM was never started
-            await self._children.kill()
-            await self._children.wait()
-            await self._children.ours.aclose()
-            return
-        if not self._end.done():
-            if self._client is not None:
-                with anyio.move_on_after(self._stop_budget), contextlib.suppress(RestError):
-                    await self._quit(self._client)
-                    await asyncio.wait({self._end})
-            await self._children.kill()
-        await asyncio.wait({self._end})
+            await self._ask_to_quit(self._client)
+        except RestError:
+            return False
+        return True
 
     async def _hybrid_vsock(self, path: Path) -> HybridVsockTransport:
         """The way to the guest through the VMM's socket."""
@@ -378,16 +340,6 @@ class RestMachine(ProcessLifecycle, Hypervisor):
         return HybridVsockTransport(self._host.connect_guest, path)
 
     # -- properties ----------------------------------------------------------------------------------------
-
-    @property
-    def vmm(self) -> str:
-        """How messages name the VMM's process."""
-        return self.info.program
-
-    @property
-    def section(self) -> str:
-        """How messages name its table of the configuration."""
-        return f"[hypervisor.{self.info.name}]"
 
     @property
     def seal_features(self) -> frozenset[str]:
@@ -400,12 +352,6 @@ class RestMachine(ProcessLifecycle, Hypervisor):
         if self._transport is None:
             raise HypervisorError("there is no way to the guest: the virtual machine was not started")
         return self._transport
-
-    @property
-    def processes(self) -> tuple[VmmProcess, ...]:
-        """See the contract."""
-        roles = ((self.vmm, "vmm"), (VIRTIOFSD, VIRTIOFSD))
-        return tuple(VmmProcess(role, self._children[name]) for name, role in roles if name in self._children)
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from kata_hypervisor import vhost_vsock
 from kata_hypervisor.contract import SharedDirectory, VmSpec
 from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError
 from kata_hypervisor.host import ExitStatus
-from kata_hypervisor.qemu import driver
+from kata_hypervisor.qemu import qmp_control
 from kata_hypervisor.qemu.command import AGENT, CONSOLE
 from kata_hypervisor.qemu.driver import Qemu
 from kata_hypervisor.seccomp.confinement import ThreadConfinement
@@ -68,7 +68,7 @@ class Rig:
 async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     """A rig whose descriptors, children and files are counted at the end."""
     monkeypatch.setattr(vhost_vsock, "open_device", lambda: None)
-    monkeypatch.setattr(driver, "inherited_filters", lambda: 0)
+    monkeypatch.setattr(qmp_control, "inherited_filters", lambda: 0)
     before = os.listdir("/proc/self/fd")
     rig = Rig(tmp_path)
     yield rig
@@ -241,7 +241,7 @@ async def test_one_thread_without_a_filter_and_the_guest_never_runs(rig: Rig) ->
 
 
 async def test_inherited_filters_are_no_proof(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "inherited_filters", lambda: 1)
+    monkeypatch.setattr(qmp_control, "inherited_filters", lambda: 1)
     await refused(rig, ConfinementError)
 
 

@@ -25,7 +25,7 @@ from kata_hypervisor.errors import (
     UnikernelError,
 )
 from kata_hypervisor.host import ExitStatus
-from kata_hypervisor.qemu import preflight, unikernel
+from kata_hypervisor.qemu import preflight, qmp_control
 from kata_hypervisor.qemu.unikernel import QemuUnikernel
 from kata_hypervisor.qemu.unikernel_command import command_line, descriptors
 from tiny_guest import SPIN, kernel
@@ -118,7 +118,7 @@ class Rig:
 @pytest.fixture
 async def rig(spec: UnikernelSpec, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     """A rig whose children are counted at the end."""
-    monkeypatch.setattr(unikernel, "inherited_filters", lambda: 0)
+    monkeypatch.setattr(qmp_control, "inherited_filters", lambda: 0)
     monkeypatch.setattr(preflight, "check_memory", lambda *_: [])
     rig = Rig()
     yield rig
@@ -258,7 +258,7 @@ async def test_one_that_cannot_go_on_is_ended(rig: Rig, spec: UnikernelSpec) -> 
     await monitor.run()
     end = await monitor.wait()
     assert (end.status, end.requested) == (ExitStatus(signal=6), False)
-    assert end.reason == "the unikernel crashed: internal-error of qemu's"
+    assert end.reason == "the unikernel crashed: qemu reports internal-error"
 
 
 async def test_one_that_is_paused_is_not_ended(rig: Rig, spec: UnikernelSpec) -> None:

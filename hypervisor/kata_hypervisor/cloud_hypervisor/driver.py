@@ -26,8 +26,9 @@ from kata_hypervisor.cloud_hypervisor.saved import template_view
 from kata_hypervisor.contract import Capabilities, Disk, SharedDirectory, VmSpec
 from kata_hypervisor.errors import NotSupportedError
 from kata_hypervisor.host import Host
+from kata_hypervisor.lifecycle import VIRTIOFSD
 from kata_hypervisor.rest import RestClient, RestError, Step
-from kata_hypervisor.rest_machine import CONSOLE, VIRTIOFSD, RestMachine
+from kata_hypervisor.rest_machine import CONSOLE, RestMachine
 from kata_hypervisor.seccomp import wrapper_filter
 from kata_hypervisor.seccomp.confinement import ThreadConfinement, find_breach
 
@@ -238,7 +239,7 @@ class CloudHypervisorDriver(RestMachine):
     def _own_reason(self) -> str | None:
         return self._reason
 
-    async def _quit(self, client: RestClient) -> None:
+    async def _ask_to_quit(self, client: RestClient) -> None:
         await client.request("PUT", "/vmm.shutdown", budget=self._stop_budget)
 
     @property

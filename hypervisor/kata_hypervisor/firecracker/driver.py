@@ -261,7 +261,7 @@ class FirecrackerDriver(RestMachine):
 
     # -- end -----------------------------------------------------------------------------------------------
 
-    async def _quit(self, client: RestClient) -> None:
+    async def _ask_to_quit(self, client: RestClient) -> None:
         """Firecracker has no request that ends it: the kernel does, and its files are removed here."""
         await self._children.kill()
 
