@@ -3,7 +3,7 @@
     HypervisorError
     ├── LaunchError            the VMM could not be started, or exited before the guest was ready
     │   └── MachineFailedError     it was started, and exited, refused or did not answer
-    ├── ConfinementError       what the kernel says of the VMM is not what the configuration asked for
+    ├── ConfinementError       the kernel reports another confinement than the configuration asks for
     ├── PolicyError            a seccomp policy, program or name is wrong: mend the policy
     ├── SealError              a filter could not be built, installed or read back: nothing may run
     ├── HostUnfitError         this host lacks what the configuration needs (no /dev/kvm, full /dev/shm ...)
@@ -26,7 +26,7 @@ class HypervisorError(Exception):
 
 
 class LaunchError(HypervisorError):
-    """The VMM or one of its helpers could not be started, or ended before the guest was ready.
+    """The VMM or one of its helpers could not be started, or exited before the guest was ready.
 
     diagnostics: last lines of stderr and of the guest's console, by heading; empty when nothing ran.
     """
@@ -41,7 +41,7 @@ class MachineFailedError(LaunchError):
 
 
 class ConfinementError(HypervisorError):
-    """The kernel's word about a VMM process differs from what the configuration asked for."""
+    """The kernel reports another confinement of a VMM process than the configuration asks for."""
 
 
 class PolicyError(HypervisorError):

@@ -1,4 +1,4 @@
-"""What a host must have before a VMM is worth starting: a sentence now instead of a riddle later."""
+"""What a host must have before a VMM is started: a sentence about what is missing, before the VMM fails."""
 
 from __future__ import annotations
 

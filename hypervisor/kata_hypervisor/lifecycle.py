@@ -24,7 +24,7 @@ T = TypeVar("T")
 VIRTIOFSD = "virtiofsd"
 
 EXIT_GRACE = 1.0
-"""Seconds in which a VMM that has hung up is seen to exit."""
+"""Seconds in which a VMM that has closed its connection is seen to exit."""
 
 
 class VmLifecycle(Vmm):
@@ -83,7 +83,7 @@ class ProcessLifecycle(VmLifecycle):
 
     @abc.abstractmethod
     async def _quit(self) -> bool:
-        """Ask the VMM to exit; whether it took that, and will. Cancelled after _stop_budget."""
+        """Ask the VMM to exit; whether it accepted that. Cancelled after _stop_budget."""
 
     # -- start ---------------------------------------------------------------------------------------------
 
@@ -124,7 +124,7 @@ class ProcessLifecycle(VmLifecycle):
         """Await one stage of the start against the machine's end and the deadline.
 
         Raises:
-            LaunchError: the machine ended, the VMM hung up or refused, or the time is over.
+            LaunchError: the machine ended, the VMM closed the connection or refused, or the time is over.
         """
         assert self._end is not None
         work = asyncio.ensure_future(action)
@@ -137,7 +137,7 @@ class ProcessLifecycle(VmLifecycle):
             if work.done() and not isinstance(error, self._hang_ups):
                 return work.result()
             if not isinstance(error, self._refusals):
-                # It hung up, so it is exiting: the exit status says more than the broken connection.
+                # It closed the connection, so it is exiting, and the exit status says more.
                 await asyncio.wait({self._end}, timeout=EXIT_GRACE)
             if self._end.done():
                 end = self._end.result()

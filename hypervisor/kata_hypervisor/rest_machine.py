@@ -134,7 +134,7 @@ class RestMachine(ProcessLifecycle, Hypervisor):
 
     @abc.abstractmethod
     def _find_breach(self, threads: Sequence[ThreadConfinement], *, running: bool) -> str | None:
-        """Compare the kernel's word with what the configuration asks for; a sentence where they differ."""
+        """Compare what the kernel reports with what is configured; a sentence where they differ."""
 
     @abc.abstractmethod
     async def _ask_to_quit(self, client: RestClient) -> None:
@@ -146,7 +146,7 @@ class RestMachine(ProcessLifecycle, Hypervisor):
         """The sockets that the machine makes in its directory."""
 
     def _own_reason(self) -> str | None:
-        """What the guest did, when the VMM told and then ended because of it."""
+        """What the guest did, when the VMM reported it and then exited because of it."""
         return None
 
     # -- start ---------------------------------------------------------------------------------------------
@@ -165,8 +165,7 @@ class RestMachine(ProcessLifecycle, Hypervisor):
         host_checks.check_room(spec.memory_mib, spec.kernel, spec.initrd, self.section)
         if not self._confined:
             self._warnings.append(
-                f"{self.vmm} runs unconfined: {self._excuse} in {self.section} "
-                "puts no filter on its system calls"
+                f"{self.vmm} runs unconfined: {self._excuse} in {self.section} turns its seccomp filter off"
             )
         self._children.ours.push_async_callback(self._discard)
         self._transport = await self._spawn(spec)
@@ -234,16 +233,16 @@ class RestMachine(ProcessLifecycle, Hypervisor):
         for path in self._made:
             await self._host.discard(path)
 
-    # -- proof ---------------------------------------------------------------------------------------------
+    # -- confinement ---------------------------------------------------------------------------------------
 
     async def verify_confinement(self) -> None:
         """See the contract."""
         if not self._running:
-            raise HypervisorError("there is no confinement to prove: the virtual machine is not running")
+            raise HypervisorError("cannot verify the confinement: the virtual machine is not running")
         try:
             await self._verify_confinement()
         except ProcessLookupError as error:
-            raise HypervisorError(f"there is no confinement to prove: {self.vmm} has ended") from error
+            raise HypervisorError(f"cannot verify the confinement: {self.vmm} has exited") from error
 
     async def _verify_confinement(self) -> None:
         threads = await self._host.confinement(self._children[self.vmm])
@@ -262,14 +261,16 @@ class RestMachine(ProcessLifecycle, Hypervisor):
             if not self._confined or thread.filters <= self._born_with:
                 continue
             try:
-                bite = await self._host.filters_effective(child, thread.tid, self._born_with)
+                effective = await self._host.filters_effective(child, thread.tid, self._born_with)
             except SealError as error:
-                self._warnings.append(f"{self.vmm}'s filters were counted, and not read: {error}")
+                self._warnings.append(
+                    f"cannot read the content of {self.vmm}'s filters, only their number: {error}"
+                )
                 return
-            if not bite:
+            if not effective:
                 raise ConfinementError(
                     f"{self.vmm} is not confined as disable_seccomp = false in {self.section} asks: the "
-                    f'filter on its thread "{thread.name}" (tid {thread.tid}) forbids nothing: '
+                    f'filter on its thread "{thread.name}" (tid {thread.tid}) allows every system call: '
                     "use a release build"
                 )
 
@@ -292,7 +293,7 @@ class RestMachine(ProcessLifecycle, Hypervisor):
     async def _command(
         self, purpose: str, method: str, path: str, body: object = None, *, budget: float = COMMAND_BUDGET
     ) -> Any:
-        """Ask something of the running machine. A caller that is cancelled leaves the answer unheard."""
+        """Ask something of the running machine. The answer to a caller that is cancelled is dropped."""
         if self._client is None or self._end is None or not self._running:
             raise HypervisorError(f"cannot {purpose}: the virtual machine is not running")
         asking = asyncio.ensure_future(self._client.request(method, path, body, budget=budget))

@@ -1,4 +1,4 @@
-"""Which versions of a VMM this runtime was tested against, and what is said about others."""
+"""Versions of a VMM that this runtime was tested against, and the warning about others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Supported:
         assert oldest is not None
         assert newest is not None
         if number is None:
-            return f"{program} says of itself that it is {version!r}, which is no version; tested: {self}"
+            return f"cannot read a version in {version!r}, which {program} reports; tested: {self}"
         if oldest <= number and number[:2] <= newest[:2]:
             return None
         return f"{program} {version} was not tested with this runtime; tested: {self}"

@@ -119,7 +119,7 @@ async def test_a_program_that_ignores_its_flag_is_given_no_machine(make: Make, n
 async def test_filters_that_forbid_nothing_are_none(make: Make, name: str) -> None:
     rig = make(name, "toothless")
     message = await refused(rig, ConfinementError)
-    assert "forbids nothing: use a release build" in message
+    assert "allows every system call: use a release build" in message
     assert ("PUT", DESCRIBE[name]) not in rig.program.requests
 
 
@@ -195,8 +195,8 @@ async def test_a_program_that_cannot_run(
 @pytest.mark.parametrize(
     ("mode", "words"),
     [
-        ("exit:3", "ended before the guest was ready: exit status 3: it is not my day"),
-        ("silent", "ended before the guest was ready: exit status 1: it said nothing"),
+        ("exit:3", "exited with status 3 before the guest was ready: it is not my day"),
+        ("silent", "exited with status 1 before the guest was ready, and wrote nothing to stderr"),
     ],
 )
 async def test_a_program_that_ends_at_once(make: Make, name: str, mode: str, words: str) -> None:
@@ -223,7 +223,7 @@ async def test_a_program_that_says_nothing_meets_the_deadline(make: Make, name: 
     [
         ("half", "gave no usable answer to"),
         ("garbage", "its answer is not HTTP"),
-        ("close", "it hung up"),
+        ("close", "it closed the connection"),
         ("crash", "killed by SIGSEGV"),
     ],
 )

@@ -74,11 +74,11 @@ def test_a_missing_file_is_named_with_its_key(node: Node, key: str) -> None:
     [
         (
             {"path": "/bin/false"},
-            "qemu ended before the guest was ready: exit status 1: /bin/false said nothing",
+            "qemu exited with status 1 before the guest was ready, and wrote nothing to stderr",
         ),
         (
             {"virtio_fs_daemon": "/bin/false"},
-            "virtiofsd ended before the guest was ready: exit status 1: /bin/false said nothing",
+            "virtiofsd exited with status 1 before the guest was ready, and wrote nothing to stderr",
         ),
         ({"default_memory": 16777216}, "cannot give the guest 16777216 MiB of memory: this host has "),
         ({"cpu_features": "frobnicate=on"}, "frobnicate' not found"),

@@ -24,7 +24,7 @@ from kata_runtime.pod import kvm_failure
 from kata_runtime.pod.boot import Boot
 
 EMULATES = "this KVM only emulates: SSE2 arithmetic in the guest's kernel ended with KVM_EXIT_INTERNAL_ERROR"
-ABORTED = "qemu ended before the guest was ready: killed by SIGABRT: kvm_buf_set_msrs: Assertion failed"
+ABORTED = "qemu was killed by SIGABRT before the guest was ready: kvm_buf_set_msrs: Assertion failed"
 TO_TCG = 'accelerator = "tcg" in [hypervisor.qemu] to emulate (slow)'
 WAYS_OUT = {
     "qemu": f"set {TO_TCG}",

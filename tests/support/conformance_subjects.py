@@ -64,7 +64,7 @@ class Bench:
     @property
     def end(self) -> tuple[ExitStatus, str]:
         """How a machine ends that is killed."""
-        return self.killed or (KILLED, f"{self.vmm} ended")
+        return self.killed or (KILLED, f"{self.vmm} was killed by SIGKILL")
 
     def left(self) -> list[str]:
         """What is in the sandbox's directory that was not before."""

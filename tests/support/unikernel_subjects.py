@@ -199,7 +199,7 @@ def _firecracker_standin(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Be
     program = StandInProgram(directory / "bin", "firecracker", "")
     file = kernel(b"", pvh=True)
     bench = _bench("firecracker", directory, _firecracker_at(program.path), lambda line: file)
-    return replace(bench, killed=(bench.killed[0], "firecracker ended"))
+    return replace(bench, killed=(bench.killed[0], "firecracker was killed by SIGKILL"))
 
 
 def _firecracker_at(path: Path) -> Callable[..., Any]:
@@ -209,7 +209,7 @@ def _firecracker_at(path: Path) -> Callable[..., Any]:
 def _bare(name: str, directory: Path, table: Callable[..., Any]) -> Bench:
     content = build_bare(directory).read_bytes()
     bench = _bench(name, directory, table, lambda line: content)
-    return replace(bench, killed=(bench.killed[0], f"{name} ended"), real_taps=True)
+    return replace(bench, killed=(bench.killed[0], f"{name} was killed by SIGKILL"), real_taps=True)
 
 
 def _files(name: str, directory: Path) -> Callable[[str], bytes]:

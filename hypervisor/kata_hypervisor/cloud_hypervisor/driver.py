@@ -1,8 +1,8 @@
 """The Cloud Hypervisor driver: what it does its own way; the rest is `RestMachine`'s.
 
 What confines it: Cloud Hypervisor puts a filter on each thread as its first act, and a second, smaller one on
-each vCPU's. Its main thread has none: it starts the others, and then waits for their end. So the proof is:
-every thread but the main one is under a filter, every vCPU under two; unconfined, none has any.
+each vCPU's. Its main thread has none: it starts the others, and then waits for their end. So what is verified
+is: every thread but the main one is under a filter, every vCPU under two; unconfined, none has any.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from kata_hypervisor.seccomp.confinement import ThreadConfinement, find_breach
 __all__ = ["CloudHypervisorDriver"]
 
 API_BASE = "/api/v1"
-FENCE_ADVICE = (
+WRAPPER_FILTER_ADVICE = (
     "path in [hypervisor.clh] must name the program itself, not a script that starts it; "
     "disable_seccomp = true runs it without any filter"
 )
@@ -67,7 +67,7 @@ class CloudHypervisorDriver(RestMachine):
     hints: ClassVar[exit_reason.Hints] = (
         (
             re.compile(r"Probable seccomp violation: (?P<call>si_syscall=\d+)"),
-            "blocked by its own filter; disable_seccomp = true in [hypervisor.clh] would run it without",
+            "its own seccomp filter blocks a call; disable_seccomp = true in [hypervisor.clh] removes it",
         ),
         (re.compile(r"CreateHypervisor|/dev/kvm"), "it cannot use KVM: see kata-ctl check"),
         (re.compile(r"Cannot allocate memory"), "the host has too little free memory for default_memory"),
@@ -81,7 +81,7 @@ class CloudHypervisorDriver(RestMachine):
         self._api: socket.socket | None = None
         self._sockets: machine.Sockets | None = None
         self._events = EventStream()
-        self._heard = asyncio.Event()
+        self._event_received = asyncio.Event()
         self._reason: str | None = None
         self._ending: asyncio.Task[None] | None = None
 
@@ -121,7 +121,10 @@ class CloudHypervisorDriver(RestMachine):
             }
             seccomp = None
             if self._confined:
-                seccomp, self._born_with = wrapper_filter.build(self.vmm, FENCE_ADVICE), self._inherited + 1
+                seccomp, self._born_with = (
+                    wrapper_filter.build(self.vmm, WRAPPER_FILTER_ADVICE),
+                    self._inherited + 1,
+                )
             await self._children.spawn(self.vmm, machine.command_line(self._table), fds, seccomp=seccomp)
         return await self._hybrid_vsock(vsock)
 
@@ -144,16 +147,16 @@ class CloudHypervisorDriver(RestMachine):
         """Wait for a sign of each thread that the main one starts, and that puts on its filter itself.
 
         Those of the machine and of the API are alive when a request is answered; that of the events is not
-        when nothing was heard of it.
+        before its first event.
         """
         assert self._api is not None
-        await self._heard.wait()
+        await self._event_received.wait()
         return RestClient(self._api, self.vmm, base=API_BASE, budget=self._start_budget)
 
     async def _version(self, client: RestClient) -> str:
         answer = await client.request("GET", "/vmm.ping")
         if not isinstance(answer, dict) or not isinstance(answer.get("version"), str):
-            raise RestError(f"{self.vmm} told no version when it was asked")
+            raise RestError(f"{self.vmm}'s answer to GET /vmm.ping has no version")
         version: str = answer["version"]
         return version
 
@@ -183,7 +186,7 @@ class CloudHypervisorDriver(RestMachine):
         assert self._sockets is not None
         await self._host.discard(self._sockets.filesystem)
 
-    # -- proof ---------------------------------------------------------------------------------------------
+    # -- confinement ---------------------------------------------------------------------------------------
 
     def _find_breach(self, threads: Sequence[ThreadConfinement], *, running: bool) -> str | None:
         if not self._confined:
@@ -230,7 +233,7 @@ class CloudHypervisorDriver(RestMachine):
     # -- end -----------------------------------------------------------------------------------------------
 
     def _take_events(self, data: bytes) -> None:
-        self._heard.set()
+        self._event_received.set()
         for event in self._events.feed(data):
             if event in ENDINGS and self._reason is None:
                 self._reason = ENDINGS[event]

@@ -2,10 +2,10 @@
 
 What confines it: its API thread puts itself under a filter before it answers the first request; each vCPU's
 thread does so before the guest's first instruction, and the main thread before it handles the first event of
-the machine, but possibly after it has answered InstanceStart. So the proof is: when it is prepared, the API's
-thread; when it runs and the main thread has answered once more, every thread. A Firecracker that ignores its
-options is refused by the first of these, with no guest in it; and so is one whose filters, read back from the
-kernel, forbid nothing: those of a debug build, and of one for glibc.
+the machine, but possibly after it has answered InstanceStart. So what is verified is: when it is prepared,
+the API's thread; when it runs and the main thread has answered once more, every thread. A Firecracker that
+ignores its options is refused by the first of these, with no guest in it; and so is one whose filters, read
+back from the kernel, allow every call: those of a debug build, and of one for glibc.
 
 Where the jailer is configured, Firecracker has a root directory, a user and limits of its own besides. Its
 sockets are then reached through /proc/PID/root: nobody else's view of the file system has them.
@@ -47,7 +47,8 @@ class FirecrackerDriver(RestMachine):
     hints: ClassVar[exit_reason.Hints] = (
         (
             re.compile(r"intercepting a bad syscall"),
-            "blocked by its own filter; disable_seccomp = true in [hypervisor.firecracker] takes it away",
+            "its own seccomp filter blocks a call; disable_seccomp = true in [hypervisor.firecracker] "
+            "removes it",
         ),
         (re.compile(r"/dev/kvm|Error creating KVM"), "it cannot use KVM: see kata-ctl check"),
         (re.compile(r"Cannot allocate memory"), "the host has too little free memory for default_memory"),
@@ -150,7 +151,7 @@ class FirecrackerDriver(RestMachine):
     async def _version(self, client: RestClient) -> str:
         answer = await client.request("GET", "/version")
         if not isinstance(answer, dict) or not isinstance(answer.get("firecracker_version"), str):
-            raise RestError(f"{self.vmm} told no version when it was asked")
+            raise RestError(f"{self.vmm}'s answer to GET /version has no version")
         version: str = answer["firecracker_version"]
         return version
 
@@ -167,7 +168,7 @@ class FirecrackerDriver(RestMachine):
         if number is not None and number < RESTORES:
             raise NotSupportedError(
                 f"firecracker {version} cannot start from {template}: it would look for the guest's socket "
-                "where the saved machine had it; 1.16 and later can be told another path"
+                "where the saved machine had it; 1.16 and later take another path"
             )
         yield Step(
             "restoring the machine", "PUT", "/snapshot/load", machine.restoring(template, spec, self._places)
@@ -186,9 +187,11 @@ class FirecrackerDriver(RestMachine):
         answer = await client.request("GET", "/")
         state = answer.get("state") if isinstance(answer, dict) else None
         if state != "Running":
-            raise RestError(f"{self.vmm} says that its machine is {state!r} after it was started")
+            raise RestError(
+                f"{self.vmm} reports the state {state!r} for a machine that was started, not 'Running'"
+            )
 
-    # -- proof ---------------------------------------------------------------------------------------------
+    # -- confinement ---------------------------------------------------------------------------------------
 
     def _find_breach(self, threads: Sequence[ThreadConfinement], *, running: bool) -> str | None:
         if not self._confined or running:

@@ -38,9 +38,9 @@ EXITS = {
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What happened. results: each trial's result so far. end: how the guest ended, in words.
+    """What happened. results: each trial's result so far. end: how the guest ended, for messages.
 
-    refused: why there was no guest at all, or None. emulates: whether KVM said that it could not emulate.
+    refused: why there was no guest at all, or None. emulates: whether KVM reported that it could not emulate.
     """
 
     results: tuple[int, ...] = ()
@@ -108,8 +108,8 @@ def _interpret(vcpu: int, shared: mmap.mmap) -> Observation:
 
 
 def _fill(memory: mmap.mmap) -> None:
-    for offset, words in ((GDT, GDT_ENTRIES), (PML4, (PDPT | 3,)), (PDPT, (PAGES | 3,)), (PAGES, (0x83,))):
-        struct.pack_into(f"<{len(words)}Q", memory, offset, *words)
+    for offset, entries in ((GDT, GDT_ENTRIES), (PML4, (PDPT | 3,)), (PDPT, (PAGES | 3,)), (PAGES, (0x83,))):
+        struct.pack_into(f"<{len(entries)}Q", memory, offset, *entries)
     code = guest.program()
     memory[CODE : CODE + len(code)] = code
 

@@ -1,4 +1,4 @@
-"""What this host must have before QEMU is worth starting: a sentence now instead of a riddle later."""
+"""What this host must have before QEMU is started: a sentence about what is missing, before QEMU fails."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_host(
     if not table.confined:
         warnings.append(
             f'qemu runs unconfined: seccompsandbox = "{table.seccompsandbox}" in {TABLE} '
-            "puts no filter on its system calls"
+            "turns its seccomp filter off"
         )
     return tuple(warnings)
 

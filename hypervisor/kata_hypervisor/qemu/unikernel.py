@@ -77,11 +77,11 @@ class QemuUnikernel(QmpControlled, UnikernelVmm):
         if free:
             self._warnings.append(
                 "qemu runs unconfined: honor_unconfined = true in [hypervisor.qemu] "
-                "puts no filter on its system calls"
+                "turns its seccomp filter off"
             )
         elif loosened or open_groups(asked):
             self._warnings.append(
-                f'seccompsandbox = "{asked}" in [hypervisor.qemu] is not for unikernels: '
+                f'seccompsandbox = "{asked}" in [hypervisor.qemu] does not apply to unikernels: '
                 "their qemu is denied all four groups of system calls"
             )
 
@@ -107,7 +107,7 @@ class QemuUnikernel(QmpControlled, UnikernelVmm):
             await self._children.kill()
 
     async def run(self) -> None:
-        """See the contract; one that has ended by then has told its end."""
+        """See the contract; one that has exited by then is no failure: `wait` returns how."""
         if self._monitor is None or not self._prepared or self._running or self._requested:
             raise LaunchError("cannot run the unikernel: it is not prepared, or runs already")
         self._running = True  # it may end by itself before QEMU has answered
