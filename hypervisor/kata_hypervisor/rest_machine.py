@@ -34,7 +34,7 @@ from kata_hypervisor.errors import (
 from kata_hypervisor.host import ExitStatus, Host
 from kata_hypervisor.lifecycle import VIRTIOFSD, ProcessLifecycle
 from kata_hypervisor.rest import RefusedError, RestClient, RestError, Step
-from kata_hypervisor.seccomp.confinement import ThreadConfinement, inherited_filters
+from kata_hypervisor.seccomp.confinement import ThreadConfinement, find_breach, inherited_filters
 
 CONSOLE = "console"
 
@@ -249,10 +249,12 @@ class RestMachine(ProcessLifecycle, Hypervisor):
         # The virtual CPUs of a restored machine are there, and wait, before it runs.
         breach = self._find_breach(threads, running=self._running or self._restored)
         if breach is not None:
-            asked = str(not self._confined).lower()
-            raise ConfinementError(
-                f"{self.vmm} is not confined as disable_seccomp = {asked} in {self.section} asks: {breach}"
-            )
+            raise ConfinementError(breach)
+
+    def _breach_of(self, threads: Sequence[ThreadConfinement], confined: bool, inherited: int) -> str | None:
+        """See `find_breach`, for this VMM and its table."""
+        setting = f"disable_seccomp = {str(not self._confined).lower()} in {self.section}"
+        return find_breach(threads, confined, inherited, process=self.vmm, required_by=setting)
 
     async def _verify_filters(self) -> None:
         """See that the filters forbid something: a VMM may be built with filters that allow every call."""
@@ -269,8 +271,8 @@ class RestMachine(ProcessLifecycle, Hypervisor):
                 return
             if not effective:
                 raise ConfinementError(
-                    f"{self.vmm} is not confined as disable_seccomp = false in {self.section} asks: the "
-                    f'filter on its thread "{thread.name}" (tid {thread.tid}) allows every system call: '
+                    f"the filter of thread {thread.tid} ({thread.name}) of {self.vmm} allows every system "
+                    f"call; disable_seccomp = false in {self.section} requires one that refuses some: "
                     "use a release build"
                 )
 

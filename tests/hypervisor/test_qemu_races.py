@@ -236,7 +236,7 @@ async def test_a_monitor_that_speaks_something_else(rig: Rig, greeting: bytes) -
 async def test_one_thread_without_a_filter_and_the_guest_never_runs(rig: Rig) -> None:
     rig.host.threads = [*CONFINED, ThreadConfinement(12, "worker", 0, 0, False)]
     error = await refused(rig, ConfinementError)
-    assert "the kernel reports seccomp mode 0 for thread 12 (worker)" in str(error)
+    assert "the kernel reports seccomp mode 0 for thread 12 (worker) of qemu; seccompsandbox = " in str(error)
     assert "requires mode 2" in str(error)
     assert "cont" not in rig.host.children["qemu"].commands
 

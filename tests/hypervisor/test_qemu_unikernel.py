@@ -171,7 +171,7 @@ async def test_one_that_ignores_its_option_never_runs(
     monitor = rig.monitor(**settings)
     with pytest.raises(
         ConfinementError,
-        match=r'qemu is not confined as seccompsandbox = "on,obsolete=deny.*: the kernel ',
+        match=r'mode 0 for thread 10 \(qemu\) of qemu; seccompsandbox = "on,obs.*" requires mode 2',
     ):
         await monitor.prepare(spec)
     assert "cont" not in rig.host.children["qemu"].commands

@@ -30,7 +30,7 @@ from kata_hypervisor.lifecycle import VIRTIOFSD
 from kata_hypervisor.rest import RestClient, RestError, Step
 from kata_hypervisor.rest_machine import CONSOLE, RestMachine
 from kata_hypervisor.seccomp import wrapper_filter
-from kata_hypervisor.seccomp.confinement import ThreadConfinement, find_breach
+from kata_hypervisor.seccomp.confinement import ThreadConfinement
 
 __all__ = ["CloudHypervisorDriver"]
 
@@ -190,16 +190,16 @@ class CloudHypervisorDriver(RestMachine):
 
     def _find_breach(self, threads: Sequence[ThreadConfinement], *, running: bool) -> str | None:
         if not self._confined:
-            return find_breach(threads, False, self._inherited)
+            return self._breach_of(threads, False, self._inherited)
         main = self._children[self.vmm].pid
-        breach = find_breach([thread for thread in threads if thread.tid == main], True, self._inherited)
+        breach = self._breach_of([thread for thread in threads if thread.tid == main], True, self._inherited)
         others = [thread for thread in threads if thread.tid != main]
-        breach = breach or find_breach(others, True, self._born_with)
+        breach = breach or self._breach_of(others, True, self._born_with)
         vcpus = [thread for thread in threads if VCPU_THREAD.fullmatch(thread.name)]
         if breach is None and running:
             if not vcpus:
-                return "it has no thread of a virtual CPU"
-            return find_breach(vcpus, True, self._born_with + VCPU_FILTERS - 1)
+                return f"the kernel lists no thread of a virtual CPU of {self.vmm}"
+            return self._breach_of(vcpus, True, self._born_with + VCPU_FILTERS - 1)
         return breach
 
     # -- commands ------------------------------------------------------------------------------------------

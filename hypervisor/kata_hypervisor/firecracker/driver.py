@@ -29,7 +29,7 @@ from kata_hypervisor.firecracker.info import FIRECRACKER
 from kata_hypervisor.host import Host
 from kata_hypervisor.rest import RestClient, RestError, Step
 from kata_hypervisor.rest_machine import CONSOLE, RestMachine
-from kata_hypervisor.seccomp.confinement import ThreadConfinement, find_breach
+from kata_hypervisor.seccomp.confinement import ThreadConfinement
 
 __all__ = ["FirecrackerDriver"]
 
@@ -195,11 +195,11 @@ class FirecrackerDriver(RestMachine):
 
     def _find_breach(self, threads: Sequence[ThreadConfinement], *, running: bool) -> str | None:
         if not self._confined or running:
-            return find_breach(threads, self._confined, self._inherited)
+            return self._breach_of(threads, self._confined, self._inherited)
         api = [thread for thread in threads if thread.name == API_THREAD]
         if not api:
-            return f'it has no thread "{API_THREAD}"'
-        return find_breach(api, True, self._inherited)
+            return f"the kernel lists no thread {API_THREAD} of {self.vmm}"
+        return self._breach_of(api, True, self._inherited)
 
     # -- commands ------------------------------------------------------------------------------------------
 

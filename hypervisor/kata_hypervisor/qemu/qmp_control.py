@@ -116,12 +116,12 @@ class QmpControlled(ProcessLifecycle):
 
     async def _verify_confinement(self) -> None:
         threads = await self._host.confinement(self._children[self.vmm])
-        breach = find_breach(threads, self._table.confined, self._inherited)
+        setting = f'seccompsandbox = "{self._table.seccompsandbox}"'
+        breach = find_breach(
+            threads, self._table.confined, self._inherited, process=self.vmm, required_by=setting
+        )
         if breach is not None:
-            raise ConfinementError(
-                f'qemu is not confined as seccompsandbox = "{self._table.seccompsandbox}" asks: {breach} '
-                f"(check that {self._table.path} is a qemu with seccomp support)"
-            )
+            raise ConfinementError(f"{breach} (check that {self._table.path} is a qemu with seccomp support)")
 
     # -- end -----------------------------------------------------------------------------------------------
 
