@@ -99,6 +99,7 @@ class Code(Enum):
     HOST_JIT = ("KATA606", Severity.WARNING, False, "this host interprets seccomp filters, which is slow")
     HOST_KERNEL = ("KATA607", Severity.WARNING, False, "the file is no kernel")
     HOST_ENTROPY = ("KATA608", Severity.ERROR, True, "the guest's random numbers would not be random")
+    HOST_KVM_GUESTS = ("KATA609", Severity.WARNING, False, "this host's KVM runs no unmodified guests")
 
     ANNOTATION_REFUSED = ("KATA701", Severity.ERROR, True, "the configuration does not allow this annotation")
     ANNOTATION_UNKNOWN = ("KATA702", Severity.ERROR, False, "the annotation names no key")

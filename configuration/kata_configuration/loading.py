@@ -18,6 +18,7 @@ from kata_configuration.models import TABLES, own_path
 from kata_configuration.parse.trust import Uids, check, trusted_uids
 
 if TYPE_CHECKING:
+    from kata_configuration.judge.rule import Rule
     from kata_configuration.layer.origins import Origins
     from kata_configuration.models import Hypervisor, KataAgent, Runtime
 
@@ -95,13 +96,20 @@ def load(
     return configuration_of(examination, source)
 
 
-def lint(path: Path, *, check_host: bool = True, trusted: Uids | None = None) -> tuple[Diagnostic, ...]:
+def lint(
+    path: Path,
+    *,
+    check_host: bool = True,
+    trusted: Uids | None = None,
+    host_rules: tuple[Rule, ...] = (),
+) -> tuple[Diagnostic, ...]:
     """Return every diagnostic of a file and its drop-ins, ordered by file and place.
 
-    trusted: see `examine`. Never raises for their contents.
+    trusted: see `examine`. host_rules: of the caller, for what this package cannot find out about this host;
+    they may only warn, because loading does not apply them. Never raises for the files' contents.
     """
     try:
-        return examine(path, check_host=check_host, trusted=trusted).diagnostics
+        return examine(path, check_host=check_host, trusted=trusted, host_rules=host_rules).diagnostics
     except ConfigurationError as error:
         return error.diagnostics
 
@@ -134,6 +142,7 @@ def examine(
     check_host: bool,
     trusted: Uids | None = None,
     annotations: Mapping[str, str] | None = None,
+    host_rules: tuple[Rule, ...] = (),
 ) -> Examination:
     """Read, merge and judge a file, its drop-ins and annotations.
 
@@ -146,7 +155,9 @@ def examine(
     if trusted is None and check_host:
         trusted = trusted_uids()
     files = read_files(path)
-    return examine_files(files, check_host=check_host, trusted=trusted, annotations=annotations)
+    return examine_files(
+        files, check_host=check_host, trusted=trusted, annotations=annotations, host_rules=host_rules
+    )
 
 
 def examine_files(
@@ -155,20 +166,25 @@ def examine_files(
     check_host: bool,
     trusted: Uids | None = None,
     annotations: Mapping[str, str] | None = None,
+    host_rules: tuple[Rule, ...] = (),
 ) -> Examination:
     """Merge and judge files that have been read, and annotations. trusted: None where it does not matter."""
     with suggestions.limited():
-        return _examine(files, check_host, trusted, annotations)
+        return _examine(files, check_host, trusted, annotations, host_rules)
 
 
 def _examine(
-    files: Files, check_host: bool, trusted: Uids | None, annotations: Mapping[str, str] | None
+    files: Files,
+    check_host: bool,
+    trusted: Uids | None,
+    annotations: Mapping[str, str] | None,
+    host_rules: tuple[Rule, ...],
 ) -> Examination:
     merged = merging.merge([layer.tree for layer in files.layers])
     layers, said = list(files.layers), list(files.unreadable)
     if annotations:
         said += _annotate(layers, merged, annotations)
-    judgement = judge(merged.tree, check_host=check_host, owner=merged.owner)
+    judgement = judge(merged.tree, check_host=check_host, owner=merged.owner, host_rules=host_rules)
     incomplete = bool(files.unreadable) or any(layer.faults for layer in files.layers)
     placed = list(_place(layers, merged, _weighed(judgement.findings, merged.tree, incomplete)))
     placed += _of_drop_ins(layers, merged, files.skipped)

@@ -1,4 +1,4 @@
-"""What a file that QEMU or Firecracker shall start as a kernel is, told by its headers and notes.
+"""What a file that QEMU or Firecracker shall start as a kernel is, by its headers and notes.
 
 The file is hostile; nothing here loads it, which is the VMM's business, inside its filter. Sources: Linux'
 Documentation/arch/x86/boot.rst; the Multiboot Specification, 3.1.
@@ -23,7 +23,7 @@ MULTIBOOT = 0x1BADB002
 
 
 class Protocol(Enum):
-    """How a file is started, in words."""
+    """How a file is started, as messages name it."""
 
     LINUX = "a Linux bzImage"
     MULTIBOOT = "a multiboot kernel"

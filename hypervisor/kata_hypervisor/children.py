@@ -1,4 +1,4 @@
-"""The processes of one machine: started with what they inherit, listened to, watched, and ended together."""
+"""The processes of one machine: started with what they inherit, read, supervised, and stopped together."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import anyio
@@ -17,7 +18,7 @@ from kata_hypervisor.seccomp.child_filter import ChildFilter
 STDOUT, STDERR = 1, 2
 
 MOMENT = 0.1
-"""Seconds within which two ends belong together, and in which last words arrive."""
+"""Seconds within which two exits belong together, and in which what was written before arrives."""
 
 
 class Reader(Follower):
@@ -37,9 +38,9 @@ class Reader(Follower):
 
 
 class Children:
-    """The processes of one machine, by name; the first that is started last is the VMM.
+    """The processes of one machine, by name.
 
-    host: starts them. log: where their words go line by line, or None.
+    host: starts them. log: where their output goes line by line, or None.
     """
 
     def __init__(self, host: Host, log: logging.Logger | None) -> None:
@@ -47,7 +48,7 @@ class Children:
         self._log = log
         self._children: dict[str, Child] = {}
         self._followers: dict[str, Follower] = {}
-        # What of a machine is ours in this process; closed when its processes have ended.
+        # What this process holds of the machine; closed when its processes have exited.
         self.ours = contextlib.AsyncExitStack()
 
     def __getitem__(self, name: str) -> Child:
@@ -85,11 +86,29 @@ class Children:
         """Make a pipe whose content is kept under a heading; return the end to write, closed by `theirs`."""
         reader, writer = os.pipe2(os.O_CLOEXEC)
         theirs.callback(os.close, writer)
+        await self._follow(heading, os.fdopen(reader, "rb", buffering=0))
+        return writer
+
+    async def connection(self, heading: str, theirs: contextlib.ExitStack) -> int:
+        """As `pipe`, for a program that wants a connected socket to write to."""
+        ours, end = socket.socketpair()
+        theirs.callback(end.close)
+        self.ours.callback(ours.close)
+        await self._follow(heading, ours)
+        return end.fileno()
+
+    async def _follow(self, heading: str, stream: object) -> None:
         log = self._log.getChild(heading.replace(" ", "_")).debug if self._log is not None else None
-        follower = await follow(os.fdopen(reader, "rb", buffering=0), log)
+        follower = await follow(stream, log)
         self._followers[heading] = follower
         self.ours.push_async_callback(follower.aclose)
-        return writer
+
+    def channel(self, theirs: contextlib.ExitStack) -> tuple[socket.socket, int]:
+        """Make a pair of connected sockets; return ours, and the descriptor of the end for a child."""
+        ours, end = socket.socketpair()
+        theirs.callback(end.close)
+        self.ours.callback(ours.close)
+        return ours, end.fileno()
 
     async def read(self, take: Callable[[bytes], None], theirs: contextlib.ExitStack) -> int:
         """Make a pipe whose content goes to a function; return the end to write, closed by `theirs`."""
@@ -111,33 +130,37 @@ class Children:
         texts = {heading: follower.tail.text for heading, follower in self._followers.items()}
         return {heading: text for heading, text in texts.items() if text}
 
-    async def watch(self, settle: Callable[[], Awaitable[None]]) -> dict[str, ExitStatus]:
-        """Wait for the first end, then end all; return who had ended by then, and how.
+    async def watch(
+        self, settle: Callable[[], Awaitable[None]], *, on_exit: Callable[[], None] | None = None
+    ) -> dict[str, ExitStatus]:
+        """Wait for the first exit, then stop all; return which had exited by then, and how.
 
-        linger: awaited between, for what the VMM may still do by itself.
+        on_exit: called at the first exit. settle: awaited after it, for what the VMM may still do by itself.
         """
         waits = {name: asyncio.ensure_future(child.wait()) for name, child in self._children.items()}
         await asyncio.wait(waits.values(), return_when=asyncio.FIRST_COMPLETED)
+        if on_exit is not None:
+            on_exit()
         await asyncio.wait(waits.values(), timeout=MOMENT)
         await settle()
-        ended = {name: task.result() for name, task in waits.items() if task.done()}
+        exited = {name: task.result() for name, task in waits.items() if task.done()}
         await self.kill()
         await asyncio.wait(waits.values())
         await self.drain_outputs()
-        return ended
+        return exited
 
     async def drain_outputs(self) -> None:
-        """Read what the dead have written; a grandchild that holds a pipe open does not keep us."""
+        """Read what was written before; a grandchild that holds a pipe open delays nothing for long."""
         with anyio.move_on_after(MOMENT):
             for follower in self._followers.values():
                 await follower.ended.wait()
 
     async def kill(self) -> None:
-        """Kill all; nothing for those that have ended."""
+        """Kill all; nothing for those that have exited."""
         for child in self._children.values():
             await child.kill()
 
     async def wait(self) -> None:
-        """Return when all have ended."""
+        """Return when all have exited."""
         for child in self._children.values():
             await child.wait()

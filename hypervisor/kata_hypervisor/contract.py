@@ -118,7 +118,7 @@ class VmSpec:
     directory: the sandbox's private directory on the host (mode 0700), for sockets.
     vcpus, memory_mib: number of virtual CPUs and guest memory in MiB at boot.
     kernel, initrd, image: absolute paths; `image` is the guest's root filesystem, given as a read-only disk.
-    kernel_parameters: words of the kernel command line that do not depend on the driver, in order; the
+    kernel_parameters: parameters of the kernel command line that do not depend on the driver, in order; the
         driver puts its own (console, root device) before them, so that these win.
     shared: the directory shared with the guest, or None.
     disks, taps: further devices; disks come after the image, in order.
@@ -215,7 +215,7 @@ class UnikernelSpec:
 
 @dataclass(frozen=True, slots=True)
 class VmmProcess:
-    """A process that serves the virtual machine, for proofs and metrics. role: "vmm" or "virtiofsd"."""
+    """A process that serves the virtual machine, for verification and metrics. role: "vmm" or "virtiofsd"."""
 
     role: str
     child: Child
@@ -226,8 +226,8 @@ class VmExit:
     """The end of a virtual machine.
 
     reason: one readable line, such as "qemu was killed by SIGKILL".
-    process: which process ended first ("qemu", "virtiofsd").
-    status: how it ended. diagnostics: last lines of stderr and of the guest's console, by heading.
+    process: which process exited first ("qemu", "virtiofsd").
+    status: how it exited. diagnostics: last lines of stderr and of the guest's console, by heading.
     requested: whether `stop` caused it.
     """
 
@@ -243,7 +243,7 @@ class Vmm(abc.ABC):
 
     @abc.abstractmethod
     async def run(self) -> None:
-        """Let the guest run, once, and prove what exists then. Raises as `prepare` does."""
+        """Let the guest run, once, and verify the confinement of what exists then. Raises as `prepare`."""
 
     @property
     @abc.abstractmethod
@@ -301,12 +301,13 @@ class Hypervisor(Vmm):
 
     @abc.abstractmethod
     async def prepare(self, spec: VmSpec) -> None:
-        """Make the machine, and prove the confinement of the VMM's processes; the guest does not run yet.
+        """Make the machine, and verify the confinement of the VMM's processes; the guest does not run yet.
 
         Raises:
-            LaunchError: the VMM or a helper could not be started or ended at once; the message's first line
+            LaunchError: the VMM or a helper could not be started or exited at once; the message's first line
                 says which, its exit status or signal and the last line of its stderr.
-            ConfinementError: the kernel's word differs from the configuration's; nothing is left running.
+            ConfinementError: the kernel reports another confinement than the configuration asks for; nothing
+                is left running.
             HostUnfitError: the host lacks what the configuration names.
             NotSupportedError: the driver cannot make such a machine.
             SnapshotError: `spec.template` is damaged, or of another kernel, image, host or version.
@@ -360,7 +361,7 @@ class Hypervisor(Vmm):
 
     @classmethod
     def describe_template(cls, spec: VmSpec) -> Mapping[str, str]:
-        """Say what `spec.template` is a template of, in the words of sentences: "number of vCPUs", "2".
+        """Say what `spec.template` is a template of, by name: "number of vCPUs", "2".
 
         Reads files; needs no machine. Raises SnapshotError as `prepare` does.
         """

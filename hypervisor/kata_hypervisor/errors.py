@@ -1,11 +1,13 @@
 """Errors of the hypervisor room.
 
     HypervisorError
-    ├── LaunchError            the VMM could not be started, or died before the guest was ready
-    ├── ConfinementError       what the kernel says of the VMM is not what the configuration asked for
+    ├── LaunchError            the VMM could not be started, or exited before the guest was ready
+    │   └── MachineFailedError     it was started, and exited, refused or did not answer
+    ├── ConfinementError       the kernel reports another confinement than the configuration asks for
     ├── PolicyError            a seccomp policy, program or name is wrong: mend the policy
     ├── SealError              a filter could not be built, installed or read back: nothing may run
     ├── HostUnfitError         this host lacks what the configuration needs (no /dev/kvm, full /dev/shm ...)
+    │   └── KvmRefusedError        its KVM does not make the machine, or does not take its state
     ├── SnapshotError          a machine cannot be saved; or what was saved is damaged, or of another machine
     ├── UnikernelError         a unikernel's file is damaged, or needs what is not there
     └── NotSupportedError      this driver cannot do what was asked
@@ -24,7 +26,7 @@ class HypervisorError(Exception):
 
 
 class LaunchError(HypervisorError):
-    """The VMM or one of its helpers could not be started, or ended before the guest was ready.
+    """The VMM or one of its helpers could not be started, or exited before the guest was ready.
 
     diagnostics: last lines of stderr and of the guest's console, by heading; empty when nothing ran.
     """
@@ -34,8 +36,12 @@ class LaunchError(HypervisorError):
         self.diagnostics: Mapping[str, str] = diagnostics or {}
 
 
+class MachineFailedError(LaunchError):
+    """The VMM was started, and it exited, refused or did not answer: it may not know why itself."""
+
+
 class ConfinementError(HypervisorError):
-    """The kernel's word about a VMM process differs from what the configuration asked for."""
+    """The kernel reports another confinement of a VMM process than the configuration asks for."""
 
 
 class PolicyError(HypervisorError):
@@ -48,6 +54,10 @@ class SealError(HypervisorError):
 
 class HostUnfitError(HypervisorError):
     """This host cannot run what the configuration describes."""
+
+
+class KvmRefusedError(HostUnfitError):
+    """The host's KVM can be opened, and does not make the machine or does not take its state."""
 
 
 class SnapshotError(HypervisorError):

@@ -1,4 +1,4 @@
-"""Why a machine's processes ended, as one line that says what to do where that is known."""
+"""Why a machine's processes exited, as one line that says what to do where that is known."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from kata_hypervisor.host import ExitStatus
 from kata_hypervisor.output_tail import LINE_LIMIT, Tail
 
 Hints = tuple[tuple[re.Pattern[str], str], ...]
-"""What a VMM's words contain -> what the operator can do."""
+"""What a VMM's output contains -> what the operator can do."""
 
 PANIC = re.compile(r"(?<!end )Kernel panic - (not syncing: .*)")
 
 
-def first_failure(vmm: str, helper: str, ended: Mapping[str, ExitStatus]) -> str:
-    """Of the processes that ended together, name the one whose end explains the other's.
+def first_failure(vmm: str, helper: str, exited: Mapping[str, ExitStatus]) -> str:
+    """Of the processes that exited together, name the one whose exit explains the other's.
 
-    A helper ends with status 0 when the VMM is gone; the VMM fails when its helper does.
+    A helper exits with status 0 when the VMM is gone; the VMM fails when its helper does.
     """
-    first, other = ended.get(vmm), ended.get(helper)
+    first, other = exited.get(vmm), exited.get(helper)
     if first is None:
         return helper
     if other is None or other.code == 0 or first.signal is not None:
@@ -28,25 +28,38 @@ def first_failure(vmm: str, helper: str, ended: Mapping[str, ExitStatus]) -> str
     return helper
 
 
+def kernel_panic(console: Tail) -> str | None:
+    """The last panic of the guest's kernel on its console, as a sentence; None where there was none."""
+    panics = PANIC.findall(console.text)
+    return f"the guest's kernel panicked: {panics[-1][:LINE_LIMIT]}" if panics else None
+
+
+def find_hint(hints: Hints, text: str) -> str | None:
+    """What to do, by what a VMM has written."""
+    return next((hint for pattern, hint in hints if pattern.search(text)), None)
+
+
+def describe_exit(process: str, status: ExitStatus, stderr: Tail, *, running: bool, hint: str | None) -> str:
+    """Say in one line which process exited, how, what it wrote last, and what to do.
+
+    running: whether the guest had been started. hint: what to do, where the caller knows.
+    """
+    how = f"exited with status {status.code}" if status.signal is None else f"was {status}"
+    line = f"{process} {how}" + ("" if running else " before the guest was ready")
+    if status.signal == signal.SIGKILL:  # a process that is killed writes nothing about it
+        hint = "if nobody sent the signal, the kernel's out-of-memory killer did: see dmesg"
+    elif stderr.last_line:
+        line += f": {stderr.last_line}"
+    elif not running and status.signal is None:
+        line += ", and wrote nothing to stderr"
+    return f"{line} ({hint})" if hint else line
+
+
 def describe(
     process: str, status: ExitStatus, stderr: Tail, console: Tail, *, running: bool, hints: Hints
 ) -> str:
-    """Return one line: which process, how it ended, its last word, and what to do.
-
-    running: whether the guest had been started. A guest's panic that made the VMM end well is the reason.
-    """
-    panics = PANIC.findall(console.text)
+    """As `describe_exit`, for a VMM that exits with status 0 whatever ends its guest."""
     if running and status.code == 0:
-        return f"the guest's kernel panicked: {panics[-1][:LINE_LIMIT]}" if panics else "the guest shut down"
-    when = "" if running else " before the guest was ready"
-    parts = [f"{process} ended{when}: {status}"]
-    if stderr.last_line and status.signal != signal.SIGKILL:  # who is killed says nothing
-        parts.append(stderr.last_line)
-    elif not running and status.signal is None:
-        parts.append("it said nothing")
-    if status.signal == signal.SIGKILL:
-        hint: str | None = "the kernel's out-of-memory killer, if nobody sent it: see dmesg"
-    else:
-        text = stderr.text + "\n" + console.text
-        hint = next((hint for pattern, hint in hints if pattern.search(text)), None)
-    return ": ".join(parts) + (f" ({hint})" if hint else "")
+        return kernel_panic(console) or "the guest shut down"
+    hint = find_hint(hints, stderr.text + "\n" + console.text)
+    return describe_exit(process, status, stderr, running=running, hint=hint)

@@ -1,4 +1,4 @@
-"""What a driver may ask of the host: start a named child, and hear of its end.
+"""What a driver may ask of the host: start a named child, and learn how it exited.
 
 Drivers never fork. The runtime's broker does, and this is the contract between the two. A test double
 needs neither root nor a VMM.
@@ -19,7 +19,7 @@ from kata_hypervisor.seccomp.confinement import ThreadConfinement
 
 @dataclass(frozen=True, slots=True)
 class ExitStatus:
-    """How a child ended: an exit code, or the signal that killed it."""
+    """How a child exited: an exit code, or the signal that killed it."""
 
     code: int | None = None
     signal: int | None = None
@@ -47,17 +47,17 @@ class Child(Protocol):
 
     @property
     def exited(self) -> ExitStatus | None:
-        """How it ended, or None while it runs."""
+        """How it exited, or None while it runs."""
 
     @property
     def violation(self) -> str:
         """The call that its `ChildFilter` refused, and for which it was killed, in a sentence; or empty."""
 
     async def wait(self) -> ExitStatus:
-        """Return once the process has ended and was reaped; any number of tasks may wait."""
+        """Return once the process has exited and was reaped; any number of tasks may wait."""
 
     async def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal; does nothing when the process has ended."""
+        """Send a signal; does nothing when the process has exited."""
 
 
 class Host(Protocol):
@@ -77,7 +77,7 @@ class Host(Protocol):
 
         `fds` maps the descriptor number in the child to a descriptor of the caller; 0, 1 and 2 that are not
         named are /dev/null. The caller keeps its descriptors and closes them itself, right after the call,
-        so that the child's death is seen as an end of file. The child gets PR_SET_PDEATHSIG, a clean
+        so that the child's exit is seen as an end of file. The child gets PR_SET_PDEATHSIG, a clean
         environment and no other descriptor.
 
         gate: the number of one of the descriptors. The child reads from it before it runs its program, which
@@ -116,10 +116,10 @@ class Host(Protocol):
         """
 
     async def confinement(self, child: Child) -> list[ThreadConfinement]:
-        """The kernel's word about each thread of the child, from /proc, main thread first.
+        """What the kernel reports of each thread of the child in /proc, main thread first.
 
         Raises:
-            ProcessLookupError: the child has ended.
+            ProcessLookupError: the child has exited.
         """
 
     async def filters_effective(self, child: Child, tid: int, beyond: int = 0) -> bool:
@@ -128,7 +128,7 @@ class Host(Protocol):
         beyond: how many of them, the oldest, are not asked: those that it was born with.
 
         Raises:
-            ProcessLookupError: the child has ended.
+            ProcessLookupError: the child has exited.
             SealError: the kernel does not hand the filters out here; the message says why.
         """
 

@@ -1,4 +1,4 @@
-"""What a host must have before a VMM is worth starting: a sentence now instead of a riddle later."""
+"""What a host must have before a VMM is started: a sentence about what is missing, before the VMM fails."""
 
 from __future__ import annotations
 
@@ -11,12 +11,24 @@ KVM = Path("/dev/kvm")
 MEMINFO = Path("/proc/meminfo")
 
 
-def check_kvm(kvm: Path, way_out: str) -> None:
-    """Raise HostUnfitError unless KVM can be opened. way_out: what to do without it."""
+EMULATE = 'accelerator = "tcg" in [hypervisor.qemu]'
+
+
+def way_without_kvm(hypervisor: str) -> str:
+    """Say what to configure where KVM does not run guests. hypervisor: the table's name."""
+    if hypervisor == "qemu":
+        return f"set {EMULATE} to emulate (slow)"
+    return f'set hypervisor_name = "qemu" in [runtime] and {EMULATE} to emulate (slow)'
+
+
+def check_kvm(kvm: Path, hypervisor: str) -> None:
+    """Raise HostUnfitError unless KVM can be opened. hypervisor: the table's name, for what to do instead."""
     try:
         os.close(os.open(kvm, os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
-        raise HostUnfitError(f"cannot use KVM: {kvm}: {error.strerror}; {way_out}") from error
+        raise HostUnfitError(
+            f"cannot use KVM: {kvm}: {error.strerror}; {way_without_kvm(hypervisor)}"
+        ) from error
 
 
 def check_executable(program: str, path: Path, way_out: str) -> None:

@@ -1,6 +1,6 @@
 """The guest kernel's command line, for VMMs whose guest finds its image as the first virtio block device.
 
-Later words win in the kernel, so the order is: the driver's, the image's, the machine's.
+Later parameters win in the kernel, so the order is: the driver's, the image's, the machine's.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ COMMON = (
 )
 
 
-def kernel_line(words: Iterable[str], spec: VmSpec, *, quiet: bool) -> str:
-    """Join the common words, the driver's and the machine's.
+def kernel_line(parameters: Iterable[str], spec: VmSpec, *, quiet: bool) -> str:
+    """Join the common parameters, the driver's and the machine's.
 
     Raises:
         LaunchError: it is longer than the kernel reads.
         OSError: the image cannot be read.
     """
-    line = [*COMMON, *words, *(("quiet",) if quiet else ())]
+    line = [*COMMON, *parameters, *(("quiet",) if quiet else ())]
     if spec.image is not None:
         device = "/dev/vda1" if has_partition_table(spec.image) else "/dev/vda"
         line += [f"root={device}", f"rootfstype={spec.rootfs_type}", "ro"]

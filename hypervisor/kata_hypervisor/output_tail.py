@@ -1,4 +1,4 @@
-"""The last words of a stream: what a child wrote to stderr, what a guest wrote to its console.
+"""The tail of a stream: what a child wrote to stderr, what a guest wrote to its console.
 
 The writers are hostile: memory is bounded, and what is shown is printable text only.
 """

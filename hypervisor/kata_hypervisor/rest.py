@@ -2,7 +2,7 @@
 
 One request after the other, each answered in full or the connection is given up: nothing is sent twice, so
 whatever a VMM refuses is refused. Descriptors travel with a request as SCM_RIGHTS, on its first byte.
-HTTP is h11's (sans-I/O); here are bounds on what a VMM may send, time, and errors in the VMM's words.
+HTTP is h11's (sans-I/O); here are bounds on what a VMM may send, time, and errors with the VMM's message.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MESSAGE_LIMIT = 1024 * 1024
 """Bytes of the longest body that is read; the VMM may have been taken over by its guest."""
 
 FAULT_LIMIT = 1000
-"""Characters that are kept of a VMM's own words about a failure."""
+"""Characters that are kept of a VMM's own message about a failure."""
 
 _CHUNK = 64 * 1024
 
@@ -41,11 +41,11 @@ class Step:
 
 
 class RestError(HypervisorError):
-    """The VMM gave no usable answer: it hung up, was silent for too long, or spoke something else."""
+    """The VMM gave no usable answer: it closed the connection, was silent, or sent something else."""
 
 
 class RefusedError(RestError):
-    """The VMM answered that it did not do it. status: the HTTP status. fault: its own words, "" if none."""
+    """The VMM answered that it did not do it. status: the HTTP status. fault: its own message, "" if none."""
 
     def __init__(self, message: str, status: int, fault: str) -> None:
         super().__init__(message)
@@ -91,7 +91,7 @@ class RestClient:
         what = f"{method} {self._base}{path}"
         async with self._turn:
             if self._given_up is not None:
-                raise RestError(f"{self._vmm} cannot be asked for {what}: {self._given_up}")
+                raise RestError(f"cannot send {what} to {self._vmm}: {self._given_up}")
             seconds = self._budget if budget is None else budget
             try:
                 with anyio.fail_after(seconds):
@@ -110,7 +110,7 @@ class RestClient:
             if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
                 self._http.start_next_cycle()
             else:
-                self._given_up = "it announced that it would hang up"
+                self._given_up = "it announced that it would close the connection"
         if not 200 <= response.status_code < 300:
             raise self._refusal(what, response.status_code, content)
         return self._value(what, content)
@@ -130,7 +130,7 @@ class RestClient:
             if event is h11.NEED_DATA:
                 data = await self._receive()
                 if not data and response is None:
-                    raise _BadAnswerError("it hung up")
+                    raise _BadAnswerError("it closed the connection")
                 self._http.receive_data(data)
             elif isinstance(event, h11.Response):
                 response = event
@@ -167,8 +167,8 @@ class RestClient:
 
     def _refusal(self, what: str, status: int, content: bytes) -> RefusedError:
         fault = _fault(content)
-        said = f": {fault}" if fault else ""
-        return RefusedError(f"{self._vmm} refused {what} with status {status}{said}", status, fault)
+        detail = f": {fault}" if fault else ""
+        return RefusedError(f"{self._vmm} refused {what} with status {status}{detail}", status, fault)
 
     def _value(self, what: str, content: bytes) -> Any:
         if not content.strip():
@@ -179,7 +179,7 @@ class RestClient:
             raise self._give_up(what, f"its answer is not JSON: {error}") from None
 
     async def aclose(self) -> None:
-        """Hang up; a request that is under way fails. Idempotent."""
+        """Close the connection; a request that is under way fails. Idempotent."""
         self._given_up = self._given_up or "its connection was closed"
         if self._socket.fileno() < 0:
             return
@@ -206,13 +206,13 @@ def _encode(http: h11.Connection, method: str, target: str, body: object) -> byt
 
 
 def _fault(content: bytes) -> str:
-    """The VMM's words: Firecracker's {"fault_message": ...}, Cloud Hypervisor's list of causes, or text."""
+    """The VMM's message: Firecracker's {"fault_message": ...}, Cloud Hypervisor's list of causes, or text."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):
         value = content.decode("utf-8", errors="replace")
     if isinstance(value, dict) and "fault_message" in value:
         value = value["fault_message"]
-    words = ": ".join(map(str, value)) if isinstance(value, list) else str(value)
-    shown = "".join(char if char.isprintable() else " " for char in words)
+    message = ": ".join(map(str, value)) if isinstance(value, list) else str(value)
+    shown = "".join(char if char.isprintable() else " " for char in message)
     return " ".join(shown.split())[:FAULT_LIMIT]

@@ -1,10 +1,9 @@
-"""What the drivers of VMMs with a REST interface have in common: one machine's start, watch and end.
+"""What the drivers of VMMs with a REST interface have in common: one machine's start, commands and end.
 
-Prepare:  host fit? -> processes -> its API answers -> version -> proof -> the machine, described to it.
-          Or it restores a saved one, whose virtual CPUs then exist and wait, and are proven too.
-Run:      it starts the virtual CPUs -> proof of what runs then.
-End:      one task watches all processes from the start. When one ends, it ends the others, closes all that is
-          ours and keeps the `VmExit`. Every stage looks at that task, never at a silent socket.
+Prepare:  host checks -> processes -> its API answers -> version -> confinement verified -> the machine,
+          described to it. Or it restores a saved one, whose virtual CPUs exist by then, and are verified too.
+Run:      it starts the virtual CPUs -> what runs then is verified.
+End:      see `ProcessLifecycle`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from kata_agent.transport import GuestTransport
 from kata_agent.transports import HybridVsockTransport
 from kata_hypervisor import exit_reason, host_checks, saved_machine
 from kata_hypervisor.children import Children
-from kata_hypervisor.contract import Hypervisor, VmExit, VmmProcess, VmSpec, check_supported
+from kata_hypervisor.contract import Hypervisor, VmExit, VmSpec, check_supported
 from kata_hypervisor.errors import (
     ConfinementError,
     HypervisorError,
@@ -33,16 +32,14 @@ from kata_hypervisor.errors import (
     SnapshotError,
 )
 from kata_hypervisor.host import ExitStatus, Host
-from kata_hypervisor.lifecycle import ProcessLifecycle
+from kata_hypervisor.lifecycle import VIRTIOFSD, ProcessLifecycle
 from kata_hypervisor.rest import RefusedError, RestClient, RestError, Step
-from kata_hypervisor.seccomp.confinement import ThreadConfinement, inherited_filters
-from kata_hypervisor.versions import Supported
+from kata_hypervisor.seccomp.confinement import ThreadConfinement, find_breach, inherited_filters
 
-VIRTIOFSD = "virtiofsd"
 CONSOLE = "console"
 
 DYING = 2.0
-"""Seconds that the kernel may take to end a VMM whose helper has seen it go."""
+"""Seconds that the kernel may take to tear down a VMM whose helper has seen it go."""
 
 COMMAND_BUDGET = 10.0
 """Seconds that the VMM gets to answer a command while the machine runs."""
@@ -73,9 +70,6 @@ class RestMachine(ProcessLifecycle, Hypervisor):
     Make it before the caller seals itself: how many filters a child inherits is read here.
     """
 
-    vmm: ClassVar[str]
-    section: ClassVar[str]
-    supported: ClassVar[Supported]
     hints: ClassVar[exit_reason.Hints] = ()
     _hang_ups = (RestError, ProcessLookupError, OSError)
     _refusals = (RefusedError,)
@@ -94,7 +88,6 @@ class RestMachine(ProcessLifecycle, Hypervisor):
         self._host = host
         self._client: RestClient | None = None
         self._transport: GuestTransport | None = None
-        self._spawning: asyncio.Task[None] | None = None
         self._warnings: list[str] = []
         # How many filters each of its threads has from the beginning.
         self._born_with = self._inherited
@@ -141,11 +134,11 @@ class RestMachine(ProcessLifecycle, Hypervisor):
 
     @abc.abstractmethod
     def _find_breach(self, threads: Sequence[ThreadConfinement], *, running: bool) -> str | None:
-        """Compare the kernel's word with what the configuration asks for; a sentence where they differ."""
+        """Compare what the kernel reports with what is configured; a sentence where they differ."""
 
     @abc.abstractmethod
-    async def _quit(self, client: RestClient) -> None:
-        """Ask the VMM to end."""
+    async def _ask_to_quit(self, client: RestClient) -> None:
+        """Ask the VMM to exit."""
 
     @property
     @abc.abstractmethod
@@ -153,7 +146,7 @@ class RestMachine(ProcessLifecycle, Hypervisor):
         """The sockets that the machine makes in its directory."""
 
     def _own_reason(self) -> str | None:
-        """What the guest did, when the VMM told and then ended because of it."""
+        """What the guest did, when the VMM reported it and then exited because of it."""
         return None
 
     # -- start ---------------------------------------------------------------------------------------------
@@ -161,42 +154,32 @@ class RestMachine(ProcessLifecycle, Hypervisor):
     async def prepare(self, spec: VmSpec) -> None:
         """See the contract."""
         check_supported(self.vmm, self.capabilities, spec)
-        if self._spawning is not None or self._requested:
-            raise LaunchError(f"cannot start the virtual machine of {spec.sandbox_id}: it was used before")
-        # A task of its own: a child that is started while its caller is cancelled must be known, to be ended.
-        self._spawning = asyncio.create_task(self._spawn_all(spec), name="virtual machine's processes")
-        try:
-            await asyncio.wait({self._spawning})
-            self._spawning.result()
-            await self._prepare(spec)
-        except BaseException:
-            await self.stop()
-            raise
+        await self._launch(
+            f"virtual machine of {spec.sandbox_id}",
+            lambda: self._spawn_all(spec),
+            lambda: self._connect_and_describe(spec),
+        )
 
     async def _spawn_all(self, spec: VmSpec) -> None:
         self._warnings = self._check_host(spec)
         host_checks.check_room(spec.memory_mib, spec.kernel, spec.initrd, self.section)
         if not self._confined:
             self._warnings.append(
-                f"{self.vmm} runs unconfined: {self._excuse} in {self.section} "
-                "puts no filter on its system calls"
+                f"{self.vmm} runs unconfined: {self._excuse} in {self.section} turns its seccomp filter off"
             )
         self._children.ours.push_async_callback(self._discard)
         self._transport = await self._spawn(spec)
         if self._transport is not None:
             self._children.ours.push_async_callback(self._transport.aclose)
-        self._end = asyncio.create_task(self._supervise(), name="virtual machine's end")
 
-    async def _prepare(self, spec: VmSpec) -> None:
-        if self._requested:
-            raise LaunchError("the virtual machine was stopped while it started")
+    async def _connect_and_describe(self, spec: VmSpec) -> None:
         deadline = anyio.current_time() + self._start_budget
         client = await self._attempt(f"waiting for {self.vmm}'s API", deadline, self._connect())
         self._client = client
         self._children.ours.push_async_callback(client.aclose)
         version = await self._attempt(f"asking {self.vmm} for its version", deadline, self._version(client))
-        version_warning = self.supported.version_warning(self.vmm, version)
-        self._warnings += [version_warning] if version_warning else []
+        if (supported := self.info.supported) and (warning := supported.version_warning(self.vmm, version)):
+            self._warnings.append(warning)
         await self._attempt(f"reading {self.vmm}'s confinement", deadline, self._verify_confinement())
         await self._attempt(f"reading {self.vmm}'s filters", deadline, self._verify_filters())
         await self._describe(client, spec, version, deadline)
@@ -250,29 +233,28 @@ class RestMachine(ProcessLifecycle, Hypervisor):
         for path in self._made:
             await self._host.discard(path)
 
-    def _failure(self, message: str) -> LaunchError:
-        return LaunchError(f"{self.vmm} failed to start: {message}", self._children.outputs)
-
-    # -- proof ---------------------------------------------------------------------------------------------
+    # -- confinement ---------------------------------------------------------------------------------------
 
     async def verify_confinement(self) -> None:
         """See the contract."""
         if not self._running:
-            raise HypervisorError("there is no confinement to prove: the virtual machine is not running")
+            raise HypervisorError("cannot verify the confinement: the virtual machine is not running")
         try:
             await self._verify_confinement()
         except ProcessLookupError as error:
-            raise HypervisorError(f"there is no confinement to prove: {self.vmm} has ended") from error
+            raise HypervisorError(f"cannot verify the confinement: {self.vmm} has exited") from error
 
     async def _verify_confinement(self) -> None:
         threads = await self._host.confinement(self._children[self.vmm])
         # The virtual CPUs of a restored machine are there, and wait, before it runs.
         breach = self._find_breach(threads, running=self._running or self._restored)
         if breach is not None:
-            asked = str(not self._confined).lower()
-            raise ConfinementError(
-                f"{self.vmm} is not confined as disable_seccomp = {asked} in {self.section} asks: {breach}"
-            )
+            raise ConfinementError(breach)
+
+    def _breach_of(self, threads: Sequence[ThreadConfinement], confined: bool, inherited: int) -> str | None:
+        """See `find_breach`, for this VMM and its table."""
+        setting = f"disable_seccomp = {str(not self._confined).lower()} in {self.section}"
+        return find_breach(threads, confined, inherited, process=self.vmm, required_by=setting)
 
     async def _verify_filters(self) -> None:
         """See that the filters forbid something: a VMM may be built with filters that allow every call."""
@@ -281,14 +263,16 @@ class RestMachine(ProcessLifecycle, Hypervisor):
             if not self._confined or thread.filters <= self._born_with:
                 continue
             try:
-                bite = await self._host.filters_effective(child, thread.tid, self._born_with)
+                effective = await self._host.filters_effective(child, thread.tid, self._born_with)
             except SealError as error:
-                self._warnings.append(f"{self.vmm}'s filters were counted, and not read: {error}")
+                self._warnings.append(
+                    f"cannot read the content of {self.vmm}'s filters, only their number: {error}"
+                )
                 return
-            if not bite:
+            if not effective:
                 raise ConfinementError(
-                    f"{self.vmm} is not confined as disable_seccomp = false in {self.section} asks: the "
-                    f'filter on its thread "{thread.name}" (tid {thread.tid}) forbids nothing: '
+                    f"the filter of thread {thread.tid} ({thread.name}) of {self.vmm} allows every system "
+                    f"call; disable_seccomp = false in {self.section} requires one that refuses some: "
                     "use a release build"
                 )
 
@@ -311,7 +295,7 @@ class RestMachine(ProcessLifecycle, Hypervisor):
     async def _command(
         self, purpose: str, method: str, path: str, body: object = None, *, budget: float = COMMAND_BUDGET
     ) -> Any:
-        """Ask something of the running machine. A caller that is cancelled leaves the answer unheard."""
+        """Ask something of the running machine. The answer to a caller that is cancelled is dropped."""
         if self._client is None or self._end is None or not self._running:
             raise HypervisorError(f"cannot {purpose}: the virtual machine is not running")
         asking = asyncio.ensure_future(self._client.request(method, path, body, budget=budget))
@@ -324,54 +308,34 @@ class RestMachine(ProcessLifecycle, Hypervisor):
 
     # -- end -----------------------------------------------------------------------------------------------
 
-    async def _supervise(self) -> VmExit:
-        """Wait for the first end, then end everything."""
-        requested = False
+    async def _settle(self) -> None:
+        """Wait for a VMM whose helper has seen it go, and which the kernel is still tearing down."""
+        vmm = self._children[self.vmm]
+        if vmm.exited is None and self._children[VIRTIOFSD].exited == ExitStatus(0):
+            with anyio.move_on_after(DYING):
+                await vmm.wait()
 
-        async def settle() -> None:
-            nonlocal requested
-            requested = self._requested
-            if self._children[self.vmm].exited is None and self._children[VIRTIOFSD].exited == ExitStatus(0):
-                with anyio.move_on_after(DYING):
-                    await self._children[self.vmm].wait()
+    def _conclude(self, exited: Mapping[str, ExitStatus], requested: bool) -> VmExit:
+        process = exit_reason.first_failure(self.vmm, VIRTIOFSD, exited)
+        reason = self._own_reason() if process == self.vmm else None
+        if requested:
+            reason = f"{self.vmm} was stopped on request"
+        if reason is None:
+            stderr, console = self._children.tail(f"{process} stderr"), self._children.tail(CONSOLE)
+            reason = exit_reason.describe(
+                process, exited[process], stderr, console, running=self._running, hints=self.hints
+            )
+        reason = self._children[process].violation or reason
+        return VmExit(reason, process, exited[process], requested, self._children.outputs)
 
+    async def _quit(self) -> bool:
+        if self._client is None:
+            return False
         try:
-            ended = await self._children.watch(settle)
-            first_failure = exit_reason.first_failure(self.vmm, VIRTIOFSD, ended)
-            reason = self._own_reason() if first_failure == self.vmm else None
-            if requested:
-                reason = f"{self.vmm} was ended on request"
-            if reason is None:
-                stderr = self._children.tail(f"{first_failure} stderr")
-                console = self._children.tail(CONSOLE)
-                reason = exit_reason.describe(
-                    first_failure,
-                    ended[first_failure],
-                    stderr,
-                    console,
-                    running=self._running,
-                    hints=self.hints,
-                )
-            reason = self._children[first_failure].violation or reason
-            return VmExit(reason, first_failure, ended[first_failure], requested, self._children.outputs)
-        finally:
-            await self._children.ours.aclose()
-
-    async def _stop(self) -> None:
-        if self._spawning is not None:
-            await asyncio.wait({self._spawning})
-        if self._end is None:  # the VMM was never started
-            await self._children.kill()
-            await self._children.wait()
-            await self._children.ours.aclose()
-            return
-        if not self._end.done():
-            if self._client is not None:
-                with anyio.move_on_after(self._stop_budget), contextlib.suppress(RestError):
-                    await self._quit(self._client)
-                    await asyncio.wait({self._end})
-            await self._children.kill()
-        await asyncio.wait({self._end})
+            await self._ask_to_quit(self._client)
+        except RestError:
+            return False
+        return True
 
     async def _hybrid_vsock(self, path: Path) -> HybridVsockTransport:
         """The way to the guest through the VMM's socket."""
@@ -391,12 +355,6 @@ class RestMachine(ProcessLifecycle, Hypervisor):
         if self._transport is None:
             raise HypervisorError("there is no way to the guest: the virtual machine was not started")
         return self._transport
-
-    @property
-    def processes(self) -> tuple[VmmProcess, ...]:
-        """See the contract."""
-        roles = ((self.vmm, "vmm"), (VIRTIOFSD, VIRTIOFSD))
-        return tuple(VmmProcess(role, self._children[name]) for name, role in roles if name in self._children)
 
     @property
     def warnings(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """What a saved machine is: written beside its state, and compared before another goes on from there.
 
 Its origin must be the same, or the state means nothing: the VMM and its version, the host, the kernel and the
-images. Its shape must be the same, or it is not the machine that is wanted: what the VMM is told of it.
+images. Its shape must be the same, or it is not the machine that is wanted: how the VMM is asked for it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Identity:
         saved = _read(directory)
         for what, now in self.origin.items():
             if what not in saved.origin:
-                raise SnapshotError(f"cannot start from {directory}: its {FILE} does not tell its {what}")
+                raise SnapshotError(f"cannot start from {directory}: its {FILE} does not name {what}")
             if (then := saved.origin[what]) != now:
                 raise SnapshotError(
                     f"cannot start from {directory}: it was saved with {what} {_shown(then)}, and this is "
@@ -60,7 +60,7 @@ class Identity:
 
 
 def describe(directory: Path) -> dict[str, str]:
-    """What a saved machine is one of, in words. Raises SnapshotError."""
+    """What a saved machine is one of, by name. Raises SnapshotError."""
     return {what: _shown(value) for what, value in _read(directory).origin.items()}
 
 
@@ -82,7 +82,7 @@ def _read(directory: Path) -> Identity:
 
 
 def identity(vmm: str, version: str, spec: VmSpec, described: object) -> Identity:
-    """Tell what a machine is. described: JSON, all that the VMM is told of it.
+    """Identify a machine. described: JSON, all that the VMM is asked for.
 
     A file is known by its path, size and time: hashing it would take longer than going on from the state.
 

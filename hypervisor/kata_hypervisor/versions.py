@@ -1,4 +1,4 @@
-"""Which versions of a VMM this runtime was tested against, and what is said about others."""
+"""Versions of a VMM that this runtime was tested against, and the warning about others."""
 
 from __future__ import annotations
 
@@ -24,16 +24,10 @@ class Supported:
         assert oldest is not None
         assert newest is not None
         if number is None:
-            return f"{program} says of itself that it is {version!r}, which is no version; tested: {self}"
+            return f"cannot read a version in {version!r}, which {program} reports; tested: {self}"
         if oldest <= number and number[:2] <= newest[:2]:
             return None
         return f"{program} {version} was not tested with this runtime; tested: {self}"
-
-
-CLOUD_HYPERVISOR = Supported("51.1", "54.0")
-FIRECRACKER = Supported("1.12.1", "1.17")
-SOLO5_HVT = Supported("0.8", "0.12")
-SOLO5_SPT = Supported("0.11", "0.12")
 
 
 def numbers_of(text: str) -> tuple[int, int, int] | None:

@@ -67,7 +67,7 @@ def command_line(
     mode = "none" if cache == "never" else cache
     options = [f"source={directory}", f"cache={mode}", "announce_submounts", "log_level=warn"]
     extra = [argument for argument in extra if argument != announce]
-    return [str(daemon), f"--fd={LISTENER}", *(word for option in options for word in ("-o", option)), *extra]
+    return [str(daemon), f"--fd={LISTENER}", *(part for option in options for part in ("-o", option)), *extra]
 
 
 def rendezvous(directory: Path) -> tuple[socket.socket, socket.socket]:

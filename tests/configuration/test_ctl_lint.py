@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kata_configuration.tell.template import SHIPPED
+from kata_hypervisor.kvm.probe import KvmProbeResult
 from kata_runtime.ctl.config_lint import expand
 from kata_runtime.ctl.main import main
 
@@ -149,3 +150,45 @@ def test_the_hook_runs_the_linter() -> None:
     hooks = (Path(__file__).parents[2] / ".pre-commit-hooks.yaml").read_text()
     assert "entry: kata-ctl config lint --no-host" in hooks
     assert "id: kata-configuration" in hooks
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "key"),
+    [
+        ("qemu", 'accelerator = "kvm"', "accelerator"),
+        ("firecracker", "", "path"),
+        ("dragonball", "", "kernel"),
+        ("qemu", 'accelerator = "tcg"', None),
+        ("solo5-hvt", "", None),
+    ],
+)
+def test_a_kvm_that_runs_no_unmodified_guests_is_a_warning(
+    write: Write, capsys: Capture, monkeypatch: pytest.MonkeyPatch, name: str, lines: str, key: str | None
+) -> None:
+    monkeypatch.setattr(
+        "kata_runtime.ctl.kvm_rule._probe", lambda: KvmProbeResult(True, False, "this KVM only emulates")
+    )
+    monkeypatch.setattr("kata_configuration.judge.rules.KVM", Path("/dev/null"))
+    kernel = "" if name.startswith("solo5") else 'kernel = "/k"\nimage = "/i"\n'
+    path = write(f'[hypervisor.{name}]\n{kernel}{lines}\n[runtime]\nhypervisor_name = "{name}"\n')
+    main(["config", "lint", str(path)])
+    found = [line for line in capsys.readouterr().out.splitlines() if "KATA609" in line]
+    if key is None:
+        assert found == []
+        return
+    (line,) = found
+    assert f"warning[KATA609] hypervisor.{name}.{key}: this host's KVM runs no unmodified guests: " in line
+    assert 'accelerator = "tcg" in [hypervisor.qemu] to emulate (slow)' in line
+
+
+def test_a_kvm_that_runs_guests_or_is_not_to_be_asked_is_no_warning(
+    write: Write, capsys: Capture, monkeypatch: pytest.MonkeyPatch, valid_text: str
+) -> None:
+    results = [KvmProbeResult(True, True, ""), KvmProbeResult(False, False, "there is none")]
+    monkeypatch.setattr("kata_runtime.ctl.kvm_rule._probe", lambda: results.pop())
+    path = write(valid_text)
+    for _ in range(2):
+        main(["config", "lint", str(path)])
+    assert results == []
+    run(path)  # without looking at the host: a probe would fail here
+    assert "KATA609" not in capsys.readouterr().out

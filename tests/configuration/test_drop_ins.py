@@ -50,8 +50,8 @@ def test_drop_ins_are_merged_by_name(base: Path) -> None:
     )
     configuration = load(base, check_host=False)
     assert configuration.hypervisor.default_memory == 2048
-    assert configuration.hypervisor.default_vcpus == 2
-    assert configuration.hypervisor.kernel == Path("/boot/vmlinuz")
+    assert qemu_of(configuration).default_vcpus == 2
+    assert qemu_of(configuration).kernel == Path("/boot/vmlinuz")
     assert configuration.runtime.log_level == "warn"
     assert [path.name for path in configuration.drop_ins] == ["10-first.toml", "20-more.toml"]
 
@@ -68,7 +68,7 @@ def test_a_mounted_config_map_is_read(base: Path) -> None:
     (directory / "..2026" / "10.toml").write_text(QEMU + "default_vcpus = 3\n")
     (directory / "..data").symlink_to("..2026")
     (directory / "10.toml").symlink_to("..data/10.toml")
-    assert load(base, check_host=False).hypervisor.default_vcpus == 3
+    assert qemu_of(load(base, check_host=False)).default_vcpus == 3
 
 
 def test_directories_beside_the_link_and_its_target_are_read(base: Path, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_directories_beside_the_link_and_its_target_are_read(base: Path, tmp_pat
         "link/config.d/10.toml",
         "etc/config.d/20.toml",
     ]
-    hypervisor = load(link, check_host=False).hypervisor
+    hypervisor = qemu_of(load(link, check_host=False))
     assert (hypervisor.default_vcpus, hypervisor.default_memory) == (3, 2048)
 
 
@@ -268,7 +268,7 @@ def test_of_two_drop_ins_the_later_wins_and_says_so(base: Path) -> None:
         f"config.d/20.toml:2:1: note[KATA406] hypervisor.qemu.default_vcpus: is set by {first} too; this one "
         "wins, whose name comes later (keep one of them)"
     ]
-    assert load(base, check_host=False).hypervisor.default_vcpus == 3
+    assert qemu_of(load(base, check_host=False)).default_vcpus == 3
 
 
 def test_the_identity_covers_all_files(base: Path) -> None:

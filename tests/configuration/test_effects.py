@@ -50,6 +50,8 @@ PROPERTIES = {
     "disable_seccomp": "confined",
     "kernel_params": "kernel_parameters",
     "accelerator": "needs_kvm",
+    "shared_fs": "shares_files",
+    "enable_template": "template_path",
 }
 
 # Keys with one value, which states what is so: there is nothing to read.

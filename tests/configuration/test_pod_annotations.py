@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kata_configuration import Configuration, ConfigurationError, lint, load
 from kata_configuration.layer.pod_annotations import near_miss
+from tables import qemu_of
 
 Write = Callable[..., Path]
 PREFIX = "io.katacontainers.config."
@@ -162,7 +163,7 @@ def test_no_annotation_sets_what_annotations_may(pod: Pod, key: str) -> None:
 def test_paths_are_checked_against_their_globs(pod: Pod, globs: str, path: str, allowed: bool) -> None:
     more = f"valid_kernel_paths = {globs}\n"
     if allowed:
-        assert pod('["kernel"]', {"hypervisor.kernel": path}, more).hypervisor.kernel == Path(path)
+        assert qemu_of(pod('["kernel"]', {"hypervisor.kernel": path}, more)).kernel == Path(path)
     else:
         (line,) = refused(pod, '["kernel"]', {"hypervisor.kernel": path}, more)
         assert "KATA704" in line
@@ -173,7 +174,7 @@ def test_arrays_and_words_are_added_to_those_of_the_file(pod: Pod) -> None:
     more = 'kernel_params = "a=1 b"\n[agent.kata]\nkernel_modules = ["one x=1"]\n'
     names = {"hypervisor.kernel_params": "a=2 c", "agent.kernel_modules": "two y=2,3; three"}
     configuration = pod('["kernel_params", "agent.kernel_modules"]', names, more)
-    assert configuration.hypervisor.kernel_params == "b a=2 c"
+    assert qemu_of(configuration).kernel_params == "b a=2 c"
     assert configuration.agent.kernel_modules == ("one x=1", "two y=2,3", "three")
 
 
@@ -194,7 +195,7 @@ def test_refusals_become_warnings_where_configured(pod: Pod) -> None:
     more = '[runtime]\nrefused_annotations = "warn"\n'
     names = {"hypervisor.default_vcpus": "2", "hypervisor.kernel": "/x", "hypervisor.none": ""}
     configuration = pod('["kernel"]', names, more)
-    assert configuration.hypervisor.default_vcpus == 1
+    assert qemu_of(configuration).default_vcpus == 1
     codes = [found.code for found in configuration.warnings if found.path.startswith("annotation")]
     assert sorted(codes) == ["KATA701", "KATA702", "KATA704"]
 
@@ -203,7 +204,7 @@ def test_two_annotations_of_one_key_must_agree(pod: Pod) -> None:
     names = {"hypervisor.default_max_vcpus": "4", "hypervisor.default_maxvcpus": "5"}
     (line,) = refused(pod, '["default_max_vcpus"]', names)
     assert "KATA705" in line
-    assert pod('["default_max_vcpus"]', dict.fromkeys(names, "4")).hypervisor.default_maxvcpus == 4
+    assert qemu_of(pod('["default_max_vcpus"]', dict.fromkeys(names, "4"))).default_maxvcpus == 4
 
 
 def test_an_annotation_covers_no_fault_of_the_file(pod: Pod) -> None:

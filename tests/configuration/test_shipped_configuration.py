@@ -12,7 +12,7 @@ from kata_configuration.models import AVAILABLE, HYPERVISORS, INEFFECTIVE, PLANN
 from kata_configuration.models.base import About, inner_table
 from kata_configuration.sandbox_option import DENY_ALL
 from kata_configuration.tell.template import SETTINGS, SHIPPED, shipped
-from kata_hypervisor.registry import DRIVERS, UNIKERNEL_VMMS
+from kata_hypervisor.registry import DRIVERS
 from tables import qemu_of
 
 FILE = SHIPPED / "configuration-qemu.toml"
@@ -60,7 +60,7 @@ def test_only_a_missing_driver_is_said_of_a_template(name: str, tmp_path: Path) 
 
 
 def test_what_can_be_selected_is_what_has_a_driver() -> None:
-    assert set(AVAILABLE) == {*DRIVERS, *UNIKERNEL_VMMS}
+    assert set(AVAILABLE) == {info.name for info in DRIVERS}
 
 
 @pytest.mark.parametrize("name", HYPERVISORS)

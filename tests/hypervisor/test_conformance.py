@@ -27,7 +27,7 @@ async def bench(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Bench]:
     """A bench; afterwards no process, descriptor or file of its machine is left."""
-    bench = subjects.SUBJECTS[request.param](tmp_path, monkeypatch)
+    bench = subjects.bench_of(request.param, tmp_path, monkeypatch)
     before = len(os.listdir("/proc/self/fd"))
     try:
         yield bench

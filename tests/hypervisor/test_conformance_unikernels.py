@@ -27,7 +27,7 @@ async def bench(
 ) -> AsyncIterator[Bench]:
     """A bench; afterwards no process and no descriptor of its unikernel is left."""
     before = len(os.listdir("/proc/self/fd"))
-    bench = subjects.SUBJECTS[request.param](tmp_path, monkeypatch)
+    bench = subjects.bench_of(request.param, tmp_path, monkeypatch)
     try:
         yield bench
         assert [child.name for child in bench.host.children.values() if child.exited is None] == []

@@ -66,8 +66,8 @@ def test_the_program_fits_and_ends_with_a_halt() -> None:
 
 
 def test_all_results_right_is_a_kvm_for_unmodified_guests() -> None:
-    verdict = judge("/dev/kvm", Observation(ALL, "KVM_EXIT_HLT"))
-    assert (verdict.usable, verdict.runs_unmodified_guests) == (True, True)
+    result = judge("/dev/kvm", Observation(ALL, "KVM_EXIT_HLT"))
+    assert (result.usable, result.runs_unmodified_guests) == (True, True)
 
 
 @pytest.mark.parametrize(
@@ -104,8 +104,8 @@ def test_all_results_right_is_a_kvm_for_unmodified_guests() -> None:
     ],
 )
 def test_anything_else_is_not(seen: Observation, usable: bool, reason: str) -> None:
-    verdict = judge("/dev/kvm", seen)
-    assert (verdict.usable, verdict.runs_unmodified_guests, verdict.reason) == (usable, False, reason)
+    result = judge("/dev/kvm", seen)
+    assert (result.usable, result.runs_unmodified_guests, result.reason) == (usable, False, reason)
 
 
 def test_a_device_that_is_absent_or_no_kvm(tmp_path: Path) -> None:
@@ -118,20 +118,20 @@ def test_a_device_that_is_absent_or_no_kvm(tmp_path: Path) -> None:
 
 def test_a_guest_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "CHILD", "import time; time.sleep(600)")
-    verdict = probe_kvm("/dev/kvm", deadline=0.2)
-    assert (verdict.usable, verdict.runs_unmodified_guests) == (True, False)
-    assert verdict.reason == "a guest of a few instructions on /dev/kvm did not end in 0.2 seconds"
+    result = probe_kvm("/dev/kvm", deadline=0.2)
+    assert (result.usable, result.runs_unmodified_guests) == (True, False)
+    assert result.reason == "a guest of a few instructions on /dev/kvm did not end in 0.2 seconds"
 
 
-def test_a_probe_that_crashes_is_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_probe_that_crashes_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "CHILD", "raise SystemExit('no memory')")
-    verdict = probe_kvm("/dev/kvm")
-    assert (verdict.usable, verdict.reason) == (False, "the probe of /dev/kvm ended with status 1: no memory")
+    result = probe_kvm("/dev/kvm")
+    assert (result.usable, result.reason) == (False, "the probe of /dev/kvm exited with status 1: no memory")
 
 
 def test_another_architecture_is_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
-    assert probe_kvm().reason == "cannot prove /dev/kvm on aarch64: the proof's guest is for x86_64"
+    assert probe_kvm().reason == "cannot probe /dev/kvm on aarch64: the probe's guest is for x86_64"
 
 
 def test_no_descriptor_is_left_open() -> None:

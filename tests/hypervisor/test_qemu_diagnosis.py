@@ -1,4 +1,4 @@
-"""From an exit status and last words to one line that says what to do."""
+"""From an exit status and an output tail to one line that says what to do."""
 
 from __future__ import annotations
 
@@ -45,29 +45,26 @@ FAILED = ExitStatus(code=1)
 )
 def test_frequent_causes_come_with_what_to_do(stderr: str, hint: str) -> None:
     line = describe(status=FAILED, stderr=f"{stderr}\n")
-    assert line.startswith(f"qemu ended before the guest was ready: exit status 1: {stderr} (")
+    assert line.startswith(f"qemu exited with status 1 before the guest was ready: {stderr} (")
     assert hint in line
     assert "\n" not in line
 
 
 def test_virtiofsds_words_are_not_read_as_qemus() -> None:
     line = describe("virtiofsd", status=FAILED, stderr="Cannot allocate memory")
-    assert line == "virtiofsd ended before the guest was ready: exit status 1: Cannot allocate memory"
+    assert line == "virtiofsd exited with status 1 before the guest was ready: Cannot allocate memory"
 
 
 def test_a_program_that_says_nothing_is_named_by_its_path() -> None:
     line = describe(status=FAILED)
-    assert (
-        line
-        == "qemu ended before the guest was ready: exit status 1: /usr/bin/qemu-system-x86_64 said nothing"
-    )
+    assert line == "qemu exited with status 1 before the guest was ready, and wrote nothing to stderr"
     line = describe("virtiofsd", status=FAILED)
-    assert line.endswith("exit status 1: /usr/lib/qemu/virtiofsd said nothing")
+    assert line.endswith("exited with status 1 before the guest was ready, and wrote nothing to stderr")
 
 
 def test_a_crash_does_not_hide_behind_the_guests_word() -> None:
     line = describe(status=ExitStatus(signal=6), stderr="assertion failed", shutdown="guest-shutdown")
-    assert line == "qemu ended before the guest was ready: killed by SIGABRT: assertion failed"
+    assert line == "qemu was killed by SIGABRT before the guest was ready: assertion failed"
 
 
 def test_the_last_panic_of_the_guest_is_quoted() -> None:

@@ -18,7 +18,7 @@ from kata_hypervisor import vhost_vsock
 from kata_hypervisor.contract import SharedDirectory, VmSpec
 from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError
 from kata_hypervisor.host import ExitStatus
-from kata_hypervisor.qemu import driver
+from kata_hypervisor.qemu import qmp_control
 from kata_hypervisor.qemu.command import AGENT, CONSOLE
 from kata_hypervisor.qemu.driver import Qemu
 from kata_hypervisor.seccomp.confinement import ThreadConfinement
@@ -68,7 +68,7 @@ class Rig:
 async def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     """A rig whose descriptors, children and files are counted at the end."""
     monkeypatch.setattr(vhost_vsock, "open_device", lambda: None)
-    monkeypatch.setattr(driver, "inherited_filters", lambda: 0)
+    monkeypatch.setattr(qmp_control, "inherited_filters", lambda: 0)
     before = os.listdir("/proc/self/fd")
     rig = Rig(tmp_path)
     yield rig
@@ -114,7 +114,7 @@ async def test_a_start_proves_before_the_cpus_run_and_a_stop_ends_all(rig: Rig) 
         await machine.stop()
         end = await machine.wait()
     assert end.requested
-    assert end.reason == "qemu was told to end through its monitor" or end.status == ExitStatus(code=0)
+    assert end.reason == "qemu was stopped through its monitor" or end.status == ExitStatus(code=0)
 
 
 async def test_pause_and_resume_are_the_monitors_stop_and_cont(rig: Rig) -> None:
@@ -151,7 +151,7 @@ async def test_qemu_that_ends_at_once_is_named_with_its_last_word(rig: Rig) -> N
     rig.host.behaviours["qemu"] = end_with(1, stderr=b"first\nqemu: Property '.foo' not found\n")
     error = await refused(rig)
     assert (
-        str(error) == "qemu ended before the guest was ready: exit status 1: qemu: Property '.foo' not found"
+        str(error) == "qemu exited with status 1 before the guest was ready: qemu: Property '.foo' not found"
     )
     assert error.diagnostics["qemu stderr"] == "first\nqemu: Property '.foo' not found"
 
@@ -160,7 +160,7 @@ async def test_qemu_stopped_by_its_own_filter_is_said_so(rig: Rig) -> None:
     rig.host.behaviours["qemu"] = end_with(number=signal.SIGSYS)
     error = await refused(rig)
     assert str(error).startswith(
-        "qemu ended before the guest was ready: killed by SIGSYS (blocked by its own -sandbox"
+        "qemu was killed by SIGSYS before the guest was ready (its own filter, seccompsandbox"
     )
 
 
@@ -170,7 +170,8 @@ async def test_qemu_that_ends_during_the_start_is_named(rig: Rig, command: str, 
     rig.host.behaviours["qemu"] = FakeQemu(
         end_at={command: lambda child: child.end(code=status.code, number=status.signal)}
     )
-    assert f"qemu ended before the guest was ready: {status}" in str(await refused(rig))
+    how = f"exited with status {status.code}" if status.signal is None else f"was {status}"
+    assert str(await refused(rig)).startswith(f"qemu {how} before the guest was ready")
 
 
 async def test_qemu_that_ends_while_its_threads_are_read_is_named(rig: Rig) -> None:
@@ -179,7 +180,7 @@ async def test_qemu_that_ends_while_its_threads_are_read_is_named(rig: Rig) -> N
     starting = asyncio.ensure_future(refused(rig))
     await rig.host.until(lambda host: asked(host, "qmp_capabilities"))
     rig.host.children["qemu"].end(code=7)
-    assert "exit status 7" in str(await starting)
+    assert "exited with status 7" in str(await starting)
 
 
 @pytest.mark.parametrize("command", ["qmp_capabilities", "cont"])
@@ -188,20 +189,20 @@ async def test_virtiofsd_that_ends_during_the_start_is_named(rig: Rig, command: 
         rig.host.children["virtiofsd"].end(code=1, stderr=b"no space\n")
 
     rig.host.behaviours["qemu"] = FakeQemu(end_at={command: fail})
-    assert str(await refused(rig)) == "virtiofsd ended before the guest was ready: exit status 1: no space"
+    assert str(await refused(rig)) == "virtiofsd exited with status 1 before the guest was ready: no space"
     assert rig.host.children["qemu"].exited == ExitStatus(signal=signal.SIGKILL)
 
 
 async def test_virtiofsd_that_fails_and_takes_qemu_with_it_is_the_one_named(rig: Rig) -> None:
     rig.host.behaviours |= {"virtiofsd": end_with(1, stderr=b"no such directory\n"), "qemu": end_with(1)}
     assert str(await refused(rig)).startswith(
-        "virtiofsd ended before the guest was ready: exit status 1: no such"
+        "virtiofsd exited with status 1 before the guest was ready: no such"
     )
 
 
 async def test_virtiofsd_that_ends_well_because_qemu_failed_is_not_named(rig: Rig) -> None:
     rig.host.behaviours |= {"virtiofsd": end_with(0), "qemu": end_with(1, stderr=b"broken\n")}
-    assert str(await refused(rig)) == "qemu ended before the guest was ready: exit status 1: broken"
+    assert str(await refused(rig)) == "qemu exited with status 1 before the guest was ready: broken"
 
 
 async def test_a_program_that_is_not_there(rig: Rig) -> None:
@@ -229,19 +230,19 @@ async def test_a_silent_monitor_meets_a_deadline_that_names_the_stage(
 async def test_a_monitor_that_speaks_something_else(rig: Rig, greeting: bytes) -> None:
     rig.host.behaviours["qemu"] = FakeQemu(greeting=greeting)
     error = await refused(rig)
-    assert "waiting for qemu's monitor: qemu's monitor gave no usable greeting" in str(error)
+    assert "waiting for qemu's monitor: qemu's monitor sent no usable greeting" in str(error)
 
 
 async def test_one_thread_without_a_filter_and_the_guest_never_runs(rig: Rig) -> None:
     rig.host.threads = [*CONFINED, ThreadConfinement(12, "worker", 0, 0, False)]
     error = await refused(rig, ConfinementError)
-    assert "the kernel reports seccomp mode 0 for thread 12 (worker)" in str(error)
+    assert "the kernel reports seccomp mode 0 for thread 12 (worker) of qemu; seccompsandbox = " in str(error)
     assert "requires mode 2" in str(error)
     assert "cont" not in rig.host.children["qemu"].commands
 
 
 async def test_inherited_filters_are_no_proof(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "inherited_filters", lambda: 1)
+    monkeypatch.setattr(qmp_control, "inherited_filters", lambda: 1)
     await refused(rig, ConfinementError)
 
 
@@ -276,14 +277,14 @@ async def test_prove_reads_again(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("name", "status", "reason"),
     [
-        ("qemu", ExitStatus(signal=11), "qemu ended: killed by SIGSEGV"),
+        ("qemu", ExitStatus(signal=11), "qemu was killed by SIGSEGV"),
         (
             "qemu",
             ExitStatus(signal=9),
-            "qemu ended: killed by SIGKILL (the kernel's out-of-memory killer, if",
+            "qemu was killed by SIGKILL (if nobody sent the signal, the kernel's",
         ),
-        ("virtiofsd", ExitStatus(signal=9), "virtiofsd ended: killed by SIGKILL"),
-        ("virtiofsd", ExitStatus(code=1), "virtiofsd ended: exit status 1"),
+        ("virtiofsd", ExitStatus(signal=9), "virtiofsd was killed by SIGKILL"),
+        ("virtiofsd", ExitStatus(code=1), "virtiofsd exited with status 1"),
     ],
 )
 async def test_either_death_ends_the_machine(rig: Rig, name: str, status: ExitStatus, reason: str) -> None:
@@ -307,7 +308,7 @@ async def test_either_death_ends_the_machine(rig: Rig, name: str, status: ExitSt
             b"[ 1.2] Kernel panic - not syncing: No init\n",
             "the guest's kernel panicked: not syncing: No init",
         ),
-        ("new-reason", b"", "qemu ended: new-reason"),
+        ("new-reason", b"", "qemu shut down: new-reason"),
     ],
 )
 async def test_the_guests_own_end_is_told(rig: Rig, shutdown: str, console: bytes, reason: str) -> None:

@@ -25,7 +25,7 @@ from kata_hypervisor.errors import (
     UnikernelError,
 )
 from kata_hypervisor.host import ExitStatus
-from kata_hypervisor.qemu import preflight, unikernel
+from kata_hypervisor.qemu import preflight, qmp_control
 from kata_hypervisor.qemu.unikernel import QemuUnikernel
 from kata_hypervisor.qemu.unikernel_command import command_line, descriptors
 from tiny_guest import SPIN, kernel
@@ -118,7 +118,7 @@ class Rig:
 @pytest.fixture
 async def rig(spec: UnikernelSpec, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     """A rig whose children are counted at the end."""
-    monkeypatch.setattr(unikernel, "inherited_filters", lambda: 0)
+    monkeypatch.setattr(qmp_control, "inherited_filters", lambda: 0)
     monkeypatch.setattr(preflight, "check_memory", lambda *_: [])
     rig = Rig()
     yield rig
@@ -126,8 +126,8 @@ async def rig(spec: UnikernelSpec, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
     await rig.host.aclose()
 
 
-OFF = 'seccompsandbox = "off" in [hypervisor.qemu] is not for unikernels: '
-FREE = "qemu runs unconfined: honor_unconfined = true in [hypervisor.qemu] puts no filter on its system calls"
+OFF = 'seccompsandbox = "off" in [hypervisor.qemu] does not apply to unikernels: '
+FREE = "qemu runs unconfined: honor_unconfined = true in [hypervisor.qemu] turns its seccomp filter off"
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ async def test_one_that_ignores_its_option_never_runs(
     monitor = rig.monitor(**settings)
     with pytest.raises(
         ConfinementError,
-        match=r'qemu is not confined as seccompsandbox = "on,obsolete=deny.*: the kernel ',
+        match=r'mode 0 for thread 10 \(qemu\) of qemu; seccompsandbox = "on,obs.*" requires mode 2',
     ):
         await monitor.prepare(spec)
     assert "cont" not in rig.host.children["qemu"].commands
@@ -188,10 +188,10 @@ async def test_one_that_ignores_its_option_never_runs(
         (cannot_start("qemu"), "cannot start qemu: No such file"),
         (
             end_with(1, stderr=b"no such machine\n"),
-            "qemu ended before the guest was ready: exit status 1: no such",
+            "qemu exited with status 1 before the guest was ready: no such",
         ),
-        (end_with(0), "qemu ended before the guest was ready: exit status 0: /bin/true said nothing"),
-        (end_with(number=31), "killed by SIGSYS .*blocked by its own -sandbox filter"),
+        (end_with(0), "qemu exited with status 0 before the guest was ready, and wrote nothing to stderr"),
+        (end_with(number=31), "killed by SIGSYS .*its own filter, seccompsandbox"),
         (FakeQemu(greeting=b"SSH-2.0\n"), "waiting for qemu's monitor: .*no usable greeting"),
     ],
 )
@@ -228,7 +228,7 @@ async def test_a_program_that_cannot_run(
     assert rig.host.children == {}
 
 
-@pytest.mark.parametrize(("code", "words"), [(0, "exit status 0"), (7, "exit status 7")])
+@pytest.mark.parametrize(("code", "words"), [(0, "exited with status 0"), (7, "exited with status 7")])
 async def test_one_that_ends_before_it_is_said_to_run(
     rig: Rig, spec: UnikernelSpec, code: int, words: str
 ) -> None:
@@ -237,14 +237,14 @@ async def test_one_that_ends_before_it_is_said_to_run(
     await monitor.prepare(spec)
     await monitor.run()
     end = await monitor.wait()
-    assert (end.status, end.requested, end.reason) == (ExitStatus(code=code), False, f"qemu ended: {words}")
+    assert (end.status, end.requested, end.reason) == (ExitStatus(code=code), False, f"qemu {words}")
 
 
 async def test_one_that_crashes_when_it_shall_run(rig: Rig, spec: UnikernelSpec) -> None:
     rig.behave(FakeQemu(end_at={"cont": lambda child: child.end(number=11)}))
     monitor = rig.monitor()
     await monitor.prepare(spec)
-    with pytest.raises(LaunchError, match="qemu ended: killed by SIGSEGV"):
+    with pytest.raises(LaunchError, match="qemu was killed by SIGSEGV"):
         await monitor.run()
 
 
@@ -258,7 +258,7 @@ async def test_one_that_cannot_go_on_is_ended(rig: Rig, spec: UnikernelSpec) -> 
     await monitor.run()
     end = await monitor.wait()
     assert (end.status, end.requested) == (ExitStatus(signal=6), False)
-    assert end.reason == "the unikernel crashed: internal-error of qemu's"
+    assert end.reason == "the unikernel crashed: qemu reports internal-error"
 
 
 async def test_one_that_is_paused_is_not_ended(rig: Rig, spec: UnikernelSpec) -> None:

@@ -95,8 +95,8 @@ async def test_a_refusal_has_the_vmms_words_and_is_asked_once(body: bytes, words
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (None, "it hung up"),
-        (b"HTTP/1.1 200 OK\r\nContent-Le", "it hung up"),
+        (None, "it closed the connection"),
+        (b"HTTP/1.1 200 OK\r\nContent-Le", "it closed the connection"),
         (b'HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n{"a', "peer closed connection"),
         (b"220 mail.example.org ESMTP\r\n\r\n", "is not HTTP"),
         (b"\0" * 100 + b"\r\n\r\n", "is not HTTP"),
@@ -114,7 +114,7 @@ async def test_an_answer_that_is_none_ends_the_connection(answer: bytes | None, 
         ) as caught:
             await server.client.request("GET", "/x")
         assert not isinstance(caught.value, RefusedError)
-        with pytest.raises(RestError, match="the vmm cannot be asked for GET /v1/y: "):
+        with pytest.raises(RestError, match="cannot send GET /v1/y to the vmm: "):
             await server.client.request("GET", "/y")
         assert len(server.seen) == 1
 
@@ -128,7 +128,7 @@ async def test_a_silent_vmm_meets_the_budget() -> None:
 async def test_a_vmm_that_announces_its_end_is_asked_nothing_more() -> None:
     async with Server(b"HTTP/1.1 204 \r\nConnection: close\r\n\r\n") as server:
         await server.client.request("PUT", "/x")
-        with pytest.raises(RestError, match="it announced that it would hang up"):
+        with pytest.raises(RestError, match="it announced that it would close the connection"):
             await server.client.request("PUT", "/y")
 
 

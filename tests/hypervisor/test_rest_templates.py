@@ -171,7 +171,7 @@ async def test_a_state_of_another_kernel_or_version_is_refused(make: Make, name:
         (b"{", "its machine.json is damaged"),
         (b"[]", "its machine.json is damaged"),
         (b'{"origin": 5, "shape": 5}', "its machine.json is damaged"),
-        (b'{"origin": {}, "shape": 5}', "its machine.json does not tell its the VMM"),
+        (b'{"origin": {}, "shape": 5}', "its machine.json does not name the VMM"),
     ],
 )
 async def test_a_damaged_identity_is_refused(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from kata_hypervisor.driver_policy import CHILDREN, policy_of, rules_of
 from kata_hypervisor.seccomp import actions
 from kata_hypervisor.seccomp.comparison import compare
 from kata_hypervisor.seccomp.compiler import compile_rules
-from kata_hypervisor.seccomp.drivers import CHILDREN, policy_of, rules_of
 from kata_hypervisor.seccomp.policy import PROCESS
 from kata_hypervisor.seccomp.score import PUBLISHED, Surface, surface_of
 from kata_hypervisor.seccomp.survey import survey

@@ -194,4 +194,4 @@ async def test_one_that_never_ran_is_stopped(rig: Rig) -> None:
 
 def test_a_linux_container_is_refused_with_a_sentence() -> None:
     with pytest.raises(NotSupportedError, match=r"\[hypervisor.solo5-hvt\] runs unikernels only"):
-        registry.create("solo5-hvt", None, LocalHost())
+        registry.create("solo5-hvt", make_table(Solo5Hvt), LocalHost())

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
+import shipped_configuration
+from fake_qemu import GREETING
+from kata_hypervisor.host_checks import way_without_kvm
 from kata_hypervisor.kvm.probe import probe_kvm
 from node import Node, Result
 from shipped_configuration import Value
@@ -70,11 +74,11 @@ def test_a_missing_file_is_named_with_its_key(node: Node, key: str) -> None:
     [
         (
             {"path": "/bin/false"},
-            "qemu ended before the guest was ready: exit status 1: /bin/false said nothing",
+            "qemu exited with status 1 before the guest was ready, and wrote nothing to stderr",
         ),
         (
             {"virtio_fs_daemon": "/bin/false"},
-            "virtiofsd ended before the guest was ready: exit status 1: /bin/false said nothing",
+            "virtiofsd exited with status 1 before the guest was ready, and wrote nothing to stderr",
         ),
         ({"default_memory": 16777216}, "cannot give the guest 16777216 MiB of memory: this host has "),
         ({"cpu_features": "frobnicate=on"}, "frobnicate' not found"),
@@ -110,18 +114,70 @@ def test_a_guest_that_never_answers_is_given_up(node: Node) -> None:
     assert "\nguest console:\n" in error
 
 
-def test_kvm_that_runs_no_guest_is_explained(node: Node) -> None:
-    verdict = probe_kvm()
-    if verdict.runs_unmodified_guests:
+# What a VMM may do on a KVM that runs no unmodified guests, by stand-ins; and what the error quotes of it.
+ASSERTION = "kvm.c: kvm_buf_set_msrs: Assertion 'ret == cpu->kvm_msr_buf->nmsrs' failed."
+QMP = f"""\
+import json, socket
+monitor = socket.socket(fileno=3)
+monitor.send({GREETING!r})
+while command := monitor.recv(65536):  # the client waits for each answer
+    answer = {{"return": {{}}, "id": json.loads(command).get("id")}}
+    monitor.send(json.dumps(answer).encode() + b"\\n")
+"""
+STAND_INS = {
+    "aborts": (f'#!/bin/sh\necho "{ASSERTION}" >&2\nkill -ABRT $$\n', "killed by SIGABRT"),
+    "is killed": ("#!/bin/sh\nkill -KILL $$\n", "killed by SIGKILL"),
+    "exits": ("#!/bin/sh\necho 'error: failed to set MSR 0x1d9' >&2\nexit 1\n", "failed to set MSR 0x1d9"),
+    "hangs": (f"#!{sys.executable} -IS\n{QMP}", "the guest's agent did not answer within 3 s"),
+}
+
+
+def check_kvm_error(error: str, hypervisor: str, own: str) -> None:
+    """The error of a VMM that failed with KVM, on this host. own: what it says of the VMM itself."""
+    found = probe_kvm()
+    first, _, rest = error.partition("\n")
+    if found.runs_unmodified_guests:
+        assert own in first
+    elif found.usable:
+        assert first == (
+            f"cannot run a guest with KVM: {found.reason}; {way_without_kvm(hypervisor)}, "
+            "and see kata-ctl check for this host"
+        )
+        assert own in rest.partition("\n")[0]
+    else:
+        assert " error[KATA603] " in first or "cannot use KVM: /dev/kvm: " in first
+        assert 'accelerator = "tcg"' in first
+
+
+@pytest.mark.parametrize("behaviour", STAND_INS)
+def test_a_qemu_that_fails_on_kvm_is_explained(node: Node, behaviour: str) -> None:
+    script, own = STAND_INS[behaviour]
+    program = node.root / "qemu"
+    program.write_text(script)
+    program.chmod(0o755)
+    values: dict[str, Value] = {"accelerator": "kvm", "path": program, "seccompsandbox": "off"}
+    error = run_with(node, node.configuration("standin", **values, reconnect_timeout_ms=3000))
+    check_kvm_error(error, "qemu", own)
+
+
+def test_the_real_qemu_on_a_kvm_that_runs_no_guest_is_explained(node: Node) -> None:
+    if probe_kvm().runs_unmodified_guests:
         pytest.skip("this host's KVM runs guests")
     error = run_with(node, node.configuration("kvm", accelerator="kvm", reconnect_timeout_ms=3000))
-    first = error.partition("\n")[0]
-    if verdict.usable:
-        assert "the guest's agent did not answer within 3 s" in first
-        assert "run kata-ctl check, check the guest image" in first
-    else:
-        assert "cannot use KVM: /dev/kvm: " in first
-        assert 'set accelerator = "tcg"' in first
+    check_kvm_error(error, "qemu", "")
+
+
+@pytest.mark.parametrize("hypervisor", ["clh", "firecracker"])
+def test_another_vmm_that_fails_on_kvm_is_explained(node: Node, guest_image: Path, hypervisor: str) -> None:
+    program = node.root / hypervisor
+    program.write_text("#!/bin/sh\nkill -ABRT $$\n")
+    program.chmod(0o755)
+    values = shipped_configuration.for_image(guest_image) | {"path": program}
+    unknown = {"accelerator"} if hypervisor == "clh" else {"accelerator", "virtio_fs_daemon"}
+    path = node.root / f"{hypervisor}.toml"
+    fit = {key: value for key, value in values.items() if key not in unknown}
+    path.write_text(shipped_configuration.render(fit, hypervisor))
+    check_kvm_error(run_with(node, path), hypervisor, "killed by SIGABRT")
 
 
 # -- the container -------------------------------------------------------------------------------------------

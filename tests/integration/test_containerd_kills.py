@@ -38,7 +38,7 @@ def test_whom_nobody_attends_to_is_found_stopped(node: Node) -> None:
     with Events(node) as events, node.detached(*FOREVER) as container:
         node.kill(container, "qemu")
         node.until(lambda: node.status(container) == "STOPPED", "its end in the list", SOON)
-        assert f'level=error msg="sandbox {container} has ended: qemu ended: killed by SIGKILL' in node.log()
+        assert f'level=error msg="sandbox {container} has ended: qemu was killed by SIGKILL' in node.log()
         refused = node.ctr("task", "exec", "--exec-id", "e", container, "true", check=False)
         assert f"cannot exec in container {container}: it is stopped" in refused.stderr
         assert "exit with non-zero exit code 137" in node.ctr("task", "rm", container).stderr

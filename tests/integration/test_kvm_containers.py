@@ -111,7 +111,7 @@ def test_a_killed_qemu_ends_the_task_with_a_reason_and_leaves_nothing(node: Node
         assert set(node.pids(client.container).values()) <= inside
         node.kill(client.container, "qemu")
         assert client.wait(300) == 137
-        assert f"container {client.container} was stopped: qemu ended: killed by SIGKILL" in client.errors
+        assert f"container {client.container} was stopped: qemu was killed by SIGKILL" in client.errors
     node.until(lambda: not group.exists(), "its cgroup is gone")
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from kata_agent.ttrpc.status import ConnectionClosedError
+from kata_hypervisor.driver_policy import rules_of
 from kata_hypervisor.seccomp import actions
-from kata_hypervisor.seccomp.drivers import rules_of
 from kata_hypervisor.seccomp.policy import PROCESS, load_policy
 from kata_runtime.containerd_api import task_pb2
 from shim_harness import Lab, connect

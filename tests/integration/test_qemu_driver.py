@@ -148,17 +148,17 @@ async def test_a_kernel_that_does_not_exist(rig: Rig) -> None:
 
 
 async def test_a_kernel_that_is_none(rig: Rig) -> None:
-    with pytest.raises(LaunchError, match="qemu ended before the guest was ready: exit status 1: qemu"):
+    with pytest.raises(LaunchError, match="qemu exited with status 1 before the guest was ready: qemu"):
         await start(rig.machine(), replace(rig.spec, kernel=Path("/etc/passwd")))
 
 
 async def test_a_qemu_that_ends_at_once(rig: Rig) -> None:
-    with pytest.raises(LaunchError, match="qemu ended before the guest was ready: exit status 1"):
+    with pytest.raises(LaunchError, match="qemu exited with status 1 before the guest was ready"):
         await start(rig.machine(path="/bin/false"), rig.spec)
 
 
 async def test_a_virtiofsd_that_ends_at_once(rig: Rig) -> None:
-    with pytest.raises(LaunchError, match="virtiofsd ended before the guest was ready: exit status 1"):
+    with pytest.raises(LaunchError, match="virtiofsd exited with status 1 before the guest was ready"):
         await start(rig.machine(virtio_fs_daemon="/bin/false"), rig.spec)
 
 
@@ -172,5 +172,5 @@ async def test_a_qemu_that_says_nothing(rig: Rig, tmp_path_factory: pytest.TempP
 
 
 async def test_a_property_that_this_qemu_does_not_have(rig: Rig) -> None:
-    with pytest.raises(LaunchError, match=r"exit status 1: .*Property 'pc-q35.*\.frobnicate' not found"):
+    with pytest.raises(LaunchError, match=r"status 1 before .*Property 'pc-q35.*\.frobnicate' not found"):
         await start(rig.machine(machine_accelerators="frobnicate=on"), rig.spec)

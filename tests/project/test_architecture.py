@@ -10,12 +10,12 @@ import pytest
 import import_graph
 import mermaid
 from kata_agent.protos import agent_pb2
+from kata_hypervisor import registry
 from kata_hypervisor.contract import Hypervisor
 from kata_hypervisor.seccomp import seal
 from kata_hypervisor.seccomp.score import surface_of
 from kata_hypervisor.seccomp.survey import survey
 from kata_runtime.broker.operations import OPERATIONS
-from kata_runtime.broker.operations.children import ROLES
 from kata_runtime.pod.boot import STAGES
 
 PAGE = import_graph.ROOT / "docs" / "architecture.md"
@@ -151,10 +151,8 @@ def test_the_broker_starts_what_is_drawn_and_nothing_else(processes: mermaid.Flo
     started = {arrow.target for arrow in processes.arrows if arrow.source == "broker" and arrow.kind == "-->"}
     assert started == {"virtiofsd", "vmm"}
     words = re.findall(r"[a-z0-9-]+", " ".join(processes.nodes["vmm"].lines))
-    assert set(ROLES) <= {"virtiofsd", *words}
-    assert {word for word in words if word in ROLES or "solo5" in word} == {
-        child for child in ROLES if child != "virtiofsd"
-    }
+    vmms = registry.child_roles() - {"virtiofsd"}
+    assert {word for word in words if word in vmms or "solo5" in word} == vmms
 
 
 def test_the_number_of_the_shims_calls(processes: mermaid.Flowchart) -> None:

@@ -18,6 +18,7 @@ import pytest
 from broker_bed import Bed, Shim, ask, make_bed, wait_for_end
 from kata_hypervisor.errors import LaunchError
 from kata_hypervisor.host import ExitStatus, Host
+from kata_hypervisor.kvm.probe import KvmProbeResult, probe_kvm
 from kata_runtime.broker import cleanup, messages, processes, spawn
 from kata_runtime.broker.client import Broker
 from kata_runtime.broker.errors import BrokerLostError, RequestFailedError, RequestRefusedError
@@ -76,6 +77,27 @@ async def test_a_signal_is_distinguished_from_an_exit(bed: Bed) -> None:
         assert child.exited is None
         await child.kill(signal.SIGTERM)
         assert await child.wait() == ExitStatus(signal=signal.SIGTERM)
+
+
+async def test_kvm_is_probed_once_by_the_broker(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = bed.data / "calls"
+
+    def probe(deadline: float) -> KvmProbeResult:
+        with calls.open("a") as file:
+            file.write("x")
+        return KvmProbeResult(True, False, "this KVM only emulates")
+
+    monkeypatch.setattr("kata_hypervisor.kvm.probe.probe_kvm", probe)  # the broker is forked with it
+    async with broker_of(bed) as broker:
+        assert [await broker.missing_kvm_support() for _ in range(3)] == ["this KVM only emulates"] * 3
+    assert calls.read_text() == "x"
+
+
+async def test_what_the_broker_says_of_kvm_is_what_the_probe_finds(bed: Bed) -> None:
+    found = probe_kvm()
+    async with broker_of(bed) as broker:
+        missing = await broker.missing_kvm_support()
+    assert missing == ("" if found.runs_unmodified_guests or not found.usable else found.reason)
 
 
 async def test_many_tasks_may_wait_and_many_children_may_end(bed: Bed) -> None:

@@ -121,6 +121,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
     ),
     "connect_guest": ({"port": 1024}, {"port": [None, True, "1", 0, -1, 2**32 - 1, 1.0]}),
     "connect_events": ({}, {}),
+    "probe_kvm": ({}, {}),
     "announce_seal": (
         {"mode": "enforce", "policy": "x86_64 [base]"},
         {"mode": [None, "", "off", ["log"]], "policy": LABELS},
@@ -284,6 +285,15 @@ DECLARATIONS = {
     *("kata_runtime", "kata_runtime.broker", "kata_runtime.broker.errors", "kata_runtime.broker.messages"),
     *("kata_runtime.broker.phase", "kata_runtime.errors"),
 }
+# The drivers' declarations, for the roles of children: 1.9 ms.
+DRIVERS = {
+    *("kata_hypervisor", "kata_hypervisor.registry", "kata_hypervisor.driver_info", "kata_hypervisor.errors"),
+    *(
+        f"kata_hypervisor.{folder}{module}"
+        for folder in ("cloud_hypervisor", "dragonball", "firecracker", "qemu", "solo5")
+        for module in ("", ".info")
+    ),
+}
 
 
 def loaded_by(module: str) -> set[str]:
@@ -304,4 +314,6 @@ def test_the_broker_loads_cheap_modules_only() -> None:
 def test_declarations_load_nothing_that_acts() -> None:
     ours = {name for name in loaded_by("kata_runtime.broker.operations") if name.startswith("kata_")}
     prefix = operations.__name__
-    assert {name for name in ours if name != prefix and not name.startswith(prefix + ".")} == DECLARATIONS
+    assert {
+        name for name in ours if name != prefix and not name.startswith(prefix + ".")
+    } == DECLARATIONS | DRIVERS

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from kata_configuration.models import AVAILABLE, HYPERVISORS
+from kata_hypervisor import registry
 from kata_runtime.ctl import check, env
-from kata_runtime.ctl.driver_report import NONE_YET, describe
-from kata_runtime.ctl.drivers import DRIVERS
+from kata_runtime.ctl.driver_report import describe
 from kata_runtime.ctl.findings import Finding, Setup, Status
 
 KNOWN = {"clh": "cloud-hypervisor v54.0.0", "firecracker": "Firecracker v1.12.1"}
@@ -27,8 +27,7 @@ def setup_for(name: str, path: Path) -> Setup:
 
 
 def test_every_hypervisor_is_described() -> None:
-    assert list(DRIVERS) == list(HYPERVISORS)
-    assert [name for name in DRIVERS if describe(name, None) != [NONE_YET]] == list(AVAILABLE)
+    assert [info.name for info in registry.DRIVERS] == list(HYPERVISORS) == list(AVAILABLE)
 
 
 @pytest.mark.parametrize(("name", "says"), KNOWN.items())
@@ -152,6 +151,13 @@ def test_in_process_the_agent_is_reached_by_vsock_only(tmp_path: Path) -> None:
     setup = Setup("kvm", None, None, 1, (), absent, root=tmp_path, hypervisor="dragonball")
     assert check.check_vhost_vsock(setup).status is Status.FAIL
     assert check.check_vmm(setup).status is Status.OK
+
+
+@pytest.mark.parametrize(("name", "program"), [("clh", "cloud-hypervisor"), ("firecracker", "firecracker")])
+def test_a_vmm_with_a_socket_of_its_own_needs_no_vhost_vsock(tmp_path: Path, name: str, program: str) -> None:
+    absent = Finding("configuration", Status.OK, "")
+    found = check.check_vhost_vsock(Setup("kvm", None, None, 1, (), absent, root=tmp_path, hypervisor=name))
+    assert (found.status, found.cause) == (Status.OK, f"not needed: {program} has a socket of its own")
 
 
 def test_a_unikernel_needs_less(tmp_path: Path) -> None:

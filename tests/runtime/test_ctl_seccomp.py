@@ -12,9 +12,9 @@ from xml.etree import ElementTree
 import pytest
 
 from filtered_process import filtered_process
+from kata_hypervisor.driver_policy import FEATURES, features_of, rules_of, threads_of
 from kata_hypervisor.seccomp import actions, bpf, syscalls
 from kata_hypervisor.seccomp import filter as kernel
-from kata_hypervisor.seccomp.drivers import FEATURES, features_of, rules_of, threads_of
 from kata_hypervisor.seccomp.policy import PROCESS, load_policy
 from kata_hypervisor.seccomp.survey import survey
 from kata_runtime.ctl import seccomp_report, seccomp_status

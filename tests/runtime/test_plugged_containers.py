@@ -16,6 +16,7 @@ import pytest
 
 from kata_agent.protos import agent_pb2
 from kata_agent.ttrpc.status import Code, RpcError
+from kata_configuration.models.firecracker import Firecracker
 from kata_hypervisor.contract import Capabilities, Disk, Hypervisor
 from kata_hypervisor.errors import HypervisorError
 from kata_runtime.errors import UnsupportedError
@@ -80,7 +81,7 @@ class Pod:
     def start(self) -> None:
         """Take the machine's capabilities as they are now."""
         configuration: Any = SimpleNamespace(
-            hypervisor=SimpleNamespace(shared_fs="none"),
+            hypervisor=Firecracker(kernel="/k"),  # which shares no files
             runtime=SimpleNamespace(disable_guest_seccomp=False),
             agent=SimpleNamespace(health_check_request_timeout_ms=1000),
         )

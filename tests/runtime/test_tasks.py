@@ -57,8 +57,8 @@ async def test_a_running_container_is_not_deleted(pod: PodBed) -> None:
 
 
 async def test_a_failed_boot_leaves_nothing_and_delete_finds_nothing(pod: PodBed) -> None:
-    pod.machine.failure = SandboxError("vmm", "qemu ended before the guest was ready")
-    with pytest.raises(SandboxError, match="qemu ended"):
+    pod.machine.failure = SandboxError("vmm", "qemu exited with status 1 before the guest was ready")
+    with pytest.raises(SandboxError, match="qemu exited"):
         await pod.tasks.create(pod.request())
     with pytest.raises(NotFoundError):
         await pod.tasks.delete("web", "")

@@ -64,7 +64,7 @@ class Bench:
     @property
     def end(self) -> tuple[ExitStatus, str]:
         """How a machine ends that is killed."""
-        return self.killed or (KILLED, f"{self.vmm} ended")
+        return self.killed or (KILLED, f"{self.vmm} was killed by SIGKILL")
 
     def left(self) -> list[str]:
         """What is in the sandbox's directory that was not before."""
@@ -189,11 +189,23 @@ SUBJECTS: dict[str, Callable[[Path, pytest.MonkeyPatch], Bench]] = {
 }
 
 
+def bench_of(name: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """The bench of a subject; a driver in the registry without one fails."""
+    if name not in SUBJECTS:
+        pytest.fail(f"the driver {name} has no bench in {__name__}.SUBJECTS")
+    return SUBJECTS[name](directory, monkeypatch)
+
+
 def parameters() -> list[Any]:
-    """The subjects for pytest; those that need root or a real program are integration tests."""
+    """The subjects for pytest, and every driver that has none.
+
+    Those that need root or a real program are integration tests.
+    """
+    with_bench = {name.partition(":")[0] for name in SUBJECTS}
+    others = [info.name for info in registry.DRIVERS if info.machine and info.name not in with_bench]
     return [
         pytest.param(name, id=name, marks=() if "standin" in name else pytest.mark.integration)
-        for name in SUBJECTS
+        for name in (*SUBJECTS, *others)
     ]
 
 

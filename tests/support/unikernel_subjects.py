@@ -199,7 +199,7 @@ def _firecracker_standin(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Be
     program = StandInProgram(directory / "bin", "firecracker", "")
     file = kernel(b"", pvh=True)
     bench = _bench("firecracker", directory, _firecracker_at(program.path), lambda line: file)
-    return replace(bench, killed=(bench.killed[0], "firecracker ended"))
+    return replace(bench, killed=(bench.killed[0], "firecracker was killed by SIGKILL"))
 
 
 def _firecracker_at(path: Path) -> Callable[..., Any]:
@@ -209,7 +209,7 @@ def _firecracker_at(path: Path) -> Callable[..., Any]:
 def _bare(name: str, directory: Path, table: Callable[..., Any]) -> Bench:
     content = build_bare(directory).read_bytes()
     bench = _bench(name, directory, table, lambda line: content)
-    return replace(bench, killed=(bench.killed[0], f"{name} ended"), real_taps=True)
+    return replace(bench, killed=(bench.killed[0], f"{name} was killed by SIGKILL"), real_taps=True)
 
 
 def _files(name: str, directory: Path) -> Callable[[str], bytes]:
@@ -253,9 +253,21 @@ SUBJECTS: dict[str, Callable[[Path, pytest.MonkeyPatch], Bench]] = {
 }
 
 
+def bench_of(name: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    """The bench of a subject; a driver in the registry without one fails."""
+    if name not in SUBJECTS:
+        pytest.fail(f"the driver {name} has no bench in {__name__}.SUBJECTS")
+    return SUBJECTS[name](directory, monkeypatch)
+
+
 def parameters() -> list[Any]:
-    """The subjects for pytest; those that need KVM or a real tender are integration tests."""
+    """The subjects for pytest, and every driver that has none.
+
+    Those that need KVM or a real tender are integration tests.
+    """
+    with_bench = {name.partition(":")[0] for name in SUBJECTS}
+    others = [info.name for info in registry.DRIVERS if info.unikernel and info.name not in with_bench]
     return [
         pytest.param(name, id=name, marks=() if "standin" in name else pytest.mark.integration)
-        for name in SUBJECTS
+        for name in (*SUBJECTS, *others)
     ]

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, quoted
 from kata_configuration.judge import names, rules
 from kata_configuration.judge.context import Context, lookup
+from kata_configuration.judge.rule import Rule
 from kata_configuration.models import AVAILABLE, TABLES, Table, own_path
 from kata_configuration.suggestions import closest
 
@@ -24,12 +25,17 @@ class Judgement:
 
 
 def judge(
-    tree: Mapping[str, Any], *, check_host: bool, owner: Callable[[KeyPath], int] = lambda _: 0
+    tree: Mapping[str, Any],
+    *,
+    check_host: bool,
+    owner: Callable[[KeyPath], int] = lambda _: 0,
+    host_rules: tuple[Rule, ...] = (),
 ) -> Judgement:
     """Judge a whole tree. `check_host` also looks at the paths and the hardware of this machine.
 
     owner: returns the number of the file that a path is from. Of the hypervisors' tables, those that are
-    there are judged; of this machine, only what the selected one needs.
+    there are judged; of this machine, only what the selected one needs. host_rules: further rules for this
+    machine.
     """
     context = Context(tree, owner)
     judgement = Judgement(findings=list(names.unknown_tables(context)))
@@ -37,7 +43,8 @@ def judge(
     for path, raw in _tables(tree):
         own = own_path(path)
         on_host = check_host and (own[0] != "hypervisor" or own == selected)
-        table, found = _judge_table(path, TABLES[own], raw, context, on_host)
+        applied = (*rules.HOST_RULES, *host_rules) if on_host else ()
+        table, found = _judge_table(path, TABLES[own], raw, context, applied)
         judgement.findings += found
         if table is not None:
             judgement.tables[own] = table
@@ -63,13 +70,17 @@ def _tables(tree: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Mapping[
 
 
 def _judge_table(
-    path: KeyPath, model: type[Table], raw: Mapping[str, Any], context: Context, check_host: bool
+    path: KeyPath,
+    model: type[Table],
+    raw: Mapping[str, Any],
+    context: Context,
+    host_rules: tuple[Rule, ...],
 ) -> tuple[Table | None, list[Finding]]:
     values = dict(raw)
     repeated = list(_resolve_aliases(path, model, values))
     table, faults = _validate(path, model, values, context)
     faulty = frozenset(str(fault.path[len(path)]) for fault in faults)
-    found = [*faults, *rules.apply(table, path, faulty, check_host=check_host)]
+    found = [*faults, *rules.apply(table, path, faulty, host_rules)]
     written = {name: alias for alias, name in model.aliases.items() if alias in raw and name not in raw}
     stopped = any(fault.code is not Code.INERT for fault in faults)
     return (None if stopped else table), repeated + [

@@ -24,9 +24,14 @@ from kata_configuration.models.base import Needs, Plausible, Unit
 from kata_configuration.suggestions import closest, unmistakable
 
 
-def apply(table: Table, path: KeyPath, faulty: frozenset[str], *, check_host: bool) -> Iterator[Finding]:
-    """Yield what the rules find in a table whose keys in `faulty` hold placeholders."""
-    for rule in RULES + (HOST_RULES if check_host else ()):
+def apply(
+    table: Table, path: KeyPath, faulty: frozenset[str], host_rules: tuple[Rule, ...]
+) -> Iterator[Finding]:
+    """Yield what the rules find in a table whose keys in `faulty` hold placeholders.
+
+    host_rules: those that look at this host, none where they shall not.
+    """
+    for rule in (*RULES, *host_rules):
         if rule.concerns(table, path, faulty):
             yield from (_below(path, found) for found in rule.check(table))
     yield from (_below(path, found) for found in _units(table) if found.path[0] not in faulty)
@@ -284,10 +289,15 @@ def _kvm(table: Any) -> Iterator[Finding]:
     if table.needs_kvm and not KVM.exists():
         message = f"this host has no {KVM}"
         hint = "load the module kvm_intel or kvm_amd"
-        key = next(name for name in ("accelerator", "path", "kernel") if name in type(table).model_fields)
+        key = kvm_key(table)
         if key == "accelerator":
             hint += ', or accept slow emulation with accelerator = "tcg"'
         yield Finding(Code.HOST_KVM, (key,), message, hint)
+
+
+def kvm_key(table: Table) -> str:
+    """The key of a hypervisor's table at which a fault of this host's KVM is reported."""
+    return next(name for name in ("accelerator", "path", "kernel") if name in type(table).model_fields)
 
 
 def _compiled_filters(table: Any) -> Iterator[Finding]:

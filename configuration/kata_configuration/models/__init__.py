@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from kata_configuration.models.agent import KataAgent
-from kata_configuration.models.base import HypervisorTable, Table
+from kata_configuration.models.base import HypervisorTable, MachineTable, Table
 from kata_configuration.models.qemu import QemuHypervisor
 from kata_configuration.models.runtime import OTHER_NAMES, Runtime
 
@@ -26,6 +26,7 @@ __all__ = [
     "TABLES",
     "HypervisorTable",
     "KataAgent",
+    "MachineTable",
     "QemuHypervisor",
     "Runtime",
     "Table",
@@ -36,10 +37,14 @@ Key = TypeVar("Key")
 
 if TYPE_CHECKING:
     from kata_configuration.models.cloud_hypervisor import CloudHypervisor
+    from kata_configuration.models.dragonball import Dragonball
     from kata_configuration.models.firecracker import Firecracker
+    from kata_configuration.models.solo5 import Solo5Hvt, Solo5Spt
 
-    # The type of a selected hypervisor's table.
-    Hypervisor: TypeAlias = QemuHypervisor | CloudHypervisor | Firecracker
+    # The type of a selected hypervisor's table. What is asked of every one is in HypervisorTable; isinstance
+    # with MachineTable tells those with a kernel.
+    MachineHypervisor: TypeAlias = QemuHypervisor | CloudHypervisor | Firecracker | Dragonball
+    Hypervisor: TypeAlias = MachineHypervisor | Solo5Hvt | Solo5Spt
 
 
 class Models(Mapping[Key, type[Table]]):

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
@@ -35,6 +35,7 @@ __all__ = [
     "Indifferent",
     "Instead",
     "LogLevel",
+    "MachineTable",
     "Mebibytes",
     "Milliseconds",
     "Needs",
@@ -75,7 +76,7 @@ class Table(BaseModel):
 
 
 class HypervisorTable(Table):
-    """A table [hypervisor.NAME]."""
+    """A table [hypervisor.NAME], and what is asked of each of them whatever its keys."""
 
     # The program or library that runs the virtual machine, as messages name it.
     title: ClassVar[str]
@@ -83,7 +84,17 @@ class HypervisorTable(Table):
     @property
     def confined(self) -> bool:
         """Whether the configuration asks for the seccomp filter of the process that runs the machine."""
-        return not getattr(self, "disable_seccomp", False)
+        raise NotImplementedError  # each model of a driver says so itself; that of planned keys has no answer
+
+    @property
+    def seccomp_setting(self) -> str:
+        """What the configuration says of that filter beyond whether it is on; for reports."""
+        return "the filter of the VMM itself"
+
+    @property
+    def honors_unconfined(self) -> bool | None:
+        """Whether a container without a seccomp profile turns the filter off; None where none ever does."""
+        return None
 
     @property
     def needs_kvm(self) -> bool:
@@ -91,9 +102,58 @@ class HypervisorTable(Table):
         return True
 
     @property
+    def needs_full_kvm(self) -> bool:
+        """Whether that KVM must run unmodified guests: stock kernels, and not only what it can emulate."""
+        return self.needs_kvm
+
+    @property
+    def program(self) -> Path | None:
+        """The program that runs the virtual machine; None where that is the runtime's own process."""
+        return None
+
+    @property
+    def file_daemon(self) -> Path | None:
+        """The virtiofsd that shares files of the host with the guest; None where none are shared."""
+        return None
+
+    @property
+    def guest_files(self) -> tuple[Path, ...]:
+        """The files of the guest that a machine boots: kernel, initrd, image, as far as there are any."""
+        return ()
+
+    @property
+    def template_path(self) -> Path | None:
+        """The directory of the template from which machines start; None where each is booted."""
+        return None
+
+
+class MachineTable(HypervisorTable):
+    """A table of a hypervisor whose machines have a kernel and, in the guest, an agent.
+
+    It runs unikernels only when its kernel is none.
+    """
+
+    if TYPE_CHECKING:  # the keys that are read here: each model declares them, with its own range and default
+        kernel: Path | None
+        initrd: Path | None
+        image: Path | None
+        kernel_params: str
+        shared_fs: str
+
+    @property
+    def shares_files(self) -> bool:
+        """Whether the guest sees files of the host; else a container's root file system is a disk."""
+        return self.shared_fs != "none"
+
+    @property
+    def guest_files(self) -> tuple[Path, ...]:
+        """See HypervisorTable."""
+        return tuple(path for path in (self.kernel, self.initrd, self.image) if path is not None)
+
+    @property
     def kernel_parameters(self) -> tuple[str, ...]:
         """kernel_params as words; a space between double quotes does not separate."""
-        return tuple(re.findall(r'(?:[^ "]|"[^"]*")+', getattr(self, "kernel_params", "")))
+        return tuple(re.findall(r'(?:[^ "]|"[^"]*")+', self.kernel_params))
 
 
 # What a declaration's metadata holds. Named tuples, because every load defines them: they are cheap.

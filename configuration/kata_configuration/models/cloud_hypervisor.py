@@ -9,10 +9,10 @@ from pydantic import Field
 
 from kata_configuration.models import device_keys as device
 from kata_configuration.models import machine_keys as machine
-from kata_configuration.models.base import HypervisorTable
+from kata_configuration.models.base import MachineTable
 
 
-class CloudHypervisor(HypervisorTable):
+class CloudHypervisor(MachineTable):
     """How Cloud Hypervisor is started and confined."""
 
     title: ClassVar[str] = "Cloud Hypervisor"
@@ -54,3 +54,18 @@ class CloudHypervisor(HypervisorTable):
     valid_entropy_sources: machine.ValidEntropySources = ()
     enable_annotations: machine.EnableAnnotations = ()
     enable_debug: machine.EnableDebug = False
+
+    @property
+    def confined(self) -> bool:
+        """Whether disable_seccomp leaves the filter on."""
+        return not self.disable_seccomp
+
+    @property
+    def program(self) -> Path | None:
+        """See HypervisorTable."""
+        return self.path
+
+    @property
+    def file_daemon(self) -> Path | None:
+        """See HypervisorTable."""
+        return self.virtio_fs_daemon if self.shares_files else None

@@ -9,11 +9,11 @@ from pydantic import Field
 
 from kata_configuration.models import device_keys as device
 from kata_configuration.models import machine_keys as machine
-from kata_configuration.models.base import About, Annotation, Effect, HypervisorTable, Instead, Needs
+from kata_configuration.models.base import About, Annotation, Effect, Instead, MachineTable, Needs
 from kata_configuration.models.subtables import Factory
 
 
-class Dragonball(HypervisorTable):
+class Dragonball(MachineTable):
     """How the runtime runs virtual machines in its own process, and confines it."""
 
     title: ClassVar[str] = "Dragonball"
@@ -68,3 +68,18 @@ class Dragonball(HypervisorTable):
     ] = Factory()
     enable_annotations: machine.EnableAnnotations = ()
     enable_debug: machine.EnableDebug = False
+
+    @property
+    def confined(self) -> bool:
+        """Whether disable_seccomp leaves the filter on."""
+        return not self.disable_seccomp
+
+    @property
+    def file_daemon(self) -> Path | None:
+        """See HypervisorTable."""
+        return self.virtio_fs_daemon if self.shares_files else None
+
+    @property
+    def template_path(self) -> Path | None:
+        """See HypervisorTable."""
+        return self.factory.template_path if self.factory.enable_template else None

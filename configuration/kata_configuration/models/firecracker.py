@@ -9,10 +9,10 @@ from pydantic import Field
 
 from kata_configuration.models import device_keys as device
 from kata_configuration.models import machine_keys as machine
-from kata_configuration.models.base import HypervisorTable
+from kata_configuration.models.base import MachineTable
 
 
-class Firecracker(HypervisorTable):
+class Firecracker(MachineTable):
     """How Firecracker is started and confined."""
 
     title: ClassVar[str] = "Firecracker"
@@ -44,3 +44,18 @@ class Firecracker(HypervisorTable):
     disk_rate_limiter_ops_one_time_burst: device.DiskOperationsBurst = 0
     enable_annotations: machine.EnableAnnotations = ()
     enable_debug: machine.EnableDebug = False
+
+    @property
+    def confined(self) -> bool:
+        """Whether disable_seccomp leaves the filter on."""
+        return not self.disable_seccomp
+
+    @property
+    def program(self) -> Path | None:
+        """See HypervisorTable."""
+        return self.path
+
+    @property
+    def honors_unconfined(self) -> bool | None:
+        """See HypervisorTable."""
+        return self.honor_unconfined

@@ -17,14 +17,14 @@ from kata_configuration.models.base import (
     CommaList,
     Effect,
     Form,
-    HypervisorTable,
+    MachineTable,
     Text,
     malformed,
 )
 from kata_configuration.sandbox_option import DENY_ALL, FORM, find_faults, is_on
 
 
-class QemuHypervisor(HypervisorTable):
+class QemuHypervisor(MachineTable):
     """How QEMU is started and confined."""
 
     title: ClassVar[str] = "QEMU"
@@ -102,6 +102,26 @@ class QemuHypervisor(HypervisorTable):
     def confined(self) -> bool:
         """Whether the configuration asks QEMU for a seccomp filter."""
         return is_on(self.seccompsandbox)
+
+    @property
+    def seccomp_setting(self) -> str:
+        """See HypervisorTable."""
+        return self.seccompsandbox
+
+    @property
+    def program(self) -> Path | None:
+        """See HypervisorTable."""
+        return self.path
+
+    @property
+    def file_daemon(self) -> Path | None:
+        """See HypervisorTable."""
+        return self.virtio_fs_daemon if self.shares_files else None
+
+    @property
+    def honors_unconfined(self) -> bool | None:
+        """See HypervisorTable."""
+        return self.honor_unconfined
 
     @property
     def needs_kvm(self) -> bool:

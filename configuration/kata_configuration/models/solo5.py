@@ -24,6 +24,26 @@ class Solo5Hvt(HypervisorTable):
     enable_annotations: machine.EnableAnnotations = ()
     enable_debug: machine.EnableDebug = False
 
+    @property
+    def confined(self) -> bool:
+        """Whether disable_seccomp leaves the filter on."""
+        return not self.disable_seccomp
+
+    @property
+    def program(self) -> Path | None:
+        """See HypervisorTable."""
+        return self.path
+
+    @property
+    def honors_unconfined(self) -> bool | None:
+        """See HypervisorTable."""
+        return self.honor_unconfined
+
+    @property
+    def needs_full_kvm(self) -> bool:
+        """Never: its unikernels are made for it, and run on a KVM that only emulates."""
+        return False
+
 
 class Solo5Spt(HypervisorTable):
     """How solo5-spt runs unikernels without KVM, under the seccomp filter that it always installs."""
@@ -35,6 +55,16 @@ class Solo5Spt(HypervisorTable):
     default_memory: machine.DefaultMemory = Field(512, ge=1, le=1024 * 1024)
     enable_annotations: machine.EnableAnnotations = ()
     enable_debug: machine.EnableDebug = False
+
+    @property
+    def program(self) -> Path | None:
+        """See HypervisorTable."""
+        return self.path
+
+    @property
+    def confined(self) -> bool:
+        """Always: it has a filter that nothing turns off."""
+        return True
 
     @property
     def needs_kvm(self) -> bool:

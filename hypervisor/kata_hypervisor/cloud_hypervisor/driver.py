@@ -1,8 +1,8 @@
 """The Cloud Hypervisor driver: what it does its own way; the rest is `RestMachine`'s.
 
 What confines it: Cloud Hypervisor puts a filter on each thread as its first act, and a second, smaller one on
-each vCPU's. Its main thread has none: it starts the others, and then waits for their end. So the proof is:
-every thread but the main one is under a filter, every vCPU under two; unconfined, none has any.
+each vCPU's. Its main thread has none: it starts the others, and then waits for their end. So what is verified
+is: every thread but the main one is under a filter, every vCPU under two; unconfined, none has any.
 """
 
 from __future__ import annotations
@@ -18,22 +18,24 @@ from typing import ClassVar
 
 from kata_agent.transports import HybridVsockTransport
 from kata_configuration.models.cloud_hypervisor import CloudHypervisor as Table
-from kata_hypervisor import exit_reason, host_checks, sockets, versions, virtiofsd
+from kata_hypervisor import exit_reason, host_checks, sockets, virtiofsd
 from kata_hypervisor.cloud_hypervisor import machine
 from kata_hypervisor.cloud_hypervisor.events import EventStream
+from kata_hypervisor.cloud_hypervisor.info import CLOUD_HYPERVISOR
 from kata_hypervisor.cloud_hypervisor.saved import template_view
 from kata_hypervisor.contract import Capabilities, Disk, SharedDirectory, VmSpec
 from kata_hypervisor.errors import NotSupportedError
 from kata_hypervisor.host import Host
+from kata_hypervisor.lifecycle import VIRTIOFSD
 from kata_hypervisor.rest import RestClient, RestError, Step
-from kata_hypervisor.rest_machine import CONSOLE, VIRTIOFSD, RestMachine
+from kata_hypervisor.rest_machine import CONSOLE, RestMachine
 from kata_hypervisor.seccomp import wrapper_filter
-from kata_hypervisor.seccomp.confinement import ThreadConfinement, find_breach
+from kata_hypervisor.seccomp.confinement import ThreadConfinement
 
 __all__ = ["CloudHypervisorDriver"]
 
 API_BASE = "/api/v1"
-FENCE_ADVICE = (
+WRAPPER_FILTER_ADVICE = (
     "path in [hypervisor.clh] must name the program itself, not a script that starts it; "
     "disable_seccomp = true runs it without any filter"
 )
@@ -50,9 +52,7 @@ ENDINGS = {
 class CloudHypervisorDriver(RestMachine):
     """One virtual machine in Cloud Hypervisor; see `RestMachine`."""
 
-    vmm = "cloud-hypervisor"
-    section = "[hypervisor.clh]"
-    supported = versions.CLOUD_HYPERVISOR
+    info = CLOUD_HYPERVISOR
     capabilities = Capabilities(
         file_sharing=True,
         disks=True,
@@ -67,7 +67,7 @@ class CloudHypervisorDriver(RestMachine):
     hints: ClassVar[exit_reason.Hints] = (
         (
             re.compile(r"Probable seccomp violation: (?P<call>si_syscall=\d+)"),
-            "blocked by its own filter; disable_seccomp = true in [hypervisor.clh] would run it without",
+            "its own seccomp filter blocks a call; disable_seccomp = true in [hypervisor.clh] removes it",
         ),
         (re.compile(r"CreateHypervisor|/dev/kvm"), "it cannot use KVM: see kata-ctl check"),
         (re.compile(r"Cannot allocate memory"), "the host has too little free memory for default_memory"),
@@ -81,7 +81,7 @@ class CloudHypervisorDriver(RestMachine):
         self._api: socket.socket | None = None
         self._sockets: machine.Sockets | None = None
         self._events = EventStream()
-        self._heard = asyncio.Event()
+        self._event_received = asyncio.Event()
         self._reason: str | None = None
         self._ending: asyncio.Task[None] | None = None
 
@@ -89,7 +89,7 @@ class CloudHypervisorDriver(RestMachine):
 
     def _check_host(self, spec: VmSpec) -> list[str]:
         here = f"in {self.section}"
-        host_checks.check_kvm(host_checks.KVM, "Cloud Hypervisor runs nothing without it")
+        host_checks.check_kvm(host_checks.KVM, self.info.name)
         host_checks.check_executable(self.vmm, self._table.path, f"install it, or correct path {here}")
         host_checks.check_readable("the guest's kernel", spec.kernel, f"correct kernel {here}")
         for what, path, key in (("initrd", spec.initrd, "initrd"), ("image", spec.image, "image")):
@@ -121,7 +121,10 @@ class CloudHypervisorDriver(RestMachine):
             }
             seccomp = None
             if self._confined:
-                seccomp, self._born_with = wrapper_filter.build(self.vmm, FENCE_ADVICE), self._inherited + 1
+                seccomp, self._born_with = (
+                    wrapper_filter.build(self.vmm, WRAPPER_FILTER_ADVICE),
+                    self._inherited + 1,
+                )
             await self._children.spawn(self.vmm, machine.command_line(self._table), fds, seccomp=seccomp)
         return await self._hybrid_vsock(vsock)
 
@@ -144,16 +147,16 @@ class CloudHypervisorDriver(RestMachine):
         """Wait for a sign of each thread that the main one starts, and that puts on its filter itself.
 
         Those of the machine and of the API are alive when a request is answered; that of the events is not
-        when nothing was heard of it.
+        before its first event.
         """
         assert self._api is not None
-        await self._heard.wait()
+        await self._event_received.wait()
         return RestClient(self._api, self.vmm, base=API_BASE, budget=self._start_budget)
 
     async def _version(self, client: RestClient) -> str:
         answer = await client.request("GET", "/vmm.ping")
         if not isinstance(answer, dict) or not isinstance(answer.get("version"), str):
-            raise RestError(f"{self.vmm} told no version when it was asked")
+            raise RestError(f"{self.vmm}'s answer to GET /vmm.ping has no version")
         version: str = answer["version"]
         return version
 
@@ -183,20 +186,20 @@ class CloudHypervisorDriver(RestMachine):
         assert self._sockets is not None
         await self._host.discard(self._sockets.filesystem)
 
-    # -- proof ---------------------------------------------------------------------------------------------
+    # -- confinement ---------------------------------------------------------------------------------------
 
     def _find_breach(self, threads: Sequence[ThreadConfinement], *, running: bool) -> str | None:
         if not self._confined:
-            return find_breach(threads, False, self._inherited)
+            return self._breach_of(threads, False, self._inherited)
         main = self._children[self.vmm].pid
-        breach = find_breach([thread for thread in threads if thread.tid == main], True, self._inherited)
+        breach = self._breach_of([thread for thread in threads if thread.tid == main], True, self._inherited)
         others = [thread for thread in threads if thread.tid != main]
-        breach = breach or find_breach(others, True, self._born_with)
+        breach = breach or self._breach_of(others, True, self._born_with)
         vcpus = [thread for thread in threads if VCPU_THREAD.fullmatch(thread.name)]
         if breach is None and running:
             if not vcpus:
-                return "it has no thread of a virtual CPU"
-            return find_breach(vcpus, True, self._born_with + VCPU_FILTERS - 1)
+                return f"the kernel lists no thread of a virtual CPU of {self.vmm}"
+            return self._breach_of(vcpus, True, self._born_with + VCPU_FILTERS - 1)
         return breach
 
     # -- commands ------------------------------------------------------------------------------------------
@@ -230,7 +233,7 @@ class CloudHypervisorDriver(RestMachine):
     # -- end -----------------------------------------------------------------------------------------------
 
     def _take_events(self, data: bytes) -> None:
-        self._heard.set()
+        self._event_received.set()
         for event in self._events.feed(data):
             if event in ENDINGS and self._reason is None:
                 self._reason = ENDINGS[event]
@@ -239,7 +242,7 @@ class CloudHypervisorDriver(RestMachine):
     def _own_reason(self) -> str | None:
         return self._reason
 
-    async def _quit(self, client: RestClient) -> None:
+    async def _ask_to_quit(self, client: RestClient) -> None:
         await client.request("PUT", "/vmm.shutdown", budget=self._stop_budget)
 
     @property

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from kata_hypervisor.dragonball.control import Control
 from kata_hypervisor.dragonball.own_process import OwnProcess
 from kata_hypervisor.dragonball.thread_result import ThreadResult
-from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError
+from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError, MachineFailedError
 from kata_hypervisor.host import Host
 from kata_hypervisor.kvm.vcpus import VcpuThreads
 from kata_hypervisor.lifecycle import VmLifecycle
@@ -94,7 +94,7 @@ class InProcessVmm(VmLifecycle, Generic[Outcome]):
         """Raises LaunchError when the machine has ended before it ran."""
         if vcpus.outcome is not None:
             end = await self.wait()
-            raise LaunchError(f"cannot run {self._noun}: {end.reason}", end.diagnostics)
+            raise MachineFailedError(f"cannot run {self._noun}: {end.reason}", end.diagnostics)
 
     async def verify_confinement(self) -> None:
         """See the contract."""

@@ -11,7 +11,7 @@ import struct
 from kata_hypervisor.dragonball import layout
 from kata_hypervisor.dragonball.kernel import Entry, KernelImage
 from kata_hypervisor.dragonball.memory import GuestMemory
-from kata_hypervisor.errors import HostUnfitError
+from kata_hypervisor.errors import KvmRefusedError
 from kata_hypervisor.kvm import abi
 
 PE, ET, PG = 1 << 0, 1 << 4, 1 << 31
@@ -94,7 +94,7 @@ def _set_model_specific(vcpu: int) -> None:
     accepted = fcntl.ioctl(vcpu, abi.KVM_SET_MSRS, msrs)
     if accepted != len(MODEL_SPECIFIC):
         name = list(MODEL_SPECIFIC)[accepted]
-        raise HostUnfitError(f"cannot set up a virtual processor: KVM refuses its register {name}")
+        raise KvmRefusedError(f"cannot set up a virtual processor: KVM refuses its register {name}")
 
 
 def _write_descriptors(memory: GuestMemory, code: int, task: int, task_limit: int) -> None:

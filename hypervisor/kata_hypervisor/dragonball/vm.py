@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from kata_hypervisor import libc
 from kata_hypervisor.dragonball import layout
 from kata_hypervisor.dragonball.memory import GuestMemory, bytes_at, map_anonymous, map_shared, unmap
-from kata_hypervisor.errors import HostUnfitError
+from kata_hypervisor.errors import KvmRefusedError
 from kata_hypervisor.kvm import abi
 from kata_hypervisor.kvm.device import DEVICE, open_kvm, patient_ioctl
 
@@ -34,7 +34,7 @@ class VirtualMachine:
             self._set_up(memory)
         except OSError as error:
             self.close()
-            raise HostUnfitError(f"cannot make a virtual machine with {device}: {error.strerror}") from error
+            raise KvmRefusedError(f"cannot make a virtual machine with {device}: {error.strerror}") from error
         except BaseException:
             self.close()
             raise

@@ -2,10 +2,10 @@
 
 What confines it: its API thread puts itself under a filter before it answers the first request; each vCPU's
 thread does so before the guest's first instruction, and the main thread before it handles the first event of
-the machine, but possibly after it has answered InstanceStart. So the proof is: when it is prepared, the API's
-thread; when it runs and the main thread has answered once more, every thread. A Firecracker that ignores its
-options is refused by the first of these, with no guest in it; and so is one whose filters, read back from the
-kernel, forbid nothing: those of a debug build, and of one for glibc.
+the machine, but possibly after it has answered InstanceStart. So what is verified is: when it is prepared,
+the API's thread; when it runs and the main thread has answered once more, every thread. A Firecracker that
+ignores its options is refused by the first of these, with no guest in it; and so is one whose filters, read
+back from the kernel, allow every call: those of a debug build, and of one for glibc.
 
 Where the jailer is configured, Firecracker has a root directory, a user and limits of its own besides. Its
 sockets are then reached through /proc/PID/root: nobody else's view of the file system has them.
@@ -25,10 +25,11 @@ from kata_hypervisor import exit_reason, host_checks, sockets, versions
 from kata_hypervisor.contract import Capabilities, Disk, VmSpec
 from kata_hypervisor.errors import HostUnfitError, HypervisorError, NotSupportedError
 from kata_hypervisor.firecracker import machine
+from kata_hypervisor.firecracker.info import FIRECRACKER
 from kata_hypervisor.host import Host
 from kata_hypervisor.rest import RestClient, RestError, Step
 from kata_hypervisor.rest_machine import CONSOLE, RestMachine
-from kata_hypervisor.seccomp.confinement import ThreadConfinement, find_breach
+from kata_hypervisor.seccomp.confinement import ThreadConfinement
 
 __all__ = ["FirecrackerDriver"]
 
@@ -42,13 +43,12 @@ RESTORES = (1, 16, 0)
 class FirecrackerDriver(RestMachine):
     """One virtual machine in Firecracker; see `RestMachine`."""
 
-    vmm = "firecracker"
-    section = "[hypervisor.firecracker]"
-    supported = versions.FIRECRACKER
+    info = FIRECRACKER
     hints: ClassVar[exit_reason.Hints] = (
         (
             re.compile(r"intercepting a bad syscall"),
-            "blocked by its own filter; disable_seccomp = true in [hypervisor.firecracker] takes it away",
+            "its own seccomp filter blocks a call; disable_seccomp = true in [hypervisor.firecracker] "
+            "removes it",
         ),
         (re.compile(r"/dev/kvm|Error creating KVM"), "it cannot use KVM: see kata-ctl check"),
         (re.compile(r"Cannot allocate memory"), "the host has too little free memory for default_memory"),
@@ -82,7 +82,7 @@ class FirecrackerDriver(RestMachine):
 
     def _check_host(self, spec: VmSpec) -> list[str]:
         here = f"in {self.section}"
-        host_checks.check_kvm(host_checks.KVM, "Firecracker runs nothing without it")
+        host_checks.check_kvm(host_checks.KVM, self.info.name)
         host_checks.check_executable(self.vmm, self._table.path, f"install it, or correct path {here}")
         if self._table.jailer_path is not None:
             host_checks.check_executable("jailer", self._table.jailer_path, f"correct jailer_path {here}")
@@ -151,7 +151,7 @@ class FirecrackerDriver(RestMachine):
     async def _version(self, client: RestClient) -> str:
         answer = await client.request("GET", "/version")
         if not isinstance(answer, dict) or not isinstance(answer.get("firecracker_version"), str):
-            raise RestError(f"{self.vmm} told no version when it was asked")
+            raise RestError(f"{self.vmm}'s answer to GET /version has no version")
         version: str = answer["firecracker_version"]
         return version
 
@@ -168,7 +168,7 @@ class FirecrackerDriver(RestMachine):
         if number is not None and number < RESTORES:
             raise NotSupportedError(
                 f"firecracker {version} cannot start from {template}: it would look for the guest's socket "
-                "where the saved machine had it; 1.16 and later can be told another path"
+                "where the saved machine had it; 1.16 and later take another path"
             )
         yield Step(
             "restoring the machine", "PUT", "/snapshot/load", machine.restoring(template, spec, self._places)
@@ -187,17 +187,19 @@ class FirecrackerDriver(RestMachine):
         answer = await client.request("GET", "/")
         state = answer.get("state") if isinstance(answer, dict) else None
         if state != "Running":
-            raise RestError(f"{self.vmm} says that its machine is {state!r} after it was started")
+            raise RestError(
+                f"{self.vmm} reports the state {state!r} for a machine that was started, not 'Running'"
+            )
 
-    # -- proof ---------------------------------------------------------------------------------------------
+    # -- confinement ---------------------------------------------------------------------------------------
 
     def _find_breach(self, threads: Sequence[ThreadConfinement], *, running: bool) -> str | None:
         if not self._confined or running:
-            return find_breach(threads, self._confined, self._inherited)
+            return self._breach_of(threads, self._confined, self._inherited)
         api = [thread for thread in threads if thread.name == API_THREAD]
         if not api:
-            return f'it has no thread "{API_THREAD}"'
-        return find_breach(api, True, self._inherited)
+            return f"the kernel lists no thread {API_THREAD} of {self.vmm}"
+        return self._breach_of(api, True, self._inherited)
 
     # -- commands ------------------------------------------------------------------------------------------
 
@@ -262,7 +264,7 @@ class FirecrackerDriver(RestMachine):
 
     # -- end -----------------------------------------------------------------------------------------------
 
-    async def _quit(self, client: RestClient) -> None:
+    async def _ask_to_quit(self, client: RestClient) -> None:
         """Firecracker has no request that ends it: the kernel does, and its files are removed here."""
         await self._children.kill()
 

@@ -1,7 +1,7 @@
 """A unikernel in Firecracker: the driver's own machine, without an agent, from descriptors.
 
-Firecracker is confined, proven, started and ended as with any guest: see `FirecrackerDriver`. Its standard
-output is the unikernel's, so what it logs itself goes to its standard error.
+Firecracker is confined, verified, started and stopped as with any guest: see `FirecrackerDriver`. Its
+standard output is the unikernel's, so what it logs itself goes to its standard error.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ class Machine(FirecrackerDriver):
         self._confined = False
 
     def _check_host(self, spec: VmSpec) -> list[str]:
-        host_checks.check_kvm(host_checks.KVM, "Firecracker runs nothing without it")
+        host_checks.check_kvm(host_checks.KVM, self.info.name)
         host_checks.check_executable(
             self.vmm, self._table.path, f"install it, or correct path in {self.section}"
         )
@@ -163,7 +163,7 @@ class Machine(FirecrackerDriver):
         await client.request("PUT", "/actions", {"action_type": "InstanceStart"})
 
     async def run(self) -> None:
-        """See the contract; one that has ended by then has told its end."""
+        """See the contract; one that has exited by then is no failure: `wait` returns how."""
         try:
             await super().run()
         except LaunchError:
@@ -213,7 +213,7 @@ def descriptors(spec: UnikernelSpec) -> dict[int, int]:
 
 
 def requests(table: Table, spec: VmSpec, unikernel: UnikernelSpec) -> Iterator[machine.Request]:
-    """Describe the machine. Firecracker adds words for its devices to the command line."""
+    """Describe the machine. Firecracker adds parameters for its devices to the command line."""
     boot = {"kernel_image_path": str(spec.kernel), "boot_args": unikernel.command_line}
     if spec.initrd is not None:
         boot["initrd_path"] = str(spec.initrd)

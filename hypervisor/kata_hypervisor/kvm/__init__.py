@@ -3,5 +3,5 @@
 abi      the kernel's structures and ioctl numbers
 guest    the trials: machine code and the result that a processor gives
 machine  a virtual machine with one vCPU that runs the trials, in a process of its own
-probe    the verdict
+probe    the result
 """

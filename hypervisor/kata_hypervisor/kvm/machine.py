@@ -11,6 +11,7 @@ import fcntl
 import json
 import mmap
 import os
+import signal
 import struct
 import sys
 from collections.abc import Iterator
@@ -37,9 +38,9 @@ EXITS = {
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What happened. results: each trial's result so far. end: how the guest ended, in words.
+    """What happened. results: each trial's result so far. end: how the guest ended, for messages.
 
-    refused: why there was no guest at all, or None. emulates: whether KVM said that it could not emulate.
+    refused: why there was no guest at all, or None. emulates: whether KVM reported that it could not emulate.
     """
 
     results: tuple[int, ...] = ()
@@ -57,8 +58,13 @@ def observe(device: str) -> Observation:
         return Observation(refused=_refusal(device, error))
 
 
+LIFETIME = 15
+"""Seconds after which the kernel ends the probe's process, when nobody is left who would."""
+
+
 def main() -> None:
     """Observe the device that is named on the command line, and print what happened."""
+    signal.alarm(LIFETIME)
     print(json.dumps(asdict(observe(sys.argv[1]))))
 
 
@@ -102,8 +108,8 @@ def _interpret(vcpu: int, shared: mmap.mmap) -> Observation:
 
 
 def _fill(memory: mmap.mmap) -> None:
-    for offset, words in ((GDT, GDT_ENTRIES), (PML4, (PDPT | 3,)), (PDPT, (PAGES | 3,)), (PAGES, (0x83,))):
-        struct.pack_into(f"<{len(words)}Q", memory, offset, *words)
+    for offset, entries in ((GDT, GDT_ENTRIES), (PML4, (PDPT | 3,)), (PDPT, (PAGES | 3,)), (PAGES, (0x83,))):
+        struct.pack_into(f"<{len(entries)}Q", memory, offset, *entries)
     code = guest.program()
     memory[CODE : CODE + len(code)] = code
 

@@ -1,4 +1,4 @@
-"""Whether a /dev/kvm runs unmodified guests, proved by running one."""
+"""Whether a /dev/kvm runs unmodified guests, found out by running one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def probe_kvm(device: str = DEVICE, deadline: float = DEADLINE) -> KvmProbeResul
     """
     if platform.machine() != "x86_64":
         return KvmProbeResult(
-            False, False, f"cannot prove {device} on {platform.machine()}: the proof's guest is for x86_64"
+            False, False, f"cannot probe {device} on {platform.machine()}: the probe's guest is for x86_64"
         )
     try:
         child = subprocess.run(
@@ -58,14 +58,14 @@ def probe_kvm(device: str = DEVICE, deadline: float = DEADLINE) -> KvmProbeResul
     if child.returncode:
         last = child.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
         return KvmProbeResult(
-            False, False, f"the probe of {device} ended with status {child.returncode}: {last}"
+            False, False, f"the probe of {device} exited with status {child.returncode}: {last}"
         )
     fields = json.loads(child.stdout)
     return judge(device, Observation(**fields | {"results": tuple(fields["results"])}))
 
 
 def judge(device: str, seen: Observation) -> KvmProbeResult:
-    """Return the verdict on what happened."""
+    """Return what the observation means."""
     if seen.refused is not None:
         return KvmProbeResult(False, False, seen.refused)
     for number, trial in enumerate(TRIALS):

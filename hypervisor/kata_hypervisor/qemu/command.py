@@ -54,7 +54,7 @@ class Devices:
 
 
 def command_line(table: QemuTable, spec: VmSpec, devices: Devices) -> list[str]:
-    """Build the arguments of a QEMU that waits, before the guest's first instruction, for its monitor's word.
+    """Build the arguments of a QEMU that waits, before the guest runs, for a command on its monitor.
 
     Raises:
         LaunchError: the kernel's command line is too long.
@@ -75,18 +75,18 @@ def command_line(table: QemuTable, spec: VmSpec, devices: Devices) -> list[str]:
 
 
 def kernel_command_line(table: QemuTable, spec: VmSpec, devices: Devices) -> str:
-    """Join the driver's words and the machine's; later words win in the kernel.
+    """Join the driver's parameters and the machine's; later ones win in the kernel.
 
     Raises:
         LaunchError: it is longer than the kernel reads.
     """
-    words = [*KERNEL_PARAMETERS]
+    parameters = [*KERNEL_PARAMETERS]
     if not table.enable_debug:
-        words.append("quiet")
+        parameters.append("quiet")
     if spec.image is not None:
         device = "/dev/vda1" if devices.image_partitioned else "/dev/vda"
-        words += [f"root={device}", f"rootfstype={spec.rootfs_type}", "ro"]
-    line = " ".join([*words, *spec.kernel_parameters])
+        parameters += [f"root={device}", f"rootfstype={spec.rootfs_type}", "ro"]
+    line = " ".join([*parameters, *spec.kernel_parameters])
     if len(line.encode()) > COMMAND_LINE_LIMIT:
         raise LaunchError(
             f"cannot boot the guest: its kernel command line has {len(line.encode())} bytes, "

@@ -1,4 +1,4 @@
-"""Why a virtual machine ended, as one line that says what to do where that is known."""
+"""Why QEMU exited, as one line: what it reported through its monitor, and hints for what it writes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ import signal
 from dataclasses import dataclass
 
 from kata_configuration.models.qemu import QemuHypervisor as QemuTable
+from kata_hypervisor.exit_reason import Hints, describe_exit, find_hint, kernel_panic
 from kata_hypervisor.host import ExitStatus
+from kata_hypervisor.host_checks import way_without_kvm
 from kata_hypervisor.output_tail import LINE_LIMIT, Tail
+from kata_hypervisor.qemu.info import QEMU
 
-# What QEMU's stderr says -> what the operator can do.
-STDERR_HINTS = (
+# What QEMU writes to stderr -> what the operator can do.
+STDERR_HINTS: Hints = (
     (
         re.compile(r"could not access KVM|failed to initialize kvm", re.IGNORECASE),
-        'set accelerator = "tcg" in [hypervisor.qemu] to run without KVM (slow)',
+        way_without_kvm("qemu"),
     ),
     (
         re.compile(r"cannot allocate memory|cannot set up guest memory", re.IGNORECASE),
@@ -34,14 +37,12 @@ STDERR_HINTS = (
     ),
 )
 
-PANIC = re.compile(r"(?<!end )Kernel panic - (not syncing: .*)")
-
 SHUTDOWN_REASONS = {
     "guest-shutdown": "the guest shut down",
     "guest-reset": "the guest reset itself",
     "guest-panic": "the guest's kernel panicked",
-    "host-signal": "qemu was told to end by a signal",
-    "host-qmp-quit": "qemu was told to end through its monitor",
+    "host-signal": "qemu was stopped by a signal",
+    "host-qmp-quit": "qemu was stopped through its monitor",
 }
 
 
@@ -49,8 +50,9 @@ SHUTDOWN_REASONS = {
 class Ending:
     """What is known of an end.
 
-    process: which one ended first. stderr: its last words. console: the guest's. shutdown: the reason that
-    QEMU gave through its monitor, if any. running: whether the guest had been started.
+    process: which one exited first. stderr: the tail of its standard error. console: of the guest's console.
+    shutdown: the reason that QEMU gave through its monitor, if any. running: whether the guest had been
+    started.
     """
 
     process: str
@@ -61,36 +63,25 @@ class Ending:
     running: bool
 
     def describe(self, table: QemuTable) -> str:
-        """Return one line: which process, how, its last word, and what to do."""
-        told = self._guest_word()
-        if told is not None:
-            return told
-        when = "" if self.running else " before the guest was ready"
-        parts = [f"{self.process} ended{when}: {self.status}"]
-        if self.stderr.last_line and self.status.signal != signal.SIGKILL:  # who is killed says nothing
-            parts.append(self.stderr.last_line)
-        elif not self.running and self.status.signal is None:
-            program = table.path if self.process == "qemu" else table.virtio_fs_daemon
-            parts.append(f"{program} said nothing")
-        hint = self._hint(table)
-        return ": ".join(parts) + (f" ({hint})" if hint else "")
+        """Return one line: which process, how it exited, what it wrote last, and what to do."""
+        return self._guests_action() or describe_exit(
+            self.process, self.status, self.stderr, running=self.running, hint=self._hint(table)
+        )
 
-    def _guest_word(self) -> str | None:
-        """What the guest did, when QEMU ended in good order because of that."""
-        if self.process != "qemu" or self.status.code != 0 or self.shutdown is None:
+    def _guests_action(self) -> str | None:
+        """What the guest did, when QEMU exited in good order because of that."""
+        if self.process != QEMU.program or self.status.code != 0 or self.shutdown is None:
             return None
-        panics = PANIC.findall(self.console.text)
-        if panics and self.shutdown in ("guest-reset", "guest-panic"):
-            return f"the guest's kernel panicked: {panics[-1][:LINE_LIMIT]}"
-        return SHUTDOWN_REASONS.get(self.shutdown, f"qemu ended: {self.shutdown[:LINE_LIMIT]}")
+        if self.shutdown in ("guest-reset", "guest-panic") and (panic := kernel_panic(self.console)):
+            return panic
+        return SHUTDOWN_REASONS.get(self.shutdown, f"qemu shut down: {self.shutdown[:LINE_LIMIT]}")
 
     def _hint(self, table: QemuTable) -> str | None:
-        if self.process == "qemu" and self.status.signal == signal.SIGSYS and table.confined:
+        if self.process != QEMU.program:
+            return None
+        if self.status.signal == signal.SIGSYS and table.confined:
             return (
-                f'blocked by its own -sandbox filter, seccompsandbox = "{table.seccompsandbox}"; '
-                "the kernel's log names the system call (type=1326)"
+                f'its own filter, seccompsandbox = "{table.seccompsandbox}", blocks a system call; '
+                "the kernel's log names it (type=1326)"
             )
-        if self.status.signal == signal.SIGKILL:
-            return "the kernel's out-of-memory killer, if nobody sent it: see dmesg"
-        text = self.stderr.text if self.process == "qemu" else ""
-        return next((hint for pattern, hint in STDERR_HINTS if pattern.search(text)), None)
+        return find_hint(STDERR_HINTS, self.stderr.text)

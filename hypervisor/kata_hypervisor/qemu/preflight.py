@@ -1,4 +1,4 @@
-"""What this host must have before QEMU is worth starting: a sentence now instead of a riddle later."""
+"""What this host must have before QEMU is started: a sentence about what is missing, before QEMU fails."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_host(
     if not table.confined:
         warnings.append(
             f'qemu runs unconfined: seccompsandbox = "{table.seccompsandbox}" in {TABLE} '
-            "puts no filter on its system calls"
+            "turns its seccomp filter off"
         )
     return tuple(warnings)
 
@@ -48,6 +48,6 @@ def check_program(
 ) -> list[str]:
     """Check what QEMU itself needs, whatever it runs. Returns and raises as `check_host` does."""
     if table.accelerator == "kvm":
-        check_kvm(kvm, f'set accelerator = "tcg" in {TABLE} to run without KVM (slow)')
+        check_kvm(kvm, "qemu")
     check_executable("qemu", table.path, f"install the package qemu-system-x86, or correct path in {TABLE}")
     return check_memory(memory_mib, meminfo, TABLE)

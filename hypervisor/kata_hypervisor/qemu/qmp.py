@@ -56,13 +56,13 @@ class QmpClient:
         """Read QEMU's greeting and agree on capabilities.
 
         Raises:
-            QmpError: the other end hung up, or does not speak QMP.
+            QmpError: the other end closed the connection, or does not speak QMP.
         """
         try:
             async with self._connecting:
                 await self._client.connect(self._socket)
         except _FAILURES as error:
-            raise QmpError(f"qemu's monitor gave no usable greeting: {_describe(error)}") from error
+            raise QmpError(f"qemu's monitor sent no usable greeting: {_describe(error)}") from error
 
     async def execute(self, command: str) -> object:
         """Run a command without arguments and return its result.
@@ -90,16 +90,16 @@ class QmpClient:
 
     @property
     def ended(self) -> bool:
-        """Whether the other end has hung up, or was never connected."""
+        """Whether the other end has closed the connection, or was never connected."""
         return self._client.runstate is not Runstate.RUNNING
 
     async def wait_ended(self) -> None:
-        """Return when the other end has hung up; everything that it sent before was then seen."""
+        """Return when the other end has closed the connection; all that it sent before was read by then."""
         while not self.ended:
             await self._client.runstate_changed()
 
     async def aclose(self) -> None:
-        """Hang up; a `connect` that is under way fails."""
+        """Close the connection; a `connect` that is under way fails."""
         with suppress(OSError):  # not connected, or not any more
             self._socket.shutdown(socket.SHUT_RDWR)
         async with self._connecting:
@@ -109,7 +109,7 @@ class QmpClient:
 
     @property
     def shutdown_reason(self) -> str | None:
-        """Why QEMU said it ends, such as "guest-shutdown" or "guest-reset"; None when it said nothing."""
+        """Why QEMU reports that it exits, such as "guest-shutdown"; None when it has reported nothing."""
         for event in self._shutdown.history:
             data = event.get("data")
             reason = data.get("reason") if isinstance(data, Mapping) else None
@@ -121,5 +121,5 @@ def _describe(error: BaseException) -> str:
     if isinstance(error, ConnectError):
         error = error.exc
     # The client asserts that it is connected when it is: the other end was quicker.
-    hung_up = isinstance(error, EOFError | AssertionError)
-    return "it hung up" if hung_up else (str(error) or type(error).__name__)
+    closed = isinstance(error, EOFError | AssertionError)
+    return "it closed the connection" if closed else (str(error) or type(error).__name__)

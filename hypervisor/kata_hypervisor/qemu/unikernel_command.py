@@ -18,7 +18,7 @@ STDOUT, FILE, INITRD, BLOCK, NET = 1, 4, 5, 6, 7
 
 
 def command_line(table: QemuTable, spec: UnikernelSpec) -> list[str]:
-    """Build the arguments of a QEMU that waits, before the guest's first instruction, for its monitor's word.
+    """Build the arguments of a QEMU that waits, before the guest runs, for a command on its monitor.
 
     Its standard output is the unikernel's: the first serial port. A guest that writes n to port 0x501 ends
     QEMU with status 2n + 1 (isa-debug-exit, where solo5's virtio and mewz look for it).

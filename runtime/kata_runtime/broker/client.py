@@ -24,6 +24,7 @@ from kata_runtime.broker.operations import (
     children,
     connections,
     files,
+    host,
     images,
     lifecycle,
     streams,
@@ -109,6 +110,11 @@ class Broker:
         """How many processes of the sandbox's cgroup the kernel has killed for want of memory."""
         reply = await self._request(cgroup.oom_kills)
         return int(reply.result["count"])
+
+    async def missing_kvm_support(self) -> str:
+        """Why this host's KVM runs no unmodified guests, in a sentence; empty where it does, or is none."""
+        found = (await self._request(host.probe_kvm)).result
+        return "" if found["runs_unmodified_guests"] or not found["usable"] else str(found["reason"])
 
     async def announce_seal(self, *, mode: str, policy: str) -> None:
         """Report that this process is about to be sealed: from here on a request must fit what was learned.

@@ -10,6 +10,7 @@ from kata_runtime.broker.children import Children
 from kata_runtime.broker.connections import Connections
 from kata_runtime.broker.files import Files
 from kata_runtime.broker.images import Images
+from kata_runtime.broker.kvm import Kvm
 from kata_runtime.broker.log_sink import LogSink, take_fatal_message
 from kata_runtime.broker.sandbox_cgroup import SandboxCgroup
 from kata_runtime.broker.streams import Streams
@@ -54,6 +55,7 @@ class Context:
         self.connections = Connections(events, identity.directory, directory.descriptor)
         self.files = Files(directory, self.authorization)
         self.images = Images(directory, self.files, self.children)
+        self.kvm = Kvm()
         self.streams = Streams(self.authorization)
         self.supervisor = Supervisor(self._shim, loop, log_sink, directory.descriptor, self._notify)
 

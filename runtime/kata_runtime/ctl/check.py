@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kata_runtime.ctl.findings import OLDEST_QEMU, Finding, Setup, Status
+from kata_runtime.ctl.findings import Finding, Setup, Status
 
 if TYPE_CHECKING:
     from kata_configuration import Configuration
@@ -78,52 +78,49 @@ def setup_of(configuration: Configuration) -> Setup:
     table = configuration.hypervisor
     return Setup(
         "kvm" if table.needs_kvm else "tcg",
-        getattr(table, "path", None),
-        getattr(table, "virtio_fs_daemon", None),
+        table.program,
+        table.file_daemon,
         table.default_memory,
-        tuple(
-            path for key in ("kernel", "initrd", "image") if (path := getattr(table, key, None)) is not None
-        ),
+        table.guest_files,
         Finding("configuration", Status.OK, str(configuration)),
         hypervisor=configuration.hypervisor_name,
+        full_kvm=table.needs_full_kvm,
     )
 
 
 def check_kvm(setup: Setup) -> Finding:
     """Whether the guest's instructions can run as the configuration says, by running a few."""
+    from kata_hypervisor import registry
+    from kata_hypervisor.host_checks import way_without_kvm
     from kata_hypervisor.kvm.probe import probe_kvm
 
-    if setup.hypervisor == "solo5-spt":
-        return Finding("kvm", Status.OK, "not needed: solo5-spt runs without it")
-    result = probe_kvm(str(setup.root / "dev/kvm"))
-    if result.runs_unmodified_guests:
-        return Finding("kvm", Status.OK, result.reason)
-    if result.usable and setup.hypervisor == "solo5-hvt":
-        return Finding("kvm", Status.OK, f"runs unikernels; {result.reason}")
-    if setup.accelerator == "tcg":
-        return Finding("kvm", Status.WARN, f"{result.reason}; QEMU emulates (slow), as configured")
-    fix = 'accelerator = "tcg" in [hypervisor.qemu] (slow)'
-    if setup.hypervisor != "qemu":
-        fix = f'hypervisor_name = "qemu", and {fix}'
-    return Finding("kvm", Status.FAIL, result.reason, fix)
+    info = registry.info_of(setup.hypervisor)
+    emulated = setup.accelerator == "tcg"
+    if emulated and not info.machine:
+        return Finding("kvm", Status.OK, f"not needed: {info.program} runs without it")
+    found = probe_kvm(str(setup.root / "dev/kvm"))
+    if found.runs_unmodified_guests:
+        return Finding("kvm", Status.OK, found.reason)
+    if emulated:
+        return Finding("kvm", Status.WARN, f"{found.reason}; {info.program} emulates (slow), as configured")
+    if found.usable and not setup.full_kvm:
+        return Finding("kvm", Status.OK, f"runs unikernels; {found.reason}")
+    return Finding("kvm", Status.FAIL, found.reason, way_without_kvm(setup.hypervisor))
 
 
 def check_vhost_vsock(setup: Setup) -> Finding:
-    """How the agent is reached: by vsock, or else by a serial port; in process, by vsock only."""
-    if setup.hypervisor.startswith("solo5"):
+    """Whether the host's vsock device is there, for a driver that reaches its agent by it."""
+    from kata_hypervisor import registry
+
+    info = registry.info_of(setup.hypervisor)
+    if not info.machine:
         return Finding("vhost-vsock", Status.OK, "not needed: a unikernel has no agent")
-    if setup.hypervisor == "dragonball":
-        found = _device(
-            setup, "vhost-vsock", "dev/vhost-vsock", "no agent is reached", "modprobe vhost_vsock"
-        )
-        return found if found.status is Status.OK else replace(found, status=Status.FAIL)
-    return _device(
-        setup,
-        "vhost-vsock",
-        "dev/vhost-vsock",
-        "the agent is reached by a virtio-serial port",
-        "modprobe vhost_vsock",
-    )
+    if info.vhost_vsock == "unused":
+        return Finding("vhost-vsock", Status.OK, f"not needed: {info.program} has a socket of its own")
+    required = info.vhost_vsock == "required"
+    without = "no agent is reached" if required else "the agent is reached by a virtio-serial port"
+    found = _device(setup, "vhost-vsock", "dev/vhost-vsock", without, "modprobe vhost_vsock")
+    return replace(found, status=Status.FAIL) if required and found.status is not Status.OK else found
 
 
 def check_tun(setup: Setup) -> Finding:
@@ -133,22 +130,18 @@ def check_tun(setup: Setup) -> Finding:
 
 def check_vmm(setup: Setup) -> Finding:
     """Whether the program that runs virtual machines is there, and of which version."""
-    if setup.hypervisor == "qemu" and setup.program is not None:
-        return _program("qemu", setup.program, OLDEST_QEMU, "apt-get install qemu-system-x86")
-    from kata_runtime.ctl.drivers import DRIVERS
+    from kata_hypervisor import registry
+    from kata_hypervisor.versions import numbers_of
 
-    driver = DRIVERS[setup.hypervisor]
+    info = registry.info_of(setup.hypervisor)
     if setup.program is None:
-        return Finding(driver.program, Status.OK, "none, it is the runtime's own process")
-    found = _program(
-        driver.program, setup.program, (0, 0), f"correct path in [hypervisor.{setup.hypervisor}]"
-    )
-    supported = driver.supported
-    version_warning = (
-        supported.version_warning(driver.program, found.cause.rpartition(" ")[2]) if supported else None
-    )
-    if found.status is Status.OK and version_warning:
-        return Finding(driver.program, Status.WARN, f"{setup.program}: {version_warning}", "see docs/drivers")
+        return Finding(info.program, Status.OK, "none, it is the runtime's own process")
+    oldest = (numbers_of(info.required) or (0, 0))[:2]
+    found = _program(info.program, setup.program, oldest, info.install)
+    if found.status is Status.OK and info.supported is not None:
+        version = found.cause.rpartition(" ")[2]
+        if (warning := info.supported.version_warning(info.program, version)) is not None:
+            return Finding(info.program, Status.WARN, f"{setup.program}: {warning}", "see docs/drivers")
     return found
 
 

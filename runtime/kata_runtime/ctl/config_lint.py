@@ -13,6 +13,7 @@ from kata_runtime.version import VERSION
 
 if TYPE_CHECKING:
     from kata_configuration import Diagnostic
+    from kata_configuration.judge.rule import Rule
     from kata_runtime.ctl.main import Subparsers
 
 CLEAN, FAULTS, COULD_NOT_RUN = 0, 1, 2
@@ -109,11 +110,16 @@ def _what_to_lint(paths: Sequence[Path], check_host: bool) -> tuple[list[Path], 
     from kata_configuration.layer import discovery
     from kata_configuration.parse.trust import trusted_uids
 
+    host_rules: tuple[Rule, ...] = ()
+    if check_host:
+        from kata_runtime.ctl.kvm_rule import KVM_RULE
+
+        host_rules = (KVM_RULE,)
     if paths:
-        return expand(paths), lambda path: lint(path, check_host=check_host)
+        return expand(paths), lambda path: lint(path, check_host=check_host, host_rules=host_rules)
     path, rule = discover(None, os.environ)
     trusted = trusted_uids() if rule == discovery.ENVIRONMENT else None
-    return [path], lambda path: lint(path, check_host=check_host, trusted=trusted)
+    return [path], lambda path: lint(path, check_host=check_host, trusted=trusted, host_rules=host_rules)
 
 
 def _fix(path: Path, check_host: bool, shown: TextIO) -> bool:

@@ -109,9 +109,9 @@ def _host(configuration: Configuration | None) -> Facts:
             "shim seccomp": _seal(configuration),
             "guest seccomp": "off" if configuration.runtime.disable_guest_seccomp else "each container's own",
         }
-        if (honored := getattr(table, "honor_unconfined", None)) is not None:
-            facts["hypervisor"]["unconfined"] = _unconfined(configuration.hypervisor_name, honored)
-        if getattr(table, "shared_fs", "none") == "virtio-fs":
+        if table.honors_unconfined is not None:
+            facts["hypervisor"]["unconfined"] = _unconfined(configuration)
+        if table.file_daemon is not None:
             facts["hypervisor"]["virtiofsd"] = _said(check.check_virtiofsd(setup))
     facts["drivers"] = _drivers(configuration)
     facts["host"] = {
@@ -124,19 +124,18 @@ def _host(configuration: Configuration | None) -> Facts:
 
 
 def _drivers(configuration: Configuration | None) -> Facts:
+    from kata_hypervisor import registry
     from kata_runtime.ctl.driver_report import describe
-    from kata_runtime.ctl.drivers import DRIVERS
 
-    selected = configuration.hypervisor_name if configuration else ""
-    path = getattr(configuration.hypervisor, "path", None) if configuration else None
-    return {name: describe(name, path if name == selected else None) for name in DRIVERS}
+    programs = {configuration.hypervisor_name: configuration.hypervisor.program} if configuration else {}
+    return {info.name: describe(info.name, programs.get(info.name)) for info in registry.DRIVERS}
 
 
 def _seal(configuration: Configuration) -> str:
     """What holds the runtime's own process."""
+    from kata_hypervisor.driver_policy import rules_of
     from kata_hypervisor.errors import HypervisorError
     from kata_hypervisor.seccomp import actions
-    from kata_hypervisor.seccomp.drivers import rules_of
     from kata_hypervisor.seccomp.policy import PROCESS, load_policy
 
     mode = configuration.runtime.shim_seccomp
@@ -160,22 +159,22 @@ def _confinement(configuration: Configuration) -> str:
         return "the VMM is the runtime's own process: see shim seccomp"
     if not table.confined:
         return "off: the VMM runs without a seccomp filter"
-    return f"seccomp: {getattr(table, 'seccompsandbox', 'the filter of the VMM itself')}"
+    return f"seccomp: {table.seccomp_setting}"
 
 
-def _unconfined(name: str, honored: bool) -> str:
+def _unconfined(configuration: Configuration) -> str:
     """What becomes of a container that comes without a seccomp profile."""
-    if honored:
-        when = "before 0.11, " if name == "solo5-hvt" else ""
-        return f"honored: {when}a unikernel whose container has no seccomp profile runs without the filter"
+    from kata_hypervisor import registry
+
+    if configuration.hypervisor.honors_unconfined:
+        return f"honored: {registry.info_of(configuration.hypervisor_name).unconfined}"
     return "not honored: the filter is on, also for a container without a seccomp profile"
 
 
 def _in_process(configuration: Configuration) -> bool:
-    from kata_hypervisor.seccomp.drivers import threads_of
-    from kata_hypervisor.seccomp.policy import VCPU
+    from kata_hypervisor import registry
 
-    return VCPU in threads_of(configuration.hypervisor_name)
+    return registry.info_of(configuration.hypervisor_name).in_process
 
 
 def _said(finding: Finding) -> str:

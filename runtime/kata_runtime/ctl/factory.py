@@ -40,12 +40,11 @@ def _run(arguments: argparse.Namespace, action: Action) -> int:
     from kata_hypervisor.errors import HypervisorError
     from kata_runtime.ctl.config_show import load_named
     from kata_runtime.errors import RuntimeRoomError
-    from kata_runtime.pod.machine_spec import template_of
     from kata_runtime.template.store import TemplateStore
 
     try:
         configuration = load_named(arguments.config, {})
-        path = template_of(configuration)
+        path = configuration.hypervisor.template_path
         if path is None:
             return _fail(
                 f"{configuration.path} turns templates off: set enable_template = true in "

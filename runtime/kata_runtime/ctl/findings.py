@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-OLDEST_QEMU = (6, 2)
-
 
 class Status(StrEnum):
     """What a finding means: fine, works with a loss, does not work."""
@@ -31,8 +29,9 @@ class Finding:
 class Setup:
     """What the host is checked against: the configuration in force, or what we ship where there is none.
 
-    program: what runs virtual machines, None where that is the runtime's own process. artifacts: of the
-    guest, none where it brings its own.
+    accelerator: "kvm", or "tcg" where no KVM is needed. program: what runs virtual machines, None where that
+    is the runtime's own process. virtiofsd: None where no files are shared. artifacts: of the guest, none
+    where it brings its own. full_kvm: whether KVM must run unmodified guests. hypervisor: the driver's name.
     """
 
     accelerator: str
@@ -43,3 +42,4 @@ class Setup:
     configuration: Finding
     root: Path = Path("/")
     hypervisor: str = "qemu"
+    full_kvm: bool = True

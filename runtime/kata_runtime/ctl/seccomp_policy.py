@@ -12,9 +12,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from kata_hypervisor.driver_policy import CHILDREN, FEATURES, NAMES, policy_of, rules_of, threads_of
 from kata_hypervisor.seccomp import actions
 from kata_hypervisor.seccomp.compiler import compile_rules
-from kata_hypervisor.seccomp.drivers import CHILDREN, FEATURES, NAMES, policy_of, rules_of, threads_of
 from kata_hypervisor.seccomp.policy import PROCESS, THREADS, VCPU, Policy, load_policy
 from kata_hypervisor.seccomp.rules import Rule
 from kata_hypervisor.seccomp.score import PUBLISHED, Surface, surface_of

@@ -6,10 +6,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from kata_hypervisor.driver_policy import NAMES, policy_of, rules_of
 from kata_hypervisor.seccomp import profile
 from kata_hypervisor.seccomp import trace as traces
 from kata_hypervisor.seccomp.comparison import compare
-from kata_hypervisor.seccomp.drivers import NAMES, policy_of, rules_of
 from kata_hypervisor.seccomp.policy import PROCESS, THREADS
 from kata_hypervisor.seccomp.rules import Rule
 from kata_hypervisor.seccomp.trace import Observation

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from kata_hypervisor.seccomp.drivers import NAMES, features_of, policy_of
+from kata_hypervisor.driver_policy import NAMES, features_of, policy_of
 from kata_hypervisor.seccomp.policy import Policy, load_policy
 from kata_hypervisor.seccomp.verify import Case, HostCheck, Report, check_host, verify_policy
 from kata_runtime.ctl.seccomp import FAULTS, GOOD, reporting

@@ -18,12 +18,13 @@ from kata_runtime.container.bundle import JsonObject, annotations_of
 from kata_runtime.container.guest import Guest, GuestBoot
 from kata_runtime.errors import SandboxError
 from kata_runtime.logging import set_level
-from kata_runtime.pod import sealing
+from kata_runtime.pod import kvm_failure, sealing
 from kata_runtime.pod.sealing import Sealed
 
 if TYPE_CHECKING:
     from kata_configuration import Configuration
     from kata_hypervisor.contract import Vmm
+    from kata_hypervisor.errors import HostUnfitError
     from kata_runtime.broker.client import Broker
     from kata_runtime.identity import SandboxIdentity
 
@@ -94,10 +95,20 @@ class Boot:
             guest = await boot.start(self._run_stage)
             stop = guest.stop
             ready()
-        except BaseException:
-            await finish(stop())
+        except BaseException as error:
+            if (unfit := await finish(self._give_up(error, configuration, stop))) is not None:
+                raise unfit from error
             raise
         return Booted(configuration, guest, seal, vmm_pid_of(boot.machine), time.time_ns())
+
+    async def _give_up(
+        self, error: BaseException, configuration: Configuration, stop: Callable[[], Awaitable[None]]
+    ) -> HostUnfitError | None:
+        """Stop what there is of the guest; return the cause of the error where that is this host's KVM."""
+        try:
+            return await kvm_failure.explain(error, configuration, self._broker)
+        finally:
+            await stop()
 
     async def _load(self, config_path: str | None) -> Configuration:
         from kata_configuration import Severity, discover, load

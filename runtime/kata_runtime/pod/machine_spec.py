@@ -15,6 +15,7 @@ from kata_runtime.resource import sizing
 
 if TYPE_CHECKING:
     from kata_configuration import Configuration
+    from kata_configuration.models import MachineHypervisor
     from kata_runtime.container.bundle import JsonObject
     from kata_runtime.identity import SandboxIdentity
 
@@ -28,11 +29,10 @@ def machine_of(
     configuration: Configuration, identity: SandboxIdentity, spec: JsonObject, disks: tuple[Disk, ...]
 ) -> VmSpec:
     """Describe the virtual machine. spec: the first container's OCI specification, for its size."""
-    table, runtime = configuration.hypervisor, configuration.runtime
+    table, runtime = machine_table(configuration), configuration.runtime
     host_cpus = os.cpu_count() or 1
     size = sizing.size_of(spec, table, static=runtime.static_sandbox_resource_mgmt, host_cpus=host_cpus)
     _log.info("machine: %d vCPUs, %d MiB (from %s)", size.vcpus, size.memory_mib, size.origin)
-    shares = table.shared_fs == "virtio-fs"
     assert table.kernel is not None  # the registry makes no driver of a table without one
     return VmSpec(
         sandbox_id=identity.id[:64],
@@ -44,24 +44,27 @@ def machine_of(
         image=table.image,
         rootfs_type=table.rootfs_type,
         kernel_parameters=_kernel_parameters(configuration),
-        shared=SharedDirectory(Path(identity.shared_directory)) if shares else None,
+        shared=SharedDirectory(Path(identity.shared_directory)) if table.shares_files else None,
         disks=disks,
-        spare_disks=0 if shares else spare_disks(spec, disks),
-        template=template_of(configuration),
+        spare_disks=0 if table.shares_files else spare_disks(spec, disks),
+        template=table.template_path,
     )
 
 
 def shares_files(configuration: Configuration) -> bool:
     """Whether the guest sees files of the host.
 
-    A table without the key runs unikernels only: their files stay where they are.
+    A hypervisor that runs unikernels only leaves their files where they are.
     """
-    return getattr(configuration.hypervisor, "shared_fs", None) != "none"
+    from kata_configuration.models.base import MachineTable
+
+    table = configuration.hypervisor
+    return not isinstance(table, MachineTable) or table.shares_files
 
 
 def rootfs_device(configuration: Configuration) -> str:
     """By what the guest knows the disk with the first container's files, where no files are shared."""
-    number = 1 if configuration.hypervisor.image is not None else 0
+    number = 1 if machine_table(configuration).image is not None else 0
     return f"/dev/vd{chr(ord('a') + number)}"
 
 
@@ -71,14 +74,17 @@ def spare_disks(spec: JsonObject, disks: tuple[Disk, ...]) -> int:
     return 0 if alone else SPARE_DISKS
 
 
-def template_of(configuration: Configuration) -> Path | None:
-    """The directory from which machines are to start, if they are to start from a template."""
-    factory = getattr(configuration.hypervisor, "factory", None)
-    return factory.template_path if factory is not None and factory.enable_template else None
+def machine_table(configuration: Configuration) -> MachineHypervisor:
+    """The table in force, of a hypervisor whose machines have a kernel: the registry makes no other."""
+    from kata_configuration.models.base import MachineTable
+
+    table = configuration.hypervisor
+    assert isinstance(table, MachineTable)
+    return table
 
 
 def _kernel_parameters(configuration: Configuration) -> tuple[str, ...]:
-    agent, table = configuration.agent, configuration.hypervisor
+    agent, table = configuration.agent, machine_table(configuration)
     parameters = ["agent.log=debug"] if agent.enable_debug else []
     if agent.container_pipe_size:
         parameters.append(f"agent.container_pipe_size={agent.container_pipe_size}")
@@ -93,7 +99,7 @@ def request_of(
     for line in configuration.agent.kernel_modules:
         name, *parameters = line.split()
         modules.append(agent_pb2.KernelModule(name=name, parameters=parameters))
-    storages = [_SHARED] if configuration.hypervisor.shared_fs == "virtio-fs" else []
+    storages = [_SHARED] if machine_table(configuration).shares_files else []
     return agent_pb2.CreateSandboxRequest(
         hostname=spec.get("hostname") or identity.id[:64],
         sandbox_id=identity.id,

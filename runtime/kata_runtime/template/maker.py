@@ -79,7 +79,7 @@ async def _make(
     from kata_hypervisor import registry
     from kata_hypervisor.seccomp.confinement import inherited_filters
     from kata_runtime.broker.client import Broker
-    from kata_runtime.pod import machine_spec, sealing
+    from kata_runtime.pod import kvm_failure, machine_spec, sealing
 
     inherited = inherited_filters()
     broker = Broker(channel, broker_pid)
@@ -94,9 +94,12 @@ async def _make(
         await machine.pause()
         await machine.snapshot(directory)
     except Exception as error:
+        unfit = await kvm_failure.explain(error, configuration, broker)
         await machine.stop()  # meanwhile the broker reports what it has refused
         if broker.fault:
             raise SandboxError("host", broker.fault) from error
+        if unfit is not None:
+            raise unfit from error
         raise
     finally:
         await machine.stop()
@@ -105,9 +108,10 @@ async def _make(
 
 def places_of(configuration: Configuration) -> tuple[Disk, ...]:
     """The disks that a pod's machine will have besides its image: one, where files are not shared."""
+    from kata_runtime.pod import machine_spec
     from kata_runtime.resource.block_rootfs import DISK_ID
 
-    if configuration.hypervisor.shared_fs != "none":
+    if machine_spec.machine_table(configuration).shares_files:
         return ()
     return (Disk(DISK_ID, Path(os.devnull), read_only=True),)
 

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from kata_hypervisor.registry import unikernel_runners
 from kata_runtime.errors import InvalidRequestError, UnsupportedError
 
 PREFIX = "com.urunc.unikernel."
@@ -23,13 +24,6 @@ KEYS = (
     *("initrd", "block", "blkMntPoint", "useDMBlock"),
 )
 
-RUNNERS: Mapping[str, tuple[str, ...]] = {
-    "hvt": ("dragonball", "solo5-hvt"),
-    "spt": ("solo5-spt",),
-    "qemu": ("qemu",),
-    "firecracker": ("firecracker",),
-}
-"""Which hypervisor tables run what urunc calls a hypervisor."""
 SOLO5 = ("hvt", "spt")
 
 # Unikraft's first release that reads vfs.fstab. Source: urunc, pkg/unikontainers/unikernels/unikraft.go.
@@ -41,8 +35,8 @@ class Unikernel:
     """A unikernel as its image describes it.
 
     origin: what was read, "annotation" or "urunc.json". binary, block, initrd: paths in the image; the latter
-    may be empty. hypervisor: of RUNNERS. kind, version: such as "unikraft", "0.17.0", for the form of its
-    command line. ignored: keys without a meaning here.
+    may be empty. hypervisor: one of `registry.unikernel_runners`. kind, version: such as "unikraft",
+    "0.17.0", for the form of its command line. ignored: keys without a meaning here.
     """
 
     origin: str
@@ -60,7 +54,7 @@ class Unikernel:
 
     def check_runner(self, name: str) -> None:
         """See that the configured hypervisor runs it. Raises UnsupportedError."""
-        able = RUNNERS[self.hypervisor]
+        able = unikernel_runners()[self.hypervisor]
         if name not in able:
             tables = " or ".join(f"[hypervisor.{one}]" for one in able)
             raise UnsupportedError(
@@ -165,7 +159,7 @@ def _read(encoded: Mapping[str, str], origin: str) -> Unikernel:
         known.get("unikernelVersion", ""),
         tuple(sorted(key for key in encoded if key.removeprefix(PREFIX) not in KEYS)),
     )
-    _check_choice(unikernel.hypervisor, RUNNERS, origin, "hypervisor")
+    _check_choice(unikernel.hypervisor, unikernel_runners(), origin, "hypervisor")
     _check_choice(unikernel.kind, COMMAND_LINES, origin, "unikernelType")
     if unikernel.initrd and unikernel.hypervisor in SOLO5:
         raise UnsupportedError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kata_hypervisor import registry
 from kata_runtime.broker.errors import RequestRefusedError
 from kata_runtime.broker.operations import checks
 from kata_runtime.broker.operations.declaration import Reply, operation
@@ -13,13 +14,15 @@ if TYPE_CHECKING:
 
     from kata_runtime.broker.context import Context
 
-# The roles under which a child may be started: the VMMs, their helpers, and no others.
-ROLES = ("qemu", "virtiofsd", "cloud-hypervisor", "firecracker", "solo5-hvt", "solo5-spt")
+
+def _role(value: Any) -> bool:
+    """A role under which a child may be started: the drivers' VMMs, their helpers, and no others."""
+    return isinstance(value, str) and value in registry.child_roles()
 
 
 @operation(
     BEFORE_SEAL,
-    name=checks.one_of(ROLES),
+    name=_role,
     argv=checks.argv,
     fds=checks.child_fds,
     environment=checks.optional(checks.environment),

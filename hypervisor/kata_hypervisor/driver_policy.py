@@ -1,8 +1,6 @@
-"""What the sealed process may need for each driver: the most, over everything that a host or a table decides.
+"""The part of the seccomp policy that the sealed process may need for each driver, and that of children.
 
-A running shim has what its driver's `seal_features` says, which is a part of this. [hypervisor.dragonball] is
-there three times: a shim holds a machine with a Linux in it, or a unikernel, and never both; the process that
-makes a template, and which no pod has, saves its machine.
+A running shim has what its driver's `seal_features` says, which is a part of this.
 
 CHILDREN are programs that this runtime filters because they do not do it themselves, and have policies of
 their own: solo5-hvt before 0.11, by its C library while its guest can run, and with all that it does before.
@@ -11,21 +9,13 @@ their own: solo5-hvt before 0.11, by its C library while its guest can run, and 
 from __future__ import annotations
 
 from kata_hypervisor.errors import PolicyError
+from kata_hypervisor.registry import DRIVERS
 from kata_hypervisor.seccomp.policy import PROCESS, VCPU, Policy, load_policy
 from kata_hypervisor.seccomp.rules import Rule
 from kata_hypervisor.seccomp.seal import SHIM_FEATURES
 
-_MACHINE = frozenset({"vcpu", "block", "fs", "vhost-vsock", "vhost-net", "balloon"})
-
 FEATURES: dict[str, frozenset[str]] = {
-    "qemu": frozenset({"serial"}),
-    "clh": frozenset(),
-    "firecracker": frozenset(),
-    "dragonball": _MACHINE,
-    "dragonball-template": _MACHINE | {"snapshot"},
-    "dragonball-unikernel": frozenset({"vcpu", "unikernel"}),
-    "solo5-hvt": frozenset(),
-    "solo5-spt": frozenset(),
+    info.name + suffix: features for info in DRIVERS for suffix, features in info.seal_features.items()
 }
 _MACHINE_IN_PROCESS = "vcpu"
 
