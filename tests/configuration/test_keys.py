@@ -25,10 +25,10 @@ from kata_configuration.models import (
     cloud_hypervisor,
     cloud_hypervisor_planned,
 )
+from kata_configuration.models.base import MachineTable
 from kata_configuration.models.cloud_hypervisor import CloudHypervisor
 from kata_configuration.models.cloud_hypervisor_planned import CloudHypervisorPlanned
 from kata_configuration.parse.toml_text import value_text
-from tables import qemu_of
 
 Write = Callable[..., Path]
 
@@ -191,7 +191,9 @@ def test_a_table_that_says_it_has_no_kernel_runs_unikernels(write: Write, name: 
     path = write(f'[hypervisor.{name}]\nkernel = ""\n[runtime]\nhypervisor_name = "{name}"\n')
     [found] = lint(path, check_host=False)
     assert (found.code, found.severity) == ("KATA405", Severity.NOTE)
-    assert qemu_of(load(path, check_host=False)).kernel is None
+    table = load(path, check_host=False).hypervisor
+    assert isinstance(table, MachineTable)
+    assert table.kernel is None
 
 
 @pytest.mark.parametrize(("name", "kernel"), [("qemu", ""), ("clh", 'kernel = ""\n')])

@@ -24,6 +24,7 @@ from kata_runtime.pod.creation import CreateRequest, Creation
 from kata_runtime.pod.linux_guest import LinuxGuest
 from kata_runtime.resource.block_rootfs import BlockRootfs, overlay_storages
 from kata_runtime.stdio.files import StdioPaths
+from tables import make_table
 
 
 class Machine(Hypervisor):
@@ -81,7 +82,7 @@ class Pod:
     def start(self) -> None:
         """Take the machine's capabilities as they are now."""
         configuration: Any = SimpleNamespace(
-            hypervisor=Firecracker(kernel="/k"),  # which shares no files
+            hypervisor=make_table(Firecracker, kernel="/k"),  # which shares no files
             runtime=SimpleNamespace(disable_guest_seccomp=False),
             agent=SimpleNamespace(health_check_request_timeout_ms=1000),
         )
