@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -103,6 +104,25 @@ def test_a_line_that_is_no_entry_is_counted(directory: int, tmp_path: Path, line
     assert loaded is not None
     assert (loaded.header, list(loaded.entries), loaded.unreadable) == (HEADER, [1], 1)
     assert loaded.find("remove", "/a") == [1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "processes", "paths"),
+    [
+        ({"shim": [7, 8], "bundle": "/b", "socket": "/s"}, [(7, 8), None], ["/b", "/s"]),
+        ({"shim": [7], "broker": ["7", "8"], "bundle": 7, "socket": "/\0"}, [None, None], ["", ""]),
+        ({"shim": 7, "broker": [2**22 + 1, 8], "bundle": None}, [None, None], ["", ""]),
+        ({"shim": [0, 8], "broker": [-1, 8], "bundle": []}, [None, None], ["", ""]),
+    ],
+)
+def test_a_damaged_header_names_nothing(
+    directory: int, fields: dict[str, Any], processes: list[object], paths: list[str]
+) -> None:
+    RollbackJournal.create(directory, {**HEADER, **fields}).close()
+    loaded = RollbackJournal.load(directory)
+    assert loaded is not None
+    assert [loaded.process(role) for role in ("shim", "broker")] == processes
+    assert [loaded.path(name) for name in ("bundle", "socket")] == paths
 
 
 def test_the_file_does_not_grow_without_end(

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from kata_agent import oci
 from kata_agent.protos import oci_pb2
-from kata_runtime.broker import cleanup, messages, request_schema
+from kata_runtime.broker import cgroups, cleanup, messages, operations, processes
 from kata_runtime.broker.errors import RequestRefusedError
 from kata_runtime.broker.rollback import NAME, RollbackJournal
 from kata_runtime.container import bundle, guest_spec
@@ -114,11 +114,11 @@ def broker_messages(data: bytes) -> None:
             return
     assert descriptors == []
     try:
-        op, arguments = request_schema.check(message, 0)
+        operation, arguments = operations.parse(message, 0)
     except RequestRefusedError as error:
         assert len(str(error)) < 1000
         return
-    assert arguments.keys() == request_schema.OPERATIONS[op].keys()
+    assert arguments.keys() == operation.arguments.keys()
     assert messages.decode(messages.encode(message)) == message
 
 
@@ -151,10 +151,10 @@ def _is_process(pid: int, start: int) -> bool:
 def _harmless() -> Iterator[None]:
     """Roll back nothing on this host: no process, no cgroup, no path."""
     with (
-        mock.patch.object(cleanup.processes, "end", _is_process),
-        mock.patch.object(cleanup.cgroups, "empty", return_value=[]),
-        mock.patch.object(cleanup.cgroups, "remove", os.fsencode),
-        mock.patch.object(cleanup.cgroups, "remove_parent", os.fsencode),
+        mock.patch.object(processes, "end", _is_process),
+        mock.patch.object(cgroups, "empty", return_value=[]),
+        mock.patch.object(cgroups, "remove", os.fsencode),
+        mock.patch.object(cgroups, "remove_parent", os.fsencode),
         mock.patch.object(cleanup, "PathScope", _Nowhere),
     ):
         yield

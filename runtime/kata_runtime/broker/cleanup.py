@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 LOCK_TIMEOUT = 10.0
 """How long to wait for a broker that works on the same directory, in seconds."""
 _PAUSE = 0.01
-_MAX_PID = 1 << 22
 # What comes of an entry that holds something else than it should.
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -79,7 +78,7 @@ def roll_back_all(directory: int, path: str) -> list[str]:
     journal = RollbackJournal.load(directory)
     left = roll_back_dead(journal, path) if journal else []
     if journal:
-        unlink(journal.header.get("socket", ""))
+        unlink(journal.path("socket"))
     return left or clear(directory, path)
 
 
@@ -87,7 +86,7 @@ def roll_back_dead(journal: RollbackJournal, path: str) -> list[str]:
     """Undo the journal that a dead broker left; its directory and its files stay. As `clean_up`."""
     for role in ("shim", "broker"):
         _end(journal, role)
-    bundle = journal.header.get("bundle", "")
+    bundle = journal.path("bundle")
     shared = os.path.join(path, "shared")
     scope = PathScope(shared, _hold(shared), bundle, _hold(bundle))
     try:
@@ -211,9 +210,9 @@ def mount_namespace() -> int:
 
 def _end(journal: RollbackJournal | None, role: str) -> None:
     """Kill the shim or the broker that a journal names, unless it is us."""
-    match journal.header.get(role) if journal else None:
-        case [int(pid), int(start)] if 0 < pid <= _MAX_PID and pid != os.getpid():
-            processes.end(pid, start)
+    process = journal.process(role) if journal else None
+    if process and process[0] != os.getpid():
+        processes.end(*process)
 
 
 def _hold(path: str) -> int:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     Entry = dict[str, Any]
 
 NAME = "rollback.jsonl"
+MAX_PID = 1 << 22
+"""PID_MAX_LIMIT of the kernel's threads.h."""
 COMPACT_AFTER = 1000
 """Entries undone since the file was last written anew."""
 
@@ -82,6 +84,18 @@ class RollbackJournal:
                 self.header = entry
             case _:
                 self.unreadable += 1
+
+    def process(self, role: str) -> tuple[int, int] | None:
+        """The process id and start time of "shim" or "broker"; None when the header does not have them."""
+        match self.header.get(role):
+            case [int(pid), int(start)] if 0 < pid <= MAX_PID:
+                return pid, start
+        return None
+
+    def path(self, name: str) -> str:
+        """The path of "bundle" or "socket"; empty when the header does not have it."""
+        path = self.header.get(name)
+        return path if isinstance(path, str) and "\0" not in path else ""
 
     def push(self, undo: str, **fields: object) -> int:
         """Write down how to undo what is about to be done. Raises OSError: then it must not be done."""
