@@ -30,7 +30,7 @@ LOCK_TIMEOUT = 10.0
 """How long to wait for a broker that works on the same directory, in seconds."""
 _PAUSE = 0.01
 _MAX_PID = 1 << 22
-# What comes of an entry that holds something else than it should.
+# What comes of an entry or a header that holds something else than it should.
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -219,7 +219,7 @@ def _end(journal: RollbackJournal | None, role: str) -> None:
 def _hold(path: str) -> int:
     try:
         return os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC) if path else -1
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, *_DAMAGED):
         return -1
 
 
@@ -227,5 +227,5 @@ def unlink(path: str) -> None:
     """Remove a file that may be gone already; nothing when the path is empty."""
     try:
         os.unlink(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, *_DAMAGED):
         return
