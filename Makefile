@@ -8,7 +8,8 @@ IMAGE := /var/lib/kata-containers/image
 STAMP := $(VENV)/.installed
 LOCK := release/lock
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
-FUZZ_SECONDS ?= 60
+# For each target, two dozen of them, as many at a time as there are processors.
+FUZZ_SECONDS ?= $(if $(filter test,$(MAKECMDGOALS)),20,60)
 # Unit tests wait for processes now and then: one worker more than there are processors keeps these busy.
 UNIT_WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
 ROOMS := configuration runtime hypervisor agent
@@ -67,7 +68,7 @@ test-rig: test-packages environment image ## tests on a KVM that runs unmodified
 rig: environment image ## a shell in the rig, or one command: make rig ARGS='kata-ctl check'
 	$(BIN)/python tests/rig/run.py --image $(IMAGE) -- $(ARGS)
 
-fuzz: environment ## a minute of coverage-guided fuzzing for each parser of what a guest, a daemon or a file says
+fuzz: environment ## a minute of coverage-guided fuzzing for each parser of hostile input, 20 s in make test; FUZZ_SECONDS
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
 		$(PIP) install --require-hashes --only-binary :all: --requirement $(LOCK)/fuzz.txt || \
 		{ echo "make fuzz needs atheris, which could not be installed for $$($(BIN)/python -V) on $$(uname -m)"; exit 1; }
@@ -100,7 +101,7 @@ lock: ## lock the dependencies, with hashes, in release/lock; make lock ARGS=--u
 	$(call compile,runtime,--constraint $(LOCK)/development.txt)
 	$(call compile,fuzz,--extra fuzz --constraint $(LOCK)/development.txt)
 
-# What one file of the lock is made from: for every Python and machine at once, the commentary says for whom.
+# Writes one file of the lock, for every Python and machine at once.
 compile = @build/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--custom-compile-command 'make lock' $(2) $(ARGS) pyproject.toml --output-file $(LOCK)/$(1).txt
 

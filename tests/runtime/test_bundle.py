@@ -56,6 +56,10 @@ def test_a_good_specification_is_read() -> None:
             '{"process": {"args": ["a"], "cwd": "/"}, "root": {"path": "r"}, "annotations": {"k": 1}}',
             "annotation 'k'",
         ),
+        (
+            '{"process": {"args": ["a"], "cwd": "/"}, "root": {"path": "r"}, "linux": {"namespaces": [{}]}}',
+            r"linux.namespaces\[0\].type is missing",
+        ),
     ],
 )
 def test_a_bad_bundle_names_its_fault(text: str, message: str) -> None:

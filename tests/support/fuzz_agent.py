@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import anyio
 from google.protobuf.message import DecodeError, Message
@@ -80,7 +80,7 @@ def ttrpc_server(data: bytes) -> None:
     fuzz_loop.run(_serve(data))
     ours, theirs = fuzz_loop.peer_that_sends(data)
     with theirs:
-        failures: list[BaseException] = []
+        failures: list[BaseException | None] = []
         hook, threading.excepthook = threading.excepthook, lambda args: failures.append(args.exc_value)
         try:
             _guest_server().serve(ours)
@@ -251,18 +251,10 @@ def agent_replies(data: bytes) -> None:
 
 
 class _Answers:
-    """An agent that answers each call with the next record of the data, and then no more."""
-
-    closed = False
+    """In the place of a Client: answers each call with the next record of the data, and then no more."""
 
     def __init__(self, data: bytes) -> None:
         self._left = data
-
-    async def wait_closed(self) -> None:
-        await asyncio.sleep(0)
-
-    async def aclose(self) -> None:
-        await asyncio.sleep(0)
 
     async def call(
         self,
@@ -273,11 +265,11 @@ class _Answers:
         *,
         timeout: float | None = None,
     ) -> Any:
-        record, self._left = self._left[1 : 1 + self._left[:1][0]] if self._left else None, self._left[1:]
         await asyncio.sleep(0)
-        if record is None:
+        if not self._left:
             raise RpcError(Code.UNAVAILABLE, "no more answers")
-        self._left = self._left[len(record) :]
+        end = 1 + self._left[0]
+        record, self._left = self._left[1:end], self._left[end:]
         try:
             return response_type.FromString(record)
         except DecodeError:
@@ -295,7 +287,7 @@ async def _poll(data: bytes) -> None:
     files = StdioFiles(stdin, outputs[0][1], outputs[1][1])
     try:
         async with anyio.create_task_group() as tasks:
-            agent = AgentClient(_Answers(data[: fuzz_loop.LONGEST]))
+            agent = AgentClient(cast(Client, _Answers(data[: fuzz_loop.LONGEST])))
             stdio = PolledStdio(files, agent, "c", "c", terminal=False)
             stdio.start(tasks)
             await stdio.drained.wait()

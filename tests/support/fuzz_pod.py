@@ -24,6 +24,7 @@ from kata_runtime.containerd_api import bootstrap_pb2
 from kata_runtime.errors import InvalidRequestError, UnsupportedError
 from kata_runtime.resource import sizing
 from kata_runtime.shim.bootstrap import read_call
+from kata_runtime.shim.launcher import sandbox_of_bundle
 from kata_runtime.unikernel import description
 
 if TYPE_CHECKING:
@@ -55,11 +56,15 @@ def bootstrap(data: bytes) -> None:
 class _Table:
     """A hypervisor's table, as far as the size of a machine depends on it."""
 
-    default_vcpus, default_memory, overhead_vcpus, overhead_memory = 1, 512, 0.5, 160
+    default_vcpus, default_maxvcpus, default_memory, overhead_vcpus, overhead_memory = 1, 0, 512, 0.5, 160
 
 
 def oci_config(data: bytes) -> None:
-    """The data is a bundle's config.json: what is checked of it, and what is made of it for the guest."""
+    """The data is a bundle's config.json: whose sandbox it is, what is checked, what the guest gets."""
+    with open(os.path.join(_directory().name, "config.json"), "wb") as file:
+        file.write(data)
+    sandbox = sandbox_of_bundle(_directory().name)
+    assert sandbox is None or isinstance(sandbox, str)
     try:
         spec = bundle.parse_spec(data, "config.json")
         bundle.container_type(spec)
@@ -118,6 +123,7 @@ def broker_messages(data: bytes) -> None:
     except RequestRefusedError as error:
         assert len(str(error)) < 1000
         return
+    assert operation in operations.OPERATIONS
     assert arguments.keys() == operation.arguments.keys()
     assert messages.decode(messages.encode(message)) == message
 

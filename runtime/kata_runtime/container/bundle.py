@@ -66,10 +66,19 @@ def check_spec(spec: object, path: str) -> JsonObject:
             raise InvalidRequestError(f"{path}: mounts[{number}].destination is missing")
         if not mount["destination"].startswith("/"):
             raise InvalidRequestError(f"{path}: mounts[{number}].destination must be an absolute path")
+    _check_namespaces(spec, path)
     for key, value in annotations_of(spec).items():
         if not isinstance(value, str):
             raise InvalidRequestError(f"{path}: annotation {key!r} must be a string, not {_kind(value)}")
     return spec
+
+
+def _check_namespaces(spec: JsonObject, path: str) -> None:
+    """See that each namespace has its type; that it is a list of objects is checked by the agent protocol."""
+    namespaces = (spec.get("linux") or {}).get("namespaces")
+    for number, namespace in enumerate(namespaces if isinstance(namespaces, list) else ()):
+        if isinstance(namespace, dict) and not namespace.get("type"):
+            raise InvalidRequestError(f"{path}: linux.namespaces[{number}].type is missing")
 
 
 def check_process(process: object, path: str) -> JsonObject:

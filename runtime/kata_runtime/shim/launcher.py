@@ -146,11 +146,11 @@ def sandbox_of_bundle(bundle: str) -> str | None:
 
     try:
         annotations = json.loads(text).get("annotations") or {}
-    except (ValueError, AttributeError):
+        if not any(annotations.get(key) == "container" for key in _TYPE_KEYS):
+            return None
+        return next((annotations[key] for key in SANDBOX_KEYS if isinstance(annotations.get(key), str)), None)
+    except (ValueError, AttributeError, RecursionError):
         return None
-    if not any(annotations.get(key) == "container" for key in _TYPE_KEYS):
-        return None
-    return next((annotations[key] for key in SANDBOX_KEYS if isinstance(annotations.get(key), str)), None)
 
 
 def _listen(path: str) -> _socket.socket | None:
