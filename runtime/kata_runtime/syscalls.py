@@ -75,12 +75,20 @@ class _HowToOpen(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
-def open_beneath(directory: int, path: str, flags: int = os.O_PATH | os.O_CLOEXEC, mode: int = 0) -> int:
+def open_beneath(
+    directory: int,
+    path: str,
+    flags: int = os.O_PATH | os.O_CLOEXEC,
+    mode: int = 0,
+    *,
+    same_mount: bool = False,
+) -> int:
     """Open what is at a path below a directory, without following any link.
 
-    mode: of the file that is made, with O_CREAT.
+    mode: of the file that is made, with O_CREAT. same_mount: fail with EXDEV where the path crosses a mount.
     """
     resolve = _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS
+    resolve |= _RESOLVE_NO_XDEV if same_mount else 0
     return _openat2(directory, path, flags, resolve, mode if flags & os.O_CREAT else 0)
 
 

@@ -36,7 +36,9 @@ class Host:
         return bundle
 
     def sealed(self) -> Authorization:
+        """After a first container, whose root is of containerd's overlay snapshotter."""
         authorization = Authorization(str(self.bundle), ID)
+        authorization.finder("overlay", "overlay", [f"lowerdir={self.snapshots}/0/fs", "index=off"])
         authorization.seal()
         return authorization
 
@@ -55,7 +57,7 @@ def read(authorization: Authorization, bundle: Path) -> dict[str, Any]:
 def test_before_the_seal_everything_is_authorized(host: Host) -> None:
     authorization = Authorization(str(host.bundle), ID)
     authorization.check_bind("/etc")
-    assert authorization.finder(["/etc"]) is None
+    assert authorization.finder("bind", "/etc", []) is None
     authorization.fifo_opener("/anywhere/else/fifo")
     authorization.log_opener("/var/log/any")
     assert read(authorization, host.add_bundle("other"))["root"] == {"path": "rootfs"}
@@ -112,17 +114,53 @@ def test_another_pods_specification_is_not_read(host: Host) -> None:
 
 
 def test_a_link_or_a_fifo_is_no_specification(host: Host, tmp_path: Path) -> None:
-    (bundle := tmp_path / "links").mkdir()
+    bundle = host.add_bundle("links")
+    (bundle / "config.json").unlink()
     (bundle / "config.json").symlink_to(host.bundle / "config.json")
     with pytest.raises(RequestFailedError, match=r"cannot read .*config\.json: Too many levels"):
         host.sealed().open_spec(str(bundle))
-    with pytest.raises(RequestFailedError, match=r"cannot read /none/config\.json: No such file"):
-        host.sealed().open_spec("/none")
+    with pytest.raises(RequestFailedError, match=r"cannot read .*/none/config\.json: No such file"):
+        host.sealed().open_spec(str(host.bundle.parent / "none"))
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "lib/io.containerd.snapshotter.v1.overlayfs/snapshots/1/fs",
+        "run/io.containerd.runtime.v2.task/k8s.io/pod/rootfs",
+        "run/io.containerd.runtime.v2.task/another/app",
+        "run/elsewhere/k8s.io/app",
+        "run/app",
+        "shared",
+    ],
+)
+def test_a_specification_that_a_guest_wrote_is_not_read(host: Host, tmp_path: Path, place: str) -> None:
+    """A container writes /config.json into its own root, and says that it is of this sandbox."""
+    bundle = tmp_path / place
+    bundle.mkdir(parents=True)
+    annotations = {"io.kubernetes.cri.sandbox-id": ID}
+    (bundle / "config.json").write_text(json.dumps({"annotations": annotations, "mounts": [{"source": "/"}]}))
+    (bundle / "sandbox").write_text(ID)
+    authorization = host.sealed()
+    for path in (bundle, f"{host.bundle}/../{ID}/../../../../{place}"):
+        with pytest.raises((RequestRefusedError, RequestFailedError), match="cannot read"):
+            authorization.open_spec(str(path))
+    with pytest.raises(RequestRefusedError):
+        authorization.check_bind("/")
+
+
+def test_a_link_in_the_place_of_a_bundle_is_not_followed(host: Host, tmp_path: Path) -> None:
+    (written := tmp_path / "shared").mkdir()
+    (written / "config.json").write_text(json.dumps({"annotations": {"io.kubernetes.cri.sandbox-id": ID}}))
+    authorization = host.sealed()
+    (host.bundle.parent / "app").symlink_to(written)
+    with pytest.raises(RequestFailedError, match=r"cannot read .*/app/config\.json: Too many levels"):
+        authorization.open_spec(str(host.bundle.parent / "app"))
 
 
 def found(authorization: Authorization, path: str) -> str:
-    """Where the file is that a sealed sandbox's mount gets for this path."""
-    find = authorization.finder([path])
+    """Where the directory is that a sealed sandbox's mount gets for this path."""
+    find = authorization.finder("bind", path, [])
     assert find is not None
     fd = find(path)
     try:
@@ -161,13 +199,12 @@ def test_containerds_root_may_be_a_link(host: Host, tmp_path: Path) -> None:
 
 
 def test_a_snapshotter_of_its_own_is_known_by_the_first_container(host: Host, tmp_path: Path) -> None:
-    (pool := tmp_path / "pool").mkdir()
     for name in ("snap-1", "snap-2"):
-        (pool / name).touch()
+        (tmp_path / "pool" / name).mkdir(parents=True)
     authorization = Authorization(str(host.bundle), ID)
-    assert authorization.finder([f"{pool}/snap-1"]) is None
+    assert authorization.finder("bind", f"{tmp_path}/pool/snap-1", []) is None
     authorization.seal()
-    assert found(authorization, f"{pool}/snap-2") == f"{pool}/snap-2"
+    assert found(authorization, f"{tmp_path}/pool/snap-2") == f"{tmp_path}/pool/snap-2"
     with pytest.raises(RequestRefusedError):
         found(authorization, "/dev/null")
 
@@ -265,6 +302,7 @@ def test_a_bundle_of_somebody_else_gives_no_directories(tmp_path: Path) -> None:
     (bundle := tmp_path / "bundle").mkdir()
     authorization = Authorization(str(bundle), ID)
     authorization.fifo_opener("/stdout")
+    authorization.finder("bind", "/root-of-nobody", [])
     authorization.seal()
     for check in (
         authorization.fifo_opener,

@@ -343,3 +343,19 @@ def test_what_any_sandbox_has_recorded_is_found(tmp_path: Path) -> None:
     found = [is_recorded(str(tmp_path), "rmgroup", path) for path in ("/one", "/two", "/three")]
     assert found == [True, False, False]
     assert not is_recorded(str(tmp_path), "cgroup", "/one")
+
+
+def test_a_sandbox_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = os.open(tmp_path, os.O_RDONLY)
+    journal = RollbackJournal.create(directory, {"sandbox": "s"})
+    monkeypatch.setattr(rollback, "MAX_ENTRIES", 3)
+    first, *_ = [journal.push("remove", path=f"/{number}") for number in range(3)]
+    with pytest.raises(RequestRefusedError, match="the sandbox has 3 mounts, directories, files"):
+        journal.push("remove", path="/3")
+    journal.drop(first)
+    monkeypatch.setattr(rollback, "MAX_BYTES", 200)
+    with pytest.raises(RequestRefusedError, match="0 KiB"):
+        journal.push("remove", path="/" + "x" * 200)
+    journal.push("remove", path="/4")
+    journal.close()
+    os.close(directory)

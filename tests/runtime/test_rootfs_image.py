@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -101,7 +102,48 @@ def test_the_least_recently_used_goes(tree: Path, tmp_path: Path, monkeypatch: p
     ensure(str(tree), str(cache))
     (tree / "bin/tool").write_text("another")
     last = ensure(str(tree), str(cache))
-    assert [str(path) for path in cache.iterdir()] == [last]
+    images = [str(path) for path in cache.iterdir() if path.suffix == rootfs_image.SUFFIX]
+    links = [os.path.realpath(path) for path in cache.iterdir() if path.suffix == rootfs_image.LINK]
+    assert images == links == [last]
+
+
+@needs_maker
+def test_an_image_is_named_by_its_own_content(tree: Path, tmp_path: Path) -> None:
+    image = Path(ensure(str(tree), str(tmp_path / "cache")))
+    assert image.stem == hashlib.sha256(image.read_bytes()).hexdigest()
+
+
+def test_a_tree_that_changes_while_it_is_read_has_a_true_image(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest writes to the tree between the reading and the making: the link says what is in the image."""
+    cache = tmp_path / "cache"
+    asked = identity(str(tree))
+
+    def run(command: list[str], root: str) -> None:
+        (tree / "bin/tool").write_text(f"written by the guest before {command[0]}")
+        if command[0] == "cp":
+            subprocess.run(command, check=True)
+        else:
+            Path(command[1]).write_text(identity(command[2]))  # an image that says what it holds
+
+    monkeypatch.setattr(rootfs_image, "_run", run)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    image = Path(ensure(str(tree), str(cache)))
+    (link,) = cache.glob(f"*{rootfs_image.LINK}")
+    assert link.stem == image.read_text() != asked
+    assert link.resolve() == image
+
+
+def test_what_a_killed_maker_left_is_removed(tree: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    abandoned, busy = (cache / f"{rootfs_image.SCRATCH}{pid}-x" for pid in (gone.pid, os.getpid()))
+    for scratch in (abandoned, busy):
+        (scratch / "root").mkdir(parents=True)
+    rootfs_image._prune(str(cache), "")
+    assert list(cache.iterdir()) == [busy]
 
 
 def test_a_tree_that_is_too_large_is_not_read(
@@ -129,7 +171,7 @@ def test_an_image_for_which_there_is_no_room_is_not_begun(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     usage = shutil.disk_usage(tmp_path)._replace(free=rootfs_image.size_of(str(tree)) - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(RootfsImageError, match=r"and there are 0 free in .*cache; make room there"):
+    with pytest.raises(RootfsImageError, match=r"and there are 0 MiB free in .*cache; make room there"):
         ensure(str(tree), str(tmp_path / "cache"))
     assert list((tmp_path / "cache").iterdir()) == []
 

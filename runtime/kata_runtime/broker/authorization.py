@@ -5,7 +5,8 @@ operator, and is learned here. Which operations are allowed at all is in their d
 What remains must fit what was learned:
 
     bind             a source that the config.json of one of this sandbox's containers names
-    mount            what lies among containerd's snapshots, or beside what was mounted before the seal
+    open_spec        of a bundle where containerd makes them, see `_Bundles`
+    mount            what is like a mount of the first container, see `mount_policy`
     open_fifo        below containerd's state directory or such a container's bundle, or beside a FIFO that
                      was opened before the seal
     open_log         beside a log that was opened before the seal
@@ -24,13 +25,14 @@ import os
 from kata_runtime import syscalls
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
 from kata_runtime.broker.held_directories import HeldDirectories, by_name
+from kata_runtime.broker.mount_policy import MountPolicy
 from kata_runtime.broker.phase import Phase
 from kata_runtime.identity import MAX_SPEC, SANDBOX_KEYS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Any
+    from typing import Any, Self
 
     from kata_runtime.broker.held_directories import Opener
 
@@ -47,7 +49,8 @@ class Authorization:
         self._sandbox = sandbox
         self._phase = Phase.LEARNING
         self._sources: set[str] = set()
-        self._snapshots = _snapshot_roots(self._bundle)
+        self._mounts = MountPolicy(_snapshot_roots(self._bundle))
+        self._bundles = _Bundles(self._bundle)
         self._streams = HeldDirectories()
         self._logs = HeldDirectories()
         if state := _containerd_directory(self._bundle):
@@ -76,10 +79,10 @@ class Authorization:
         """
         path = os.path.join(bundle, "config.json")
         try:
-            with _Opened(bundle) as directory:
-                fd = os.open("config.json", _FILE, dir_fd=directory)
+            with self._open_bundle(bundle) as directory:
+                fd = syscalls.open_beneath(directory.fd, "config.json", _FILE)
                 spec = _parse(os.pread(fd, MAX_SPEC, 0))
-                ours = self._is_ours(bundle, directory, spec)
+                ours = self._is_ours(bundle, directory.fd, spec)
         except OSError as error:
             raise RequestFailedError(f"cannot read {path}: {error.strerror}", error.errno or 0) from None
         if not ours:
@@ -88,6 +91,9 @@ class Authorization:
         self._sources.update(_sources(spec, bundle))
         self._streams.add(bundle)
         return fd
+
+    def _open_bundle(self, bundle: str) -> _Held:
+        return self._bundles.open(bundle) if self._sealed else _Held(os.open(bundle, _DIRECTORY))
 
     def _is_ours(self, bundle: str, directory: int, spec: dict[str, Any]) -> bool:
         if not self._sealed or os.path.realpath(bundle) == self._bundle:
@@ -100,7 +106,7 @@ class Authorization:
         if isinstance(annotations, dict) and any(annotations.get(k) == self._sandbox for k in SANDBOX_KEYS):
             return True
         try:
-            fd = os.open("sandbox", _FILE, dir_fd=directory)
+            fd = syscalls.open_beneath(directory, "sandbox", _FILE)
         except OSError:
             return False
         try:
@@ -117,28 +123,16 @@ class Authorization:
                 f"cannot share {source}: no config.json of the sandbox {self._sandbox} names it"
             )
 
-    def finder(self, paths: Iterable[str]) -> Callable[[str], int] | None:
-        """How the paths of a mount are found: None, by their names, before the seal.
+    def finder(self, kind: str, source: str, options: Iterable[str]) -> Callable[[str], int] | None:
+        """How the paths of a mount are found: None, by their names, before the seal; see `MountPolicy`.
 
-        Afterwards each is opened below a known directory without following a link. Guests write to snapshots:
-        what looks like a layer may be a link by the time that it is mounted.
+        Raises:
+            RequestRefusedError: an option is not allowed, or the sandbox is sealed and knows no such mount.
         """
         if self._sealed:
-            return self._find
-        for path in paths:
-            scope = _snapshot_scope(path)
-            self._snapshots |= {scope, os.path.realpath(scope)} - {"/", ""}
+            return self._mounts.finder(kind, source, options)
+        self._mounts.learn(kind, source, options)
         return None
-
-    def _find(self, path: str) -> int:
-        """Open (O_PATH) what lies among containerd's snapshots. Raises OSError, RequestRefusedError."""
-        for directory in self._snapshots:
-            if path.startswith(directory + "/"):
-                with _Opened(directory) as holder:
-                    return syscalls.open_beneath(holder, path[len(directory) + 1 :])
-        raise RequestRefusedError(
-            f"cannot mount {path}: the sandbox is sealed, and it is not among containerd's snapshots"
-        )
 
     def fifo_opener(self, path: str) -> Opener:
         """How the FIFO at a path is opened. Raises RequestRefusedError."""
@@ -161,17 +155,51 @@ class Authorization:
         )
 
 
-class _Opened:
-    """A directory that is opened once, so that all that is read of it is of the same."""
+class _Held:
+    """A descriptor of a directory, for as long as something is read of it."""
 
-    def __init__(self, path: str) -> None:
-        self._fd = os.open(path, _DIRECTORY)
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
 
-    def __enter__(self) -> int:
-        return self._fd
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
+        os.close(self.fd)
+
+
+class _Bundles:
+    """Where containerd makes the bundles of a sandbox's containers: STATE/io.containerd.*/NAMESPACE/ID.
+
+    A sandbox whose own bundle lies elsewhere is not containerd's; its other bundles lie beside its own. The
+    directory is held: what a guest can write to is behind a mount, and nothing below here is reached through
+    a link or across one.
+    """
+
+    def __init__(self, bundle: str) -> None:
+        self._state = _containerd_directory(bundle)
+        self._namespace = os.path.basename(os.path.dirname(bundle))
+        self._root = self._state or os.path.dirname(bundle)
+        try:
+            self._fd = os.open(self._root, _DIRECTORY)
+        except OSError:
+            self._fd = -1  # there is no such sandbox: nothing of it is opened later
+
+    def open(self, bundle: str) -> _Held:
+        """Open a bundle. Raises RequestRefusedError: it lies elsewhere. OSError."""
+        parent = os.path.realpath(os.path.dirname(bundle))
+        inside = os.path.relpath(os.path.join(parent, os.path.basename(bundle)), self._root)
+        parts = inside.split("/")
+        if self._state:
+            ours = len(parts) == 3 and parts[0].startswith("io.containerd.") and parts[1] == self._namespace
+        else:
+            ours = len(parts) == 1
+        if not ours or ".." in parts or self._fd < 0:
+            raise RequestRefusedError(
+                f"cannot read the bundle {bundle}: the sandbox is sealed, and it is not where "
+                f"containerd makes the bundles of the namespace {self._namespace}"
+            )
+        return _Held(syscalls.open_beneath(self._fd, inside, _DIRECTORY, same_mount=True))
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
@@ -193,15 +221,6 @@ def _sources(spec: dict[str, Any], bundle: str) -> set[str]:
         if isinstance(source, str):
             found.add(source)
     return found
-
-
-def _snapshot_scope(path: str) -> str:
-    """Where a snapshotter keeps what lies beside a path: its own directory, where containerd named it."""
-    parts = path.split("/")
-    for index, part in enumerate(parts):
-        if part.startswith("io.containerd.snapshotter."):
-            return "/".join(parts[: index + 1])
-    return os.path.dirname(path)
 
 
 def _snapshot_roots(bundle: str) -> set[str]:

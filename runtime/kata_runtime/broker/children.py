@@ -10,6 +10,7 @@ import time
 from kata_hypervisor.seccomp import confinement
 from kata_runtime.broker import processes, spawn
 from kata_runtime.broker.child_filter import ChildFilterSupervisor
+from kata_runtime.broker.errors import RequestRefusedError
 from kata_runtime.broker.event_loop import READABLE
 
 TYPE_CHECKING = False
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from kata_runtime.broker.rollback import RollbackJournal
 
 _PAUSE = 0.001
+
+MAX_CHILDREN = 64
+"""Processes that one broker has at a time."""
 
 
 class Children:
@@ -58,6 +62,10 @@ class Children:
         seccomp: Mapping[str, Any] | None = None,
     ) -> int:
         """Start a child and return its pid; see `spawn.spawn`. seccomp: the fields of a ChildFilter."""
+        if len(self._entries) >= MAX_CHILDREN:
+            raise RequestRefusedError(
+                f"cannot start {name}: the sandbox has {MAX_CHILDREN} helper processes, and may have no more"
+            )
         number = 0
 
         def record(pid: int, start: int) -> None:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from kata_runtime.broker.sandbox_directory import SandboxDirectory
 
 
+MAX_STACKED = 17
+"""Mounts on one place: those of a root file system, and a view on top of them."""
+
+
 class Files:
     """What one broker has made of files; its rollback journal remembers it."""
 
@@ -55,6 +59,7 @@ class Files:
 
     def mount(self, target: str, wanted: list[list[Any]]) -> None:
         """Mount all of [type, source, options], the later on top, or none."""
+        self._check_free(target, len(wanted))
         self._make(target, directory=True)
         made = 0
         try:
@@ -66,9 +71,14 @@ class Files:
                 self._unmount_one(target)
             raise
 
+    def _check_free(self, target: str, wanted: int) -> None:
+        """Refuse a pile of mounts on one place, each of which costs the host's kernel memory."""
+        if len(self._journal.find("unmount", target)) + wanted > MAX_STACKED:
+            raise RequestRefusedError(f"cannot mount on {target}: it has {MAX_STACKED} mounts at most")
+
     def _mount_one(self, target: str, kind: str, source: str, given: list[str]) -> None:
         options = mounts.parse_options(given)
-        find = self._authorization.finder(mounts.paths_of(source, options.data))
+        find = self._authorization.finder("bind" if options.bind is not None else kind, source, options.own)
         with self._directory.scope.reach(target) as place:
             number = self._journal.push("unmount", path=target)
             try:
@@ -84,6 +94,7 @@ class Files:
         """
         if not self._journal.find("unmount", target):
             raise RequestRefusedError(f"{target} was not mounted by this broker")
+        self._check_free(target, 1)
         attributes = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOSYMFOLLOW
         with self._directory.scope.reach(target) as place:
             mounted = place.open()
@@ -99,6 +110,7 @@ class Files:
     def bind(self, source: str, target: str, *, readonly: bool, recursive: bool) -> None:
         """Share a file or directory of the host; the target is made to match it."""
         self._authorization.check_bind(source)
+        self._check_free(target, 1)
         try:
             tree = self._directory.origin.take(source, recursive=recursive)
         except OSError as error:

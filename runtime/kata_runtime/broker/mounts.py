@@ -12,6 +12,7 @@ import os
 
 from kata_runtime import syscalls
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
+from kata_runtime.broker.mount_policy import NO_PATHS, PATH_OPTIONS
 from kata_runtime.syscalls import (
     MS_DIRSYNC,
     MS_MANDLOCK,
@@ -28,7 +29,7 @@ from kata_runtime.syscalls import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from kata_runtime.broker.origin import Find, Origin
     from kata_runtime.broker.path_scope import Place
@@ -82,23 +83,27 @@ _REFUSED = (
     "unbindable",
 )
 
-# Options of overlay whose values are paths, and sources that are none.
-_PATH_OPTIONS = ("lowerdir", "datadir", "upperdir", "workdir")
-_NO_PATHS = ("overlay", "none", "")
+_CONFINED = MS_NOSUID | MS_NODEV | MS_NOEXEC
+"""Of every mount: nothing in it is a program or a device for the host. The guest has its own rules."""
 
 MAX_DATA = 4095
 """Bytes of file system options that mount(2) takes: a page with its NUL."""
 
 
 class Options:
-    """A mount's options. flags: MS_*. bind: None, or whether it is recursive. data: the file system's own."""
+    """A mount's options. flags: MS_*. bind: None, or whether it is recursive. own: the file system's own."""
 
-    __slots__ = ("bind", "data", "flags")
+    __slots__ = ("bind", "flags", "own")
 
-    def __init__(self, flags: int, bind: bool | None, data: str) -> None:
+    def __init__(self, flags: int, bind: bool | None, own: Sequence[str]) -> None:
         self.flags = flags
         self.bind = bind
-        self.data = data
+        self.own = own
+
+    @property
+    def data(self) -> str:
+        """The file system's own options as mount(2) takes them."""
+        return ",".join(self.own)
 
     @property
     def attributes(self) -> int:
@@ -108,7 +113,7 @@ class Options:
 
 def parse_options(options: Iterable[str]) -> Options:
     """Understand mount(8)'s options; later ones win. Raises RequestRefusedError for an impossible one."""
-    flags, bind, data = 0, None, []
+    flags, bind, own = 0, None, []
     for option in options:
         if option in _REFUSED:
             raise RequestRefusedError(f"the mount option {option!r} is not possible here")
@@ -118,8 +123,8 @@ def parse_options(options: Iterable[str]) -> Options:
             to_set, to_clear = _OPTIONS[option]
             flags = flags & ~to_clear | to_set
         elif option:
-            data.append(option)
-    return Options(flags, bind, ",".join(data))
+            own.append(option)
+    return Options(flags, bind, own)
 
 
 def compact(data: str) -> tuple[str, str]:
@@ -179,17 +184,13 @@ def mount(kind: str, source: str, options: Options, place: Place, origin: Origin
         ) from None
 
 
-def paths_of(source: str, data: str) -> list[str]:
-    """The paths of the host that a mount names: its source, and overlay's directories."""
-    return [path for _, paths in _split(source, data) for path in paths]
-
-
-def _split(source: str, data: str) -> list[tuple[str, list[str]]]:
+def _split(kind: str, source: str, own: Iterable[str]) -> list[tuple[str, list[str]]]:
     """The source, and each option: its key with "=", and the paths in its value; without any, the option."""
-    parts: list[tuple[str, list[str]]] = [("", [] if source in _NO_PATHS else [source])]
-    for option in data.split(","):
+    is_path = source not in NO_PATHS and kind != "zfs"
+    parts: list[tuple[str, list[str]]] = [("", [source] if is_path else [])]
+    for option in own:
         key, separator, value = option.partition("=")
-        if key.rstrip("+") in _PATH_OPTIONS:
+        if key.rstrip("+") in PATH_OPTIONS:
             parts.append((key + separator, value.split(":")))
         else:
             parts.append((option, []))
@@ -205,7 +206,7 @@ def _mount_found(kind: str, source: str, options: Options, place: Place, find: F
         return f"/proc/self/fd/{held[-1]}"
 
     try:
-        (_, first), *rest = _split(source, options.data)
+        (_, first), *rest = _split(kind, source, options.own)
         pinned = pin(first[0]) if first else source
         data = ",".join(key + ":".join(map(pin, paths)) for key, paths in rest)
         _mount_filesystem(kind, pinned, options.flags, data, place)
@@ -221,7 +222,7 @@ def _mount_filesystem(kind: str, source: str, flags: int, data: str, place: Plac
     target = place.open()
     try:
         os.chdir(base)
-        syscalls.mount(source, f"/proc/self/fd/{target}", kind, flags, data)
+        syscalls.mount(source, f"/proc/self/fd/{target}", kind, flags | _CONFINED, data)
     finally:
         os.chdir("/")
         os.close(target)
@@ -229,6 +230,7 @@ def _mount_filesystem(kind: str, source: str, flags: int, data: str, place: Plac
 
 def bind(tree: int, place: Place, attributes: int, *, recursive: bool) -> None:
     """Put a detached copy of a mount, see Origin.take, on a place that exists. Raises OSError."""
+    attributes |= syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
     # Private: neither this mount nor its end may reach back to where it was taken from.
     syscalls.set_attributes(tree, attributes, recursive=recursive, propagation=syscalls.MS_PRIVATE)
     target = place.open()

@@ -21,6 +21,8 @@ import errno
 import json
 import os
 
+from kata_runtime.broker.errors import RequestRefusedError
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -32,6 +34,10 @@ MAX_PID = 1 << 22
 """PID_MAX_LIMIT of the kernel's threads.h."""
 COMPACT_AFTER = 1000
 """Entries undone since the file was last written anew."""
+MAX_ENTRIES = 4096
+"""Things that a sandbox may have on the host at a time: mounts, directories, files, children."""
+MAX_BYTES = 4 << 20
+"""Bytes of the entries of them, which lie in the host's /run."""
 
 
 class RollbackJournal:
@@ -44,6 +50,7 @@ class RollbackJournal:
         self._done = 0
         self.header = header
         self.entries: dict[int, Entry] = {}
+        self._bytes = 0
         # Lines that nobody could read: what they would have undone stays.
         self.unreadable = 0
 
@@ -98,18 +105,31 @@ class RollbackJournal:
         return path if isinstance(path, str) and "\0" not in path else ""
 
     def push(self, undo: str, **fields: object) -> int:
-        """Write down how to undo what is about to be done. Raises OSError: then it must not be done."""
+        """Write down how to undo what is about to be done.
+
+        Raises:
+            RequestRefusedError: the sandbox has as much on the host as it may have; it must not be done.
+            OSError: it cannot be written, and must not be done.
+        """
         number = self._next
         entry = {"n": number, "undo": undo, **fields}
+        size = len(_line(entry))
+        if len(self.entries) >= MAX_ENTRIES or self._bytes + size > MAX_BYTES:
+            raise RequestRefusedError(
+                f"the sandbox has {len(self.entries)} mounts, directories, files and processes on the host, "
+                f"whose record has {self._bytes >> 10} KiB; at most {MAX_ENTRIES}, and {MAX_BYTES >> 10} KiB"
+            )
         _write(self._file, entry)
         self._next += 1
+        self._bytes += size
         self.entries[number] = entry
         return number
 
     def drop(self, number: int) -> None:
         """Forget an entry: its effect was undone, or never came to be. Nothing once the journal is closed."""
-        if self._file < 0 or self.entries.pop(number, None) is None:
+        if self._file < 0 or (entry := self.entries.pop(number, None)) is None:
             return
+        self._bytes -= len(_line(entry))
         self._done += 1
         try:
             if self._done > COMPACT_AFTER:
@@ -168,9 +188,13 @@ def _parse(line: bytes) -> Entry:
     return entry if isinstance(entry, dict) else {}
 
 
+def _line(entry: Entry) -> bytes:
+    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+
+
 def _write(file: int, entry: Entry) -> None:
     """Append one line, or nothing."""
-    line = json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+    line = _line(entry)
     size = os.fstat(file).st_size
     if (written := os.write(file, line)) != len(line):
         os.ftruncate(file, size)

@@ -6,18 +6,22 @@ directory in octal; or one line about what is wrong.
 
     rootfs_image.py ROOT CACHE
 
-The name of an image is the hash of everything that the guest can see of the tree, so nobody can put something
-else behind a name. A machine that has an image open keeps it when it is removed here.
+The name of an image is the SHA-256 of the image itself. A link beside it, named by the hash of everything
+that the guest can see of a tree, says which image holds that tree. A guest may write to the tree while it is
+read, so an image and its link are made of a private copy: the link is true of the image, whatever the tree is
+by then. A machine that has an image open keeps it when it is removed here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,6 +34,8 @@ IMAGE_LIMIT = 16 << 30
 """Bytes of files that an image is made of; what is larger is not even read."""
 
 SUFFIX = ".erofs"
+LINK = ".tree"
+SCRATCH = ".making-"
 MAKER = "mkfs.erofs"
 _CHUNK = 1 << 20
 
@@ -117,44 +123,87 @@ def ensure(root: str, cache: str) -> str:
             f"cannot make an image of {root}: its files have {size >> 20} MiB, an image at most "
             f"{IMAGE_LIMIT >> 20}; use a hypervisor that shares files, or a snapshotter of block devices"
         )
-    path = os.path.join(cache, identity(root) + SUFFIX)
-    try:
-        os.utime(path)
-    except FileNotFoundError:
-        free = shutil.disk_usage(cache).free
-        if size > free:
-            raise RootfsImageError(
-                f"cannot make an image of {root}: its files have {size >> 20} MiB, and there are "
-                f"{free >> 20} free in {cache}; make room there, or remove images that no machine uses"
-            ) from None
-        _make(maker, root, path)
-        _prune(cache, path)
+    found = _find(cache, identity(root))
+    if found is not None:
+        return found
+    free = shutil.disk_usage(cache).free
+    if 2 * size > free:  # the copy, and the image
+        raise RootfsImageError(
+            f"cannot make an image of {root}: its files have {size >> 20} MiB, of which a copy is made too, "
+            f"and there are {free >> 20} MiB free in {cache}; make room there, or remove images that no "
+            "machine uses"
+        )
+    path = _make(maker, root, cache)
+    _prune(cache, path)
     return path
 
 
-def _make(maker: str, root: str, path: str) -> None:
-    unfinished = f"{path}.{os.getpid()}"
+def _find(cache: str, key: str) -> str | None:
+    """The image of a tree with this identity, which is then the one that was used last."""
+    link = os.path.join(cache, key + LINK)
     try:
-        done = subprocess.run([maker, unfinished, root], capture_output=True, text=True, check=False)
-        if done.returncode:
-            tail = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-            raise RootfsImageError(f"cannot make an image of {root}: {MAKER}: {tail[-1]}")
-        os.chmod(unfinished, 0o444)
-        os.rename(unfinished, path)
+        path = os.path.join(cache, os.path.basename(os.readlink(link)))
+        os.utime(path)
+    except OSError:
+        return None
+    return path
+
+
+def _make(maker: str, root: str, cache: str) -> str:
+    """Make the image of a copy of a tree, and the link to it; nothing else is left, also when it fails."""
+    scratch = tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=cache)
+    try:
+        copy, image = os.path.join(scratch, "root"), os.path.join(scratch, "image")
+        _run(["cp", "--archive", "--one-file-system", "--reflink=auto", root, copy], root)
+        _run([maker, image, copy], root)
+        os.chmod(image, 0o444)
+        with open(image, "rb") as file:
+            path = os.path.join(cache, hashlib.file_digest(file, "sha256").hexdigest() + SUFFIX)
+        link = os.path.join(scratch, "link")
+        os.symlink(os.path.basename(path), link)
+        os.rename(image, path)
+        os.rename(link, os.path.join(cache, identity(copy) + LINK))
+        return path
     finally:
-        if os.path.exists(unfinished):
-            os.unlink(unfinished)
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _run(command: list[str], root: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        tail = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise RootfsImageError(f"cannot make an image of {root}: {os.path.basename(command[0])}: {tail[-1]}")
 
 
 def _prune(cache: str, kept: str) -> None:
-    """Remove the images that were not used for longest, until the rest is within the limit."""
-    images = [entry.path for entry in os.scandir(cache) if entry.name.endswith(SUFFIX)]
-    images.sort(key=lambda path: os.stat(path).st_mtime_ns, reverse=True)
+    """Remove the images that were not used for longest, until the rest is within the limit.
+
+    Others may do the same at the same time: what is gone already is theirs.
+    """
+    images = []
+    for entry in os.scandir(cache):
+        with contextlib.suppress(FileNotFoundError):
+            if entry.name.endswith(SUFFIX):
+                facts = entry.stat(follow_symlinks=False)
+                images.append((facts.st_mtime_ns, facts.st_size, entry.path))
     total = 0
-    for path in images:
-        total += os.stat(path).st_size
+    for _, size, path in sorted(images, reverse=True):
+        total += size
         if total > CACHE_LIMIT and path != kept:
-            os.unlink(path)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+    for entry in os.scandir(cache):
+        if entry.name.endswith(LINK) and not os.path.exists(entry.path):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(entry.path)
+        elif entry.name.startswith(SCRATCH) and _is_abandoned(entry.name):
+            shutil.rmtree(entry.path, ignore_errors=True)
+
+
+def _is_abandoned(scratch: str) -> bool:
+    """Whether the process that made a scratch directory is gone: it was killed."""
+    pid = scratch.removeprefix(SCRATCH).partition("-")[0]
+    return not os.path.exists(f"/proc/{pid}")
 
 
 def main(arguments: list[str]) -> int:

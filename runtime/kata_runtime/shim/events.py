@@ -31,10 +31,11 @@ TIMEOUT = 5.0
 RETRY = (0.05, 2.0)
 MAX_QUEUED = 10_000
 
+_EXIT = "/tasks/exit"
 _TOPICS: dict[type[Message], str] = {
     events_pb2.TaskCreate: "/tasks/create",
     events_pb2.TaskStart: "/tasks/start",
-    events_pb2.TaskExit: "/tasks/exit",
+    events_pb2.TaskExit: _EXIT,
     events_pb2.TaskDelete: "/tasks/delete",
     events_pb2.TaskOOM: "/tasks/oom",
     events_pb2.TaskExecAdded: "/tasks/exec-added",
@@ -68,16 +69,24 @@ class EventPublisher:
         self._client: Client | None = None
 
     def publish(self, event: Message) -> None:
-        """Queue an event; when containerd is away until the queue is full, the oldest is dropped."""
+        """Queue an event; when containerd is away until the queue is full, the oldest is dropped.
+
+        An exit is never dropped: containerd waits for it. A guest can cause other events without limit.
+        """
         if self._connect is None:
             return
         if len(self._queue) >= MAX_QUEUED:
-            lost = self._queue.popleft()
-            _log.error("event queue is full: dropped %s", lost.topic)
+            self._drop_oldest()
         self._queue.append(envelope(self._namespace, event, time.time_ns()))
         if self._idle.is_set():
             self._idle = anyio.Event()
         self._wake.set()
+
+    def _drop_oldest(self) -> None:
+        lost = next((waiting for waiting in self._queue if waiting.topic != _EXIT), None)
+        if lost is not None:
+            self._queue.remove(lost)
+            _log.error("event queue is full: dropped %s", lost.topic)
 
     async def flush(self, timeout: float) -> None:
         """Wait until everything is sent, at most `timeout` seconds."""

@@ -166,8 +166,8 @@ def child_filter(value: Any) -> bool:
 
 # -- of a mount --------------------------------------------------------------------------------------------
 
-# File systems that a container's root may be made of; each one's kernel code is exposed to the image.
 FILESYSTEMS = ("bind", "overlay", "ext4", "xfs", "btrfs", "zfs", "erofs", "squashfs")
+"""What a container's root may be made of, see `mount_policy`; each exposes its kernel code to the image."""
 
 
 def mount(value: Any) -> bool:
