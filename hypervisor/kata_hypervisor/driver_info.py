@@ -29,6 +29,8 @@ class DriverInfo:
     vhost_vsock: whether it reaches its agent by the host's /dev/vhost-vsock, and knows another way.
     seal_features: the features of the seccomp policy that the sealed runtime may need for it, the most over
     everything that a host or a table decides; by "" for a machine, or "-SUFFIX" for another use of it.
+    monitor_commands: what the sealed runtime may have its VMM's monitor execute, without arguments; () where
+    the VMM has no monitor.
     confined, verified: a sentence each: what confines it, and how that is verified. unconfined: what happens
     to a container without a seccomp profile where that turns the filter off, "" where nothing does.
     """
@@ -39,6 +41,7 @@ class DriverInfo:
         "default_path",
         "install",
         "machine",
+        "monitor_commands",
         "name",
         "program",
         "required",
@@ -66,6 +69,7 @@ class DriverInfo:
         tested: tuple[str, str] | None = None,
         vhost_vsock: VhostVsock = "unused",
         seal_features: Mapping[str, frozenset[str]],
+        monitor_commands: tuple[str, ...] = (),
         confined: str,
         verified: str,
         unconfined: str = "",
@@ -82,6 +86,7 @@ class DriverInfo:
         self.tested = tested
         self.vhost_vsock = vhost_vsock
         self.seal_features = seal_features
+        self.monitor_commands = monitor_commands
         self.confined = confined
         self.verified = verified
         self.unconfined = unconfined

@@ -97,6 +97,16 @@ class Host(Protocol):
         address: the guest's vsock context id, or the path of its VMM's unix socket (hybrid vsock).
         """
 
+    async def hold_monitor(self, driver: str, monitor: socket.socket) -> socket.socket:
+        """Before the seal: have the host hold a VMM's monitor, which could open whatever the VMM can.
+
+        driver: whose `DriverInfo.monitor_commands` are all that passes once this process is sealed. monitor:
+        the connection, the host's from here on. Returns another one, to use in its place.
+
+        Raises:
+            LaunchError: the host does not hold it.
+        """
+
     async def connect_guest(self, port: int) -> socket.socket:
         """Open a connection to a port of the guest, or to the VMM's unix socket: a sealed process cannot.
 

@@ -137,7 +137,7 @@ async def test_a_process_that_is_killed_ends_the_machine(rig: Rig, name: str) ->
     finally:
         await machine.stop()
     assert (end.process, end.status) == (name, ExitStatus(signal=signal.SIGKILL))
-    assert end.reason.startswith(f"{name} ended: killed by SIGKILL")
+    assert end.reason.startswith(f"{name} was killed by SIGKILL")
     assert all(child.exited for child in rig.host.children.values())
 
 

@@ -153,6 +153,10 @@ class LocalHost:
         """See Host."""
         self.dial = dial_vsock(address) if isinstance(address, int) else dial_unix(address)
 
+    async def hold_monitor(self, driver: str, monitor: socket.socket) -> socket.socket:
+        """See Host. Nobody stands between."""
+        return monitor
+
     async def connect_guest(self, port: int) -> socket.socket:
         """See Host."""
         return await self.dial(port)

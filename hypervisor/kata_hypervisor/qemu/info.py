@@ -16,6 +16,7 @@ QEMU = DriverInfo(
     required="6.2",
     vhost_vsock="optional",
     seal_features={"": frozenset({"serial"})},
+    monitor_commands=("cont", "stop", "query-status", "quit"),
     confined="its own filter on the whole process: seccompsandbox; with a unikernel in it, all four groups "
     "denied",
     verified="what the kernel reports of every thread, before the guest runs and after",

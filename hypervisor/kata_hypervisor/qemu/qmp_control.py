@@ -63,7 +63,7 @@ class QmpControlled(ProcessLifecycle):
     ) -> None:
         """Start QEMU, which waits for commands on its monitor. fds: what it inherits besides."""
         ours, monitor = self._children.channel(theirs)
-        self._monitor = QmpClient(ours)
+        self._monitor = QmpClient(await self._host.hold_monitor(self.info.name, ours))
         self._children.ours.push_async_callback(self._monitor.aclose)
         await self._children.spawn(self.vmm, argv, {**fds, MONITOR: monitor})
 

@@ -308,6 +308,17 @@ class Broker:
         """See `kata_hypervisor.host.Host.register_guest`."""
         await self._request(connections.register_guest, address=address)
 
+    async def hold_monitor(self, driver: str, monitor: socket.socket) -> socket.socket:
+        """See `kata_hypervisor.host.Host.hold_monitor`."""
+        try:
+            reply = await self._request(
+                connections.hold_monitor, driver=driver, descriptors=[monitor.fileno()]
+            )
+        except BrokerError as error:
+            raise LaunchError(f"cannot hold the monitor of {driver}: {error}") from None
+        monitor.close()
+        return _socket(reply)
+
     async def connect_guest(self, port: int) -> socket.socket:
         """See `kata_hypervisor.host.Host.connect_guest`."""
         try:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import socket
 
+from kata_hypervisor import registry
 from kata_runtime.broker import cleanup, messages, processes
 from kata_runtime.broker.authorization import Authorization
 from kata_runtime.broker.children import Children
 from kata_runtime.broker.connections import Connections
+from kata_runtime.broker.errors import RequestRefusedError
 from kata_runtime.broker.files import Files
 from kata_runtime.broker.images import Images
 from kata_runtime.broker.kvm import Kvm
 from kata_runtime.broker.log_sink import LogSink, take_fatal_message
+from kata_runtime.broker.monitor import Monitor
+from kata_runtime.broker.phase import Phase
 from kata_runtime.broker.sandbox_cgroup import SandboxCgroup
 from kata_runtime.broker.streams import Streams
 from kata_runtime.broker.supervisor import Supervisor
@@ -43,6 +48,8 @@ class Context:
         self._identity = identity
         self._bundle = bundle
         self._queue = queue
+        self._loop = loop
+        self._monitors: list[Monitor] = []
         self._closing = False
         self._left: list[str] | None = None
         journal = directory.journal
@@ -71,6 +78,25 @@ class Context:
 
     def _notify(self, message: Message) -> None:
         self._queue.put(messages.encode(message))
+
+    def hold_monitor(self, driver: str, connection: int) -> int:
+        """Hold a VMM's monitor; see `Monitor`. Returns the descriptor of the shim's end of it.
+
+        Raises:
+            RequestRefusedError: the driver's VMM has none.
+        """
+        commands = registry.info_of(driver).monitor_commands
+        if not commands:
+            raise RequestRefusedError(f"hold_monitor: the driver {driver} has no monitor")
+        monitor = Monitor(
+            socket.socket(fileno=os.dup(connection)),
+            commands,
+            self._loop,
+            lambda: self.authorization.phase is Phase.SEALED,
+            self.supervisor.end_pod,
+        )
+        self._monitors.append(monitor)
+        return monitor.hand_over()
 
     def seal(self, policy: str, *, enforce: bool) -> None:
         """The shim is about to put its filter on; see `Supervisor.expect`."""

@@ -46,6 +46,7 @@ OPERATIONS: tuple[Operation[...], ...] = (
     images.make_image,
     images.open_image,
     connections.register_guest,
+    connections.hold_monitor,
     connections.connect_guest,
     connections.connect_events,
     host.probe_kvm,

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from kata_hypervisor import registry
 from kata_runtime.broker.operations import checks
 from kata_runtime.broker.operations.declaration import Reply, operation
 from kata_runtime.broker.phase import ALWAYS, BEFORE_SEAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from kata_runtime.broker.context import Context
+
+
+def _driver(value: Any) -> bool:
+    """The name of a hypervisor driver."""
+    return any(value == info.name for info in registry.DRIVERS)
 
 
 @operation(BEFORE_SEAL, address=checks.guest_address)
@@ -16,6 +24,12 @@ def register_guest(context: Context, *, address: int | str) -> Reply:
     """Remember where the guest's ports are reached; see `kata_hypervisor.host.Host.register_guest`."""
     context.connections.register_guest(address)
     return Reply()
+
+
+@operation(BEFORE_SEAL, descriptors=1, driver=_driver)
+def hold_monitor(context: Context, *, driver: str, descriptors: list[int]) -> Reply:
+    """Hold the VMM's monitor; answers another end of it, over which the sealed shim has few commands."""
+    return Reply(context.hold_monitor(driver, descriptors[0]))
 
 
 @operation(ALWAYS, port=checks.port)
