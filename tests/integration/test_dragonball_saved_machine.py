@@ -133,7 +133,7 @@ def test_a_copy_of_a_copy_has_its_own_memory_or_none(directory: Path) -> None:
         copy.machine.restore(Fields(state))
         copy.machine.processors.release()
         copy.machine.processors.hold()
-    with pytest.raises(SnapshotError, match="was started from a template"):
+    with pytest.raises(SnapshotError, match="runs on pages of the template that it was started from"):
         shared.machine.save(file)
     own.machine.save(file)
     for copy in (shared, own):
