@@ -133,7 +133,7 @@ def test_a_copy_of_a_copy_has_its_own_memory_or_none(directory: Path) -> None:
         copy.machine.restore(Fields(state))
         copy.machine.processors.release()
         copy.machine.processors.hold()
-    with pytest.raises(SnapshotError, match="was started from a template"):
+    with pytest.raises(SnapshotError, match="runs on pages of the template that it was started from"):
         shared.machine.save(file)
     own.machine.save(file)
     for copy in (shared, own):
@@ -231,7 +231,7 @@ def test_the_process_that_makes_a_template_is_sealed(
     monkeypatch.setattr(vsock.Socket, "connect", lambda device, context: None)
     monkeypatch.setattr(vhost_vsock, "open_device", lambda: (os.memfd_create("vsock", os.MFD_CLOEXEC), 3))
     for function, words in ((_nothing, ""), (reach, "newfstatat")):
-        monkeypatch.setattr(maker, "_reach", function)
+        monkeypatch.setattr(maker, "_wait_for_agent", function)
         made = directory / function.__name__
         made.mkdir(mode=0o700)
         reason = maker.make(configuration, made)
