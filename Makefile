@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 LOCK := release/lock
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 # For each target, two dozen of them, as many at a time as there are processors.
-FUZZ_SECONDS ?= $(if $(filter test,$(MAKECMDGOALS)),20,60)
+FUZZ_SECONDS ?= $(if $(filter test,$(MAKECMDGOALS)),15,60)
 # Unit tests wait for processes now and then: one worker more than there are processors keeps these busy.
 UNIT_WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
 ROOMS := configuration runtime hypervisor agent
@@ -68,7 +68,7 @@ test-rig: test-packages environment image ## tests on a KVM that runs unmodified
 rig: environment image ## a shell in the rig, or one command: make rig ARGS='kata-ctl check'
 	$(BIN)/python tests/rig/run.py --image $(IMAGE) -- $(ARGS)
 
-fuzz: environment ## a minute of coverage-guided fuzzing for each parser of hostile input, 20 s in make test; FUZZ_SECONDS
+fuzz: environment ## a minute of coverage-guided fuzzing for each parser of hostile input, 15 s in make test; FUZZ_SECONDS
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
 		$(PIP) install --require-hashes --only-binary :all: --requirement $(LOCK)/fuzz.txt || \
 		{ echo "make fuzz needs atheris, which could not be installed for $$($(BIN)/python -V) on $$(uname -m)"; exit 1; }

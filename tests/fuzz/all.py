@@ -38,9 +38,9 @@ def fuzz(target: str, seconds: int) -> bool:
     runs = re.findall(r"number_of_executed_units: *(\d+)", text)
     covered = re.findall(r"cov: (\d+)", text)
     if status == 0 and runs and covered:
-        print(f"{target:<12} {runs[-1]:>9} inputs, {covered[-1]:>4} places covered", flush=True)
+        print(f"{target:<16} {runs[-1]:>9} inputs, {covered[-1]:>4} places covered", flush=True)
         return True
-    print(f"{target:<12} FAILED, status {status}", *text.splitlines()[-TAIL:], sep="\n", flush=True)
+    print(f"{target:<16} FAILED, status {status}", *text.splitlines()[-TAIL:], sep="\n", flush=True)
     return False
 
 
