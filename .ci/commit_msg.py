@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 
 # The last commit before the rules, and the second after it: a shallow clone may lack the commit.
-BASE = "7854d49010ea91308e4efe6eb01db27ac434120a"
-BASE_TIME = "2026-11-29T16:04:59Z"
+BASE = "e550d3996dd63dd918919eac2545a46a097f7640"
+BASE_TIME = "2026-11-29T17:52:45Z"
 
 LONGEST_SUBJECT = 72
 LONGEST_LINE = 100

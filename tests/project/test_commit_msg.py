@@ -174,8 +174,8 @@ def test_only_commits_after_the_base_are_checked(
 def test_a_shallow_clone_goes_by_time(
     commit_msg: ModuleType, repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    commit(repository, "Wrong, and before the rules", "2026-11-29T16:04:58Z")
-    new = commit(repository, GOOD, "2026-11-29T16:04:59Z")
+    commit(repository, "Wrong, and before the rules", "2026-11-28T00:00:00Z")
+    new = commit(repository, GOOD, commit_msg.BASE_TIME)
     clone = tmp_path_factory.mktemp("shallow")
     git(clone, "clone", "--quiet", "--depth=2", f"file://{repository}", ".")
     assert commit_msg.list_new_commits(clone) == [new]
