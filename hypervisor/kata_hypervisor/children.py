@@ -13,6 +13,7 @@ import anyio
 
 from kata_hypervisor.host import Child, ExitStatus, Host
 from kata_hypervisor.output_tail import Follower, Tail, follow
+from kata_hypervisor.privileges import Privileges
 from kata_hypervisor.seccomp.child_filter import ChildFilter
 
 STDOUT, STDERR = 1, 2
@@ -68,17 +69,20 @@ class Children:
         *,
         stdout: str | None = None,
         seccomp: ChildFilter | None = None,
+        privileges: Privileges | None = None,
     ) -> Child:
         """Start a process with these descriptors and a standard error that is kept.
 
         stdout: the heading under which its standard output is kept too. seccomp: its filter, from before its
-        program runs. Raises LaunchError.
+        program runs. privileges: see `Host.spawn`. Raises LaunchError.
         """
         with contextlib.ExitStack() as theirs:
             ends = {STDERR: await self.pipe(f"{name} stderr", theirs)}
             if stdout is not None:
                 ends[STDOUT] = await self.pipe(stdout, theirs)
-            child = await self._host.spawn(name, argv, fds={**fds, **ends}, seccomp=seccomp)
+            child = await self._host.spawn(
+                name, argv, fds={**fds, **ends}, seccomp=seccomp, privileges=privileges
+            )
         self._children[name] = child
         return child
 

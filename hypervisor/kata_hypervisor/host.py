@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from kata_hypervisor.privileges import Privileges
 from kata_hypervisor.seccomp.child_filter import ChildFilter
 from kata_hypervisor.seccomp.confinement import ThreadConfinement
 
@@ -72,6 +73,7 @@ class Host(Protocol):
         environment: Mapping[str, str] | None = None,
         gate: int | None = None,
         seccomp: ChildFilter | None = None,
+        privileges: Privileges | None = None,
     ) -> Child:
         """Start a child, its descriptors set from `fds`.
 
@@ -82,7 +84,8 @@ class Host(Protocol):
 
         gate: the number of one of the descriptors. The child reads from it before it runs its program, which
         does not get it, and ends when there is nothing to read. seccomp: a filter that is put on it first,
-        and watched; it is in force when this returns.
+        and watched; it is in force when this returns. privileges: what the child is shown of the host; None:
+        all of it, with the privileges of the broker.
 
         Raises:
             LaunchError: the executable cannot be started (missing, not executable, no memory ...).

@@ -4,12 +4,13 @@ Numbers from 424 on are the same on every architecture; libc wrappers are used w
 `use_errno` ctypes exchanges the thread's errno with a copy of its own right after each call, before anything
 else of Python runs, so that `ctypes.get_errno` is about the last call on this thread.
 Sources: mount(2), umount(2), unshare(2), setns(2), prctl(2), open_tree(2), mount_setattr(2), move_mount(2),
-close_range(2), openat2(2), pidfd_getfd(2), renameat2(2).
+close_range(2), openat2(2), pidfd_getfd(2), renameat2(2), pivot_root(2), capset(2), seccomp(2).
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -19,8 +20,12 @@ _libc.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_u
 _libc.syscall.restype = ctypes.c_long
 
 _OPEN_TREE, _MOVE_MOUNT, _CLOSE_RANGE, _OPENAT2, _PIDFD_GETFD, _MOUNT_SETATTR = 428, 429, 436, 437, 438, 442
-_CLONE_NEWNS, _CLONE_NEWNET = 0x20000, 0x40000000
+_CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
+_CLONE_NEWPID, _CLONE_NEWNET = 0x20000000, 0x40000000
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
+_PR_SET_SECCOMP, _SECCOMP_MODE_STRICT = 22, 1
+_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
+_CAPABILITY_VERSION, _MAX_CAPABILITY = 0x20080522, 63
 _AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH, _MOVE_MOUNT_T_EMPTY_PATH = 0x4, 0x40
@@ -159,6 +164,72 @@ def enter_network(namespace: int) -> None:
     """Move this thread into a network namespace, by a descriptor of it."""
     # SAFETY: no argument is a pointer.
     _check(_libc.setns(namespace, _CLONE_NEWNET))
+
+
+def unshare_child() -> None:
+    """Enter mount, UTS, IPC and network namespaces of our own; mounts in there are nobody else's."""
+    # SAFETY: no argument is a pointer.
+    _check(_libc.unshare(_CLONE_NEWNS | _CLONE_NEWUTS | _CLONE_NEWIPC | _CLONE_NEWNET))
+    mount("", "/", flags=MS_PRIVATE | MS_REC)
+
+
+def pivot_root() -> None:
+    """Make the working directory, which is a mount, the root; nothing of the old one is left."""
+    # SAFETY: the strings are constants with a zero at their end.
+    _check(_libc.pivot_root(b".", b"."))
+    unmount(".", lazy=True)
+
+
+def unshare_pids() -> None:
+    """Let the next child be process 1 of a PID namespace."""
+    # SAFETY: no argument is a pointer.
+    _check(_libc.unshare(_CLONE_NEWPID))
+
+
+def enter_pids(namespace: int) -> None:
+    """Let the next children be in a PID namespace, by a descriptor of it."""
+    # SAFETY: no argument is a pointer.
+    _check(_libc.setns(namespace, _CLONE_NEWPID))
+
+
+class _CapabilityHeader(ctypes.Structure):
+    _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
+
+
+class _CapabilityData(ctypes.Structure):
+    _fields_ = (
+        ("effective", ctypes.c_uint32),
+        ("permitted", ctypes.c_uint32),
+        ("inheritable", ctypes.c_uint32),
+    )
+
+
+def become_user(number: int) -> None:
+    """Become a user and group of this number and no others, without any capability, for ever.
+
+    The kernel forgets at this point who we die with: `die_with_parent` must be called again.
+    """
+    for capability in range(_MAX_CAPABILITY + 1):
+        # SAFETY: no argument is a pointer.
+        if _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
+            if ctypes.get_errno() == errno.EINVAL and capability > 0:
+                break  # the kernel has no more of them
+            _check(-1)
+    os.setgroups([])
+    os.setresgid(number, number, number)
+    os.setresuid(number, number, number)
+    header = _CapabilityHeader(version=_CAPABILITY_VERSION, pid=0)
+    nothing = (_CapabilityData * 2)()
+    # SAFETY: both structures live until the call returns; this version reads two of the second.
+    _check(_libc.capset(ctypes.byref(header), nothing))
+    # SAFETY: no argument is a pointer.
+    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+
+
+def permit_only_reading() -> None:
+    """From here on this thread may read, write and return from signals; the kernel kills it for all else."""
+    # SAFETY: no argument is a pointer.
+    _check(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_STRICT, 0, 0, 0))
 
 
 def set_name(name: str) -> None:

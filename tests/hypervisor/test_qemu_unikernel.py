@@ -88,9 +88,9 @@ async def test_a_command_line_with_everything(spec: UnikernelSpec) -> None:
         *("-accel", "tcg,thread=multi", "-cpu", "max,pmu=off", "-smp", "cpus=2", "-m", "64M"),
         *("-kernel", "/proc/self/fd/4", "-initrd", "/proc/self/fd/5", "-append", "-S, no option"),
     ]
-    block = "driver=raw,node-name=block,read-only=on,file.driver=file,file.filename=/proc/self/fd/6"
+    block = "driver=raw,node-name=block,read-only=on,file.driver=file,file.filename=/dev/fdset/6"
     devices = [
-        *("-blockdev", block, "-device", "virtio-blk-pci,drive=block"),
+        *("-add-fd", "fd=6,set=6", "-blockdev", block, "-device", "virtio-blk-pci,drive=block"),
         *("-netdev", "tap,id=net,fd=7"),
         *("-device", "virtio-net-pci,netdev=net,mac=02:00:00:00:00:01,host_mtu=1400"),
     ]

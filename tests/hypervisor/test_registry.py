@@ -177,7 +177,8 @@ def test_check_looks_for_a_new_drivers_program_and_device(toy: DriverInfo, tmp_p
 
 def to_spawn(role: str) -> dict[str, object]:
     """A request to the broker."""
-    plain = {"argv": ["/t"], "fds": [], "environment": None, "gate": None, "seccomp": None}
+    optional = dict.fromkeys(("environment", "gate", "seccomp", "privileges"))
+    plain = {"argv": ["/t"], "fds": [], **optional}
     return {"id": 1, "op": "spawn", "name": role, **plain}
 
 

@@ -357,7 +357,8 @@ def busy_sandbox(bed: Bed) -> Callable[[socket.socket], list[int]]:
 
         def spawn(name: str, script: str) -> int:
             argv = ["/bin/sh", "-c", script]
-            reply = do("spawn", name=name, argv=argv, fds=[], environment=None, gate=None, seccomp=None)
+            optional = dict.fromkeys(("environment", "gate", "seccomp", "privileges"))
+            reply = do("spawn", name=name, argv=argv, fds=[], **optional)
             return int(reply["pid"])
 
         do("prepare", cgroup="/broker-test/busy")

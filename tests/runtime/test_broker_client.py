@@ -24,7 +24,7 @@ from kata_runtime.broker.client import Broker
 from kata_runtime.broker.errors import BrokerLostError, RequestFailedError, RequestRefusedError
 from kata_runtime.broker.process import fork_broker
 
-PLAIN: dict[str, Any] = {"fds": [], "environment": None, "gate": None, "seccomp": None}
+PLAIN: dict[str, Any] = {"fds": [], **dict.fromkeys(("environment", "gate", "seccomp", "privileges"))}
 
 
 @pytest.fixture

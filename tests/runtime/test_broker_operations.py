@@ -39,6 +39,14 @@ FILTER = {
     "writable": [],
 }
 
+PRIVILEGES = {
+    "files": ["/boot/vmlinuz"],
+    "data": [],
+    "devices": ["/dev/kvm"],
+    "proc": False,
+    "open_files": 64,
+}
+
 TEXTS: list[Any] = [None, 7, ["/a"], {}, "/a\0b", "/\ud800"]
 PATHS: list[Any] = [*TEXTS, "", "a", "./a", "/" + "x" * 5000]
 LABELS: list[Any] = [*TEXTS, "", "two\nlines", "x" * 201]
@@ -49,8 +57,20 @@ PIDS: list[Any] = [None, True, "100", -1, 0, 1, 100.0, 2**22 + 1]
 EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
     "prepare": ({"cgroup": "/default/x"}, {"cgroup": [7, "/a\0b", ["/a"], "/\ud800"]}),
     "oom_kills": ({}, {}),
+    "take_user": (
+        {"base": 1_900_000_000, "count": 65536},
+        {"base": [None, True, "1", 0, -1, 2**32], "count": [None, True, "1", 0, -1, 2**32]},
+    ),
     "spawn": (
-        {"name": "qemu", "argv": ["/q"], "fds": [], "environment": None, "gate": None, "seccomp": None},
+        {
+            "name": "qemu",
+            "argv": ["/q"],
+            "fds": [],
+            "environment": None,
+            "gate": None,
+            "seccomp": None,
+            "privileges": None,
+        },
         {
             "name": [None, "", "bash", "rootfs-image", ["qemu"], "QEMU"],
             "argv": [None, [], "/q", ["qemu"], ["/q", "a\0b"], ["/q", 1], ["/q"] * 1025],
@@ -63,6 +83,13 @@ EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
                 *({**FILTER, "loading": None}, {**FILTER, "policy": "two\nlines"}),
                 *({**FILTER, "last": last} for last in ([16], [16, 2**32], [1, 2, 3], ["16", 1], None)),
                 *({**FILTER, "writable": ["dev/kvm"]}, {**FILTER, "readable": "/a"}),
+            ],
+            "privileges": [
+                *(7, [], {}, {**PRIVILEGES, "user": 0}, {k: v for k, v in PRIVILEGES.items() if k != "proc"}),
+                *({**PRIVILEGES, key: value} for key in ("files", "data") for value in (None, "/a", ["a"])),
+                *({**PRIVILEGES, "devices": value} for value in (["/etc/x"], ["/dev/../x"], ["kvm"], None)),
+                *({**PRIVILEGES, "files": ["/a"] * 65}, {**PRIVILEGES, "proc": 1}),
+                *({**PRIVILEGES, "open_files": value} for value in (None, True, 0, "64", 2**21)),
             ],
         },
     ),
@@ -280,7 +307,18 @@ def test_whatever_is_asked_is_checked_or_refused(message: dict[str, Any], op: st
 # Each name is paid for by every pod: add one only with a measurement.
 CHEAP = {
     *("__future__", "base64", "binascii", "copyreg", "ctypes", "_ctypes", "fcntl", "json", "_json"),
-    *("kata_hypervisor", "kata_runtime", "re", "_sha2", "_sha256", "signal", "_sre", "struct", "_struct"),
+    *(
+        "kata_hypervisor",
+        "kata_runtime",
+        "re",
+        "resource",
+        "_sha2",
+        "_sha256",
+        "signal",
+        "_sre",
+        "struct",
+        "_struct",
+    ),
 }
 DECLARATIONS = {
     *("kata_runtime", "kata_runtime.broker", "kata_runtime.broker.errors", "kata_runtime.broker.messages"),

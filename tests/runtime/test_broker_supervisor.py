@@ -27,7 +27,7 @@ from kata_runtime.broker.log_sink import take_fatal_message
 from kata_runtime.broker.process import fork_broker
 
 POLICY = "test [base]"
-PLAIN: dict[str, Any] = {"fds": [], "environment": None, "gate": None, "seccomp": None}
+PLAIN: dict[str, Any] = {"fds": [], **dict.fromkeys(("environment", "gate", "seccomp", "privileges"))}
 
 
 @pytest.fixture

@@ -52,6 +52,9 @@ class ProbingBroker:
     async def prepare(self, cgroup: str | None) -> None:
         pass
 
+    async def take_user(self, base: int, count: int) -> int:
+        return base
+
     async def missing_kvm_support(self) -> str:
         self.asked += 1
         if isinstance(self._reason, Exception):

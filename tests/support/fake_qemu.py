@@ -14,6 +14,7 @@ from typing import Any
 
 from kata_hypervisor.errors import LaunchError
 from kata_hypervisor.host import Child, ExitStatus
+from kata_hypervisor.privileges import Privileges
 from kata_hypervisor.qemu.command import MONITOR, STDERR
 from kata_hypervisor.seccomp.child_filter import ChildFilter
 from kata_hypervisor.seccomp.confinement import ThreadConfinement
@@ -96,6 +97,7 @@ class FakeHost:
         environment: Mapping[str, str] | None = None,
         gate: int | None = None,
         seccomp: ChildFilter | None = None,
+        privileges: Privileges | None = None,
     ) -> FakeChild:
         """See Host. QEMU has a filter of its own, and waits by itself."""
         assert gate is None

@@ -15,6 +15,7 @@ from pathlib import Path
 from kata_agent.transports import Dial, dial_unix, dial_vsock
 from kata_hypervisor.errors import LaunchError
 from kata_hypervisor.host import Child, ExitStatus
+from kata_hypervisor.privileges import Privileges
 from kata_hypervisor.seccomp import effectiveness
 from kata_hypervisor.seccomp.child_filter import ChildFilter
 from kata_hypervisor.seccomp.confinement import ThreadConfinement, read_threads
@@ -86,6 +87,7 @@ class LocalHost:
         environment: Mapping[str, str] | None = None,
         gate: int | None = None,
         seccomp: ChildFilter | None = None,
+        privileges: Privileges | None = None,
     ) -> LocalChild:
         """See Host. With a gate or a filter, the broker's own code forks."""
         if gate is not None or seccomp is not None:

@@ -215,6 +215,9 @@ class BrokerDouble:
         await self.preparing.passed()
         return cgroup or ""
 
+    async def take_user(self, base: int, count: int) -> int:
+        return base
+
     async def read_spec(self, bundle: str) -> bytes:
         return Path(bundle, "config.json").read_bytes()
 

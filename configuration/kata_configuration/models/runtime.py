@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import AfterValidator, Field
 
 from kata_configuration.models.base import (
     OURS,
@@ -84,6 +84,24 @@ class Runtime(Table):
         ),
         Annotation(loosens="run the runtime's own process without its filter"),
     ] = "enforce"
+    sandbox_uid_base: Annotated[
+        int,
+        About(
+            "The first of the user and group ids that pods run as, one for each pod.",
+            OURS,
+            takes_effect_in=Effect.SHIM,
+        ),
+        Annotation(loosens="choose the user that its processes run as on the host"),
+    ] = Field(1_900_000_000, ge=1000, le=2**31 - 1)
+    sandbox_uid_count: Annotated[
+        int,
+        About(
+            "How many user and group ids there are for pods, and so how many pods may run.",
+            OURS,
+            takes_effect_in=Effect.SHIM,
+        ),
+        Annotation(loosens="choose the user that its processes run as on the host"),
+    ] = Field(65536, ge=1, le=2**30)
     sandbox_cgroup_only: Annotated[
         OnlyTrue,
         About(

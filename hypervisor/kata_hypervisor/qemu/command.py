@@ -13,9 +13,15 @@ from pathlib import Path
 from kata_configuration.models.qemu import QemuHypervisor as QemuTable
 from kata_hypervisor.contract import SharedDirectory, VmSpec
 from kata_hypervisor.errors import LaunchError
+from kata_hypervisor.privileges import KVM, NULL, Privileges, prefix_data
 
 STDERR, MONITOR, CONSOLE, AGENT, FILESYSTEM = 2, 3, 4, 5, 6
 """Descriptors in QEMU: AGENT is the vhost-vsock device, or a socket to the agent's serial port."""
+
+FIRMWARE = tuple(
+    Path("/usr/share", name) for name in ("qemu", "seabios", "qboot", "qemu-efi", "ipxe", "ovmf", "OVMF")
+)
+"""Directories in which distributions keep QEMU's firmware."""
 
 SERIAL_PORT_NAME = "org.kata.agent.0"
 """The virtio-serial port, below /dev/virtio-ports in the guest, on which the agent serves all its ports."""
@@ -99,6 +105,24 @@ def has_partition_table(image: Path) -> bool:
     """Tell whether a disk image begins with an MBR, which every GPT disk has too (as a protective one)."""
     with image.open("rb") as file:
         return file.read(512)[510:] == b"\x55\xaa"
+
+
+def shown(table: QemuTable, spec: VmSpec) -> Privileges:
+    """What QEMU is shown of the host for this machine: what its command line names."""
+    files = [spec.kernel, *filter(None, (spec.initrd, spec.image))]
+    devices = [NULL, *program_devices(table)]
+    (devices if table.entropy_source.is_char_device() else files).append(table.entropy_source)
+    return Privileges(tuple(files), program_data(table), tuple(dict.fromkeys(devices)))
+
+
+def program_devices(table: QemuTable) -> tuple[Path, ...]:
+    """The devices that QEMU opens for the processors."""
+    return (KVM,) if table.accelerator == "kvm" else ()
+
+
+def program_data(table: QemuTable) -> tuple[Path, ...]:
+    """Where QEMU looks for its firmware and its modules."""
+    return (*FIRMWARE, *prefix_data(table.path, "share/qemu", "share/qemu-firmware", "lib", "lib64"))
 
 
 def option(head: str, **properties: object) -> str:

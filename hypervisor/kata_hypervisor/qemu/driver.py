@@ -65,7 +65,8 @@ class Qemu(QmpControlled, Hypervisor):
             cid = await self._prepare_transport(fds, theirs)
             partitioned = spec.image is not None and command.has_partition_table(spec.image)
             devices = command.Devices(vsock_cid=cid, image_partitioned=partitioned)
-            await self._spawn_qemu(command.command_line(self._table, spec, devices), fds, theirs)
+            argv = command.command_line(self._table, spec, devices)
+            await self._spawn_qemu(argv, fds, theirs, command.shown(self._table, spec))
 
     async def _start_virtiofsd(
         self, directory: Path, shared: SharedDirectory, theirs: contextlib.ExitStack

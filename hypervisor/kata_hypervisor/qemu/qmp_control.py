@@ -15,6 +15,7 @@ from kata_hypervisor.errors import ConfinementError, HypervisorError
 from kata_hypervisor.exit_reason import first_failure
 from kata_hypervisor.host import ExitStatus, Host
 from kata_hypervisor.lifecycle import VIRTIOFSD, ProcessLifecycle
+from kata_hypervisor.privileges import Privileges
 from kata_hypervisor.qemu.command import MONITOR
 from kata_hypervisor.qemu.diagnosis import Ending
 from kata_hypervisor.qemu.info import QEMU
@@ -59,13 +60,13 @@ class QmpControlled(ProcessLifecycle):
     # -- start ---------------------------------------------------------------------------------------------
 
     async def _spawn_qemu(
-        self, argv: Sequence[str], fds: Mapping[int, int], theirs: contextlib.ExitStack
+        self, argv: Sequence[str], fds: Mapping[int, int], theirs: contextlib.ExitStack, shown: Privileges
     ) -> None:
         """Start QEMU, which waits for commands on its monitor. fds: what it inherits besides."""
         ours, monitor = self._children.channel(theirs)
         self._monitor = QmpClient(await self._host.hold_monitor(self.info.name, ours))
         self._children.ours.push_async_callback(self._monitor.aclose)
-        await self._children.spawn(self.vmm, argv, {**fds, MONITOR: monitor})
+        await self._children.spawn(self.vmm, argv, {**fds, MONITOR: monitor}, privileges=shown)
 
     async def _connect(self) -> None:
         """Reach QEMU, whose virtual CPUs wait, and verify its confinement."""

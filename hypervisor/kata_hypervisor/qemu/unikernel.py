@@ -28,6 +28,7 @@ from kata_hypervisor.contract import (
 )
 from kata_hypervisor.errors import LaunchError, UnikernelError
 from kata_hypervisor.host import ExitStatus, Host
+from kata_hypervisor.privileges import readable
 from kata_hypervisor.qemu import unikernel_command as command
 from kata_hypervisor.qemu.command import COMMAND_LINE_LIMIT
 from kata_hypervisor.qemu.preflight import check_program
@@ -91,7 +92,11 @@ class QemuUnikernel(QmpControlled, UnikernelVmm):
         self._warnings += check_program(self._table, spec.memory_mib)
         argv = command.command_line(self._table, spec)
         with contextlib.ExitStack() as theirs:
-            await self._spawn_qemu(argv, command.descriptors(spec), theirs)
+            fds = command.descriptors(spec)
+            for number in (command.FILE, command.INITRD):
+                if number in fds:
+                    fds[number] = readable(fds[number], theirs)
+            await self._spawn_qemu(argv, fds, theirs, command.shown(self._table))
 
     async def _connect_and_watch(self) -> None:
         await self._connect()

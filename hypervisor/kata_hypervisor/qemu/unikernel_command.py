@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 from kata_configuration.models.qemu import QemuHypervisor as QemuTable
 from kata_hypervisor.contract import BlockFile, NetTap, UnikernelSpec
-from kata_hypervisor.qemu.command import MONITOR, board, option
+from kata_hypervisor.privileges import NULL, RANDOM, Privileges
+from kata_hypervisor.qemu.command import MONITOR, board, option, program_data, program_devices
 
 STDOUT, FILE, INITRD, BLOCK, NET = 1, 4, 5, 6, 7
 
@@ -40,6 +41,12 @@ def command_line(table: QemuTable, spec: UnikernelSpec) -> list[str]:
     ]
 
 
+def shown(table: QemuTable) -> Privileges:
+    """What QEMU is shown of the host: nothing of the unikernel's, which it reaches by its descriptors."""
+    devices = (NULL, RANDOM, *program_devices(table))
+    return Privileges(data=program_data(table), devices=devices, proc=True)
+
+
 def descriptors(spec: UnikernelSpec) -> dict[int, int]:
     """What QEMU inherits for the unikernel, by its numbers there."""
     given = {STDOUT: spec.output, FILE: spec.file}
@@ -58,7 +65,9 @@ def _path(number: int) -> str:
 
 def _block(block: BlockFile) -> Iterator[str]:
     device = stat.S_ISBLK(os.fstat(block.descriptor).st_mode)
-    file = {"file.driver": "host_device" if device else "file", "file.filename": _path(BLOCK)}
+    # A set of one descriptor, which QEMU copies: opening it anew by its path would take a permission.
+    yield from ("-add-fd", f"fd={BLOCK},set={BLOCK}")
+    file = {"file.driver": "host_device" if device else "file", "file.filename": f"/dev/fdset/{BLOCK}"}
     read_only = "on" if block.read_only else "off"
     yield from ("-blockdev", option("driver=raw", node_name="block", read_only=read_only, **file))
     yield from ("-device", "virtio-blk-pci,drive=block")

@@ -8,7 +8,7 @@ import signal
 import time
 
 from kata_hypervisor.seccomp import confinement
-from kata_runtime.broker import processes, spawn
+from kata_runtime.broker import confined_child, processes, spawn
 from kata_runtime.broker.child_filter import ChildFilterSupervisor
 from kata_runtime.broker.errors import RequestRefusedError
 from kata_runtime.broker.event_loop import READABLE
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kata_runtime.broker.event_loop import EventLoop
     from kata_runtime.broker.log_sink import LogSink
     from kata_runtime.broker.messages import Message
+    from kata_runtime.broker.pod_identity import PodIdentity
     from kata_runtime.broker.rollback import RollbackJournal
 
 _PAUSE = 0.001
@@ -32,18 +33,21 @@ MAX_CHILDREN = 64
 class Children:
     """The processes that one broker has started, and those that these have left behind.
 
-    shim: its process id. notify: sends a message to it without waiting.
+    shim: its process id. identity: the pod's user and PID namespace. notify: sends a message to the shim
+    without waiting.
     """
 
     def __init__(
         self,
         shim: int,
+        identity: PodIdentity,
         journal: RollbackJournal,
         loop: EventLoop,
         log_sink: LogSink,
         notify: Callable[[Message], None],
     ) -> None:
         self._shim = shim
+        self._identity = identity
         self._journal = journal
         self._loop = loop
         self._log_sink = log_sink
@@ -60,8 +64,12 @@ class Children:
         *,
         gate: int | None = None,
         seccomp: Mapping[str, Any] | None = None,
+        privileges: Mapping[str, Any] | None = None,
     ) -> int:
-        """Start a child and return its pid; see `spawn.spawn`. seccomp: the fields of a ChildFilter."""
+        """Start a child and return its pid; see `spawn.spawn`.
+
+        seccomp: the fields of a ChildFilter. privileges: those of a Privileges, which confine it.
+        """
         if len(self._entries) >= MAX_CHILDREN:
             raise RequestRefusedError(
                 f"cannot start {name}: the sandbox has {MAX_CHILDREN} helper processes, and may have no more"
@@ -74,7 +82,15 @@ class Children:
 
         supervisor = ChildFilterSupervisor(name, seccomp) if seccomp is not None else None
         try:
-            pid = spawn.spawn(name, argv, fds, environment, record, gate=gate, supervisor=supervisor)
+            confined: dict[str, Any] = {}
+            if privileges is not None:
+                spawn.check_executable(name, argv[0])
+                user, place = self._identity.user, self._identity.place
+                root = confined_child.plan(name, argv[0], privileges, user, place)
+                confined = {"root": root, "fork": self._identity.fork}
+            pid = spawn.spawn(
+                name, argv, fds, environment, record, gate=gate, supervisor=supervisor, **confined
+            )
         except BaseException:
             self._journal.drop(number)
             raise

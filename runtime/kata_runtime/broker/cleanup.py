@@ -14,7 +14,7 @@ import os
 import stat
 import time
 
-from kata_runtime.broker import cgroups, mounts, processes
+from kata_runtime.broker import cgroups, mounts, pod_identity, processes
 from kata_runtime.broker.errors import BrokerError
 from kata_runtime.broker.path_scope import PathScope
 from kata_runtime.broker.rollback import NAME, RollbackJournal
@@ -147,6 +147,8 @@ def _undo(entry: Entry, scope: PathScope, mounted: bool) -> None:
                 _unmount(entry["path"], scope)
         case "remove":
             _remove(entry["path"], scope)
+        case pod_identity.UNDO:
+            pod_identity.release(entry["path"], entry["key"])
         case kind:
             raise BrokerError(f"this version of the runtime knows no such entry: {kind!r}")
 

@@ -14,6 +14,7 @@ import anyio
 
 from kata_hypervisor.errors import HostUnfitError, LaunchError, NotSupportedError, SealError
 from kata_hypervisor.host import Child, ExitStatus
+from kata_hypervisor.privileges import Privileges
 from kata_hypervisor.seccomp.child_filter import ChildFilter
 from kata_hypervisor.seccomp.confinement import ThreadConfinement
 from kata_runtime.broker import image_cache
@@ -106,6 +107,10 @@ class Broker:
         reply = await self._request(cgroup.prepare, cgroup=path)
         return str(reply.result["path"])
 
+    async def take_user(self, base: int, count: int) -> int:
+        """Take a uid of the range [base, base + count) for the pod; once, before its children."""
+        return int((await self._request(children.take_user, base=base, count=count)).result["uid"])
+
     async def oom_kills(self) -> int:
         """How many processes of the sandbox's cgroup the kernel has killed for want of memory."""
         reply = await self._request(cgroup.oom_kills)
@@ -157,6 +162,7 @@ class Broker:
         environment: Mapping[str, str] | None = None,
         gate: int | None = None,
         seccomp: ChildFilter | None = None,
+        privileges: Privileges | None = None,
     ) -> Child:
         """Start a child; see `kata_hypervisor.host.Host.spawn`. Raises LaunchError."""
         try:
@@ -168,6 +174,7 @@ class Broker:
                 environment=None if environment is None else dict(environment),
                 gate=gate,
                 seccomp=None if seccomp is None else seccomp.to_json(),
+                privileges=None if privileges is None else privileges.to_json(),
                 descriptors=list(fds.values()),
             )
         except RequestFailedError as error:

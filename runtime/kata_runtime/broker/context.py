@@ -17,6 +17,7 @@ from kata_runtime.broker.kvm import Kvm
 from kata_runtime.broker.log_sink import LogSink, take_fatal_message
 from kata_runtime.broker.monitor import Monitor
 from kata_runtime.broker.phase import Phase
+from kata_runtime.broker.pod_identity import PodIdentity
 from kata_runtime.broker.sandbox_cgroup import SandboxCgroup
 from kata_runtime.broker.streams import Streams
 from kata_runtime.broker.supervisor import Supervisor
@@ -58,7 +59,8 @@ class Context:
         self.directory = directory
         self.authorization = Authorization(bundle, identity.id)
         self.cgroup = SandboxCgroup(identity, self.shim, journal)
-        self.children = Children(self.shim, journal, loop, log_sink, self._notify)
+        self.pod = PodIdentity(identity, journal)
+        self.children = Children(self.shim, self.pod, journal, loop, log_sink, self._notify)
         self.connections = Connections(events, identity.directory, directory.descriptor)
         self.files = Files(directory, self.authorization)
         self.images = Images(directory, self.files, self.children)

@@ -13,6 +13,7 @@ of these is counted, and hides no other. Kinds:
     rmgroup  path               a parent of it, removed when it is empty
     unmount  path               a mount in the namespace of the header
     remove   path               an empty directory or a file
+    uid      path, key          a file that takes a user for the sandbox of this key
 """
 
 from __future__ import annotations

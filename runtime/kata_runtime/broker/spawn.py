@@ -11,7 +11,7 @@ import stat
 from functools import partial
 
 from kata_runtime import syscalls
-from kata_runtime.broker import processes
+from kata_runtime.broker import confined_child, processes
 from kata_runtime.broker.errors import RequestFailedError
 
 TYPE_CHECKING = False
@@ -20,8 +20,9 @@ if TYPE_CHECKING:
     from typing import NoReturn
 
     from kata_runtime.broker.child_filter import ChildFilterSupervisor
+    from kata_runtime.broker.confined_child import Plan
 
-GO, LISTENER, FAILED, UNFILTERED = b"g", b"listener", b"failed", b"unfiltered"
+GO, LISTENER, FAILED, UNCONFINED = b"g", b"listener", b"failed", b"unconfined"
 """What parent and child send each other; the child's end of file says that it runs, or is at its gate."""
 
 NOT_RUN = 127
@@ -51,13 +52,16 @@ def spawn(
     *,
     gate: int | None = None,
     supervisor: ChildFilterSupervisor | None = None,
+    root: Plan | None = None,
+    fork: Callable[[], int] = os.fork,
 ) -> int:
     """Start a child and return its pid once it runs its program, or waits at its gate.
 
     fds: its descriptors by number, of ours. record(pid, start time) is called when the process exists and
     before it runs anything. gate: the number of a descriptor from which it reads first: it runs its program
     when it reads a byte, without that descriptor, and exits at the end of file. supervisor: of the filter
-    that it does all of this under.
+    that it does all of this under. root: what it is confined to, before anything else is done to it. fork:
+    makes the process, in a PID namespace perhaps.
 
     Raises:
         RequestFailedError: the program cannot be run; nothing is left of the child.
@@ -72,16 +76,15 @@ def spawn(
         install = partial(kernel.install, supervisor.code, all_threads=False, listener=True)
     go_read, go_write = os.pipe2(os.O_CLOEXEC)
     report_read, report_write = os.pipe2(os.O_CLOEXEC)
-    parent = os.getpid()
     try:
-        pid = os.fork()
+        pid = fork()
     except OSError as error:
         for fd in (go_read, go_write, report_read, report_write):
             os.close(fd)
         raise _failure(name, argv[0], error) from None
     if pid == 0:
         os.close(go_write)
-        _become(argv, fds, environment, parent, go_read, report_write, install, gate)
+        _become(argv, fds, environment, root, go_read, report_write, install, gate)
     os.close(go_read)
     os.close(report_write)
     try:
@@ -115,7 +118,7 @@ def _follow(
                 if kind == FAILED:
                     number = int(rest)
                     raise _failure(name, path, OSError(number, os.strerror(number)))
-                if kind == UNFILTERED:
+                if kind == UNCONFINED:
                     raise RequestFailedError(f"cannot start {name}: {rest.decode()}")
                 assert supervisor is not None
                 supervisor.take_listener(_take(name, pid, int(rest)))
@@ -146,7 +149,7 @@ def _become(
     argv: Sequence[str],
     fds: Mapping[int, int],
     environment: Mapping[str, str],
-    parent: int,
+    root: Plan | None,
     go: int,
     report: int,
     install: Callable[[], int | None] | None,
@@ -155,7 +158,7 @@ def _become(
     """The child's side: never returns, and never raises into the broker's own code."""
     try:
         syscalls.die_with_parent(signal.SIGKILL)
-        if os.getppid() != parent or os.read(go, 1) != GO:
+        if os.read(go, 1) != GO or _is_orphan(go):
             os._exit(NOT_RUN)
         os.setsid()
         os.chdir("/")
@@ -164,6 +167,8 @@ def _become(
             if signal.getsignal(number) not in (signal.SIG_DFL, None):
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        if root is not None:
+            _confine(root, go, report)
         if install is not None:
             _install_filter(install, go, report)
         if gate is not None:
@@ -183,6 +188,25 @@ def _become(
         os._exit(NOT_RUN)
 
 
+def _is_orphan(go: int) -> bool:
+    """Whether the parent exited before PR_SET_PDEATHSIG was set: it has the other end until we run."""
+    waiter = select.poll()
+    waiter.register(go, 0)  # a hang-up is always reported
+    return bool(waiter.poll(0))
+
+
+def _confine(root: Plan, go: int, report: int) -> None:
+    """Enter the root and become the pod's user, or say why not and exit."""
+    try:
+        confined_child.enter(root)
+    except confined_child.StepFailedError as error:
+        os.write(report, b"%s %s" % (UNCONFINED, str(error).encode()[:2000]))
+        os._exit(NOT_RUN)
+    syscalls.die_with_parent(signal.SIGKILL)  # which a change of user resets
+    if _is_orphan(go):
+        os._exit(NOT_RUN)
+
+
 def _install_filter(install: Callable[[], int | None], go: int, report: int) -> None:
     """Put on the filter, and wait until the parent has its listener: only then somebody answers."""
     from kata_hypervisor.errors import SealError
@@ -190,7 +214,7 @@ def _install_filter(install: Callable[[], int | None], go: int, report: int) -> 
     try:
         listener = install()
     except SealError as error:
-        os.write(report, b"%s %s" % (UNFILTERED, str(error).encode()[:2000]))
+        os.write(report, b"%s %s" % (UNCONFINED, str(error).encode()[:2000]))
         os._exit(NOT_RUN)
     assert listener is not None
     os.write(report, b"%s %d" % (LISTENER, listener))

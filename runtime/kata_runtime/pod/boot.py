@@ -82,8 +82,7 @@ class Boot:
         Raises:
             SandboxError: a stage failed. Other errors of a stage are raised as they are.
         """
-        cgroup = (self._spec.get("linux") or {}).get("cgroupsPath")
-        await self._run_stage("host", self._broker.prepare(cgroup))
+        await self._run_stage("host", self._prepare_host(configuration))
         boot = await self._run_stage("files", make_boot(configuration))
         stop = boot.stop
         try:
@@ -100,6 +99,11 @@ class Boot:
                 raise unfit from error
             raise
         return Booted(configuration, guest, seal, vmm_pid_of(boot.machine), time.time_ns())
+
+    async def _prepare_host(self, configuration: Configuration) -> None:
+        await self._broker.prepare((self._spec.get("linux") or {}).get("cgroupsPath"))
+        runtime = configuration.runtime
+        await self._broker.take_user(runtime.sandbox_uid_base, runtime.sandbox_uid_count)
 
     async def _give_up(
         self, error: BaseException, configuration: Configuration, stop: Callable[[], Awaitable[None]]

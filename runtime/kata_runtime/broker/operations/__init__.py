@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 OPERATIONS: tuple[Operation[...], ...] = (
     cgroup.prepare,
     cgroup.oom_kills,
+    children.take_user,
     children.spawn,
     children.kill,
     children.confinement,

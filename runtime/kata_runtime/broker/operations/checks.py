@@ -164,6 +164,24 @@ def child_filter(value: Any) -> bool:
     )
 
 
+_PRIVILEGES: dict[str, Check] = {
+    "files": list_of(path, 0, MAX_JAIL_FILES),
+    "data": list_of(path, 0, MAX_JAIL_FILES),
+    "devices": list_of(lambda value: path(value) and value.startswith("/dev/") and ".." not in value, 0, 16),
+    "proc": flag,
+    "open_files": number(16, 1 << 20),
+}
+
+
+def privileges(value: Any) -> bool:
+    """The fields of a `kata_hypervisor.privileges.Privileges`."""
+    return (
+        isinstance(value, dict)
+        and value.keys() == _PRIVILEGES.keys()
+        and all(allowed(value[key]) for key, allowed in _PRIVILEGES.items())
+    )
+
+
 # -- of a mount --------------------------------------------------------------------------------------------
 
 FILESYSTEMS = ("bind", "overlay", "ext4", "xfs", "btrfs", "zfs", "erofs", "squashfs")

@@ -20,6 +20,12 @@ def _role(value: Any) -> bool:
     return isinstance(value, str) and value in registry.child_roles()
 
 
+@operation(BEFORE_SEAL, base=checks.number(1, 2**32 - 2), count=checks.number(1, 2**32 - 2))
+def take_user(context: Context, *, base: int, count: int) -> Reply:
+    """Take a user of a range for the pod, before any child that runs as it; once. Answers "uid"."""
+    return Reply(uid=context.pod.take(base, count))
+
+
 @operation(
     BEFORE_SEAL,
     name=_role,
@@ -28,6 +34,7 @@ def _role(value: Any) -> bool:
     environment=checks.optional(checks.environment),
     gate=checks.optional(checks.number(3, checks.MAX_CHILD_FD)),
     seccomp=checks.optional(checks.child_filter),
+    privileges=checks.optional(checks.privileges),
     descriptors="fds",
 )
 def spawn(
@@ -39,16 +46,21 @@ def spawn(
     environment: dict[str, str] | None,
     gate: int | None,
     seccomp: dict[str, Any] | None,
+    privileges: dict[str, Any] | None,
     descriptors: list[int],
 ) -> Reply:
     """Start a child; see `kata_hypervisor.host.Host.spawn`. Answers "pid".
 
     fds: the number that each descriptor has in the child. seccomp: the fields of a ChildFilter.
+    privileges: those of a Privileges.
     """
     if gate is not None and gate not in fds:
         raise RequestRefusedError(f"spawn: descriptor {gate} cannot be a gate: it is not one of fds")
     placed = dict(zip(fds, descriptors, strict=True))
-    return Reply(pid=context.children.start(name, argv, placed, environment, gate=gate, seccomp=seccomp))
+    pid = context.children.start(
+        name, argv, placed, environment, gate=gate, seccomp=seccomp, privileges=privileges
+    )
+    return Reply(pid=pid)
 
 
 @operation(ALWAYS, pid=checks.pid, signal=checks.number(1, 64))

@@ -1,0 +1,175 @@
+"""The user of a pod, and its PID namespace: what its processes have in common, and share with no other pod.
+
+A uid (and the gid of the same number) is taken by a file of its name, made exclusively below the runtime's
+state directory, with the sandbox's key in it. The rollback journal removes it after the pod's processes: a
+uid whose sandbox was not cleaned up is not given again.
+
+The namespace has an init of its own, a child of the broker which holds nothing and only waits. So a VMM is
+not process 1, which the kernel spares signals that it has no handler for: its own abort(3), for one. When the
+broker exits, the kernel kills the init, and with it whatever is in the namespace.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+
+from kata_runtime import syscalls
+from kata_runtime.broker import processes
+from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+    from kata_runtime.broker.rollback import RollbackJournal
+    from kata_runtime.identity import SandboxIdentity
+
+DIRECTORY = "uids"
+"""In the runtime's state directory: a file for each uid that a pod has."""
+
+UNDO = "uid"
+INIT = "init"
+
+
+class PodIdentity:
+    """The user and PID namespace of one sandbox; nothing until `take`."""
+
+    def __init__(self, identity: SandboxIdentity, journal: RollbackJournal) -> None:
+        self._key = identity.key
+        self._place = identity.directory
+        self._journal = journal
+        self._user = -1
+        self._own = self._pids = -1
+
+    @property
+    def place(self) -> str:
+        """A directory on which a child may mount its root, in a namespace of its own."""
+        return self._place
+
+    @property
+    def user(self) -> int:
+        """The pod's uid, and gid. Raises RequestRefusedError: it has none."""
+        if self._user < 0:
+            raise RequestRefusedError("the sandbox has no user yet: take_user comes before its processes")
+        return self._user
+
+    def take(self, base: int, count: int) -> int:
+        """Take a uid of the range [base, base + count) that no other pod has; once.
+
+        Raises:
+            RequestRefusedError: the sandbox has one already.
+            RequestFailedError: all are taken.
+        """
+        if self._user >= 0:
+            raise RequestRefusedError("take_user: the sandbox has its user already")
+        directory = os.path.join(os.path.dirname(self._place), DIRECTORY)
+        first = int(self._key[:8], 16)
+        for step in range(count):
+            uid = base + (first + step) % count
+            path = os.path.join(directory, str(uid))
+            if not os.path.exists(path) and self._hold(directory, path):
+                self._user = uid
+                return uid
+        raise RequestFailedError(
+            f"all {count} users from {base} on are taken by other pods ({directory}): raise "
+            "sandbox_uid_count in [runtime]",
+            errno.EAGAIN,
+        )
+
+    def _hold(self, directory: str, path: str) -> bool:
+        number = self._journal.push(UNDO, path=path, key=self._key)
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        while True:
+            os.makedirs(directory, mode=0o700, exist_ok=True)
+            try:
+                file = os.open(path, flags, 0o600)
+            except FileExistsError:
+                self._journal.drop(number)
+                return False
+            except FileNotFoundError:
+                continue  # another pod's end has removed the empty directory
+            os.write(file, self._key.encode())
+            os.close(file)
+            return True
+
+    # -- the PID namespace ---------------------------------------------------------------------------------
+
+    def fork(self) -> int:
+        """As os.fork, into the pod's PID namespace. Raises OSError."""
+        if self._pids < 0:
+            self._make_namespace()
+        syscalls.enter_pids(self._pids)
+        pid = -1
+        try:
+            pid = os.fork()
+        finally:
+            if pid != 0:
+                syscalls.enter_pids(self._own)
+        return pid
+
+    def _make_namespace(self) -> None:
+        self._own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        read, write = os.pipe2(os.O_CLOEXEC)  # `write` stays open as long as the broker
+        ready, done = os.pipe2(os.O_CLOEXEC)
+        syscalls.unshare_pids()
+        pid = -1
+        try:
+            pid = os.fork()
+        finally:
+            if pid != 0:
+                syscalls.enter_pids(self._own)
+        if pid == 0:
+            _be_init(self._place, self.user, read, done)
+        self._journal.push("process", pid=pid, start=processes.start_time(pid), name=INIT)
+        for fd in (read, done):
+            os.close(fd)
+        failed = os.read(ready, 1000)
+        os.close(ready)
+        if failed != b"ready":
+            os.close(write)
+            raise RequestFailedError(f"cannot start the pod's init: {failed.decode() or 'it was killed'}")
+        self._pids = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _be_init(place: str, user: int, wait: int, report: int) -> NoReturn:
+    """Process 1: give up everything, and wait in one system call for the end of the broker."""
+    from kata_runtime.broker import confined_child  # loaded already: whoever starts children does
+
+    try:
+        syscalls.die_with_parent(signal.SIGKILL)
+        os.setsid()
+        for number in signal.valid_signals():
+            if signal.getsignal(number) not in (signal.SIG_DFL, None):
+                signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # orphans are reaped by the kernel
+        syscalls.set_name("kata-init")
+        os.dup2(wait, 0)
+        os.dup2(report, 1)
+        syscalls.close_range(2, 0xFFFFFFFF)
+        confined_child.enter_nothing(place, user)
+        os.write(1, b"ready")
+        syscalls.close_range(1, 0xFFFFFFFF)
+        syscalls.die_with_parent(signal.SIGKILL)
+        syscalls.permit_only_reading()
+        os.read(0, 1)
+    except confined_child.StepFailedError as error:
+        os.write(1, str(error).encode()[:1000])
+    finally:
+        os._exit(1)
+
+
+def release(path: str, key: str) -> None:
+    """Give a uid back, unless it is another sandbox's by now. Raises OSError."""
+    try:
+        with open(path, encoding="ascii") as file:
+            ours = file.read(len(key) + 1) == key
+    except FileNotFoundError:
+        return
+    if ours:
+        os.unlink(path)
+        try:
+            os.rmdir(os.path.dirname(path))
+        except OSError:
+            pass  # others are in it
