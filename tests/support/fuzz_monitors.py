@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import socket
-import tempfile
 from hashlib import sha256
-from pathlib import Path
 
 import fuzz_loop
+import fuzz_scratch
 from fuzz_devices import AnyDevice
 from kata_hypervisor import saved_machine
 from kata_hypervisor.cloud_hypervisor import saved
@@ -140,14 +138,9 @@ def _restore(state: Fields) -> None:
     assert saved_state.encode(serial.save()) == saved_state.encode(serial.save())
 
 
-@functools.cache
-def _directory() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="kata-fuzz-", dir="/dev/shm")
-
-
 def _compare(content: bytes) -> None:
     """See machine.json beside a machine's state."""
-    directory = Path(_directory().name)
+    directory = fuzz_scratch.directory()
     (directory / saved_machine.FILE).write_bytes(content)
     for name, text in saved_machine.describe(directory).items():
         assert isinstance(name, str)
@@ -157,7 +150,7 @@ def _compare(content: bytes) -> None:
 
 def _describe(content: bytes) -> None:
     """See Cloud Hypervisor's config.json; the view of it is made in another directory."""
-    template = Path(_directory().name)
+    template = fuzz_scratch.directory()
     view = template / "view"
     view.mkdir(exist_ok=True)
     (template / saved.DESCRIPTION).write_bytes(content)

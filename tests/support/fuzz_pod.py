@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import base64
-import functools
 import json
 import os
 import socket
-import tempfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 from unittest import mock
 
 from google.protobuf.message import DecodeError
 
+import fuzz_scratch
 from kata_agent import oci
 from kata_agent.protos import oci_pb2
 from kata_runtime.broker import cgroups, cleanup, messages, operations, processes
@@ -61,9 +60,9 @@ class _Table:
 
 def oci_config(data: bytes) -> None:
     """The data is a bundle's config.json: whose sandbox it is, what is checked, what the guest gets."""
-    with open(os.path.join(_directory().name, "config.json"), "wb") as file:
-        file.write(data)
-    sandbox = sandbox_of_bundle(_directory().name)
+    place = fuzz_scratch.directory()
+    (place / "config.json").write_bytes(data)
+    sandbox = sandbox_of_bundle(str(place))
     assert sandbox is None or isinstance(sandbox, str)
     try:
         spec = bundle.parse_spec(data, "config.json")
@@ -144,11 +143,6 @@ class _Nowhere:
                 os.close(descriptor)
 
 
-@functools.cache
-def _directory() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="kata-fuzz-", dir="/dev/shm")
-
-
 def _is_process(pid: int, start: int) -> bool:
     return pid > 0 and start >= 0
 
@@ -168,7 +162,7 @@ def _harmless() -> Iterator[None]:
 
 def rollback(data: bytes) -> None:
     """The data is a rollback journal: what a broker has left that was killed while it wrote."""
-    path = _directory().name
+    path = str(fuzz_scratch.directory())
     with open(os.path.join(path, NAME), "wb") as file:
         file.write(data)
     directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
