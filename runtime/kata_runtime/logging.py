@@ -23,6 +23,20 @@ def line(level: str, message: str, sandbox: str, seconds: float) -> str:
     return f'time="{stamp}" level={level} msg={_quote(message)} runtime=kata sandbox={sandbox}\n'
 
 
+def printable(text: str) -> str:
+    """A text as operators may see it: what a terminal would obey is written as an escape, but for line ends.
+
+    A guest's own words are in errors and in the log: its agent's, a VMM's that it took over, a console's.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() or char in "\n\t" else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    return f"\\x{ord(char):02x}" if ord(char) < 256 else f"\\u{ord(char):04x}"
+
+
 def _quote(text: str) -> str:
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{escaped}"'
+    return f'"{printable(escaped)}"'

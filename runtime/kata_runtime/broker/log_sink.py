@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from kata_runtime.logging import line
+from kata_runtime.logging import line, printable
 
 FATAL_MESSAGE = "fatal-message"
 _FRESH = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -28,7 +28,7 @@ class LogSink:
         if self._fd < 0:
             return
         try:
-            os.write(self._fd, line(level, message, self._sandbox, time.time()).encode())
+            os.write(self._fd, line(level, message, self._sandbox, time.time()).encode("utf-8", "replace"))
         except OSError:
             return
 
@@ -36,7 +36,7 @@ class LogSink:
         """Leave a sentence in the bundle, for `shim delete` to repeat."""
         fd = os.open(os.path.join(self._bundle, FATAL_MESSAGE), _FRESH, 0o600)
         try:
-            os.write(fd, sentence.encode())
+            os.write(fd, printable(sentence).encode("utf-8", "replace"))
         finally:
             os.close(fd)
 

@@ -21,6 +21,7 @@ from kata_hypervisor.errors import (
 from kata_runtime import errors
 from kata_runtime.broker.errors import BrokerError
 from kata_runtime.identity import InvalidIdError
+from kata_runtime.logging import printable
 
 _log = logging.getLogger(__name__)
 
@@ -50,9 +51,11 @@ def to_rpc_error(method: str, error: Exception) -> RpcError:
     """The status for an error that a service method raised."""
     if isinstance(error, RpcError):
         # A guest that is gone must not look like a shim that is gone: containerd would give up on both.
-        return RpcError(Code.UNKNOWN if error.code is Code.UNAVAILABLE else error.code, error.message)
+        known = Code.UNKNOWN if error.code is Code.UNAVAILABLE else error.code
+        return RpcError(known, printable(error.message))
     for kind, code in CODES:
         if isinstance(error, kind):
-            return RpcError(code, str(error))
+            return RpcError(code, printable(str(error)))
     _log.error("%s: internal error", method, exc_info=error)
-    return RpcError(Code.INTERNAL, f"{method}: internal error: {type(error).__name__}: {error}")
+    text = printable(f"{method}: internal error: {type(error).__name__}: {error}")
+    return RpcError(Code.INTERNAL, text)
