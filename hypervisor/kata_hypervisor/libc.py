@@ -15,7 +15,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-MADV_REMOVE, MADV_HUGEPAGE = 9, 14
+MADV_REMOVE, MADV_HUGEPAGE, MADV_DONTDUMP = 9, 14, 16
 MAP_FIXED = 0x10
 PROT_NONE = 0
 

@@ -19,6 +19,9 @@ from kata_hypervisor.errors import HostUnfitError
 LISTENER = 3
 """Descriptor of the listening socket in the daemon."""
 
+CAPABILITIES = "-mknod"
+"""Taken from what it keeps: a guest makes no device nodes on the host, which would be those of its disks."""
+
 
 class Dialect(Enum):
     """Which program's options a virtiofsd understands."""
@@ -57,7 +60,7 @@ def command_line(
     """
     announce = "--announce-submounts"
     if dialect is Dialect.RUST:
-        options = [f"--shared-dir={directory}", f"--cache={cache}"]
+        options = [f"--shared-dir={directory}", f"--cache={cache}", f"--modcaps={CAPABILITIES}"]
         options += [] if announce in extra else [announce]
         return [str(daemon), f"--fd={LISTENER}", *options, *extra]
     if "," in str(directory):
@@ -66,6 +69,7 @@ def command_line(
         )
     mode = "none" if cache == "never" else cache
     options = [f"source={directory}", f"cache={mode}", "announce_submounts", "log_level=warn"]
+    options.append(f"modcaps={CAPABILITIES}")
     extra = [argument for argument in extra if argument != announce]
     return [str(daemon), f"--fd={LISTENER}", *(part for option in options for part in ("-o", option)), *extra]
 

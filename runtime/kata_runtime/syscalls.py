@@ -4,7 +4,7 @@ Numbers from 424 on are the same on every architecture; libc wrappers are used w
 `use_errno` ctypes exchanges the thread's errno with a copy of its own right after each call, before anything
 else of Python runs, so that `ctypes.get_errno` is about the last call on this thread.
 Sources: mount(2), umount(2), unshare(2), setns(2), prctl(2), open_tree(2), mount_setattr(2), move_mount(2),
-close_range(2), openat2(2), pidfd_getfd(2), renameat2(2), pivot_root(2), capset(2), seccomp(2).
+close_range(2), openat2(2), pidfd_getfd(2), renameat2(2), pivot_root(2), capset(2), landlock(7).
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ _OPEN_TREE, _MOVE_MOUNT, _CLOSE_RANGE, _OPENAT2, _PIDFD_GETFD, _MOUNT_SETATTR = 
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
 _CLONE_NEWPID, _CLONE_NEWNET = 0x20000000, 0x40000000
 _PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_CHILD_SUBREAPER = 1, 15, 36
-_PR_SET_SECCOMP, _SECCOMP_MODE_STRICT = 22, 1
+_PR_SET_DUMPABLE = 4
+_LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446
+# Number of rights over files, by the version of Landlock that brought the last of them.
+_LANDLOCK_FILE_RIGHTS = {1: 13, 2: 14, 3: 15, 5: 16}
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
 _CAPABILITY_VERSION, _MAX_CAPABILITY = 0x20080522, 63
 _AT_EMPTY_PATH, _AT_RECURSIVE = 0x1000, 0x8000
@@ -226,10 +229,50 @@ def become_user(number: int) -> None:
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 
 
-def permit_only_reading() -> None:
-    """From here on this thread may read, write and return from signals; the kernel kills it for all else."""
+def forbid_dumps() -> None:
+    """Be in no core dump, and be traced and read in /proc by root only."""
     # SAFETY: no argument is a pointer.
-    _check(_libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_STRICT, 0, 0, 0))
+    _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
+
+
+class _LandlockRuleset(ctypes.Structure):
+    _fields_ = (("files", ctypes.c_uint64), ("network", ctypes.c_uint64), ("scoped", ctypes.c_uint64))
+
+
+def landlock_version() -> int:
+    """The version of Landlock that the kernel has; 0 without it."""
+    try:
+        # SAFETY: no argument is a pointer that is looked at.
+        return _call(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(1))
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP):
+            return 0
+        raise
+
+
+def deny_files() -> bool:
+    """Deny this thread, for ever, whatever Landlock can: files, TCP, abstract sockets; False without it.
+
+    It needs no_new_privs. What is open stays usable.
+    """
+    version = landlock_version()
+    if version == 0:
+        return False
+    rights = max(bits for since, bits in _LANDLOCK_FILE_RIGHTS.items() if since <= version)
+    denied = _LandlockRuleset(
+        files=(1 << rights) - 1,
+        network=0b11 if version >= 4 else 0,  # bind, connect
+        scoped=0b1 if version >= 6 else 0,  # abstract sockets of others
+    )
+    size = ctypes.c_size_t(8 if version < 4 else 16 if version < 6 else 24)
+    # SAFETY: the structure, whose size the kernel is told, lives until the call returns.
+    ruleset = _call(_LANDLOCK_CREATE_RULESET, ctypes.byref(denied), size, ctypes.c_uint(0))
+    try:
+        # SAFETY: no argument is a pointer.
+        _call(_LANDLOCK_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint(0))
+    finally:
+        os.close(ruleset)
+    return True
 
 
 def set_name(name: str) -> None:

@@ -179,6 +179,14 @@ def test_what_amd_is_told() -> None:
     assert (identity.eax, identity.ebx & 0xFFFF, identity.ecx & 0x7FF) == (1, 1, 0)
 
 
+@pytest.mark.parametrize("vendor", [cpuid.INTEL, cpuid.AMD, b"CentaurHauls"])
+def test_no_guest_is_shown_virtualization(vendor: bytes) -> None:
+    everything = {"ecx": 0xFFFFFFFF}
+    table = cpuid.normalize(host(vendor, leaf(1, **everything), leaf(0x80000001, **everything)), 0, 1)
+    assert not entry_of(table, 1).ecx & 1 << 5
+    assert not entry_of(table, 0x80000001).ecx & 1 << 2
+
+
 def test_an_unknown_vendor_gets_the_common_changes() -> None:
     table = cpuid.normalize(host(b"CentaurHauls", leaf(1), leaf(0xA, eax=7)), 0, 1)
     assert entry_of(table, 1).ecx >> 31 == 1

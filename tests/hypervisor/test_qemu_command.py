@@ -58,8 +58,8 @@ def test_the_whole_command_line_under_tcg() -> None:
         *("-name", "sandbox-pod,debug-threads=on"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot", "-S"),
         *("-sandbox", DENY_ALL),
-        *("-object", "memory-backend-memfd,id=memory,size=512M,share=on"),
-        *("-machine", "q35,memory-backend=memory,usb=off,vmport=off,smbus=off,sata=off"),
+        *("-object", "memory-backend-memfd,id=memory,size=512M,share=on,seal=on"),
+        *("-machine", "q35,memory-backend=memory,usb=off,vmport=off,smbus=off,sata=off,dump-guest-core=off"),
         *("-accel", "tcg,thread=multi"),
         *("-cpu", "max"),
         *("-smp", "cpus=2"),
@@ -89,7 +89,12 @@ def test_the_whole_command_line_under_tcg() -> None:
 def test_kvm_uses_the_hosts_cpu() -> None:
     argv = command_line(table(accelerator="kvm", cpu_features="pmu=off"), SPEC, SERIAL)
     assert value(argv, "-accel") == "kvm"
-    assert value(argv, "-cpu") == "host,pmu=off"
+    assert value(argv, "-cpu") == "host,-vmx,-svm,pmu=off"
+
+
+def test_the_guest_may_be_shown_the_hosts_virtualization() -> None:
+    argv = command_line(table(accelerator="kvm", disable_nested_virtualization=False), SPEC, SERIAL)
+    assert value(argv, "-cpu") == "host"
 
 
 def test_the_operators_machine_properties_come_last_so_that_they_win() -> None:

@@ -34,11 +34,11 @@ COMMON = [
     *("/usr/bin/qemu-system-x86_64", "-name", "sandbox-pod,debug-threads=on"),
     *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot", "-S"),
     *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
-    *("-object", "memory-backend-memfd,id=memory,size=64M,share=on"),
+    *("-object", "memory-backend-memfd,id=memory,size=64M,share=on,seal=on"),
 ]
 KVM = [
-    *("-machine", "q35,memory-backend=memory,usb=off,vmport=off,smbus=off,sata=off"),
-    *("-accel", "kvm", "-cpu", "host", "-smp", "cpus=1", "-m", "64M"),
+    *("-machine", "q35,memory-backend=memory,usb=off,vmport=off,smbus=off,sata=off,dump-guest-core=off"),
+    *("-accel", "kvm", "-cpu", "host,-vmx,-svm", "-smp", "cpus=1", "-m", "64M"),
 ]
 CHANNELS = [
     *("-chardev", "socket,id=monitor,fd=3", "-mon", "chardev=monitor,mode=control"),
@@ -84,7 +84,7 @@ async def test_a_command_line_with_everything(spec: UnikernelSpec) -> None:
     )
     settings = {"accelerator": "tcg", "machine_type": "pc", "default_vcpus": 2, "cpu_features": "pmu=off"}
     machine = [
-        *("-machine", "pc,memory-backend=memory,usb=off,vmport=off,smbus=off,sata=off"),
+        *("-machine", "pc,memory-backend=memory,usb=off,vmport=off,smbus=off,sata=off,dump-guest-core=off"),
         *("-accel", "tcg,thread=multi", "-cpu", "max,pmu=off", "-smp", "cpus=2", "-m", "64M"),
         *("-kernel", "/proc/self/fd/4", "-initrd", "/proc/self/fd/5", "-append", "-S, no option"),
     ]

@@ -43,6 +43,7 @@ def test_the_successors_options() -> None:
         "--fd=3",
         "--shared-dir=/run/pod/shared",
         "--cache=never",
+        "--modcaps=-mknod",
         "--announce-submounts",
         "--thread-pool-size=1",
     ]
@@ -61,6 +62,7 @@ def test_the_predecessors_options() -> None:
         *("-o", "cache=none"),
         *("-o", "announce_submounts"),
         *("-o", "log_level=warn"),
+        *("-o", "modcaps=-mknod"),
         *("-o", "xattr"),
     ]
 

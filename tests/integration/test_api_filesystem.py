@@ -130,6 +130,14 @@ async def test_a_single_file(shim_pod: Pod, directory: Path) -> None:
     assert file.read_text() == "two\n"
 
 
+async def test_no_device_node_is_made_on_the_host(shim_pod: Pod, nested: Path) -> None:
+    """A container has CAP_MKNOD, and a FIFO is no device."""
+    script = "mknod /data/disk b 7 0; mknod /data/null c 1 3; mknod /data/fifo p && echo made"
+    finished = await shim_pod.run("sh", "-c", script, mounts=[bind(nested, "/data", "rbind")])
+    assert finished.text.endswith("made\n")
+    assert not {"disk", "null"} & set(os.listdir(nested))
+
+
 async def test_a_mount_below_a_recursive_bind_is_seen(shim_pod: Pod, nested: Path) -> None:
     finished = await shim_pod.run("cat", "/data/inner/file", mounts=[bind(nested, "/data", "rbind")])
     assert finished.text == "nested\n"

@@ -43,6 +43,23 @@ def test_as_shipped_every_thread_of_the_machine_is_filtered(node: Node) -> None:
         assert not [line for line in log_of(node, client.container) if "level=warning" in line]
 
 
+def test_shim_and_machine_are_the_pods_user_without_capabilities(node: Node) -> None:
+    with node.running(*FOREVER) as client:
+        pids = node.pids(client.container)
+        users = set()
+        for role in ("shim", "qemu", "init"):
+            status = dict(
+                line.split(":", 1) for line in Path(f"/proc/{pids[role]}/status").read_text().splitlines()
+            )
+            users.update(status["Uid"].split() + status["Gid"].split())
+            assert status["Groups"].split() == []
+            sets = {status[name].strip() for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")}
+            assert sets == {"0" * 16}, role
+            assert status["NoNewPrivs"].strip() == "1"
+        assert len(users) == 1
+        assert int(users.pop()) >= 1_900_000_000
+
+
 @pytest.mark.skipif(inherited_filters() > 0, reason="every process here is under a filter already")
 def test_turned_off_it_runs_with_a_warning_and_without_a_filter(node: Node) -> None:
     path = node.configuration("unconfined", seccompsandbox="")

@@ -57,6 +57,7 @@ PIDS: list[Any] = [None, True, "100", -1, 0, 1, 100.0, 2**22 + 1]
 EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
     "prepare": ({"cgroup": "/default/x"}, {"cgroup": [7, "/a\0b", ["/a"], "/\ud800"]}),
     "oom_kills": ({}, {}),
+    "verify_shim": ({}, {}),
     "take_user": (
         {"base": 1_900_000_000, "count": 65536},
         {"base": [None, True, "1", 0, -1, 2**32], "count": [None, True, "1", 0, -1, 2**32]},

@@ -27,6 +27,7 @@ class CloudHypervisor(MachineTable):
     valid_image_paths: machine.ValidImagePaths = ()
     rootfs_type: machine.RootfsType = "erofs"
     kernel_params: machine.KernelParams = ""
+    disable_nested_virtualization: machine.DisableNestedVirtualization = True
     default_vcpus: machine.DefaultVcpus = Field(1, ge=1, le=254)
     default_maxvcpus: machine.DefaultMaxVcpus = Field(0, ge=0, le=254)
     default_memory: machine.DefaultMemory = Field(512, ge=128, le=16 * 1024 * 1024)

@@ -20,7 +20,6 @@ class CloudHypervisorPlanned(HypervisorTable):
     valid_firmware_paths: machine.ValidFirmwarePaths = ()
     kernel_verity_params: machine.KernelVerityParams = ""
     cpu_features: machine.CpuFeatures = ""
-    disable_nested_virtualization: machine.DisableNestedVirtualization = False
     default_maxmemory: machine.DefaultMaxMemory = Field(0, ge=0, le=16 * 1024 * 1024)
     enable_guest_swap: machine.EnableGuestSwap = False
     guest_swap_path: machine.GuestSwapPath = Path("/run/kata-containers/swap")

@@ -231,7 +231,13 @@ OverheadVcpus = Annotated[
     Needs("static_sandbox_resource_mgmt", table="runtime"),
 ]
 DisableNestedVirtualization = Annotated[
-    bool, About("Hide the processor's virtualization from the guest.", "Kata 4.1.0")
+    bool,
+    About(
+        "Hide the processor's virtualization from the guest.",
+        "Kata 4.1.0",
+        takes_effect_in=Effect.MACHINE,
+    ),
+    Annotation(loosens="run virtual machines in its guest, by the host's most intricate code"),
 ]
 
 # Memory.

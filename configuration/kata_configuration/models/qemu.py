@@ -54,6 +54,7 @@ class QemuHypervisor(MachineTable):
         Annotation(loosens="choose properties of QEMU's machine"),
     ] = ""
     cpu_features: machine.CpuFeatures = ""
+    disable_nested_virtualization: machine.DisableNestedVirtualization = True
     accelerator: Annotated[
         Literal["kvm", "tcg"],
         About(

@@ -61,7 +61,11 @@ def vm_config(table: Table, spec: VmSpec, sockets: Sockets) -> Json:
     most = max(table.default_maxvcpus or spec.vcpus, spec.vcpus)
     config: Json = {
         "payload": payload,
-        "cpus": {"boot_vcpus": spec.vcpus, "max_vcpus": most},
+        "cpus": {
+            "boot_vcpus": spec.vcpus,
+            "max_vcpus": most,
+            "nested": not table.disable_nested_virtualization,
+        },
         # Shared, because virtiofsd reads and writes what the guest hands it in its memory.
         "memory": {
             "size": spec.memory_mib * MIB,

@@ -46,6 +46,7 @@ def bit(register: str, number: int) -> Field:
 CACHE_LINE_FLUSH = Field("ebx", 8, 15)
 LOGICAL_PROCESSORS = Field("ebx", 16, 23)
 INITIAL_APIC_ID = Field("ebx", 24, 31)
+INTEL_VIRTUALIZATION = bit("ecx", 5)
 PERFORMANCE_CAPABILITIES = bit("ecx", 15)
 TSC_DEADLINE = bit("ecx", 24)
 HYPERVISOR = bit("ecx", 31)
@@ -68,6 +69,7 @@ LEVEL_TYPE = Field("ecx", 8, 15)
 # Leaf 0x40000001, KVM's features
 ASYNC_PAGE_FAULTS = (bit("eax", 4), bit("eax", 10), bit("eax", 14))
 # Leaf 0x80000001
+AMD_VIRTUALIZATION = bit("ecx", 2)
 TOPOLOGY_EXTENSIONS = bit("ecx", 22)
 # Leaf 0x80000008
 THREADS_MINUS_ONE = Field("ecx", 0, 7)
@@ -159,6 +161,7 @@ def _features(entry: KvmCpuidEntry2, vcpu: int, vcpus: int) -> None:
     CACHE_LINE_FLUSH.set(entry, CACHE_LINE // 8)
     LOGICAL_PROCESSORS.set(entry, 1 << _bits(vcpus))
     INITIAL_APIC_ID.set(entry, vcpu)
+    INTEL_VIRTUALIZATION.set(entry, 0)
     PERFORMANCE_CAPABILITIES.set(entry, 0)
     TSC_DEADLINE.set(entry, 1)
     HYPERVISOR.set(entry, 1)
@@ -203,7 +206,12 @@ def _no_performance_counters(entry: KvmCpuidEntry2, vcpu: int, vcpus: int) -> No
     entry.eax = entry.ebx = entry.ecx = entry.edx = 0
 
 
-def _amd_topology_extensions(entry: KvmCpuidEntry2, vcpu: int, vcpus: int) -> None:
+def _extended_features(entry: KvmCpuidEntry2, vcpu: int, vcpus: int) -> None:
+    AMD_VIRTUALIZATION.set(entry, 0)
+
+
+def _amd_extended_features(entry: KvmCpuidEntry2, vcpu: int, vcpus: int) -> None:
+    _extended_features(entry, vcpu, vcpus)
     TOPOLOGY_EXTENSIONS.set(entry, 1)
 
 
@@ -220,7 +228,12 @@ def _amd_identity(entry: KvmCpuidEntry2, vcpu: int, vcpus: int) -> None:
     NODES_MINUS_ONE.set(entry, 0)
 
 
-COMMON: dict[int, Change] = {0x1: _features, 0xB: _extended_apic_id, 0x40000001: _paravirtual}
+COMMON: dict[int, Change] = {
+    0x1: _features,
+    0xB: _extended_apic_id,
+    0x40000001: _paravirtual,
+    0x80000001: _extended_features,
+}
 FOR_INTEL: dict[int, Change] = {
     0x4: _caches,
     0x6: _power,
@@ -229,7 +242,7 @@ FOR_INTEL: dict[int, Change] = {
 }
 FOR_AMD: dict[int, Change] = {
     0x7: _amd_extensions,
-    0x80000001: _amd_topology_extensions,
+    0x80000001: _amd_extended_features,
     0x80000008: _amd_processors,
     0x8000001D: _caches,
     0x8000001E: _amd_identity,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import fcntl
 import mmap
 import os
 from collections.abc import Iterator
@@ -81,6 +82,8 @@ class GuestMemory:
             descriptor = os.memfd_create("guest-memory", flags)
             try:
                 os.ftruncate(descriptor, size)
+                # Whoever has the descriptor, virtiofsd for one, could take pages from under us otherwise.
+                fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
                 address = _map_aligned(descriptor, size)
             except BaseException:
                 os.close(descriptor)
@@ -89,6 +92,7 @@ class GuestMemory:
             raise HostUnfitError(
                 f"cannot reserve {size >> 20} MiB of {kind} for the guest: {error.strerror}"
             ) from error
+        libc.advise_memory(address, size, libc.MADV_DONTDUMP)
         if not huge:
             with contextlib.suppress(OSError):  # a kernel without transparent huge pages
                 libc.advise_memory(address, size, libc.MADV_HUGEPAGE)

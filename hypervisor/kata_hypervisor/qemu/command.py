@@ -32,6 +32,9 @@ COMMAND_LINE_LIMIT = 2047
 # Board devices that no guest of ours has a driver's need for: less to emulate, less to attack.
 MACHINE_DEFAULTS = "usb=off,vmport=off,smbus=off,sata=off"
 
+# The guest's memory is in no core file: QEMU marks it MADV_DONTDUMP.
+NO_DUMP = "dump-guest-core=off"
+
 # cryptomgr.notests and tsc=reliable skip work that is slow when emulated, 0.3 s of a boot of 1.9 s. panic=-1
 # resets at once, and -no-reboot turns that into QEMU's end. rcu_expedited: a container's set-up waits for
 # a dozen grace periods (mounts, cgroups), a tenth of a second; a guest of few CPUs loses nothing by it.
@@ -134,12 +137,14 @@ def option(head: str, **properties: object) -> str:
 def board(table: QemuTable, vcpus: int, memory_mib: int) -> Iterator[str]:
     """Arguments for the machine itself: its memory, its board, its processors."""
     memory = f"{memory_mib}M"
-    yield from ("-object", option("memory-backend-memfd", id="memory", size=memory, share="on"))
-    machine = f"{table.machine_type},memory-backend=memory,{MACHINE_DEFAULTS}"
+    yield from ("-object", option("memory-backend-memfd", id="memory", size=memory, share="on", seal="on"))
+    machine = f"{table.machine_type},memory-backend=memory,{MACHINE_DEFAULTS},{NO_DUMP}"
     yield from ("-machine", ",".join(filter(None, [machine, table.machine_accelerators])))
     yield from ("-accel", "kvm" if table.accelerator == "kvm" else "tcg,thread=multi")
     model = "host" if table.accelerator == "kvm" else "max"
-    yield from ("-cpu", ",".join(filter(None, [model, table.cpu_features])))
+    # What tcg emulates of it is QEMU's own, and nothing of the host's.
+    hidden = "-vmx,-svm" if table.disable_nested_virtualization and table.accelerator == "kvm" else ""
+    yield from ("-cpu", ",".join(filter(None, [model, hidden, table.cpu_features])))
     # No maxcpus: nothing plugs CPUs in later, and a guest pays for each that it might get.
     yield from ("-smp", f"cpus={vcpus}", "-m", memory)
 

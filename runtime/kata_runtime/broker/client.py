@@ -53,6 +53,7 @@ class Broker:
     children have been killed by the kernel, and are reported so.
     violated: set when our own filter refused a call; `violation` is the broker's sentence about it, and the
     broker will end this process.
+    user: the pod's uid and gid, -1 until `take_user`.
     """
 
     def __init__(self, channel: socket.socket, pid: int) -> None:
@@ -60,6 +61,7 @@ class Broker:
         self.lost = anyio.Event()
         self.violated = anyio.Event()
         self.violation = ""
+        self.user = -1
         reason = f"the broker (process {pid}) has exited"
         self._channel = RequestChannel(channel, reason, self._on_notice, self._on_lost)
         self._request = self._channel.request
@@ -109,7 +111,12 @@ class Broker:
 
     async def take_user(self, base: int, count: int) -> int:
         """Take a uid of the range [base, base + count) for the pod; once, before its children."""
-        return int((await self._request(children.take_user, base=base, count=count)).result["uid"])
+        self.user = int((await self._request(children.take_user, base=base, count=count)).result["uid"])
+        return self.user
+
+    async def verify_shim(self) -> None:
+        """Have it verified that this process has become the pod's user and has no capability."""
+        await self._request(lifecycle.verify_shim)
 
     async def oom_kills(self) -> int:
         """How many processes of the sandbox's cgroup the kernel has killed for want of memory."""

@@ -19,6 +19,7 @@ from kata_runtime.broker.monitor import Monitor
 from kata_runtime.broker.phase import Phase
 from kata_runtime.broker.pod_identity import PodIdentity
 from kata_runtime.broker.sandbox_cgroup import SandboxCgroup
+from kata_runtime.broker.shim_privileges import find_privilege
 from kata_runtime.broker.streams import Streams
 from kata_runtime.broker.supervisor import Supervisor
 
@@ -99,6 +100,13 @@ class Context:
         )
         self._monitors.append(monitor)
         return monitor.hand_over()
+
+    def verify_shim(self) -> None:
+        """Raise RequestRefusedError unless the shim is the pod's user, without any capability."""
+        if (found := find_privilege(self.shim, self.pod.user)) is not None:
+            raise RequestRefusedError(
+                f"the shim kept privileges that it must give up, so the pod is not started: {found}"
+            )
 
     def seal(self, policy: str, *, enforce: bool) -> None:
         """The shim is about to put its filter on; see `Supervisor.expect`."""

@@ -113,6 +113,7 @@ class PodIdentity:
         self._own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         read, write = os.pipe2(os.O_CLOEXEC)  # `write` stays open as long as the broker
         ready, done = os.pipe2(os.O_CLOEXEC)
+        code = _waiting_filter()
         syscalls.unshare_pids()
         pid = -1
         try:
@@ -121,7 +122,7 @@ class PodIdentity:
             if pid != 0:
                 syscalls.enter_pids(self._own)
         if pid == 0:
-            _be_init(self._place, self.user, read, done)
+            _be_init(self._place, self.user, code, read, done)
         self._journal.push("process", pid=pid, start=processes.start_time(pid), name=INIT)
         for fd in (read, done):
             os.close(fd)
@@ -133,9 +134,27 @@ class PodIdentity:
         self._pids = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
 
 
-def _be_init(place: str, user: int, wait: int, report: int) -> NoReturn:
+def _waiting_filter() -> bytes:
+    """A seccomp program: a process may wait in read(2), and exit."""
+    from kata_hypervisor.seccomp import actions, bpf, syscalls
+
+    arch = syscalls.native()
+    numbers = [syscalls.numbers(arch)[name] for name in ("read", "rt_sigreturn", "exit_group")]
+    load, equal, leave = bpf.LD | bpf.ABS, bpf.JMP | bpf.JEQ | bpf.K, bpf.RET | bpf.K
+    tests = [(equal, len(numbers) - at, 0, number) for at, number in enumerate(numbers)]
+    return bpf.encode(
+        [
+            *((load, 0, 0, 4), (equal, 0, len(tests) + 1, bpf.AUDIT_ARCH[arch]), (load, 0, 0, 0)),
+            *tests,
+            *((leave, 0, 0, actions.KILL_PROCESS), (leave, 0, 0, actions.ALLOW)),
+        ]
+    )
+
+
+def _be_init(place: str, user: int, code: bytes, wait: int, report: int) -> NoReturn:
     """Process 1: give up everything, and wait in one system call for the end of the broker."""
-    from kata_runtime.broker import confined_child  # loaded already: whoever starts children does
+    from kata_hypervisor.seccomp import filter as kernel  # both are loaded already
+    from kata_runtime.broker import confined_child
 
     try:
         syscalls.die_with_parent(signal.SIGKILL)
@@ -152,7 +171,7 @@ def _be_init(place: str, user: int, wait: int, report: int) -> NoReturn:
         os.write(1, b"ready")
         syscalls.close_range(1, 0xFFFFFFFF)
         syscalls.die_with_parent(signal.SIGKILL)
-        syscalls.permit_only_reading()
+        kernel.install(code, all_threads=False, listener=False)
         os.read(0, 1)
     except confined_child.StepFailedError as error:
         os.write(1, str(error).encode()[:1000])

@@ -20,6 +20,7 @@ MODULES = (
     "kata_agent.client",
     "kata_agent.transports",
     "kata_hypervisor.seccomp.seal",
+    "kata_runtime.pod.giving_up",
     "kata_runtime.stdio.polled",
     "kata_runtime.shim.metrics",
     "asyncio.sslproto",

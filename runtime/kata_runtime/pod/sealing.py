@@ -1,4 +1,4 @@
-"""Sealing the runtime's own process: ready -> announced -> filtered -> handed over -> verified.
+"""Sealing the runtime's own process: ready -> unprivileged -> announced -> filtered -> handed over.
 
 When the guest runs its first instruction, all of it has happened.
 """
@@ -42,6 +42,21 @@ async def get_ready() -> None:
     preload.load()
 
 
+async def _give_up(broker: Broker) -> None:
+    """Leave this process without privileges; the broker verifies it."""
+    from kata_runtime.pod import giving_up
+
+    try:
+        lacking = giving_up.give_up(broker.user)
+    except OSError as error:
+        raise SandboxError(
+            "seal", f"the shim cannot become user {broker.user} of its pod: {error.strerror}"
+        ) from error
+    if lacking:
+        _log.warning("%s", lacking)
+    await broker.verify_shim()
+
+
 async def seal(configuration: Configuration, machine: Vmm, broker: Broker, inherited: int) -> Sealed:
     """Put this process under the filter for its machine; verify by the kernel's report that each thread is.
 
@@ -59,6 +74,7 @@ async def seal(configuration: Configuration, machine: Vmm, broker: Broker, inher
     if "vcpu" in features and not configuration.hypervisor.confined:
         mode = "off"  # the machine's process, which is to have no filter, is this one
     built = filters.build(filters.SHIM_FEATURES | features, mode)
+    await _give_up(broker)
     sealed = Sealed(built.describe(), mode != "off")
     if not sealed.in_force:
         _log.warning("%s", sealed.description)

@@ -43,6 +43,9 @@ def _detach(setup: Setup) -> None:
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.close(null)
+    # What containerd left open is none of ours.
+    os.closerange(3, setup.listener_fd)
+    os.closerange(setup.listener_fd + 1, 2**31 - 1)
 
 
 def _report_fatal(setup: Setup, text: str) -> None:

@@ -86,6 +86,8 @@ async def _make(
     machine = registry.create(configuration.hypervisor_name, configuration.hypervisor, broker)
     try:
         spec = machine_spec.machine_of(configuration, identity, {}, places_of(configuration))
+        runtime = configuration.runtime
+        await broker.take_user(runtime.sandbox_uid_base, runtime.sandbox_uid_count)
         await sealing.get_ready()
         await machine.prepare(replace(spec, template=None, saved_to=directory))
         await sealing.seal(configuration, machine, broker, inherited)

@@ -51,6 +51,7 @@ OPERATIONS: tuple[Operation[...], ...] = (
     connections.connect_guest,
     connections.connect_events,
     host.probe_kvm,
+    lifecycle.verify_shim,
     lifecycle.announce_seal,
     lifecycle.supervise,
     lifecycle.close,

@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 SEAL_MODES = ("enforce", "log")
 
 
+@operation(BEFORE_SEAL)
+def verify_shim(context: Context) -> Reply:
+    """Verify from /proc that the shim has become the pod's user and has no capability; else it is refused."""
+    context.verify_shim()
+    return Reply()
+
+
 @operation(BEFORE_SEAL, mode=checks.one_of(SEAL_MODES), policy=checks.label)
 def announce_seal(context: Context, *, mode: str, policy: str) -> Reply:
     """Seal the sandbox: only what fits what was learned is done from here on.

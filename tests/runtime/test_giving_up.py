@@ -1,0 +1,99 @@
+"""What a process keeps when it has given up its privileges, and what the broker says of one that has not."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forked import in_child
+from kata_runtime.broker.shim_privileges import find_privilege
+from kata_runtime.pod.giving_up import give_up
+from kata_runtime.syscalls import landlock_version
+
+USER = 1_900_000_007
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+def errno_of(action: Any, *arguments: Any) -> int | None:
+    try:
+        action(*arguments)
+    except OSError as error:
+        return error.errno
+    return None
+
+
+@needs_root
+def test_what_is_open_stays_and_nothing_else_is_reached(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    (tmp_path / "readable").write_text("text")
+
+    def attempt() -> dict[str, Any]:
+        file = os.open(tmp_path / "readable", os.O_RDONLY)
+        lacking = give_up(USER)
+        status = Path(f"/proc/{os.getpid()}/status")
+        found = {
+            "user": os.getresuid() + os.getresgid() + tuple(os.getgroups()),
+            "read": os.read(file, 4),
+            "back": errno_of(os.setuid, 0),
+            "chown": errno_of(os.fchown, file, 0, 0),
+        }
+        if not lacking:
+            found["open"] = errno_of(os.open, tmp_path / "readable", os.O_RDONLY)
+            found["make"] = errno_of(os.mkdir, tmp_path / "new")
+            found["status"] = errno_of(status.read_text)
+        return found
+
+    found = in_child(attempt)
+    assert found.pop("user") == (USER,) * 6
+    assert found.pop("read") == b"text"
+    assert set(found.values()) <= {errno.EPERM, errno.EACCES}
+
+
+@needs_root
+@pytest.mark.skipif(landlock_version() < 6, reason="needs version 6 of Landlock (Linux 6.12)")
+def test_an_abstract_socket_of_another_is_out_of_reach() -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"\0kata-test-{os.getpid()}")
+        listener.listen()
+        name = listener.getsockname()
+
+        def attempt() -> int | None:
+            give_up(USER)
+            with socket.socket(socket.AF_UNIX) as ours:
+                return errno_of(ours.connect, name)
+
+        assert in_child(attempt) == errno.EPERM
+
+
+@needs_root
+def test_who_has_given_up_is_found_without_privileges_and_root_is_not() -> None:
+    read, write = os.pipe()
+    done, end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(end)
+        give_up(USER)
+        os.write(write, b"x")
+        os.read(done, 1)
+        os._exit(0)
+    try:
+        os.close(done)
+        os.read(read, 1)
+        assert find_privilege(pid, USER) is None
+        assert (
+            find_privilege(pid, USER + 1)
+            == f"thread {pid} has Uid {' '.join([str(USER)] * 4)}, not {USER + 1}"
+        )
+        found = find_privilege(os.getpid(), 0)
+        assert found is not None
+        assert "has the groups" in found or "has capabilities: Cap" in found
+    finally:
+        os.close(end)
+        os.waitpid(pid, 0)
+        os.close(read)
+        os.close(write)
