@@ -169,10 +169,14 @@ def enter_network(namespace: int) -> None:
     _check(_libc.setns(namespace, _CLONE_NEWNET))
 
 
-def unshare_child() -> None:
-    """Enter mount, UTS, IPC and network namespaces of our own; mounts in there are nobody else's."""
+def unshare_child(*, network: bool = True) -> None:
+    """Enter mount, UTS, IPC and network namespaces of our own; mounts in there are nobody else's.
+
+    network: false to stay in the network namespace that was entered before.
+    """
+    network_flag = _CLONE_NEWNET if network else 0
     # SAFETY: no argument is a pointer.
-    _check(_libc.unshare(_CLONE_NEWNS | _CLONE_NEWUTS | _CLONE_NEWIPC | _CLONE_NEWNET))
+    _check(_libc.unshare(_CLONE_NEWNS | _CLONE_NEWUTS | _CLONE_NEWIPC | network_flag))
     mount("", "/", flags=MS_PRIVATE | MS_REC)
 
 

@@ -144,7 +144,11 @@ LINES = [
         'jailer_path = "/usr/bin/jailer"',
     ),
     *("reclaim_guest_freed_memory = true", "enable_balloon_f_reporting = true", "hypervisor_loglevel = 3"),
-    *('internetworking_model = "tcfilter"', 'shared_fs = "virtio-9p"', 'block_device_driver = "virtio-blk"'),
+    *(
+        'internetworking_model = "l3forwarding"',
+        'shared_fs = "virtio-9p"',
+        'block_device_driver = "virtio-blk"',
+    ),
     *('selinux_label = "x"', "request_timeout_ms = 30000", 'guest_selinux_label = "x"', "hugepage_type = 3"),
 ]
 

@@ -35,7 +35,7 @@ DRIVERS = {
 PLACES = {
     Effect.LOADING: LOADING,
     Effect.SIZE: (RUNTIME / "resource/sizing.py", *SPEC),
-    Effect.MACHINE: SPEC,
+    Effect.MACHINE: (*SPEC, RUNTIME / "pod/linux_boot.py"),
     Effect.FILTER: (RUNTIME / "pod/sealing.py",),
     Effect.KERNEL_LINE: SPEC,
     Effect.VIRTIOFSD: (),
@@ -59,7 +59,7 @@ STATEMENTS = {
     ("hypervisor", "clh"): {"block_device_driver"},
     ("hypervisor", "firecracker"): {"block_device_driver"},
     ("hypervisor", "dragonball"): {"hugepage_type"},
-    ("runtime",): {"name", "sandbox_cgroup_only", "internetworking_model"},
+    ("runtime",): {"name", "sandbox_cgroup_only"},
 }
 
 

@@ -41,7 +41,6 @@ ERRORS: Table = {
     ("KATA203", "runtime.use_passfd_io"): (0, 1),
     ("KATA203", "runtime.vfio_mode"): (1, 1),
     ("KATA303", "hypervisor.dragonball.shared_fs"): (0, 1),
-    ("KATA303", "runtime.internetworking_model"): (13, 14),
     # Several cgroups for one sandbox.
     ("KATA303", "runtime.sandbox_cgroup_only"): (10, 0),
     # Asks for a protection that this version does not have.

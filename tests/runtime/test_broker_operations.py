@@ -151,6 +151,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
     "connect_guest": ({"port": 1024}, {"port": [None, True, "1", 0, -1, 2**32 - 1, 1.0]}),
     "connect_events": ({}, {}),
     "probe_kvm": ({}, {}),
+    "attach_network": ({"path": "/run/netns/x"}, {"path": PATHS}),
     "announce_seal": (
         {"mode": "enforce", "policy": "x86_64 [base]"},
         {"mode": [None, "", "off", ["log"]], "policy": LABELS},

@@ -99,7 +99,8 @@ class Pod:
     def request(self, name: str) -> CreateRequest:
         bundle = self.directory / name
         bundle.mkdir()
-        spec = {"process": {"args": ["sh"], "cwd": "/"}, "root": {"path": "rootfs"}, "linux": {}}
+        spec = {"process": {"args": ["sh"], "cwd": "/"}, "root": {"path": "rootfs"}}
+        spec["linux"] = {"namespaces": [{"type": "network"}]}
         (bundle / "config.json").write_text(json.dumps(spec))
         return CreateRequest(name, str(bundle), (), StdioPaths(), None)
 

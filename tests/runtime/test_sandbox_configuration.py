@@ -16,11 +16,13 @@ from kata_runtime.pod.boot import Boot
 
 PREFIX = "io.katacontainers.config."
 
+OWN_NETWORK = {"linux": {"namespaces": [{"type": "network"}]}}
+
 
 async def load(path: Path, annotations: dict[str, str]) -> Configuration:
     """Take a boot's first stage, which asks nothing of the broker."""
     identity = SandboxIdentity("/run/containerd/containerd.sock", "default", "pod")
-    boot = Boot(identity, cast("Broker", None), {"annotations": annotations}, inherited=0)
+    boot = Boot(identity, cast("Broker", None), {"annotations": annotations, **OWN_NETWORK}, inherited=0)
     return await boot.configure(str(path))
 
 

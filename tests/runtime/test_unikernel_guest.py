@@ -85,6 +85,7 @@ class Broker:
 
 def container(paths: StdioPaths = ALL, **spec: object) -> Container:
     made: dict[str, Any] = {"process": {"args": ["a", "b"]}, "root": {"path": "rootfs"}, **spec}
+    made["linux"] = {**made.get("linux", {}), "namespaces": [{"type": "network"}]}
     one = Container("one", "/bundle", made, Process("one", "", paths, made["process"]))
     one.home = "/shared/one"
     return one
@@ -109,7 +110,9 @@ async def prepared(
 ) -> UnikernelGuest:
     kind = "hvt" if hypervisor == "dragonball" else "qemu"
     configuration: Any = SimpleNamespace(
-        hypervisor_name=hypervisor, hypervisor=SimpleNamespace(default_memory=99)
+        hypervisor_name=hypervisor,
+        hypervisor=SimpleNamespace(default_memory=99),
+        runtime=SimpleNamespace(internetworking_model="tcfilter"),
     )
     identity: Any = SimpleNamespace(id="one", directory="/run/one")
     unikernel, files = Unikernel("annotation", "/app.hvt", kind, **keys), cast(client.Broker, broker)

@@ -299,7 +299,7 @@ class PodBed:
         spec = {
             "process": {"args": ["sh"], "cwd": "/"},
             "root": {"path": "rootfs"},
-            "linux": {},
+            "linux": {"namespaces": [{"type": "network"}]},
             "annotations": dict(annotations or {}),
         } | changes
         (bundle / "config.json").write_text(json.dumps(spec))

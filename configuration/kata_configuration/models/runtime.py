@@ -120,14 +120,14 @@ class Runtime(Table):
         ),
     ] = True
     internetworking_model: Annotated[
-        Literal["none"],
+        Literal["tcfilter", "macvtap", "none"],
         About(
-            "How the guest is connected to the pod's network.",
+            "How the guest is connected to the pod's network: by taps and redirecting filters, by macvtaps "
+            "where links can carry them, or not at all.",
             "Kata 3.0.0",
             takes_effect_in=Effect.MACHINE,
         ),
-        Instead("the guest has a loopback interface only"),
-    ] = "none"
+    ] = "tcfilter"
     refused_annotations: Annotated[
         Literal["fail", "warn"],
         About(

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kata_configuration.models.qemu import QemuHypervisor as QemuTable
-from kata_hypervisor.contract import SharedDirectory, VmSpec
+from kata_hypervisor.contract import SharedDirectory, Tap, VmSpec
 from kata_hypervisor.errors import LaunchError
 from kata_hypervisor.privileges import KVM, NULL, Privileges, prefix_data
 
-STDERR, MONITOR, CONSOLE, AGENT, FILESYSTEM = 2, 3, 4, 5, 6
-"""Descriptors in QEMU: AGENT is the vhost-vsock device, or a socket to the agent's serial port."""
+STDERR, MONITOR, CONSOLE, AGENT, FILESYSTEM, TAPS = 2, 3, 4, 5, 6, 7
+"""Descriptors in QEMU: AGENT is the vhost-vsock device, or a socket to the agent's serial port. From TAPS on
+are the queues of the taps, in their order.
+"""
 
 FIRMWARE = tuple(
     Path("/usr/share", name) for name in ("qemu", "seabios", "qboot", "qemu-efi", "ipxe", "ovmf", "OVMF")
@@ -80,6 +82,7 @@ def command_line(table: QemuTable, spec: VmSpec, devices: Devices) -> list[str]:
         *_entropy(table.entropy_source),
         *(_image(spec.image) if spec.image else ()),
         *(_filesystem(spec.shared) if spec.shared else ()),
+        *_taps(spec.taps),
     ]
 
 
@@ -188,3 +191,15 @@ def _filesystem(shared: SharedDirectory) -> Iterator[str]:
     yield from ("-chardev", option("socket", id="filesystem", fd=FILESYSTEM))
     device = option("vhost-user-fs-pci", chardev="filesystem", tag=shared.tag, queue_size=1024)
     yield from ("-device", device)
+
+
+def _taps(taps: tuple[Tap, ...]) -> Iterator[str]:
+    first = TAPS
+    for tap in taps:
+        count = len(tap.fds)
+        fds = ":".join(str(first + number) for number in range(count))
+        first += count
+        yield from ("-netdev", option("tap", id=tap.id, fds=fds))
+        # An option ROM is for booting from the network. Vectors: two for each pair, and two more.
+        queues = {"mq": "on", "vectors": 2 * count + 2} if count > 1 else {}
+        yield from ("-device", option("virtio-net-pci", netdev=tap.id, mac=tap.mac, romfile="", **queues))

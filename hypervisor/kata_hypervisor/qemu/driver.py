@@ -29,7 +29,7 @@ __all__ = ["Qemu"]
 class Qemu(QmpControlled, Hypervisor):
     """One virtual machine in QEMU; see `QmpControlled`."""
 
-    capabilities = Capabilities(file_sharing=True, pause=True)
+    capabilities = Capabilities(file_sharing=True, taps=True, tap_descriptors=True, pause=True)
 
     def __init__(
         self, table: QemuTable, host: Host, *, start_budget: float = 30.0, stop_budget: float = 1.0
@@ -64,6 +64,8 @@ class Qemu(QmpControlled, Hypervisor):
             fds[command.CONSOLE] = await self._children.connection(CONSOLE, theirs)
             cid = await self._prepare_transport(fds, theirs)
             partitioned = spec.image is not None and command.has_partition_table(spec.image)
+            for number, fd in enumerate(fd for tap in spec.taps for fd in tap.fds):
+                fds[command.TAPS + number] = fd
             devices = command.Devices(vsock_cid=cid, image_partitioned=partitioned)
             argv = command.command_line(self._table, spec, devices)
             await self._spawn_qemu(argv, fds, theirs, command.shown(self._table, spec))

@@ -65,6 +65,7 @@ class Children:
         gate: int | None = None,
         seccomp: Mapping[str, Any] | None = None,
         privileges: Mapping[str, Any] | None = None,
+        network: int | None = None,
     ) -> int:
         """Start a child and return its pid; see `spawn.spawn`.
 
@@ -89,7 +90,15 @@ class Children:
                 root = confined_child.plan(name, argv[0], privileges, user, place)
                 confined = {"root": root, "fork": self._identity.fork}
             pid = spawn.spawn(
-                name, argv, fds, environment, record, gate=gate, supervisor=supervisor, **confined
+                name,
+                argv,
+                fds,
+                environment,
+                record,
+                gate=gate,
+                supervisor=supervisor,
+                network=network,
+                **confined,
             )
         except BaseException:
             self._journal.drop(number)

@@ -149,6 +149,10 @@ def _undo(entry: Entry, scope: PathScope, mounted: bool) -> None:
             _remove(entry["path"], scope)
         case pod_identity.UNDO:
             pod_identity.release(entry["path"], entry["key"])
+        case "network":
+            from kata_runtime.broker import pod_network  # which cleanups of pods without one do not pay for
+
+            pod_network.detach(entry)
         case kind:
             raise BrokerError(f"this version of the runtime knows no such entry: {kind!r}")
 

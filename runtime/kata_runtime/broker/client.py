@@ -28,6 +28,7 @@ from kata_runtime.broker.operations import (
     host,
     images,
     lifecycle,
+    network,
     streams,
 )
 from kata_runtime.broker.request_channel import RequestChannel
@@ -315,6 +316,16 @@ class Broker:
         except BrokerError as error:
             raise LaunchError(str(error)) from None
         return _only(reply), reply.result["size"]
+
+    # -- network -------------------------------------------------------------------------------------------
+
+    async def attach_network(self, path: str, channel: socket.socket) -> None:
+        """Start the network program in the pod's namespace, to answer over this channel; once.
+
+        See `kata_runtime.network.exchange`. RequestFailedError says why the namespace cannot be a pod's.
+        """
+        reply = await self._request(network.attach_network, path=path, descriptors=[channel.fileno()])
+        self._children.add("network", reply.result["pid"])
 
     # -- connections ---------------------------------------------------------------------------------------
 

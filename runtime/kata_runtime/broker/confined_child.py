@@ -164,9 +164,12 @@ def _interpreter(program: str) -> str | None:
 # -- in the child ------------------------------------------------------------------------------------------
 
 
-def enter(plan: Plan) -> None:
-    """Make the root, enter it, and become the user; everything else is given up. Raises StepFailedError."""
-    _step("enter its namespaces", syscalls.unshare_child)
+def enter(plan: Plan, *, network: bool = True) -> None:
+    """Make the root, enter it, and become the user; everything else is given up. Raises StepFailedError.
+
+    network: false for a child that was moved into the pod's network namespace.
+    """
+    _step("enter its namespaces", lambda: syscalls.unshare_child(network=network))
     _step("make its root directory", _make_root, plan)
     _step("name its host", socket.sethostname, HOSTNAME)
     _step("limit its resources", _limit, plan.open_files)

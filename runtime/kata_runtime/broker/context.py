@@ -18,6 +18,7 @@ from kata_runtime.broker.log_sink import LogSink, take_fatal_message
 from kata_runtime.broker.monitor import Monitor
 from kata_runtime.broker.phase import Phase
 from kata_runtime.broker.pod_identity import PodIdentity
+from kata_runtime.broker.pod_network import PodNetwork
 from kata_runtime.broker.sandbox_cgroup import SandboxCgroup
 from kata_runtime.broker.shim_privileges import find_privilege
 from kata_runtime.broker.streams import Streams
@@ -66,6 +67,7 @@ class Context:
         self.files = Files(directory, self.authorization)
         self.images = Images(directory, self.files, self.children)
         self.kvm = Kvm()
+        self.network = PodNetwork(directory.descriptor, identity.directory, journal, self.children)
         self.streams = Streams(self.authorization)
         self.supervisor = Supervisor(self._shim, loop, log_sink, directory.descriptor, self._notify)
 
@@ -129,6 +131,7 @@ class Context:
             if self._closing and processes.is_alive(*self._shim):
                 spared.add(self.shim)
             self._left = self.directory.roll_back(spared)
+            self.network.close()
             self.children.reap()  # those that the journal knew and the kernel did not list
             # A shim that closes its broker serves nobody any more either.
             cleanup.unlink(self._identity.socket)

@@ -14,6 +14,8 @@ of these is counted, and hides no other. Kinds:
     unmount  path               a mount in the namespace of the header
     remove   path               an empty directory or a file
     uid      path, key          a file that takes a user for the sandbox of this key
+    network  path, namespace, device, inode
+                                what the record at `path` names in this network namespace
 """
 
 from __future__ import annotations

@@ -54,6 +54,7 @@ def spawn(
     supervisor: ChildFilterSupervisor | None = None,
     root: Plan | None = None,
     fork: Callable[[], int] = os.fork,
+    network: int | None = None,
 ) -> int:
     """Start a child and return its pid once it runs its program, or waits at its gate.
 
@@ -61,7 +62,8 @@ def spawn(
     before it runs anything. gate: the number of a descriptor from which it reads first: it runs its program
     when it reads a byte, without that descriptor, and exits at the end of file. supervisor: of the filter
     that it does all of this under. root: what it is confined to, before anything else is done to it. fork:
-    makes the process, in a PID namespace perhaps.
+    makes the process, in a PID namespace perhaps. network: the network namespace in which it runs, by a
+    descriptor.
 
     Raises:
         RequestFailedError: the program cannot be run; nothing is left of the child.
@@ -84,7 +86,7 @@ def spawn(
         raise _failure(name, argv[0], error) from None
     if pid == 0:
         os.close(go_write)
-        _become(argv, fds, environment, root, go_read, report_write, install, gate)
+        _become(argv, fds, environment, root, go_read, report_write, install, gate, network)
     os.close(go_read)
     os.close(report_write)
     try:
@@ -154,6 +156,7 @@ def _become(
     report: int,
     install: Callable[[], int | None] | None,
     gate: int | None,
+    network: int | None,
 ) -> NoReturn:
     """The child's side: never returns, and never raises into the broker's own code."""
     try:
@@ -161,6 +164,8 @@ def _become(
         if os.read(go, 1) != GO or _is_orphan(go):
             os._exit(NOT_RUN)
         os.setsid()
+        if network is not None:
+            syscalls.enter_network(network)
         os.chdir("/")
         go, report = _place(fds, go, report)
         for number in signal.valid_signals():
@@ -168,7 +173,7 @@ def _become(
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         if root is not None:
-            _confine(root, go, report)
+            _confine(root, go, report, network=network is None)
         if install is not None:
             _install_filter(install, go, report)
         if gate is not None:
@@ -195,10 +200,10 @@ def _is_orphan(go: int) -> bool:
     return bool(waiter.poll(0))
 
 
-def _confine(root: Plan, go: int, report: int) -> None:
+def _confine(root: Plan, go: int, report: int, *, network: bool) -> None:
     """Enter the root and become the pod's user, or say why not and exit."""
     try:
-        confined_child.enter(root)
+        confined_child.enter(root, network=network)
     except confined_child.StepFailedError as error:
         os.write(report, b"%s %s" % (UNCONFINED, str(error).encode()[:2000]))
         os._exit(NOT_RUN)

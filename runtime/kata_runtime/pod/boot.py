@@ -20,6 +20,7 @@ from kata_runtime.errors import SandboxError
 from kata_runtime.logging import set_level
 from kata_runtime.pod import kvm_failure, sealing
 from kata_runtime.pod.sealing import Sealed
+from kata_runtime.resource import network
 
 if TYPE_CHECKING:
     from kata_configuration import Configuration
@@ -71,7 +72,12 @@ class Boot:
         return f"{(time.monotonic() - self._begin) * 1e3:.0f} ms ({', '.join(self._durations)})"
 
     async def configure(self, config_path: str | None) -> Configuration:
-        """Take the first stage: read the configuration. Raises ConfigurationError, SandboxError."""
+        """Take the first stage: read the configuration.
+
+        Raises:
+            UnsupportedError: the pod asks for the host's network. ConfigurationError, SandboxError.
+        """
+        network.namespace_of(self._spec)  # the first thing: no pod is started in the host's network
         return await self._run_stage("config", self._load(config_path))
 
     async def run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from kata_agent.constants import FEATURE_STREAM_IO
@@ -14,11 +15,13 @@ from kata_runtime.pod import machine_spec
 from kata_runtime.pod.agent_connection import connect_agent, unless_ended
 from kata_runtime.pod.linux_guest import LinuxGuest
 from kata_runtime.pod.reseed import Reseed
+from kata_runtime.resource import network
+from kata_runtime.resource.network import PodNetwork
 
 if TYPE_CHECKING:
     from kata_agent.client import AgentClient
     from kata_configuration import Configuration
-    from kata_hypervisor.host import Host
+    from kata_runtime.broker.client import Broker
     from kata_runtime.container.bundle import JsonObject
     from kata_runtime.identity import SandboxIdentity
 
@@ -39,11 +42,14 @@ class LinuxBoot(GuestBoot):
         self,
         configuration: Configuration,
         identity: SandboxIdentity,
-        host: Host,
+        broker: Broker,
         spec: JsonObject,
         disks: tuple[Disk, ...] = (),
     ) -> None:
-        self.machine = registry.create(configuration.hypervisor_name, configuration.hypervisor, host)
+        self.machine = registry.create(configuration.hypervisor_name, configuration.hypervisor, broker)
+        self._broker = broker
+        self._spec = spec
+        self._network = PodNetwork()
         self._configuration = configuration
         self._machine_spec = machine_spec.machine_of(configuration, identity, spec, disks)
         self._request = machine_spec.request_of(configuration, identity, spec)
@@ -52,7 +58,18 @@ class LinuxBoot(GuestBoot):
 
     async def prepare(self) -> None:
         """See GuestBoot."""
-        await self.machine.prepare(self._machine_spec)
+        taps = self.machine.capabilities.tap_descriptors
+        self._network = await network.attach(
+            self._broker,
+            self._spec,
+            self._configuration.runtime.internetworking_model,
+            queues=getattr(self._configuration.hypervisor, "network_queues", 1),
+            hypervisor="" if taps else self._configuration.hypervisor_name,
+        )
+        try:
+            await self.machine.prepare(replace(self._machine_spec, taps=self._network.taps))
+        finally:
+            self._network.close()
 
     async def start(self, run_stage: RunStage) -> LinuxGuest:
         """See GuestBoot."""
@@ -78,8 +95,10 @@ class LinuxBoot(GuestBoot):
         if self._reseed is not None:
             await self._reseed.give(agent)
         details = await agent.get_guest_details(agent_pb2.GuestDetailsRequest(mem_block_size=True))
+        features = details.agent_details.extra_features
         await agent.create_sandbox(self._request)
-        return FEATURE_STREAM_IO in details.agent_details.extra_features
+        await network.give(self._network, agent, features)
+        return FEATURE_STREAM_IO in features
 
     async def stop(self) -> None:
         """See GuestBoot."""

@@ -87,6 +87,11 @@ class SandboxService:
         if os.path.exists(os.path.join(request.bundle_path, "config.json")):
             spec = await load_spec(request.bundle_path, self._broker.read_spec)
         spec["annotations"] = {**bundle.annotations_of(spec), **request.annotations}
+        # The CRI gives a namespace to every pod but those with the host's network; others may leave it out.
+        if request.netns_path or not request.options.type_url.endswith("PodSandboxConfig"):
+            linux = spec.setdefault("linux", {})
+            others = [entry for entry in linux.get("namespaces") or () if entry.get("type") != "network"]
+            linux["namespaces"] = [*others, {"type": "network", "path": request.netns_path}]
         return spec
 
     async def start(self, request: sandbox_pb2.StartSandboxRequest) -> sandbox_pb2.StartSandboxResponse:

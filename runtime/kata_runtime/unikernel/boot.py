@@ -12,6 +12,7 @@ from kata_hypervisor.contract import BlockFile, UnikernelSpec, UnikernelVmm
 from kata_runtime.broker.errors import RequestFailedError
 from kata_runtime.container.guest import GuestBoot, RunStage
 from kata_runtime.errors import InvalidRequestError
+from kata_runtime.resource import network
 from kata_runtime.unikernel.guest import UnikernelGuest
 from kata_runtime.unikernel.streams import UnikernelStreams
 
@@ -44,6 +45,8 @@ class UnikernelBoot(GuestBoot):
     ) -> None:
         name, table = configuration.hypervisor_name, configuration.hypervisor
         unikernel.check_runner(name)
+        self._runner = f"unikernels with {name}"
+        self._model = configuration.runtime.internetworking_model
         self.machine = registry.create_for_unikernel(name, table, broker)
         self._default_memory = table.default_memory
         self._identity = identity
@@ -54,6 +57,7 @@ class UnikernelBoot(GuestBoot):
 
     async def prepare(self) -> None:
         """See GuestBoot. Raises InvalidRequestError where the image lacks a file."""
+        await network.attach(self._broker, self._container.spec, self._model, hypervisor=self._runner)
         unikernel, process = self._unikernel, self._container.spec["process"]
         with ExitStack() as files:
             binary = await self._open("binary", unikernel.binary, files)

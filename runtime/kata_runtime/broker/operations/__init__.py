@@ -15,6 +15,7 @@ from kata_runtime.broker.operations import (
     host,
     images,
     lifecycle,
+    network,
     streams,
 )
 from kata_runtime.broker.operations.declaration import Operation
@@ -52,6 +53,7 @@ OPERATIONS: tuple[Operation[...], ...] = (
     connections.connect_events,
     host.probe_kvm,
     lifecycle.verify_shim,
+    network.attach_network,
     lifecycle.announce_seal,
     lifecycle.supervise,
     lifecycle.close,

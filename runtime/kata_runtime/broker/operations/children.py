@@ -49,7 +49,9 @@ def spawn(
     privileges: dict[str, Any] | None,
     descriptors: list[int],
 ) -> Reply:
-    """Start a child; see `kata_hypervisor.host.Host.spawn`. Answers "pid".
+    """Start a child, in the pod's network namespace where it has one; see `kata_hypervisor.host.Host.spawn`.
+
+    Answers "pid".
 
     fds: the number that each descriptor has in the child. seccomp: the fields of a ChildFilter.
     privileges: those of a Privileges.
@@ -58,7 +60,14 @@ def spawn(
         raise RequestRefusedError(f"spawn: descriptor {gate} cannot be a gate: it is not one of fds")
     placed = dict(zip(fds, descriptors, strict=True))
     pid = context.children.start(
-        name, argv, placed, environment, gate=gate, seccomp=seccomp, privileges=privileges
+        name,
+        argv,
+        placed,
+        environment,
+        gate=gate,
+        seccomp=seccomp,
+        privileges=privileges,
+        network=context.network.namespace,
     )
     return Reply(pid=pid)
 
