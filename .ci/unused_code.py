@@ -44,7 +44,6 @@ PYTHON = "Python calls it"
 NETWORK = "of the pod's network, which is not connected yet"
 
 EXPECTED = [
-    Expected("agent/kata_agent/client.py", "variable", "add_arp_neighbors", NETWORK),
     Expected("agent/kata_agent/guest/cgroup.py", "attribute", "use_hierarchy", "a file of cgroups version 1"),
     Expected("agent/kata_agent/oci.py", "function", "lost_fields", "tests compare specifications with it"),
     Expected("agent/kata_agent/transports.py", "function", "dial_*", "hosts of tests connect with them"),
