@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from kata_agent.ttrpc.status import Code, RpcError
@@ -248,3 +249,26 @@ async def test_shutdown_now_ends_a_pod_whose_containers_run(lab: Lab) -> None:
     await pod.shim.task("Shutdown", id=pod.shim.id, now=True)
     await pod.shim.ended()
     await pod.shim.close()
+
+
+# -- a network that comes late -------------------------------------------------------------------------------
+
+
+async def test_a_late_network_is_refused_at_start(lab: Lab) -> None:
+    """As `ctr run --cni`, nerdctl and Docker give it: to the namespace of the pid that Create answered."""
+    name = lab.new_id("late")
+    shim = await lab.start_shim(name, sleeper(cgroup=f"/{lab.namespace}/{name}"))
+    process = await shim.create(container_id=name)
+    pid = (await shim.task("State", id=name)).pid
+    assert os.stat(f"/proc/{pid}/ns/net").st_ino != os.stat("/proc/self/ns/net").st_ino
+    link = ["nsenter", f"--net=/proc/{pid}/ns/net", "ip", "link"]
+    await anyio.run_process([*link, "add", "eth0", "type", "veth", "peer", "name", "other"])
+    with pytest.raises(RpcError, match="got eth0, other after Create, when the guest cannot be given it"):
+        await process.start()
+    await anyio.run_process([*link, "delete", "eth0"])
+    await process.start()
+    await shim.task("Kill", id=name, signal=signal.SIGKILL)
+    await process.finish()
+    await shim.task("Shutdown", id=name)
+    await shim.ended()
+    await shim.close()

@@ -147,6 +147,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
         {"address": 77},
         {"address": [None, True, 0, 1, 2, -1, 2**32 - 1, 3.0, *(path for path in PATHS if path != 7)]},
     ),
+    "late_interfaces": ({}, {}),
     "hold_monitor": ({"driver": "qemu"}, {"driver": [None, "", "bash", ["qemu"], "QEMU"]}),
     "connect_guest": ({"port": 1024}, {"port": [None, True, "1", 0, -1, 2**32 - 1, 1.0]}),
     "connect_events": ({}, {}),

@@ -17,6 +17,7 @@ from kata_runtime.errors import (
     NotFoundError,
     SandboxError,
     StateError,
+    UnsupportedError,
 )
 from kata_runtime.stdio.files import StdioPaths
 from pod_bed import PodBed, pod_bed, settle
@@ -47,6 +48,15 @@ async def test_a_duplicate_id_is_refused_and_harmless(pod: PodBed) -> None:
     with pytest.raises(AlreadyExistsError, match="web exists already"):
         await pod.tasks.create(pod.request())
     assert pod.tasks.process("web", "").state is State.RUNNING
+
+
+async def test_a_network_that_came_after_create_is_refused(pod: PodBed) -> None:
+    await pod.tasks.create(pod.request())
+    pod.broker.late = ["eth0"]
+    with pytest.raises(UnsupportedError, match=r"container web: .* got eth0 after Create") as caught:
+        await pod.tasks.start("web", "")
+    assert "complete at Create" in str(caught.value)
+    assert pod.tasks.process("web", "").state is State.CREATED
 
 
 async def test_a_running_container_is_not_deleted(pod: PodBed) -> None:

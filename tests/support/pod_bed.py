@@ -208,8 +208,12 @@ class BrokerDouble:
         self.fault = ""
         self.mounted: list[str] = []
         self.made: list[str] = []
+        self.late: list[str] = []
         self.preparing = Gate()
         self.binding = Gate()
+
+    async def late_interfaces(self) -> list[str]:
+        return self.late
 
     async def prepare(self, cgroup: str | None) -> str:
         await self.preparing.passed()

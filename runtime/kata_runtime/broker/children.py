@@ -55,6 +55,11 @@ class Children:
         # By process id: the number of the child's entry in the journal.
         self._entries: dict[int, int] = {}
 
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the children that run."""
+        return list(self._entries)
+
     def start(
         self,
         name: str,

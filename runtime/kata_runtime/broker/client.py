@@ -327,6 +327,10 @@ class Broker:
         reply = await self._request(network.attach_network, path=path, descriptors=[channel.fileno()])
         self._children.add("network", reply.result["pid"])
 
+    async def late_interfaces(self) -> list[str]:
+        """Names of the interfaces that a client put into the VMM's own network namespace after Create."""
+        return [str(name) for name in (await self._request(network.late_interfaces)).result["names"]]
+
     # -- connections ---------------------------------------------------------------------------------------
 
     async def register_guest(self, address: int | str) -> None:

@@ -70,11 +70,34 @@ class PodNetwork:
         finally:
             os.close(record)
 
+    def late_interfaces(self) -> list[str]:
+        """Interfaces that a client put after Create into the empty namespace that was made for a child.
+
+        None where the sandbox was given a namespace, whose interfaces were attached.
+        """
+        if self._namespace is not None:
+            return []
+        ours = os.stat("/proc/self/ns/net").st_ino
+        found: set[str] = set()
+        for pid in self._children.pids:
+            try:
+                if os.stat(f"/proc/{pid}/ns/net").st_ino != ours:
+                    found.update(_interfaces(pid))
+            except OSError:
+                continue  # it has exited
+        return sorted(found - {"lo"} - namespaces.FALLBACK_DEVICES)
+
     def close(self) -> None:
         """Let go of the namespace; idempotent."""
         if self._namespace is not None:
             os.close(self._namespace)
             self._namespace = None
+
+
+def _interfaces(pid: int) -> list[str]:
+    """The interfaces of a process's network namespace. Source: proc_pid_net(5), dev. Raises OSError."""
+    with open(f"/proc/{pid}/net/dev", encoding="utf-8", errors="replace") as file:
+        return [line.partition(":")[0].strip() for line in file.readlines()[2:]]
 
 
 def detach(entry: Entry) -> None:

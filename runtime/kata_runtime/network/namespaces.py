@@ -15,6 +15,14 @@ _HOSTS = ("/proc/self/ns/net", "/proc/1/ns/net")
 _CLONE_NEWNET = 0x40000000
 _NS_GET_NSTYPE = 0xB703
 
+FALLBACK_DEVICES = frozenset(
+    {
+        *("sit0", "tunl0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip6gre0", "ip_vti0", "ip6_vti0"),
+        *("teql0", "ifb0", "ifb1"),
+    }
+)
+"""Names that the kernel's modules give to devices which they make in every namespace."""
+
 
 def identity(namespace: int | str) -> tuple[int, int]:
     """Device and inode of a namespace, by a descriptor or a path. Raises OSError."""

@@ -27,6 +27,7 @@ from kata_runtime.network.model import (
     Route,
     link_from_json,
 )
+from kata_runtime.network.namespaces import FALLBACK_DEVICES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,13 +46,6 @@ KINDS = frozenset({"veth", "vlan", "macvlan", "ipvlan", "netkit", "tun"})
 _TCFILTER_ONLY = frozenset({"vlan", "ipvlan", "netkit"})
 """Kinds whose MAC is their parent's, or which can carry no macvtap."""
 
-_FALLBACK_DEVICES = frozenset(
-    {
-        *("sit0", "tunl0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip6gre0", "ip_vti0", "ip6_vti0"),
-        *("teql0", "ifb0", "ifb1"),
-    }
-)
-"""Names that the kernel's modules give to devices which they make in every namespace."""
 
 MAX_TAP_MTU = 65521
 """The largest MTU of a tap: 65535 bytes without the Ethernet header (drivers/net/tun.c)."""
@@ -123,7 +117,7 @@ def plan(namespace: Namespace, model: str) -> Plan:
 
 
 def _is_wanted(link: Link) -> bool:
-    return bool(link.addresses) and not link.flags & IFF_LOOPBACK and link.name not in _FALLBACK_DEVICES
+    return bool(link.addresses) and not link.flags & IFF_LOOPBACK and link.name not in FALLBACK_DEVICES
 
 
 def _unattached(link: Link) -> str:

@@ -20,7 +20,7 @@ from kata_hypervisor.concurrency import finish
 from kata_hypervisor.seccomp.confinement import inherited_filters
 from kata_runtime.container.bundle import JsonObject
 from kata_runtime.container.guest import Guest
-from kata_runtime.errors import SandboxError
+from kata_runtime.errors import SandboxError, UnsupportedError
 from kata_runtime.identity import SandboxIdentity
 from kata_runtime.pod.boot import Boot, Booted, MakeBoot
 from kata_runtime.pod.states import Event, Lifecycle, State
@@ -122,6 +122,19 @@ class Sandbox:
         if self._life.reason is not None:
             facts["reason"] = self._life.reason
         return facts
+
+    async def check_network(self, action: str) -> None:
+        """Refuse an action while the pod has a network that its guest has not.
+
+        Raises:
+            UnsupportedError: a client has put interfaces into the pod's namespace after Create.
+        """
+        if names := await self._broker.late_interfaces():
+            raise UnsupportedError(
+                f"cannot {action}: the pod's network namespace got {', '.join(names)} after Create, when "
+                "the guest cannot be given it; give the pod a namespace that is complete at Create (as the "
+                "CRI and ctr run --with-ns network:PATH do)"
+            )
 
     @contextlib.contextmanager
     def asked_to(self, action: str) -> Iterator[Guest]:

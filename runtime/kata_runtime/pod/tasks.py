@@ -125,6 +125,7 @@ class Tasks:
             if process.exec_id:
                 await self._start_exec(process)
             else:
+                await self._sandbox.check_network(f"start {process.what}")
                 with self._sandbox.asked_to(f"start {process.what}") as guest:
                     await guest.start_container(process.container_id)
             process.apply(Event.START)

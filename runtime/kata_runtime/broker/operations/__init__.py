@@ -54,6 +54,7 @@ OPERATIONS: tuple[Operation[...], ...] = (
     host.probe_kvm,
     lifecycle.verify_shim,
     network.attach_network,
+    network.late_interfaces,
     lifecycle.announce_seal,
     lifecycle.supervise,
     lifecycle.close,

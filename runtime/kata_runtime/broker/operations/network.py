@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kata_runtime.broker.operations import checks
 from kata_runtime.broker.operations.declaration import Reply, operation
-from kata_runtime.broker.phase import BEFORE_SEAL
+from kata_runtime.broker.phase import ALWAYS, BEFORE_SEAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,3 +19,9 @@ def attach_network(context: Context, *, path: str, descriptors: list[int]) -> Re
     it attaches is taken away again when the sandbox ends.
     """
     return Reply(pid=context.network.attach(path, descriptors[0]))
+
+
+@operation(ALWAYS)
+def late_interfaces(context: Context) -> Reply:
+    """Answer "names": interfaces that somebody put into the VMM's own namespace, which the guest has not."""
+    return Reply(names=context.network.late_interfaces())
