@@ -21,7 +21,7 @@ QEMU = '[hypervisor.qemu]\nkernel = "/boot/vmlinuz"\nimage = "/srv/image"\n'
 # Each text is put after QEMU (three lines) unless it begins a file of its own.
 CASES: list[tuple[str, str, list[str]]] = [
     (
-        "a misspelt security key",
+        "a misspelled security key",
         QEMU + 'secompsandbox = "on"\n',
         ['4:1: error[KATA201] hypervisor.qemu.secompsandbox: unknown key (did you mean "seccompsandbox"?)'],
     ),
@@ -39,12 +39,12 @@ CASES: list[tuple[str, str, list[str]]] = [
         ],
     ),
     (
-        "a misspelt table",
+        "a misspelled table",
         QEMU.replace("qemu", "qmeu"),
         ['1:13: error[KATA202] hypervisor.qmeu: unknown table (did you mean "qemu"?)'],
     ),
     (
-        "a misspelt top-level table",
+        "a misspelled top-level table",
         QEMU.replace("hypervisor", "hypervisors"),
         [
             '1:2: error[KATA202] hypervisors: unknown table (did you mean "hypervisor"?)',
@@ -372,7 +372,7 @@ def test_codes_are_unique() -> None:
     ],
     ids=["keys", "tables", "entries", "groups"],
 )
-def test_however_much_is_misspelt_so_much_is_compared(
+def test_however_much_is_misspelled_so_much_is_compared(
     write: Write, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared = []

@@ -170,7 +170,7 @@ def test_both_orders_of_the_shipped_policy_answer_alike(tree: bool) -> None:
 def model(rules: Sequence[Rule], call: str, arguments: Sequence[int], default: int = actions.NOTIFY) -> int:
     """What rules mean, by their own words."""
     for rule in rules:
-        if call in rule.calls and all(c.admits(arguments[c.index]) for c in rule.conditions):
+        if call in rule.calls and all(c.allows(arguments[c.index]) for c in rule.conditions):
             return rule.action
     return default
 

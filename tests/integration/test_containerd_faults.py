@@ -38,7 +38,7 @@ def run_with(node: Node, configuration: Path) -> str:
 # -- the configuration file ----------------------------------------------------------------------------------
 
 
-def test_a_misspelt_key_is_named_with_its_place_and_the_right_one(each_node: Node) -> None:
+def test_a_misspelled_key_is_named_with_its_place_and_the_right_one(each_node: Node) -> None:
     text = each_node.configuration("typo").read_text()
     assert text.count("\nseccompsandbox =") == 1
     line = text[: text.index("\nseccompsandbox =")].count("\n") + 2
