@@ -1,4 +1,4 @@
-"""Every fault that was seeded in the broken files is found, at its place, and nothing else is said."""
+"""Every fault that was seeded in the broken files is found, at its place, and nothing else is reported."""
 
 from __future__ import annotations
 

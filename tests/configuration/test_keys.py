@@ -37,7 +37,7 @@ QEMU = f"[hypervisor.qemu]\n{GUEST}"
 NOT_YET = "is known to Kata and not supported by this version"
 NOTHING = "; the value changes nothing (remove it)"
 
-# Each text is put after QEMU (three lines), and said without "hypervisor." and the file's name.
+# Each text is put after QEMU (three lines), and compared without "hypervisor." and the file's name.
 CASES: list[tuple[str, str, list[str]]] = [
     # QEMU: what its driver does not honour yet.
     ("planned", "enable_iommu = true\n", [f"4:1: error[KATA203] qemu.enable_iommu: {NOT_YET} (remove it)"]),
@@ -133,13 +133,13 @@ CASES: list[tuple[str, str, list[str]]] = [
 
 
 @pytest.mark.parametrize(("text", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
-def test_what_is_said_of_a_key(write: Write, text: str, expected: list[str]) -> None:
+def test_what_is_reported_for_a_key(write: Write, text: str, expected: list[str]) -> None:
     path = write(QEMU + text)
-    said = [str(found).replace("] hypervisor.", "] ", 1) for found in lint(path, check_host=False)]
-    assert said == [f"{path}:{line}" for line in expected]
+    findings = [str(found).replace("] hypervisor.", "] ", 1) for found in lint(path, check_host=False)]
+    assert findings == [f"{path}:{line}" for line in expected]
 
 
-# Keys that no driver honours yet, and whose rules are there: what is said once Cloud Hypervisor's honours them.
+# Keys that no driver honours yet, and whose rules are there: what is reported once Cloud Hypervisor's honours them.
 COMING: list[tuple[str, str, list[str]]] = [
     ("verity", 'kernel_verity_params = "root_hash=1,salt=2,data_blocks=3,data_block_size=4096,hash_block_size=100"\n', ['5:24: warning[KATA304] clh.kernel_verity_params: "root_hash=1,salt=2,data_blocks=3,data_block_size=4096,hash_block_size=100" has hash_block_size=100 (write a multiple of 512)']),
     ("half of verity", 'kernel_verity_params = "salt=1"\n', ['5:24: warning[KATA304] clh.kernel_verity_params: "salt=1" has no root_hash (add root_hash=...)']),
@@ -159,14 +159,14 @@ class Coming(CloudHypervisor, CloudHypervisorPlanned):
 @pytest.mark.parametrize(
     ("text", "expected"), [case[1:] for case in COMING], ids=[case[0] for case in COMING]
 )
-def test_what_will_be_said_of_a_key(
+def test_what_will_be_reported_for_a_key(
     write: Write, monkeypatch: pytest.MonkeyPatch, text: str, expected: list[str]
 ) -> None:
     monkeypatch.setattr(cloud_hypervisor, "CloudHypervisor", Coming)
     monkeypatch.setattr(cloud_hypervisor_planned, "CloudHypervisorPlanned", Table)
     path = write(f"{QEMU}[hypervisor.clh]\n{text}")
-    said = [str(found).replace("] hypervisor.", "] ", 1) for found in lint(path, check_host=False)]
-    assert said == [f"{path}:{line}" for line in expected]
+    findings = [str(found).replace("] hypervisor.", "] ", 1) for found in lint(path, check_host=False)]
+    assert findings == [f"{path}:{line}" for line in expected]
 
 
 def test_what_asks_for_nothing_changes_nothing(write: Write) -> None:
@@ -244,8 +244,8 @@ def test_what_became_of_a_value_is_a_value(write: Write, key: str, value: str) -
     homes = [path for path, model in TABLES.items() if key in model.model_fields]
     for path in homes:
         text = f"[{'.'.join(path)}]\n{key} = {value_text(value)}\n"
-        said = [found for found in lint(write(text), check_host=False) if found.key.endswith(key)]
-        assert [found.code for found in said] == ["KATA303"]
+        findings = [found for found in lint(write(text), check_host=False) if found.key.endswith(key)]
+        assert [found.code for found in findings] == ["KATA303"]
 
 
 LOADED = """

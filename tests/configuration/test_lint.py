@@ -302,8 +302,8 @@ CASES: list[tuple[str, str, list[str]]] = [
 @pytest.mark.parametrize(("text", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_every_fault_with_its_place(write: Write, text: str, expected: list[str]) -> None:
     path = write(text)
-    said = [str(diagnostic) for diagnostic in lint(path, check_host=False)]
-    assert sorted(said) == sorted(f"{path}:{line}" for line in expected)
+    findings = [str(diagnostic) for diagnostic in lint(path, check_host=False)]
+    assert sorted(findings) == sorted(f"{path}:{line}" for line in expected)
 
 
 @pytest.mark.parametrize("text", [case[1] for case in CASES], ids=[case[0] for case in CASES])
@@ -344,8 +344,10 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
     pipe, loop = tmp_path / "pipe", tmp_path / "loop"
     os.mkfifo(pipe)
     loop.symlink_to(loop)
-    said = {path: str(lint(path)[0]) for path in (tmp_path, pipe, loop, tmp_path / "absent", Path("/a\0b"))}
-    assert list(said.values()) == [
+    findings = {
+        path: str(lint(path)[0]) for path in (tmp_path, pipe, loop, tmp_path / "absent", Path("/a\0b"))
+    }
+    assert list(findings.values()) == [
         f"{tmp_path}: error[KATA001] is a directory (name a TOML file)",
         f"{pipe}: error[KATA001] is no regular file (name a TOML file)",
         f"{loop}: error[KATA001] cannot be read: too many levels of symbolic links (check the path and its permissions)",

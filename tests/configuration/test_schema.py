@@ -125,8 +125,8 @@ def test_schema_and_linter_agree(write: Write, assignment: tuple[tuple[str, ...]
         return  # they select tables, or stand in the file already
     head = "" if path == ("hypervisor", "qemu") else f"[{'.'.join(path)}]\n"
     text = f"{QEMU}{head}{key} = {value_text(value)}\n"
-    said = {found.code for found in lint(write(text), check_host=False)} - BEYOND
-    assert VALIDATOR.is_valid(tomllib.loads(text)) == (not said)
+    findings = {found.code for found in lint(write(text), check_host=False)} - BEYOND
+    assert VALIDATOR.is_valid(tomllib.loads(text)) == (not findings)
 
 
 @pytest.mark.parametrize("name", corpus.names())

@@ -183,7 +183,7 @@ def test_one_of_several_values_makes_as_many_rules() -> None:
         ('op = "masked", mask = "~A", value = "B", bits = 32', [2, 3, 1 << 40 | 2], [0, 6]),
     ],
 )
-def test_what_conditions_admit(condition: str, inside: list[int], outside: list[int]) -> None:
+def test_what_conditions_allow(condition: str, inside: list[int], outside: list[int]) -> None:
     (parsed,) = parse_policy(HEAD + when(f"arg = 0, {condition}"), "p.toml").rules[0].conditions
     assert [parsed.allows(word) for word in inside] == [True] * len(inside)
     assert [parsed.allows(word) for word in outside] == [False] * len(outside)
