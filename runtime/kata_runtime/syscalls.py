@@ -269,7 +269,7 @@ def deny_files() -> bool:
         scoped=0b1 if version >= 6 else 0,  # abstract sockets of others
     )
     size = ctypes.c_size_t(8 if version < 4 else 16 if version < 6 else 24)
-    # SAFETY: the structure, whose size the kernel is told, lives until the call returns.
+    # SAFETY: the structure, whose size the kernel gets, lives until the call returns.
     ruleset = _call(_LANDLOCK_CREATE_RULESET, ctypes.byref(denied), size, ctypes.c_uint(0))
     try:
         # SAFETY: no argument is a pointer.

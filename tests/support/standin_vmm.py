@@ -192,7 +192,7 @@ class StandIn:
             self.console(GREETING)
 
     def run_unikernel(self, line: str) -> None:
-        """Do as tests/guests/bare.c for "echo WORDS", "exit STATUS", "crash" and "spin"."""
+        """Do as tests/guests/bare.c for "echo TEXT", "exit STATUS", "crash" and "spin"."""
         verb, _, _ = line.partition(" ")
         self.console(b"spinning\n" if verb == "spin" else line.encode() if verb == "echo" else b"")
         if verb == "crash":

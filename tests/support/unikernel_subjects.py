@@ -2,7 +2,7 @@
 
 KATA_TEST_SOLO5_HVT, KATA_TEST_SOLO5_SPT and KATA_TEST_FIRECRACKER name real programs; without them those on
 PATH are tried. KATA_TEST_SOLO5_HVT_OLD names a tender before 0.11, which has no filter of its own. What is
-run does as tests/guests/commands.c, or bare.c, for three command lines: "echo WORDS", "exit STATUS", "spin".
+run does as tests/guests/commands.c, or bare.c, for three command lines: "echo TEXT", "exit STATUS", "spin".
 """
 
 from __future__ import annotations
