@@ -209,7 +209,7 @@ SHAPES: dict[str, Shape] = {
     "LinuxSyscall": Shape(
         {"names": "Names", "action": "Action", "errnoRet": "errnoret", "args": "Args"},
         required="names action",
-        # Kata's own runtime sends 0 for none, so 0 cannot be told from it; read as absent it fails closed.
+        # Kata's own runtime sends 0 for none, so they are the same; 0 read as absent fails closed.
         zero_matters="errnoRet",
     ),
     "LinuxSeccompArg": Shape(

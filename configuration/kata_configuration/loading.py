@@ -181,9 +181,9 @@ def _examine(
     host_rules: tuple[Rule, ...],
 ) -> Examination:
     merged = merging.merge([layer.tree for layer in files.layers])
-    layers, said = list(files.layers), list(files.unreadable)
+    layers, findings = list(files.layers), list(files.unreadable)
     if annotations:
-        said += _annotate(layers, merged, annotations)
+        findings += _annotate(layers, merged, annotations)
     judgement = judge(merged.tree, check_host=check_host, owner=merged.owner, host_rules=host_rules)
     incomplete = bool(files.unreadable) or any(layer.faults for layer in files.layers)
     placed = list(_place(layers, merged, _weighed(judgement.findings, merged.tree, incomplete)))
@@ -192,7 +192,7 @@ def _examine(
         placed += check(files.places, trusted)
     order = {layer.place: number for number, layer in enumerate(layers)}
     diagnostics = sorted(
-        placed + said,
+        placed + findings,
         key=lambda found: (order.get(found.path, len(order)), found.line, found.column, found.code),
     )
     return Examination(files, tuple(layers), merged, judgement, tuple(diagnostics))

@@ -30,7 +30,7 @@ FORM = f"^(off|on(,({_GROUP}))*)?$"
 
 @dataclass(frozen=True, slots=True)
 class SandboxFault:
-    """What QEMU would refuse or misread. offset: characters from the value's beginning.
+    """What QEMU would refuse or misread. offset: characters from the value's start.
 
     fixed: the whole value without this fault, where there is exactly one right answer.
     """
@@ -96,7 +96,7 @@ def _group_fault(group: str, has_setting: bool, setting: str, seen: set[str]) ->
 
 
 def _corrected(value: str, start: int, word: str, known: tuple[str, ...]) -> str:
-    """Return the value with a misspelt word corrected, or "" when the word is not just misspelt."""
+    """Return the value with a misspelled word corrected, or "" when the word is not just misspelled."""
     best = closest(word, known) if word not in known else None
     if best is None or not unmistakable(word, known):
         return ""

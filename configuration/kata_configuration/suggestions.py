@@ -1,4 +1,4 @@
-"""Did you mean: the known word that is closest to a misspelt one."""
+"""Did you mean: the known word that is closest to a misspelled one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextvars import ContextVar
 # How much closer than the next a word must be to be the one that is meant, of a likeness from 0 to 1.
 MARGIN = 0.05
 
-# Misspelt words that are compared in one examination of a file, at some milliseconds each; further ones get
+# Misspelled words that are compared in one examination of a file, at some milliseconds each; further ones get
 # no suggestion.
 MOST = 200
 
@@ -52,7 +52,7 @@ def _matches(word: str, known: Iterable[str]) -> list[tuple[float, str]]:
         if left[0] <= 0:
             return []
         left[0] -= 1
-    import difflib  # only a misspelt word needs it
+    import difflib  # only a misspelled word needs it
 
     names: dict[str, str] = {}
     for candidate in known:

@@ -113,16 +113,16 @@ class PrivateContainerd:
         assert self._process is not None
         return self._process.pid
 
-    def command(self, words: Sequence[str]) -> list[str]:
-        """The words of a ctr command against this containerd."""
-        return [self._ctr, "--address", str(self.address), *words]
+    def command(self, arguments: Sequence[str]) -> list[str]:
+        """The argv of a ctr command against this containerd."""
+        return [self._ctr, "--address", str(self.address), *arguments]
 
     def run(
-        self, words: Sequence[str], *, check: bool = True, timeout: float = 120
+        self, arguments: Sequence[str], *, check: bool = True, timeout: float = 120
     ) -> subprocess.CompletedProcess[str]:
         """Run ctr and collect what it prints."""
         return subprocess.run(
-            self.command(words),
+            self.command(arguments),
             check=check,
             capture_output=True,
             text=True,

@@ -105,14 +105,14 @@ def build_image(directory: Path) -> None:
 
 
 def choose_accelerator() -> str:
-    """KVM where it runs unmodified guests, else TCG, said in one line."""
+    """KVM where it runs unmodified guests, else TCG, reported in one line."""
     from kata_hypervisor.kvm.probe import probe_kvm
 
-    verdict = probe_kvm()
-    if verdict.runs_unmodified_guests:
+    result = probe_kvm()
+    if result.runs_unmodified_guests:
         step("KVM runs unmodified guests on this host: using it")
         return "kvm"
-    step(f"no usable KVM, so QEMU emulates the processor (TCG, slower): {verdict.reason}")
+    step(f"no usable KVM, so QEMU emulates the processor (TCG, slower): {result.reason}")
     return "tcg"
 
 
@@ -147,9 +147,10 @@ def run_container(containerd: PrivateContainerd, config: Path) -> int:
     step("ctr run --runtime io.containerd.kata.v2: a container in its own virtual machine")
     script = "echo guest kernel: $(uname -r); echo the container runs as $(id -un) on $(hostname); sleep 60"
     begin, logged = time.monotonic(), containerd.log_path.stat().st_size
-    words = ["run", "--runtime", "io.containerd.kata.v2", busybox_image.NAME, CONTAINER, "sh", "-c", script]
+    runtime = ("--runtime", "io.containerd.kata.v2")
+    arguments = ["run", *runtime, busybox_image.NAME, CONTAINER, "sh", "-c", script]
     client = subprocess.Popen(
-        containerd.command(words),
+        containerd.command(arguments),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -22,9 +22,9 @@ def find_obstacle(hypervisor: str) -> str | None:
     """Say in one line why this host cannot run virtual machines of this hypervisor; None where it can."""
     if hypervisor != DRAGONBALL:
         return None  # QEMU emulates what the host lacks
-    verdict = probe_kvm()
-    if not verdict.runs_unmodified_guests:
-        return verdict.reason
+    result = probe_kvm()
+    if not result.runs_unmodified_guests:
+        return result.reason
     if not vhost_vsock.DEVICE.exists():
         return f"there is no {vhost_vsock.DEVICE}: load vhost_vsock"
     return None

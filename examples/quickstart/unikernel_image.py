@@ -34,10 +34,10 @@ FLAGS = (
 
 def compile_unikernel(source: Path, target: Path, *defines: str) -> None:
     """Compile a unikernel of one file with gcc. Raises subprocess.CalledProcessError."""
-    words = ["gcc", *FLAGS, *(f"-D{name}" for name in defines), f"-I{TOOLS}"]
+    command = ["gcc", *FLAGS, *(f"-D{name}" for name in defines), f"-I{TOOLS}"]
     script = TOOLS / "unikernel.lds"
     subprocess.run(
-        [*words, f"-Wl,-T,{script}", "-o", target, source], check=True, capture_output=True, text=True
+        [*command, f"-Wl,-T,{script}", "-o", target, source], check=True, capture_output=True, text=True
     )
 
 

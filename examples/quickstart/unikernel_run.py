@@ -31,10 +31,10 @@ def run_unikernel(
     )
     import_image(containerd, home)
     config = write_configuration(home, image)
-    words = ["run", "--runtime", "io.containerd.kata.v2", "--runtime-config-path", str(config)]
+    arguments = ["run", "--runtime", "io.containerd.kata.v2", "--runtime-config-path", str(config)]
     begin = time.monotonic()
     client = subprocess.Popen(
-        containerd.command([*words, unikernel_image.NAME, CONTAINER, "hello", "and", "wait"]),
+        containerd.command([*arguments, unikernel_image.NAME, CONTAINER, "hello", "and", "wait"]),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -62,7 +62,7 @@ def _error() -> OSError:
 
 
 def map_memory(address: int | None, size: int, protection: int, flags: int, descriptor: int) -> int:
-    """mmap(2) from the beginning of a file, or without one (-1); returns the address."""
+    """mmap(2) from the start of a file, or without one (-1); returns the address."""
     # SAFETY: the address is a wish, or with MAP_FIXED inside a mapping that the caller has made and that
     # nobody uses. The result is the caller's, until it calls `unmap_memory`.
     mapped: int | None = _mmap(address, size, protection, flags, descriptor, 0)
@@ -98,7 +98,7 @@ def ptrace(
 ) -> int:
     """ptrace(2) with a request that writes into a buffer, or that does not look at its data (0)."""
     # SAFETY: `address` is no pointer in these requests. The buffer is the caller's and lives until the call
-    # returns; it has the size that the kernel has told for the same thread, which is stopped meanwhile.
+    # returns; it has the size that the kernel has reported for the same thread, which is stopped meanwhile.
     data = ctypes.addressof(buffer) if buffer is not None else None
     result: int = _ptrace(request, tid, address or None, data)
     if result < 0:
@@ -108,7 +108,7 @@ def ptrace(
 
 def detach_thread(request: int, tid: int, signal: int) -> None:
     """ptrace(2) with a request whose data is the number of a signal."""
-    # SAFETY: neither of the two words is a pointer in these requests.
+    # SAFETY: neither of the two arguments is a pointer in these requests.
     if _ptrace(request, tid, None, signal or None) < 0:
         raise _error()
 

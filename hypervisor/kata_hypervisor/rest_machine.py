@@ -89,7 +89,7 @@ class RestMachine(ProcessLifecycle, Hypervisor):
         self._client: RestClient | None = None
         self._transport: GuestTransport | None = None
         self._warnings: list[str] = []
-        # How many filters each of its threads has from the beginning.
+        # How many filters each of its threads has from its start.
         self._born_with = self._inherited
         self._prepared = False
         self._restored = False

@@ -43,7 +43,7 @@ def check_id(identifier: str, what: str = "id") -> str:
     if not ok or not all(char.isalnum() or char in "._-" for char in identifier):
         raise InvalidIdError(
             f"invalid {what} {identifier[:100]!r}: use 1 to 76 letters, digits, '.', '_' or '-', "
-            "beginning and ending with a letter or digit"
+            "starting and ending with a letter or digit"
         )
     return identifier
 

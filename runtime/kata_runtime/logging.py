@@ -26,7 +26,7 @@ def line(level: str, message: str, sandbox: str, seconds: float) -> str:
 def printable(text: str) -> str:
     """A text as operators may see it: what a terminal would obey is written as an escape, but for line ends.
 
-    A guest's own words are in errors and in the log: its agent's, a VMM's that it took over, a console's.
+    A guest's own output is in errors and in the log: its agent's, a VMM's that it took over, a console's.
     """
     if text.isprintable():
         return text

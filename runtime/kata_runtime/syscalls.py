@@ -106,7 +106,7 @@ def open_in_root(root: int, path: str, flags: int) -> int:
 
 
 def _openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0) -> int:
-    # SAFETY: the string and the structure, whose size the kernel is told, live until the call returns.
+    # SAFETY: the string and the structure, whose size the kernel gets, live until the call returns.
     how = _HowToOpen(flags=flags, mode=mode, resolve=resolve)
     size = ctypes.c_size_t(ctypes.sizeof(how))
     return _call(_OPENAT2, ctypes.c_int(directory), os.fsencode(path), ctypes.byref(how), size)
@@ -133,7 +133,7 @@ def set_attributes(tree: int, attributes: int, *, recursive: bool, propagation: 
     clear = MOUNT_ATTR_ATIME if attributes & MOUNT_ATTR_ATIME else 0
     wanted = _MountAttributes(set=attributes, clear=clear, propagation=propagation)
     flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
-    # SAFETY: the string is a constant; the structure, whose size the kernel is told, lives until the return.
+    # SAFETY: the string is a constant; the structure, whose size the kernel gets, lives until the return.
     size = ctypes.c_size_t(ctypes.sizeof(wanted))
     _call(_MOUNT_SETATTR, ctypes.c_int(tree), b"", ctypes.c_uint(flags), ctypes.byref(wanted), size)
 
@@ -269,7 +269,7 @@ def deny_files() -> bool:
         scoped=0b1 if version >= 6 else 0,  # abstract sockets of others
     )
     size = ctypes.c_size_t(8 if version < 4 else 16 if version < 6 else 24)
-    # SAFETY: the structure, whose size the kernel is told, lives until the call returns.
+    # SAFETY: the structure, whose size the kernel gets, lives until the call returns.
     ruleset = _call(_LANDLOCK_CREATE_RULESET, ctypes.byref(denied), size, ctypes.c_uint(0))
     try:
         # SAFETY: no argument is a pointer.

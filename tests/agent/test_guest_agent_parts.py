@@ -1,4 +1,4 @@
-"""The agent's smaller parts: boot options, ids, namespaces, crun's words, devices, the table of methods."""
+"""The agent's smaller parts: boot options, ids, namespaces, crun's messages, devices, the method table."""
 
 from __future__ import annotations
 

@@ -12,10 +12,10 @@ from kata_agent.guest import netlink, network
 from kata_agent.guest.errors import InvalidRequestError
 from kata_agent.guest.netlink import Message
 
-words = st.integers(0, 0xFFFF)
+numbers = st.integers(0, 0xFFFF)
 
 
-@given(st.lists(st.builds(Message, words, words, st.integers(0, 0xFFFFFFFF), st.binary(max_size=50))))
+@given(st.lists(st.builds(Message, numbers, numbers, st.integers(0, 0xFFFFFFFF), st.binary(max_size=50))))
 def test_messages_round_trip(messages: list[Message]) -> None:
     data = b"".join(netlink.encode(message) for message in messages)
     assert list(netlink.decode(data)) == messages

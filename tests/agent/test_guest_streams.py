@@ -230,11 +230,11 @@ def test_calls_end_with_the_process_even_if_a_pipe_stays_open() -> None:
     stdio, _, process = called_stdio()
     got: list[bytes] = []
     thread = start(lambda: got.append(stdio.read(1, 10)))
-    os.write(process[2], b"last words")
+    os.write(process[2], b"last output")
     stdio.ended()
     finish(thread)
     assert got == [b""]
-    assert stdio.read(2, 100) == b"last words"
+    assert stdio.read(2, 100) == b"last output"
     for descriptor in process:
         os.close(descriptor)
     stdio.close()

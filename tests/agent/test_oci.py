@@ -1,4 +1,4 @@
-"""OCI JSON to the protocol's messages and back: what ctr and CRI write survives, what does not is told."""
+"""OCI JSON to the protocol's messages and back: what ctr and CRI write survives, else it is reported."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ from kata_agent.transports import (
 
 
 class Vmm:
-    """A hybrid vsock socket that does as told with each connection."""
+    """A hybrid vsock socket that treats each connection as configured."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -166,7 +166,7 @@ async def test_serial_waits_for_the_guest_and_connects() -> None:
 
 
 def dialed(error: int | None) -> tuple[Dial, list[socket.socket]]:
-    """A dial of vsock whose connection ends as told: hosts without vhost-vsock have no real one."""
+    """A dial of vsock that ends with the given error: hosts without vhost-vsock have no real one."""
     made: list[socket.socket] = []
 
     class Vsock(socket.socket):

@@ -1,4 +1,4 @@
-"""The asyncio client against a peer that answers as told."""
+"""The asyncio client against a peer with scripted answers."""
 
 from __future__ import annotations
 

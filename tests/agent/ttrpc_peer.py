@@ -1,4 +1,4 @@
-"""A peer for ttrpc tests that does exactly as told, right or wrong, over a blocking or asyncio socket."""
+"""A peer for ttrpc tests that follows a script exactly, right or wrong, over a blocking or asyncio socket."""
 
 from __future__ import annotations
 

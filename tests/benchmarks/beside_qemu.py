@@ -75,7 +75,7 @@ class Work:
 
     row: Row
     scale: float
-    words: tuple[str, ...]
+    request: tuple[str, ...]
     over_network: bool = False
 
 
@@ -182,7 +182,7 @@ def load(name: str, directory: Path, milliseconds: int, results: Results) -> Non
         _await(program, running)
         for work in WORKS:
             where = GUEST_ADDRESS if work.over_network else str(running.cid)
-            count, seconds = _ask(program, where, (*work.words, str(milliseconds)))
+            count, seconds = _ask(program, where, (*work.request, str(milliseconds)))
             results[work.row.name][name].append(count * work.scale / seconds)
         running.finish()
 
@@ -201,8 +201,8 @@ def _await(program: Path, running: Running) -> None:
             return
 
 
-def _ask(program: Path, where: str, words: Sequence[str]) -> tuple[int, float]:
-    command = [str(program), "ask", where, PORT, *words]
+def _ask(program: Path, where: str, request: Sequence[str]) -> tuple[int, float]:
+    command = [str(program), "ask", where, PORT, *request]
     done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE)
     count, nanoseconds = done.stdout.split()
     return int(count), int(nanoseconds) / 1e9

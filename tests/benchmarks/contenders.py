@@ -1,7 +1,7 @@
 """The machines that are compared: the in-process one in a process of its own, and QEMU's microvm and q35.
 
-All get the same kernel, files and devices, and the same words of the kernel's command line as far as the
-machines allow. QEMU's microvm has a clock and ACPI, as ours has: without, its guest searches for seconds.
+All get the same kernel, files and devices, and the same kernel parameters as far as the machines allow.
+QEMU's microvm has a clock and ACPI, as ours has: without, its guest searches for seconds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TUNSETIFF = 0x400454CA
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 TAP = "bench0"
 
-WORDS = (
+PARAMETERS = (
     *("console=ttyS0", "reboot=k", "panic=-1", "tsc=reliable", "no_timer_check", "random.trust_cpu=on"),
     *("cryptomgr.notests", "rcupdate.rcu_expedited=1", "8250.nr_uarts=1", "quiet"),
 )
@@ -62,7 +62,7 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A machine that was told to go. pid: the process that holds it. cid: its vsock id. begun: when, by the
+    """A machine that was started. pid: the process that holds it. cid: its vsock id. begun: when, by the
     monotonic clock. finish: ends it, and returns what it has counted itself."""
 
     pid: int
@@ -80,7 +80,7 @@ def in_process(setting: Setting, directory: Path) -> Iterator[Running]:
     """Our machine, in a process that has loaded its modules, as the shim has."""
     with contextlib.ExitStack() as stack:
         taps = [stack.enter_context(_tap())] if setting.network else []
-        more = {"taps": taps, "words": WORDS, "directory": directory}
+        more = {"taps": taps, "parameters": PARAMETERS, "directory": directory}
         described = json.dumps(asdict(setting) | more, default=str)
         child = subprocess.Popen(
             [sys.executable, str(CHILD)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=taps
@@ -107,7 +107,7 @@ def _expect(child: subprocess.Popen[bytes], word: str) -> str:
     assert child.stdout is not None
     line = child.stdout.readline().decode()
     if not line.startswith(word):
-        raise ContenderError(f"the in-process machine said {line!r}, not {word}")
+        raise ContenderError(f"the in-process machine wrote {line!r}, not {word}")
     return line.removeprefix(word).strip()
 
 
@@ -148,14 +148,14 @@ def _qemu_command(
     board = (
         "microvm,rtc=on,acpi=on,pcie=off,usb=off" if microvm else "q35,usb=off,vmport=off,smbus=off,sata=off"
     )
-    words = [*WORDS, *(("pci=off",) if microvm else ())]
-    words += ["root=/dev/vda", "rootfstype=erofs", "ro"] if setting.image else []
+    parameters = [*PARAMETERS, *(("pci=off",) if microvm else ())]
+    parameters += ["root=/dev/vda", "rootfstype=erofs", "ro"] if setting.image else []
     command = [
         *(QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", SANDBOX),
         *("-object", f"memory-backend-memfd,id=memory,size={setting.memory_mib}M,share=on"),
         *("-machine", f"{board},memory-backend=memory", "-accel", "kvm", "-cpu", "host"),
         *("-smp", f"cpus={setting.vcpus}", "-m", f"{setting.memory_mib}M", "-bios", "qboot.rom"),
-        *("-kernel", str(setting.kernel), "-initrd", str(setting.initrd), "-append", " ".join(words)),
+        *("-kernel", str(setting.kernel), "-initrd", str(setting.initrd), "-append", " ".join(parameters)),
         *("-serial", "null", "-device", f"vhost-vsock-{bus},vhostfd={vsock},guest-cid={cid}"),
         *("-object", "rng-random,id=entropy,filename=/dev/urandom"),
         *("-device", f"virtio-rng-{bus},rng=entropy", "-chardev", f"socket,id=files,fd={files}"),
@@ -202,8 +202,8 @@ def _tap() -> Iterator[int]:
     try:
         request = struct.pack("16sH22x", TAP.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR)
         fcntl.ioctl(descriptor, TUNSETIFF, request)
-        for words in (("address", "add", f"{HOST_ADDRESS}/{PREFIX}", "dev", TAP), ("link", "set", TAP, "up")):
-            subprocess.run(["ip", *words], check=True)
+        for argv in (("address", "add", f"{HOST_ADDRESS}/{PREFIX}", "dev", TAP), ("link", "set", TAP, "up")):
+            subprocess.run(["ip", *argv], check=True)
         yield descriptor
     finally:
         os.close(descriptor)

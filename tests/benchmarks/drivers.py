@@ -51,7 +51,7 @@ from unikernel_subjects import TARGETS, spt_code
 
 SIGN = b"!"
 LINE = "echo !"
-"""What a unikernel is told, for its sign."""
+"""The command line of a unikernel, for its sign."""
 
 FACTOR, CONSTANT_MS = 1.10, 20.0
 """The budget: a driver's start takes at most this times the one by hand, and so many milliseconds more."""
@@ -229,7 +229,7 @@ class Contender:
     make: Callable[[Recorder], Vmm]
     spec: Callable[[Path, contextlib.ExitStack], Any]
     channels: Callable[[Recorder], Callable[[Channels], None]]
-    words: Callable[[Sequence[str]], Sequence[str]] = lambda argv: argv
+    argv_by_hand: Callable[[Sequence[str]], Sequence[str]] = lambda argv: argv
 
     async def round(self) -> tuple[float, float]:
         """A start by the driver, then one by hand."""
@@ -240,7 +240,7 @@ class Contender:
             if isinstance(spec, UnikernelSpec):
                 _sign_on(spec, sign, held)
             driven = await by_driver(monitor, spec, sign, host)
-            argv = self.words(host.argv)
+            argv = self.argv_by_hand(host.argv)
             manual = await asyncio.to_thread(by_hand, argv, self.channels(host), directory)
         return driven, manual
 
@@ -436,11 +436,11 @@ def _table(rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
     for row in rows:
         added = row["driven_ms"] - row["by_hand_ms"]
         allowed = row["by_hand_ms"] * (FACTOR - 1) + CONSTANT_MS
-        verdict = "kept" if row["within"] else "MISSED"
+        result = "kept" if row["within"] else "MISSED"
         least = "least {} and {} ms".format(*row["least_ms"])
         lines.append(
             f"{row['driver']:34} {row['driven_ms']:8.1f}ms {row['by_hand_ms']:8.1f}ms {added:8.1f}ms  "
-            f"{allowed:.1f}ms: {verdict}; {least}"
+            f"{allowed:.1f}ms: {result}; {least}"
         )
     return "\n".join([*lines, *notes])
 

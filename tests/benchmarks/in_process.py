@@ -1,7 +1,7 @@
 """The in-process machine as a program, for benchmarks: its process is what the shim's would be.
 
 Says "loaded" when its modules are; reads a line of JSON that describes a machine; says "runs CID" when its
-guest runs; and when its input ends, saves the machine if it was told where to, ends it, and says "counted
+guest runs; and when its input ends, saves the machine if it was given a place, ends it, and says "counted
 JSON".
 """
 
@@ -90,7 +90,7 @@ async def main() -> None:
     pytest.MonkeyPatch().setattr(processors, "handle", meter.handle)
     say("loaded")
     given = json.loads(await anyio.to_thread.run_sync(sys.stdin.readline))
-    command.KERNEL_PARAMETERS = (*given["words"], "pci=off")
+    command.KERNEL_PARAMETERS = (*given["parameters"], "pci=off")
     daemon = next(one for one in VIRTIOFSD_PLACES if one.exists())
     table = make_table(
         DragonballTable,

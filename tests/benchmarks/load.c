@@ -90,13 +90,13 @@ static long long size_of(int file)
     return bytes;
 }
 
-static long long transfer(char **words)
+static long long transfer(char **arguments)
 {
-    int writing = !strcmp(words[1], "write"), random = !strcmp(words[2], "random");
-    long long size = atoll(words[3]), end = deadline(words[4]), count = 0;
-    int file = open(words[0], (writing ? O_WRONLY : O_RDONLY) | O_DIRECT);
+    int writing = !strcmp(arguments[1], "write"), random = !strcmp(arguments[2], "random");
+    long long size = atoll(arguments[3]), end = deadline(arguments[4]), count = 0;
+    int file = open(arguments[0], (writing ? O_WRONLY : O_RDONLY) | O_DIRECT);
     if (file < 0)
-        fail(words[0]);
+        fail(arguments[0]);
     long long places = size_of(file) / size;
     unsigned long long place = 88172645463325252ULL;
     while (now() < end) {
@@ -107,18 +107,18 @@ static long long transfer(char **words)
         }
         off_t at = (place % places) * size;
         if ((writing ? pwrite(file, buffer, size, at) : pread(file, buffer, size, at)) != size)
-            fail(words[1]);
+            fail(arguments[1]);
         count++;
     }
     close(file);
     return count;
 }
 
-static int split(char *line, char **words, int most)
+static int split(char *line, char **arguments, int most)
 {
     int count = 0;
     for (char *word = strtok(line, " \n"); word && count < most; word = strtok(NULL, " \n"))
-        words[count++] = word;
+        arguments[count++] = word;
     return count;
 }
 
@@ -137,19 +137,19 @@ static void read_line(int stream, char *line)
 
 static void obey(int stream)
 {
-    char line[LINE] = "", *words[8];
+    char line[LINE] = "", *arguments[8];
     read_line(stream, line);
-    int count = split(line, words, 8);
+    int count = split(line, arguments, 8);
     long long result = 0;
-    if (count == 2 && !strcmp(words[0], "send"))
-        exit(pour(stream, deadline(words[1])) < 0);
-    else if (count == 2 && !strcmp(words[0], "receive"))
+    if (count == 2 && !strcmp(arguments[0], "send"))
+        exit(pour(stream, deadline(arguments[1])) < 0);
+    else if (count == 2 && !strcmp(arguments[0], "receive"))
         result = drain(stream);
-    else if (count == 2 && !strcmp(words[0], "echo"))
+    else if (count == 2 && !strcmp(arguments[0], "echo"))
         while (read(stream, buffer, 1) == 1 && write(stream, buffer, 1) == 1)
             ;
-    else if (count == 6 && !strcmp(words[0], "file"))
-        result = transfer(words + 1);
+    else if (count == 6 && !strcmp(arguments[0], "file"))
+        result = transfer(arguments + 1);
     dprintf(stream, "%lld\n", result);
     exit(0);
 }
@@ -189,32 +189,32 @@ static int reach(const char *where, int port)
     return stream;
 }
 
-static void ask(int stream, char **words, int given)
+static void ask(int stream, char **arguments, int given)
 {
     char line[LINE] = "";
     long long count = 0;
     for (int at = 0; at < given; at++)
-        snprintf(line + strlen(line), LINE - strlen(line), "%s ", words[at]);
+        snprintf(line + strlen(line), LINE - strlen(line), "%s ", arguments[at]);
     strcpy(line + strlen(line) - 1, "\n");
     long long begin = now();
     if (write(stream, line, strlen(line)) < 0)
         fail("write the command");
-    if (!strcmp(words[0], "send")) {
+    if (!strcmp(arguments[0], "send")) {
         count = drain(stream);
     } else {
-        if (!strcmp(words[0], "echo"))
-            for (long long end = deadline(words[1]); now() < end; count++)
+        if (!strcmp(arguments[0], "echo"))
+            for (long long end = deadline(arguments[1]); now() < end; count++)
                 if (write(stream, "x", 1) != 1 || read(stream, buffer, 1) != 1)
                     fail("echo");
-        if (!strcmp(words[0], "receive"))
-            count = pour(stream, deadline(words[1]));
-        if (strcmp(words[0], "file")) {
+        if (!strcmp(arguments[0], "receive"))
+            count = pour(stream, deadline(arguments[1]));
+        if (strcmp(arguments[0], "file")) {
             shutdown(stream, SHUT_WR);
         }
         read_line(stream, line);
-        if (!strcmp(words[0], "file"))
+        if (!strcmp(arguments[0], "file"))
             count = atoll(line);
-        if (!strcmp(words[0], "receive") && count != atoll(line))
+        if (!strcmp(arguments[0], "receive") && count != atoll(line))
             fail("what was sent has not all arrived");
     }
     printf("%lld %lld\n", count, now() - begin);

@@ -81,10 +81,10 @@ def _restore(results: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     if not seconds:
         return f"{RESTORE.capitalize()}: the machine cannot be saved."
     parts = [restored / booted for restored, booted in zip(seconds, boots, strict=True)]
-    verdict = "kept" if statistics.median(parts) <= RESTORE_BUDGET else "**missed**"
+    result = "kept" if statistics.median(parts) <= RESTORE_BUDGET else "**missed**"
     return (
         f"The in-process machine, {RESTORE}: {_number(statistics.median(seconds))} s, "
-        f"{_spread(parts)} of its boot; budget {RESTORE_BUDGET}, {verdict}."
+        f"{_spread(parts)} of its boot; budget {RESTORE_BUDGET}, {result}."
     )
 
 

@@ -83,12 +83,12 @@ def bare_boot(image: Path, memory_mib: int = 512) -> float:
     from kata_hypervisor.qemu.command import KERNEL_PARAMETERS, MACHINE_DEFAULTS, SERIAL_PORT_NAME
 
     disk = image / "kata-image.erofs"
-    words = " ".join([*KERNEL_PARAMETERS, "quiet", "root=/dev/vda", "rootfstype=erofs", "ro"])
+    parameters = " ".join([*KERNEL_PARAMETERS, "quiet", "root=/dev/vda", "rootfstype=erofs", "ro"])
     command = [
         *("qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-machine", f"q35,{MACHINE_DEFAULTS}", "-accel", "tcg,thread=multi", "-cpu", "max"),
         *("-m", f"{memory_mib}M", "-bios", "qboot.rom", "-kernel", str(image / "vmlinuz")),
-        *("-initrd", str(image / "kata-initrd.img"), "-append", words, "-serial", "stdio"),
+        *("-initrd", str(image / "kata-initrd.img"), "-append", parameters, "-serial", "stdio"),
         *("-device", "virtio-serial-pci,id=serial,max_ports=2", "-chardev", "null,id=agent"),
         *("-device", f"virtserialport,bus=serial.0,chardev=agent,name={SERIAL_PORT_NAME}"),
         *("-object", "rng-random,id=entropy,filename=/dev/urandom"),

@@ -82,7 +82,7 @@ CALLS: Mapping[str, tuple[str, tuple[int, int, int, int]]] = {
 
 
 def firecracker() -> list[Rule]:
-    """Its rules, in our words; conditions are on 32 bits, as Firecracker's."""
+    """Its rules, in our form; conditions are on 32 bits, as Firecracker's."""
     rules = [Rule(tuple(UNCONDITIONAL.split()))]
     for call, alternatives in CONDITIONAL.items():
         for equal in alternatives:
@@ -100,16 +100,16 @@ def measure_calls(code: bytes) -> list[float]:
             page.write(LOOP)
             address = ctypes.addressof(ctypes.c_char.from_buffer(page))
             loop = ctypes.CFUNCTYPE(None, ctypes.c_long, ctypes.c_long, *[ctypes.c_long] * 4)(address)
-            numbers = [(syscalls.number_of(call), words) for call, words in CALLS.values()]
+            numbers = [(syscalls.number_of(call), arguments) for call, arguments in CALLS.values()]
             if code:
                 kernel.install(code, all_threads=False, listener=False)
             spent = []
-            for number, words in numbers:
-                loop(ROUND, number, *words)
+            for number, arguments in numbers:
+                loop(ROUND, number, *arguments)
                 batches = []
                 for _ in range(BATCHES):
                     start = time.perf_counter_ns()
-                    loop(ROUND, number, *words)
+                    loop(ROUND, number, *arguments)
                     batches.append(time.perf_counter_ns() - start)
                 spent.append(min(batches) / ROUND)
             os.write(writer, struct.pack(f"{len(spent)}d", *spent))

@@ -1,4 +1,4 @@
-"""Every fault that was seeded in the broken files is found, at its place, and nothing else is said."""
+"""Every fault that was seeded in the broken files is found, at its place, and nothing else is reported."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from kata_configuration.tell import fixing
 NAMES = corpus.names()
 # The broken files that users really had, and that must never be missed.
 REPORTED = {
-    "misspelt-key",
+    "misspelled-key",
     "wrong-table",
-    "misspelt-table",
+    "misspelled-table",
     "selected-table-missing",
     "initrd-of-kata",
     "kernel-missing",

@@ -128,7 +128,7 @@ def test_fix_keeps_a_report_of_tools_clean(write: Write, valid_text: str, capsys
     assert "+seccompsandbox" in output.err
 
 
-def test_a_file_that_cannot_be_written_is_said(
+def test_a_file_that_cannot_be_written_is_reported(
     write: Write, valid_text: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     path = write(valid_text + 'secompsandbox = "on"\n')

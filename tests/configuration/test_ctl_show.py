@@ -36,7 +36,7 @@ def test_every_value_says_where_it_is_from(files: Path, capsys: Capture) -> None
     options = ["--effective", "--origin", "--annotation", f"{annotation}=1024"]
     assert main(["config", "show", str(files), *options]) == 0
     shown = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines() if "=" in line]
-    origins = {words[0]: words[2].partition("  # ")[2] for words in shown if words[0] != "#"}
+    origins = {fields[0]: fields[2].partition("  # ")[2] for fields in shown if fields[0] != "#"}
     assert origins["kernel"] == f"{files}:2"
     assert origins["default_vcpus"] == f"{files.parent}/config.d/10.toml:2"
     assert origins["kernel_modules"] == f"{files.parent}/config.d/20.toml:2"

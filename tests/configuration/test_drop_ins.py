@@ -38,7 +38,7 @@ def drop(base: Path, name: str, text: str) -> Path:
     return path
 
 
-def said(base: Path) -> list[str]:
+def findings(base: Path) -> list[str]:
     """Return what linting says, with the paths from the base file's directory."""
     return [str(found).removeprefix(f"{base.parent}/") for found in lint(base, check_host=False)]
 
@@ -101,7 +101,7 @@ def test_each_fault_names_its_file(base: Path) -> None:
     base.write_text(base.read_text() + "default_maxvcpus = 2\n")
     drop(base, "10.toml", QEMU + 'secompsandbox = "on"\ndefault_vcpus = 4\n')
     drop(base, "20.toml", '[runtime]\nlog_level = x\nenable_debug = "true"\n')
-    assert said(base) == [
+    assert findings(base) == [
         "config.d/10.toml:2:1: error[KATA201] hypervisor.qemu.secompsandbox: unknown key "
         '(did you mean "seccompsandbox"?)',
         "config.d/20.toml:2:13: error[KATA101] invalid value (strings need quotes; others are true, false or "
@@ -114,7 +114,7 @@ def test_each_fault_names_its_file(base: Path) -> None:
 def test_a_fault_of_two_files_together_names_one(base: Path) -> None:
     base.write_text(base.read_text() + "default_maxvcpus = 2\n")
     drop(base, "10.toml", QEMU + "default_vcpus = 4\n")
-    (line,) = said(base)
+    (line,) = findings(base)
     assert line.startswith("config.d/10.toml:2:17: error[KATA401] hypervisor.qemu.default_vcpus: ")
 
 
@@ -129,20 +129,20 @@ def test_a_later_spelling_of_a_key_wins(base: Path) -> None:
 
 def test_both_spellings_in_one_drop_in_conflict(base: Path) -> None:
     drop(base, "10.toml", QEMU + 'seccompsandbox = "on"\nseccomp_sandbox = "off"\n')
-    (line,) = [line for line in said(base) if "error" in line]
+    (line,) = [line for line in findings(base) if "error" in line]
     assert line.startswith("config.d/10.toml:3:1: error[KATA207]")
 
 
 def test_a_replaced_array_says_what_it_drops(base: Path) -> None:
     base.write_text(base.read_text() + 'virtio_fs_extra_args = ["--xattr", "--syslog"]\n')
     drop(base, "10.toml", QEMU + 'virtio_fs_extra_args = ["--syslog", "--readonly"]\n')
-    assert said(base) == [
+    assert findings(base) == [
         "config.d/10.toml:2:24: note[KATA402] hypervisor.qemu.virtio_fs_extra_args: replaces the array of "
         f'{base}, and drops "--xattr" (repeat here what is to stay)'
     ]
     assert qemu_of(load(base, check_host=False)).virtio_fs_extra_args == ("--syslog", "--readonly")
     drop(base, "10.toml", QEMU + 'virtio_fs_extra_args = ["--xattr", "--syslog", "--readonly"]\n')
-    assert said(base) == []
+    assert findings(base) == []
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_drop_in_that_cannot_be_read_stops_loading(base: Path, content: bytes 
 
 def test_a_drop_in_that_is_a_directory_is_a_fault(base: Path) -> None:
     (base.parent / "config.d" / "x.toml").mkdir()
-    assert said(base) == ["config.d/x.toml: error[KATA001] is a directory (name a TOML file)"]
+    assert findings(base) == ["config.d/x.toml: error[KATA001] is a directory (name a TOML file)"]
 
 
 def test_a_file_called_config_d_is_a_fault(write: Write, valid_text: str) -> None:
@@ -255,7 +255,7 @@ def test_a_name_that_is_almost_a_drop_ins_is_noted(base: Path, name: str) -> Non
 
 def test_a_table_that_is_not_selected_is_in_vain(base: Path) -> None:
     drop(base, "10.toml", "[hypervisor.clh]\ndefault_vcpus = 2\n")
-    assert said(base) == [
+    assert findings(base) == [
         "config.d/10.toml:1:13: warning[KATA404] hypervisor.clh: has no effect: hypervisor_name selects qemu "
         "(remove the table)"
     ]
@@ -264,7 +264,7 @@ def test_a_table_that_is_not_selected_is_in_vain(base: Path) -> None:
 def test_of_two_drop_ins_the_later_wins_and_says_so(base: Path) -> None:
     first = drop(base, "10.toml", QEMU + "default_vcpus = 2\nenable_debug = false\n")
     drop(base, "20.toml", QEMU + "default_vcpus = 3\nenable_debug = false\n")
-    assert said(base) == [
+    assert findings(base) == [
         f"config.d/20.toml:2:1: note[KATA406] hypervisor.qemu.default_vcpus: is set by {first} too; this one "
         "wins, whose name comes later (keep one of them)"
     ]

@@ -42,7 +42,7 @@ def errors(path: Path) -> list[str]:
     return [found.code for found in lint(path, check_host=False) if found.severity is Severity.ERROR]
 
 
-def test_a_misspelt_key_is_one_line(write: Write) -> None:
+def test_a_misspelled_key_is_one_line(write: Write) -> None:
     path = write(COMMENTED)
     (change,) = fixing.find_changes(path, check_host=False)
     assert [found.code for found in change.fixed] == ["KATA201"]
@@ -83,9 +83,9 @@ CASES = [
         QEMU + 'seccompsandbox = "on"\n# why\nseccomp_sandbox = "on" # again\nenable_debug = false\n',
         QEMU + 'seccompsandbox = "on"\n# why\nenable_debug = false\n',
     ),
-    ("a misspelt table", QEMU.replace("qemu", "qmeu"), QEMU),
+    ("a misspelled table", QEMU.replace("qemu", "qmeu"), QEMU),
     (
-        "a misspelt value",
+        "a misspelled value",
         QEMU + '[runtime]\nlog_level = "inf"\n',
         QEMU + '[runtime]\nlog_level = "info"\n',
     ),

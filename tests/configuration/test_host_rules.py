@@ -34,19 +34,19 @@ def text(guest: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     )
 
 
-def said(path: Path) -> list[tuple[str, str]]:
+def findings(path: Path) -> list[tuple[str, str]]:
     return [(found.code, found.key.rpartition(".")[2]) for found in lint(path)]
 
 
 def test_a_host_that_is_right(write: Write, text: str) -> None:
-    assert said(write(text)) == []
+    assert findings(write(text)) == []
 
 
 @pytest.mark.parametrize("mode", [0o775, 0o757, 0o777])
 def test_files_that_others_may_write(write: Write, text: str, guest: Path, mode: int) -> None:
     guest.chmod(mode)
     keys = ["path", "kernel", "image", "virtio_fs_daemon"]
-    assert said(write(text)) == [("KATA605", key) for key in keys]
+    assert findings(write(text)) == [("KATA605", key) for key in keys]
     [found, *_] = lint(write(text))
     assert found.security
     assert (
@@ -60,7 +60,7 @@ def test_directories_that_others_may_write(
     write: Write, text: str, guest: Path, mode: int, codes: set[str]
 ) -> None:
     guest.parent.chmod(mode)
-    assert {code for code, _ in said(write(text))} == codes
+    assert {code for code, _ in findings(write(text))} == codes
 
 
 @pytest.mark.parametrize(
@@ -77,18 +77,18 @@ def test_filters_that_are_interpreted(
     write: Write, text: str, guest: Path, jit: str, sandbox: str, expected: list[str]
 ) -> None:
     (guest.parent / "jit").write_text(f"{jit}\n")
-    assert [code for code, _ in said(write(text + sandbox))] == expected
+    assert [code for code, _ in findings(write(text + sandbox))] == expected
 
 
 def test_a_kernel_without_the_setting(write: Write, text: str, guest: Path) -> None:
     (guest.parent / "jit").unlink()
-    assert said(write(text)) == []
+    assert findings(write(text)) == []
 
 
 def test_more_than_the_host_has(write: Write, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     path = write(text + "default_vcpus = 3\ndefault_maxvcpus = 4\ndefault_memory = 16777216\n")
-    assert said(path) == [
+    assert findings(path) == [
         ("KATA604", "default_vcpus"),
         ("KATA604", "default_maxvcpus"),
         ("KATA604", "default_memory"),
@@ -101,7 +101,7 @@ def test_the_host_is_asked_about_the_selected_hypervisor_only(write: Write, text
         f'[hypervisor.{name}]\nkernel = "/absent"\nimage = "/absent"\ndefault_memory = 16777216\n'
         for name in ("clh", "firecracker", "dragonball")
     )
-    assert said(write(text + others)) == []
+    assert findings(write(text + others)) == []
 
 
 def test_kvm_is_demanded_of_drivers_that_know_nothing_else(
@@ -110,9 +110,9 @@ def test_kvm_is_demanded_of_drivers_that_know_nothing_else(
     monkeypatch.setattr("kata_configuration.judge.rules.KVM", guest.parent / "absent")
     other = text.replace("qemu", "clh").replace('accelerator = "tcg"\n', "")
     path = write(other + '[runtime]\nhypervisor_name = "clh"\n')
-    assert {code for code, _ in said(path)} == {"KATA603"}
+    assert {code for code, _ in findings(path)} == {"KATA603"}
     spt = f'[hypervisor.solo5-spt]\npath = "{guest}"\n[runtime]\nhypervisor_name = "solo5-spt"\n'
-    assert said(write(spt)) == []
+    assert findings(write(spt)) == []
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_kernel_that_is_none(write: Write, text: str, tmp_path: Path, head: by
     kernel = tmp_path / "host" / "kernel"
     kernel.write_bytes(head)
     kernel.chmod(0o644)
-    assert said(write(re.sub('kernel = ".*"', f'kernel = "{kernel}"', text))) == codes
+    assert findings(write(re.sub('kernel = ".*"', f'kernel = "{kernel}"', text))) == codes
 
 
 @pytest.mark.parametrize(

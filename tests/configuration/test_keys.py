@@ -37,7 +37,7 @@ QEMU = f"[hypervisor.qemu]\n{GUEST}"
 NOT_YET = "is known to Kata and not supported by this version"
 NOTHING = "; the value changes nothing (remove it)"
 
-# Each text is put after QEMU (three lines), and said without "hypervisor." and the file's name.
+# Each text is put after QEMU (three lines), and compared without "hypervisor." and the file's name.
 CASES: list[tuple[str, str, list[str]]] = [
     # QEMU: what its driver does not honour yet.
     ("planned", "enable_iommu = true\n", [f"4:1: error[KATA203] qemu.enable_iommu: {NOT_YET} (remove it)"]),
@@ -77,7 +77,7 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("the runtime's filter, on", '[runtime]\nshim_seccomp = "enforce"\n', []),
     ("the runtime's filter, off", '[runtime]\nshim_seccomp = "off"\n', ["5:16: warning[KATA505] runtime.shim_seccomp: the runtime's own process runs without a seccomp filter (set it to \"enforce\") [security]"]),
     ("the runtime's filter, watching", '[runtime]\nshim_seccomp = "log"\n', ["5:16: warning[KATA506] runtime.shim_seccomp: a call outside the policy of the runtime's own process is logged and let through (set it to \"enforce\") [security]"]),
-    ("the runtime's filter, misspelt", '[runtime]\nshim_seccomp = "enforced"\n', ['5:16: error[KATA303] runtime.shim_seccomp: "enforced" is none of the allowed values (did you mean "enforce"?)']),
+    ("the runtime's filter, misspelled", '[runtime]\nshim_seccomp = "enforced"\n', ['5:16: error[KATA303] runtime.shim_seccomp: "enforced" is none of the allowed values (did you mean "enforce"?)']),
     ("the runtime's filter, a boolean", "[runtime]\nshim_seccomp = false\n", ['5:16: error[KATA301] runtime.shim_seccomp: is a boolean, must be a string (use one of "enforce", "log", "off")']),
     ("in process", '[hypervisor.dragonball]\npath = "/usr/bin/dragonball"\n', ["5:1: warning[KATA204] dragonball.path: is not a key of this table: the machine runs in the runtime's own process (remove it)"]),
     ("no shared files", '[hypervisor.firecracker]\nshared_fs = "virtio-fs"\n', ['5:13: warning[KATA303] firecracker.shared_fs: "virtio-fs" is not supported: each container\'s files are a block device, and volumes are refused (only "none" is supported)']),
@@ -133,13 +133,13 @@ CASES: list[tuple[str, str, list[str]]] = [
 
 
 @pytest.mark.parametrize(("text", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
-def test_what_is_said_of_a_key(write: Write, text: str, expected: list[str]) -> None:
+def test_what_is_reported_for_a_key(write: Write, text: str, expected: list[str]) -> None:
     path = write(QEMU + text)
-    said = [str(found).replace("] hypervisor.", "] ", 1) for found in lint(path, check_host=False)]
-    assert said == [f"{path}:{line}" for line in expected]
+    findings = [str(found).replace("] hypervisor.", "] ", 1) for found in lint(path, check_host=False)]
+    assert findings == [f"{path}:{line}" for line in expected]
 
 
-# Keys that no driver honours yet, and whose rules are there: what is said once Cloud Hypervisor's honours them.
+# Keys that no driver honours yet, and whose rules are there: what is reported once Cloud Hypervisor's honours them.
 COMING: list[tuple[str, str, list[str]]] = [
     ("verity", 'kernel_verity_params = "root_hash=1,salt=2,data_blocks=3,data_block_size=4096,hash_block_size=100"\n', ['5:24: warning[KATA304] clh.kernel_verity_params: "root_hash=1,salt=2,data_blocks=3,data_block_size=4096,hash_block_size=100" has hash_block_size=100 (write a multiple of 512)']),
     ("half of verity", 'kernel_verity_params = "salt=1"\n', ['5:24: warning[KATA304] clh.kernel_verity_params: "salt=1" has no root_hash (add root_hash=...)']),
@@ -159,14 +159,14 @@ class Coming(CloudHypervisor, CloudHypervisorPlanned):
 @pytest.mark.parametrize(
     ("text", "expected"), [case[1:] for case in COMING], ids=[case[0] for case in COMING]
 )
-def test_what_will_be_said_of_a_key(
+def test_what_will_be_reported_for_a_key(
     write: Write, monkeypatch: pytest.MonkeyPatch, text: str, expected: list[str]
 ) -> None:
     monkeypatch.setattr(cloud_hypervisor, "CloudHypervisor", Coming)
     monkeypatch.setattr(cloud_hypervisor_planned, "CloudHypervisorPlanned", Table)
     path = write(f"{QEMU}[hypervisor.clh]\n{text}")
-    said = [str(found).replace("] hypervisor.", "] ", 1) for found in lint(path, check_host=False)]
-    assert said == [f"{path}:{line}" for line in expected]
+    findings = [str(found).replace("] hypervisor.", "] ", 1) for found in lint(path, check_host=False)]
+    assert findings == [f"{path}:{line}" for line in expected]
 
 
 def test_what_asks_for_nothing_changes_nothing(write: Write) -> None:
@@ -244,8 +244,8 @@ def test_what_became_of_a_value_is_a_value(write: Write, key: str, value: str) -
     homes = [path for path, model in TABLES.items() if key in model.model_fields]
     for path in homes:
         text = f"[{'.'.join(path)}]\n{key} = {value_text(value)}\n"
-        said = [found for found in lint(write(text), check_host=False) if found.key.endswith(key)]
-        assert [found.code for found in said] == ["KATA303"]
+        findings = [found for found in lint(write(text), check_host=False) if found.key.endswith(key)]
+        assert [found.code for found in findings] == ["KATA303"]
 
 
 LOADED = """

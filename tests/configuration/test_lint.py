@@ -21,7 +21,7 @@ QEMU = '[hypervisor.qemu]\nkernel = "/boot/vmlinuz"\nimage = "/srv/image"\n'
 # Each text is put after QEMU (three lines) unless it begins a file of its own.
 CASES: list[tuple[str, str, list[str]]] = [
     (
-        "a misspelt security key",
+        "a misspelled security key",
         QEMU + 'secompsandbox = "on"\n',
         ['4:1: error[KATA201] hypervisor.qemu.secompsandbox: unknown key (did you mean "seccompsandbox"?)'],
     ),
@@ -39,12 +39,12 @@ CASES: list[tuple[str, str, list[str]]] = [
         ],
     ),
     (
-        "a misspelt table",
+        "a misspelled table",
         QEMU.replace("qemu", "qmeu"),
         ['1:13: error[KATA202] hypervisor.qmeu: unknown table (did you mean "qemu"?)'],
     ),
     (
-        "a misspelt top-level table",
+        "a misspelled top-level table",
         QEMU.replace("hypervisor", "hypervisors"),
         [
             '1:2: error[KATA202] hypervisors: unknown table (did you mean "hypervisor"?)',
@@ -302,8 +302,8 @@ CASES: list[tuple[str, str, list[str]]] = [
 @pytest.mark.parametrize(("text", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_every_fault_with_its_place(write: Write, text: str, expected: list[str]) -> None:
     path = write(text)
-    said = [str(diagnostic) for diagnostic in lint(path, check_host=False)]
-    assert sorted(said) == sorted(f"{path}:{line}" for line in expected)
+    findings = [str(diagnostic) for diagnostic in lint(path, check_host=False)]
+    assert sorted(findings) == sorted(f"{path}:{line}" for line in expected)
 
 
 @pytest.mark.parametrize("text", [case[1] for case in CASES], ids=[case[0] for case in CASES])
@@ -344,8 +344,10 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
     pipe, loop = tmp_path / "pipe", tmp_path / "loop"
     os.mkfifo(pipe)
     loop.symlink_to(loop)
-    said = {path: str(lint(path)[0]) for path in (tmp_path, pipe, loop, tmp_path / "absent", Path("/a\0b"))}
-    assert list(said.values()) == [
+    findings = {
+        path: str(lint(path)[0]) for path in (tmp_path, pipe, loop, tmp_path / "absent", Path("/a\0b"))
+    }
+    assert list(findings.values()) == [
         f"{tmp_path}: error[KATA001] is a directory (name a TOML file)",
         f"{pipe}: error[KATA001] is no regular file (name a TOML file)",
         f"{loop}: error[KATA001] cannot be read: too many levels of symbolic links (check the path and its permissions)",
@@ -372,7 +374,7 @@ def test_codes_are_unique() -> None:
     ],
     ids=["keys", "tables", "entries", "groups"],
 )
-def test_however_much_is_misspelt_so_much_is_compared(
+def test_however_much_is_misspelled_so_much_is_compared(
     write: Write, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared = []

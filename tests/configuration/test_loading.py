@@ -102,8 +102,8 @@ def test_paths_are_checked_on_the_host(write: Write, tmp_path: Path, monkeypatch
         f'image = "{tmp_path}"\n'
         f'virtio_fs_daemon = "{plain}/x"\nentropy_source = "{tmp_path}/none"\n'
     )
-    said = [str(diagnostic).removeprefix(f"{path}:") for diagnostic in lint(path)]
-    assert said == [
+    findings = [str(diagnostic).removeprefix(f"{path}:") for diagnostic in lint(path)]
+    assert findings == [
         "1:13: error[KATA603] hypervisor.qemu.accelerator: this host has no "
         f"{tmp_path}/kvm (load the module kvm_intel or kvm_amd, or accept slow emulation with "
         'accelerator = "tcg")',
@@ -135,12 +135,12 @@ def test_a_host_that_is_too_small_is_a_warning(write: Write, monkeypatch: pytest
     path = write(
         '[hypervisor.qemu]\nkernel = "/k"\nimage = "/i"\ndefault_vcpus = 3\ndefault_memory = 16777216\n'
     )
-    said = {diagnostic.key: diagnostic for diagnostic in lint(path) if diagnostic.code == "KATA604"}
+    findings = {diagnostic.key: diagnostic for diagnostic in lint(path) if diagnostic.code == "KATA604"}
     assert (
-        said["hypervisor.qemu.default_vcpus"].message
+        findings["hypervisor.qemu.default_vcpus"].message
         == "3 is more than the 2 CPUs of this host, and becomes 2"
     )
-    assert said["hypervisor.qemu.default_memory"].severity is Severity.WARNING
+    assert findings["hypervisor.qemu.default_memory"].severity is Severity.WARNING
 
 
 lines = st.sampled_from(FULL.splitlines())

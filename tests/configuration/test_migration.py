@@ -238,7 +238,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "status", "said"),
+    ("text", "status", "output"),
     [
         (f"{QEMU}rootless = true\n", 1, "lost protections: "),
         (f"{QEMU}default_memory = 4\n", 1, "4 is below the minimum"),
@@ -247,14 +247,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     ],
 )
 def test_the_command_says_what_is_left(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, status: int, said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str | None, status: int, output: str
 ) -> None:
     file = tmp_path / "old.toml"
     if text is not None:
         file.write_text(text)
     assert main(["config", "migrate", "--from", "runtime-rs", str(file)]) == status
     printed = capsys.readouterr()
-    assert said in printed.err
+    assert output in printed.err
     assert (printed.out == "") == (text in ("?", None))
 
 

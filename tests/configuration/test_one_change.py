@@ -91,12 +91,12 @@ def check(write: Write, change: Change) -> None:
     changed = range(number + 1, number + 2 + line.count("\n"))
     found = lint(path, check_host=False)
     if any(item.severity is Severity.ERROR for item in found):
-        # A comment has no fault; what is missing without the line is said elsewhere.
+        # A comment has no fault; what is missing without the line is reported elsewhere.
         if not line.lstrip(" \t").startswith("#"):
             errors = [item for item in found if item.severity is Severity.ERROR]
             assert any(item.line in changed for item in errors), [str(item) for item in errors]
         return
-    # What is said of other lines has no cause in them.
+    # What is reported for other lines has no cause in them.
     assert all(item.line in (0, *changed) for item in found)
     assert differences(before, load(path, check_host=False)) <= {key_of(LINES[number])}
 

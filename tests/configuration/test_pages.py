@@ -24,12 +24,12 @@ BLOCK = re.compile(r"```(toml|console)\n(.*?)```", re.DOTALL)
 
 def execute(line: str) -> str:
     """Run one command of the page in the current directory and return what it prints."""
-    words = shlex.split(line)
-    if words[0] != "kata-ctl":
-        return subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    argv = shlex.split(line)
+    if argv[0] != "kata-ctl":
+        return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
     output = io.StringIO()
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-        main(words[1:])
+        main(argv[1:])
     return output.getvalue()
 
 

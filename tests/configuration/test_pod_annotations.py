@@ -33,7 +33,7 @@ Pod = Callable[..., Configuration]
 
 
 def refused(pod: Pod, entries: str, annotations: Mapping[str, str], more: str = "") -> list[str]:
-    """Return what is said of a pod that must not start, without the configuration's own diagnostics."""
+    """Return what is reported for a pod that must not start, without the configuration's own diagnostics."""
     with pytest.raises(ConfigurationError) as caught:
         pod(entries, annotations, more)
     return [str(found) for found in caught.value.diagnostics if found.path.startswith("annotation ")]
@@ -84,8 +84,8 @@ def test_a_refusal_names_the_line_that_allows_it(pod: Pod, tmp_path: Path) -> No
 def test_the_line_that_is_named_allows_it(pod: Pod) -> None:
     annotations = {"agent.enable_debug": "true"}
     (line,) = refused(pod, '["kernel_params"]', annotations)
-    told = line.partition("write enable_annotations = ")[2].partition(" in [hypervisor.qemu]")[0]
-    assert pod(told, annotations).agent.enable_debug
+    advised = line.partition("write enable_annotations = ")[2].partition(" in [hypervisor.qemu]")[0]
+    assert pod(advised, annotations).agent.enable_debug
 
 
 @pytest.mark.parametrize(

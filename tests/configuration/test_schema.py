@@ -36,22 +36,22 @@ BROKEN = {
     "the selected table missing": QEMU + '[runtime]\nhypervisor_name = "clh"\n',
     "the selected table missing, by its other name": QEMU
     + '[runtime]\nhypervisor_name = "cloud-hypervisor"\n',
-    "a misspelt key": QEMU + 'secompsandbox = "on"\n',
-    "a misspelt table": QEMU.replace("qemu", "qmeu"),
-    "a misspelt family": QEMU.replace("hypervisor", "hypervisors"),
+    "a misspelled key": QEMU + 'secompsandbox = "on"\n',
+    "a misspelled table": QEMU.replace("qemu", "qmeu"),
+    "a misspelled family": QEMU.replace("hypervisor", "hypervisors"),
     "an unknown hypervisor": QEMU + '[runtime]\nhypervisor_name = "xen"\n',
     "a key in the wrong table": QEMU + '[runtime]\nkernel_params = "quiet"\n',
     "a string for a boolean": QEMU + 'enable_debug = "true"\n',
     "GiB for MiB": QEMU + "default_memory = 4\n",
     "a relative path": QEMU + 'path = "qemu"\n',
-    "a misspelt sandbox group": QEMU + 'seccompsandbox = "on,obselete=deny"\n',
+    "a misspelled sandbox group": QEMU + 'seccompsandbox = "on,obselete=deny"\n',
     "a sandbox that is off and on": QEMU + 'seccompsandbox = "off,spawn=deny"\n',
     "a quote without its pair": QEMU + "kernel_params = 'a \"b'\n",
     "an empty item": QEMU + 'cpu_features = "a,,b"\n',
     "a choice that is none": QEMU + 'machine_type = "microvm"\n',
     "a key that is planned": QEMU + "enable_iommu = true\n",
     "a key of another driver": QEMU + "disable_seccomp = true\n",
-    "a misspelt key of an inner table": QEMU + "[hypervisor.clh.factory]\nenable_templat = true\n",
+    "a misspelled key of an inner table": QEMU + "[hypervisor.clh.factory]\nenable_templat = true\n",
 }
 
 SOUND = {
@@ -125,8 +125,8 @@ def test_schema_and_linter_agree(write: Write, assignment: tuple[tuple[str, ...]
         return  # they select tables, or stand in the file already
     head = "" if path == ("hypervisor", "qemu") else f"[{'.'.join(path)}]\n"
     text = f"{QEMU}{head}{key} = {value_text(value)}\n"
-    said = {found.code for found in lint(write(text), check_host=False)} - BEYOND
-    assert VALIDATOR.is_valid(tomllib.loads(text)) == (not said)
+    findings = {found.code for found in lint(write(text), check_host=False)} - BEYOND
+    assert VALIDATOR.is_valid(tomllib.loads(text)) == (not findings)
 
 
 @pytest.mark.parametrize("name", corpus.names())

@@ -55,8 +55,8 @@ def test_the_examples_are_clean(path: Path) -> None:
 def test_only_a_missing_driver_is_said_of_a_template(name: str, tmp_path: Path) -> None:
     file = tmp_path / "configuration.toml"
     file.write_text(shipped(name), encoding="utf-8")
-    said = [found.code for found in lint(file, check_host=False)]
-    assert said == ([] if name in AVAILABLE else ["KATA212"])
+    findings = [found.code for found in lint(file, check_host=False)]
+    assert findings == ([] if name in AVAILABLE else ["KATA212"])
 
 
 def test_what_can_be_selected_is_what_has_a_driver() -> None:

@@ -160,7 +160,7 @@ def leaves(node: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
 
 
 def value_at(text: str, offset: int) -> Any:
-    """Parse the value that begins at an offset: the shortest text that is one, and not only its beginning."""
+    """Parse the value that begins at an offset: the shortest text that is one, and not only its start."""
     best: Any = None
     for end in range(offset + 1, len(text) + 1):
         try:

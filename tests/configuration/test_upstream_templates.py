@@ -1,8 +1,8 @@
 """The files that Kata Containers 4.1.0 ships: every true fault is found, and no false one.
 
-Each was judged by hand. What is said is true because the key asks for something that nobody here does, and no
-key is here that asks for what happens anyway. Nothing of upstream's is kept here: KATA_TEST_UPSTREAM names a
-checkout or a git directory of its sources.
+Each was judged by hand. What is reported is true because the key asks for something that nobody here does,
+and no key is here that asks for what happens anyway. Nothing of upstream's is kept here: KATA_TEST_UPSTREAM
+names a checkout or a git directory of its sources.
 """
 
 from __future__ import annotations
@@ -114,16 +114,16 @@ def test_all_of_them_are_read(shipped: dict[str, list[Path]]) -> None:
     [(Severity.ERROR, ERRORS), (Severity.WARNING, WARNINGS)],
     ids=["errors", "warnings"],
 )
-def test_what_is_said_is_what_was_judged_true(
+def test_what_is_reported_is_what_was_judged_true(
     shipped: dict[str, list[Path]], severity: Severity, expected: Table
 ) -> None:
-    said: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    findings: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for runtime, files in shipped.items():
         for file in files:
             found = [item for item in lint(file, check_host=False) if item.severity is severity]
             for what in {(item.code, item.key.partition("[")[0]) for item in found}:
-                said[what][runtime] += 1
-    numbers = {what: (counts["runtime-go"], counts["runtime-rs"]) for what, counts in said.items()}
+                findings[what][runtime] += 1
+    numbers = {what: (counts["runtime-go"], counts["runtime-rs"]) for what, counts in findings.items()}
     assert numbers == expected
 
 

@@ -62,7 +62,7 @@ static void end(u32 status)
         ;
 }
 
-/* -- words -- */
+/* -- the command line -- */
 
 static int is(const char *text, const char *word)
 {

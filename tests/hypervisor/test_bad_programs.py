@@ -32,7 +32,7 @@ from tables import make_table
 
 SHORT, LONG = 0.3, 20.0  # seconds: for what never answers, and for what does
 MEMORY = 128
-WORDS = "it is not my day"
+OUTPUT = "it is not my day"
 DIALECT = "#!/bin/sh\n# announce_submounts\n"  # what makes a script pass for virtiofsd
 FOREIGN = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHI", 2, 0xFFFE, 1) + bytes(40)
 
@@ -43,13 +43,13 @@ FAULTS: dict[str, tuple[bytes | None, int, str]] = {
     "not executable": (DIALECT.encode(), 0o644, ""),
     "wrong architecture": (FOREIGN + b"announce_submounts", 0o755, "Exec format error"),
     "no interpreter": (b"#!/bin/none\n# announce_submounts\n", 0o755, "No such file or directory"),
-    "ends at once": (f"{DIALECT}echo {WORDS} >&2; exit 3\n".encode(), 0o755, f"status 3.*{WORDS}"),
+    "ends at once": (f"{DIALECT}echo {OUTPUT} >&2; exit 3\n".encode(), 0o755, f"status 3.*{OUTPUT}"),
     "says nothing": (f"{DIALECT}exit 1\n".encode(), 0o755, "status 1"),
     "ends well": (f"{DIALECT}exit 0\n".encode(), 0o755, "status 0"),
     "crashes": (f"{DIALECT}kill -SEGV $$\n".encode(), 0o755, "killed by SIGSEGV"),
     "hangs": (f"{DIALECT}kill -STOP $$\n".encode(), 0o755, rf"in {SHORT:g} s|not confined"),
     "chatters": (
-        f"{DIALECT}while :; do echo {WORDS}; done >&2\n".encode(),
+        f"{DIALECT}while :; do echo {OUTPUT}; done >&2\n".encode(),
         0o755,
         rf"in {SHORT:g} s|not confined",
     ),
@@ -226,11 +226,11 @@ async def test_a_program_at_fault_is_named_and_nothing_is_left(
         monkeypatch.setattr(tender, "PROBE_BUDGET", SHORT)
     ground.fail(fault)
     error = await failure(EVERY[name](ground))
-    said = str(error).partition("\n")[0]
+    message = str(error).partition("\n")[0]
     plain = {"clh": "cloud-hypervisor"}.get(name, name.partition(" ")[0])
-    assert plain in said or str(ground.program) in said
-    assert re.search(FAULTS[fault][2], said)
-    assert len(said) < 500
+    assert plain in message or str(ground.program) in message
+    assert re.search(FAULTS[fault][2], message)
+    assert len(message) < 500
     # A VMM that ran and failed may have failed of the KVM; a program that was not started, or a helper, not.
     assert isinstance(error, MachineFailedError) == (name in VMMS and fault in RAN)
 
@@ -240,10 +240,11 @@ async def test_a_jailer_that_is_none(ground: Ground, fault: str) -> None:
     ground.fail(fault)
     table = make_table(Firecracker, path="/bin/true", kernel=ground.spec().kernel, jailer_path=ground.program)
     driver = FirecrackerDriver(table, ground.host)
-    said = await refusal((driver, ground.spec()), HostUnfitError)
-    assert "cannot run jailer" in said
+    message = await refusal((driver, ground.spec()), HostUnfitError)
+    assert "cannot run jailer" in message
     assert (
-        f"{ground.program} is not an executable file; correct jailer_path in [hypervisor.firecracker]" in said
+        f"{ground.program} is not an executable file; correct jailer_path in [hypervisor.firecracker]"
+        in message
     )
     assert ground.host.children == {}
 
@@ -260,14 +261,14 @@ async def test_a_long_path_matters_only_to_sockets(
     monkeypatch.setattr(Ground, "pod", ground.directory / ("d" * 120))
     ground.pod.mkdir()
     ground.fail("ends at once")
-    said = await refusal(EVERY[name](ground))
+    message = await refusal(EVERY[name](ground))
     if name in SOCKETS:
         assert re.search(
-            r"cannot make .*: the path /.* has \d+ bytes, a unix socket's has at most 107; give", said
+            r"cannot make .*: the path /.* has \d+ bytes, a unix socket's has at most 107; give", message
         )
         assert ground.host.children == {}
     else:
-        assert "status 3" in said
+        assert "status 3" in message
 
 
 @pytest.mark.parametrize("name", SOCKETS)
@@ -275,8 +276,8 @@ async def test_what_is_no_socket_is_left_where_one_should_be(ground: Ground, nam
     ground.fail("ends at once")
     path = ground.pod / SOCKETS[name]
     path.mkdir()
-    said = await refusal(EVERY[name](ground))
-    assert f"cannot use the socket {path}: there is something else of that name; remove it" in said
+    message = await refusal(EVERY[name](ground))
+    assert f"cannot use the socket {path}: there is something else of that name; remove it" in message
     path.rmdir()
 
 
@@ -288,15 +289,17 @@ async def test_what_is_no_socket_is_left_where_one_should_be(ground: Ground, nam
 async def test_what_is_larger_than_the_guests_memory(ground: Ground, name: str, file: str) -> None:
     ground.fail("ends at once")
     os.truncate(ground.directory / file, MEMORY << 20)
-    said = await refusal(EVERY[name](ground), HostUnfitError)
-    assert said.startswith("cannot boot the guest: its kernel and initrd (")
-    assert said.endswith(f") have 129 MiB, its memory 128 MiB; raise default_memory in [hypervisor.{name}]")
+    message = await refusal(EVERY[name](ground), HostUnfitError)
+    assert message.startswith("cannot boot the guest: its kernel and initrd (")
+    assert message.endswith(
+        f") have 129 MiB, its memory 128 MiB; raise default_memory in [hypervisor.{name}]"
+    )
     assert ground.host.children == {}
 
 
 @pytest.mark.parametrize("name", TENDERS)
 async def test_a_unikernel_that_is_larger_than_its_memory(ground: Ground, name: str) -> None:
     ground.fail("ends at once")
-    said = await refusal(EVERY[name](ground, memory_mib=1), UnikernelError)
-    assert "it needs more than 1 MiB of memory, and would get 1 MiB: raise default_memory" in said
+    message = await refusal(EVERY[name](ground, memory_mib=1), UnikernelError)
+    assert "it needs more than 1 MiB of memory, and would get 1 MiB: raise default_memory" in message
     assert ground.host.children == {}

@@ -19,7 +19,7 @@ PVH_NOTE = struct.pack("<3I4sI", 4, 4, 18, b"Xen\0", 0x100000)
 OTHER_NOTE = struct.pack("<3I4s8s", 4, 6, 1, b"GNU\0", b"content!")
 
 
-def told(content: bytes, able: tuple[Protocol, ...] = ALL) -> Protocol:
+def protocol_of(content: bytes, able: tuple[Protocol, ...] = ALL) -> Protocol:
     descriptor = os.memfd_create("kernel")
     try:
         os.write(descriptor, content)
@@ -68,7 +68,7 @@ def multiboot(at: int = 8) -> bytes:
     ],
 )
 def test_what_it_is(content: bytes, protocol: Protocol) -> None:
-    assert told(content) is protocol
+    assert protocol_of(content) is protocol
 
 
 @pytest.mark.parametrize(
@@ -90,16 +90,16 @@ def test_what_it_is(content: bytes, protocol: Protocol) -> None:
 )
 def test_what_it_is_not(content: bytes, message: str) -> None:
     with pytest.raises(UnikernelError) as caught:
-        told(content)
-    beginning, _, known = str(caught.value).partition("; qemu starts: ")
-    assert beginning.startswith("cannot run the unikernel /app: ")
-    assert message in beginning
+        protocol_of(content)
+    reason, _, known = str(caught.value).partition("; qemu starts: ")
+    assert reason.startswith("cannot run the unikernel /app: ")
+    assert message in reason
     assert known.startswith("a Linux bzImage, a multiboot kernel, ")
 
 
 def test_what_another_monitor_starts_is_named() -> None:
     with pytest.raises(UnikernelError) as caught:
-        told(elf(), (Protocol.LINUX, Protocol.MULTIBOOT))
+        protocol_of(elf(), (Protocol.LINUX, Protocol.MULTIBOOT))
     assert str(caught.value) == (
         "cannot run the unikernel /app: it is an ELF kernel of 64 bits; "
         "qemu starts: a Linux bzImage, a multiboot kernel"
@@ -111,7 +111,7 @@ def test_no_file_is_more_than_refused(noise: bytes, at: int) -> None:
     content = bytearray(elf(OTHER_NOTE + PVH_NOTE))
     content[at : at + len(noise)] = noise
     try:
-        assert told(bytes(content)) in ALL
+        assert protocol_of(bytes(content)) in ALL
     except UnikernelError as error:
         assert "\n" not in str(error)
 

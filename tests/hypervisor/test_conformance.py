@@ -287,9 +287,9 @@ async def test_killed(bench: Bench, stage: str) -> None:
             await machine.run()
         await machine.processes[0].child.kill()
         end = await machine.wait()
-        status, words = bench.end
+        status, reason = bench.end
         assert (end.process, end.status, end.requested) == (bench.vmm, status, False)
-        assert end.reason.startswith(words)
+        assert end.reason.startswith(reason)
     finally:
         await machine.stop()
 

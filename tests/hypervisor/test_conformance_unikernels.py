@@ -48,9 +48,9 @@ class Running:
         await self.monitor.prepare(self._bench.spec_for("spin"))
         await self.monitor.run()
         async with asyncio.timeout(BUDGET):
-            while not (said := self._bench.printed()):  # noqa: ASYNC110 - what is awaited has no event
+            while not (output := self._bench.printed()):  # noqa: ASYNC110 - what is awaited has no event
                 await asyncio.sleep(0.01)
-        assert said == b"spinning\n"
+        assert output == b"spinning\n"
         return self.monitor
 
     async def __aexit__(self, *_: object) -> None:
@@ -180,9 +180,9 @@ async def test_killed(bench: Bench) -> None:
     async with Running(bench) as monitor:
         await monitor.processes[0].child.kill()
         end = await monitor.wait()
-        status, words = bench.killed
+        status, reason = bench.killed
         assert (end.status, end.requested) == (status, False)
-        assert end.reason.startswith(words)
+        assert end.reason.startswith(reason)
 
 
 async def test_a_program_that_is_not_there(bench: Bench) -> None:

@@ -218,8 +218,8 @@ def test_an_access_to_device_memory(bus: Bus, device: Remembering) -> None:
     ],
 )
 def test_every_other_exit_says_how_the_guest_ended(bus: Bus, run: abi.KvmRun, reason: str | None) -> None:
-    said = exits.handle(run, memoryview(b""), bus)
-    assert said is None if reason is None else reason in (said or "")
+    ended = exits.handle(run, memoryview(b""), bus)
+    assert ended is None if reason is None else reason in (ended or "")
 
 
 @given(

@@ -52,7 +52,7 @@ def elf(segments: list[tuple[int, bytes]], entry: int, note: bytes = b"") -> byt
 
 
 def note(kind: int, owner: bytes, content: bytes) -> bytes:
-    """An ELF note, its parts padded to words."""
+    """An ELF note, its parts padded to 32-bit words."""
     head = struct.pack("<3I", len(owner), len(content), kind)
     return (
         head + owner.ljust(-(-len(owner) // 4) * 4, b"\0") + content.ljust(-(-len(content) // 4) * 4, b"\0")

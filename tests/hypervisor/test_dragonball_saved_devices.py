@@ -103,7 +103,7 @@ def test_a_device_with_fewer_features_refuses() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"kind": 3}, "in another order"),
         ({"status": 5}, "status 0x5"),
@@ -113,8 +113,8 @@ def test_a_device_with_fewer_features_refuses() -> None:
         ({"features": 1 << 64}, "features"),
     ],
 )
-def test_what_no_device_has_saved_is_refused(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(SnapshotError, match=words):
+def test_what_no_device_has_saved_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(SnapshotError, match=message):
         Driver().registers.restore(Fields(running().registers.freeze() | change))
 
 
@@ -200,7 +200,7 @@ class Kernel:
         return 0
 
     def running(self) -> list[int]:
-        """What was said to vhost-vsock of whether it runs."""
+        """What vhost-vsock was asked: whether it runs."""
         found = [bytes(value)[0] for name, value in self.asked if name == vhost.VHOST_VSOCK_SET_RUNNING]
         self.asked.clear()
         return found

@@ -52,7 +52,7 @@ def test_any_bytes_are_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "message"),
     [
         (b"", "no state of a machine"),
         (b"\x7fELF" + bytes(100), "no state of a machine"),
@@ -62,8 +62,8 @@ def test_any_bytes_are_refused(data: bytes) -> None:
         (sealed(b'{"a": ' + b"9" * 5000 + b"}"), "damaged"),
     ],
 )
-def test_a_refusal_says_why(data: bytes, words: str) -> None:
-    with pytest.raises(SnapshotError, match=words):
+def test_a_refusal_says_why(data: bytes, message: str) -> None:
+    with pytest.raises(SnapshotError, match=message):
         decode(data)
 
 
@@ -87,11 +87,11 @@ def test_a_field_is_of_its_type_or_refused(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
+    ("value", "message"),
     [(True, "no number"), (-1, "no number"), (1.0, "no number"), ("1", "no number"), (None, "no number")],
 )
-def test_a_number_is_a_number(value: object, words: str) -> None:
-    with pytest.raises(SnapshotError, match=words):
+def test_a_number_is_a_number(value: object, message: str) -> None:
+    with pytest.raises(SnapshotError, match=message):
         Fields({"x": value}).integer("x", 10)
 
 

@@ -1,4 +1,4 @@
-"""What the guest is told of its machine: ACPI tables, CPUID, and where its memory is."""
+"""What describes its machine to the guest: ACPI tables, CPUID, and where its memory is."""
 
 from __future__ import annotations
 

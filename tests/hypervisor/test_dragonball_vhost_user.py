@@ -33,7 +33,7 @@ OFFERED = VERSION_1 | 1 << 29 | PROTOCOL_FEATURES
 
 
 class Silent:
-    """Interrupts that nobody hears."""
+    """Interrupts that nobody receives."""
 
     def used(self) -> None: ...
     def configuration_changed(self) -> None: ...

@@ -1,4 +1,4 @@
-"""The probe's verdicts, and the kernel's structures that it uses. None of this needs a KVM."""
+"""The probe's results, and the kernel's structures that it uses. None of this needs a KVM."""
 
 from __future__ import annotations
 

@@ -19,11 +19,11 @@ def describe(
     console: str = "",
     shutdown: str | None = None,
 ) -> str:
-    words, screen = Tail(), Tail()
-    words.feed(stderr.encode())
+    output, screen = Tail(), Tail()
+    output.feed(stderr.encode())
     screen.feed(console.encode())
     table = make_table(QemuHypervisor, kernel="/k", seccompsandbox="on")
-    return Ending(process, status, words, screen, shutdown, running=False).describe(table)
+    return Ending(process, status, output, screen, shutdown, running=False).describe(table)
 
 
 FAILED = ExitStatus(code=1)

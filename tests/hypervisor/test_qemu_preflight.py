@@ -1,4 +1,4 @@
-"""What a host lacks is said before anything is started, with what to do."""
+"""What a host lacks is reported before anything is started, with what to do."""
 
 from __future__ import annotations
 

@@ -228,16 +228,16 @@ async def test_a_program_that_cannot_run(
     assert rig.host.children == {}
 
 
-@pytest.mark.parametrize(("code", "words"), [(0, "exited with status 0"), (7, "exited with status 7")])
+@pytest.mark.parametrize(("code", "ending"), [(0, "exited with status 0"), (7, "exited with status 7")])
 async def test_one_that_ends_before_it_is_said_to_run(
-    rig: Rig, spec: UnikernelSpec, code: int, words: str
+    rig: Rig, spec: UnikernelSpec, code: int, ending: str
 ) -> None:
     rig.behave(FakeQemu(end_at={"cont": lambda child: child.end(code=code)}))
     monitor = rig.monitor()
     await monitor.prepare(spec)
     await monitor.run()
     end = await monitor.wait()
-    assert (end.status, end.requested, end.reason) == (ExitStatus(code=code), False, f"qemu {words}")
+    assert (end.status, end.requested, end.reason) == (ExitStatus(code=code), False, f"qemu {ending}")
 
 
 async def test_one_that_crashes_when_it_shall_run(rig: Rig, spec: UnikernelSpec) -> None:

@@ -71,7 +71,7 @@ async def test_an_answer_without_a_body_is_none_and_the_connection_is_kept() -> 
 
 
 @pytest.mark.parametrize(
-    ("body", "words"),
+    ("body", "message"),
     [
         (b'{"fault_message": "no such drive"}', "no such drive"),
         (b'["Error from API", "The VM is not created"]', "Error from API: The VM is not created"),
@@ -81,13 +81,15 @@ async def test_an_answer_without_a_body_is_none_and_the_connection_is_kept() -> 
     ],
 )
 @pytest.mark.parametrize("status", [300, 400, 404, 500])
-async def test_a_refusal_has_the_vmms_words_and_is_asked_once(body: bytes, words: str, status: int) -> None:
+async def test_a_refusal_has_the_vmms_message_and_is_asked_once(
+    body: bytes, message: str, status: int
+) -> None:
     async with Server(reply(status, body), NO_CONTENT) as server:
         with pytest.raises(RefusedError) as caught:
             await server.client.request("PUT", "/x", {})
-        assert (caught.value.status, caught.value.fault) == (status, words)
-        said = f": {words}" if words else ""
-        assert str(caught.value) == f"the vmm refused PUT /v1/x with status {status}{said}"
+        assert (caught.value.status, caught.value.fault) == (status, message)
+        suffix = f": {message}" if message else ""
+        assert str(caught.value) == f"the vmm refused PUT /v1/x with status {status}{suffix}"
         assert len(server.seen) == 1
         assert await server.client.request("PUT", "/y") is None  # a refusal costs nothing else
 

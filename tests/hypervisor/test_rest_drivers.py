@@ -153,10 +153,10 @@ async def test_a_filter_that_nobody_configured_is_refused(make: Make, name: str)
     assert "requires mode 0" in message
 
 
-@pytest.mark.parametrize("deed", ["execve", "ptrace", "fork"])
-async def test_cloud_hypervisors_main_thread_does_not_leave_its_process(make: Make, deed: str) -> None:
-    message = await refused(make("clh", f"escape:{deed}"))
-    call = {"fork": "(clone|fork|vfork)"}.get(deed, deed)
+@pytest.mark.parametrize("way", ["execve", "ptrace", "fork"])
+async def test_cloud_hypervisors_main_thread_does_not_leave_its_process(make: Make, way: str) -> None:
+    message = await refused(make("clh", f"escape:{way}"))
+    call = {"fork": "(clone|fork|vfork)"}.get(way, way)
     assert re.match(
         rf"seccomp: cloud-hypervisor called {call} \(\d+\) when it had loaded, which policy wrapper filter",
         message,
@@ -169,7 +169,7 @@ async def test_cloud_hypervisors_main_thread_does_not_leave_its_process(make: Ma
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    ("content", "mode", "error", "words"),
+    ("content", "mode", "error", "expected"),
     [
         (None, 0, HostUnfitError, "is not an executable file"),
         (b"#!/bin/sh\n", 0o644, HostUnfitError, "is not an executable file"),
@@ -179,7 +179,7 @@ async def test_cloud_hypervisors_main_thread_does_not_leave_its_process(make: Ma
     ids=["missing", "not executable", "wrong architecture", "no interpreter"],
 )
 async def test_a_program_that_cannot_run(
-    make: Make, name: str, content: bytes | None, mode: int, error: type[HypervisorError], words: str
+    make: Make, name: str, content: bytes | None, mode: int, error: type[HypervisorError], expected: str
 ) -> None:
     rig = make(name)
     rig.program.path.unlink()
@@ -188,19 +188,19 @@ async def test_a_program_that_cannot_run(
         rig.program.path.chmod(mode)
     message = await refused(rig, error)
     assert str(rig.program.path) in message
-    assert words in message
+    assert expected in message
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    ("mode", "words"),
+    ("mode", "expected"),
     [
         ("exit:3", "exited with status 3 before the guest was ready: it is not my day"),
         ("silent", "exited with status 1 before the guest was ready, and wrote nothing to stderr"),
     ],
 )
-async def test_a_program_that_ends_at_once(make: Make, name: str, mode: str, words: str) -> None:
-    assert await refused(make(name, mode)) == f"{KINDS[name]} {words}"
+async def test_a_program_that_ends_at_once(make: Make, name: str, mode: str, expected: str) -> None:
+    assert await refused(make(name, mode)) == f"{KINDS[name]} {expected}"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -219,7 +219,7 @@ async def test_a_program_that_says_nothing_meets_the_deadline(make: Make, name: 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("paths", [FIRST, DESCRIBE, BOOT], ids=["first", "describe", "boot"])
 @pytest.mark.parametrize(
-    ("how", "words"),
+    ("how", "expected"),
     [
         ("half", "gave no usable answer to"),
         ("garbage", "its answer is not HTTP"),
@@ -228,11 +228,11 @@ async def test_a_program_that_says_nothing_meets_the_deadline(make: Make, name: 
     ],
 )
 async def test_a_start_that_fails_at_a_request(
-    make: Make, name: str, paths: dict[str, str], how: str, words: str
+    make: Make, name: str, paths: dict[str, str], how: str, expected: str
 ) -> None:
     rig = make(name, f"{how}:{paths[name]}")
     message = await refused(rig)
-    assert words in message
+    assert expected in message
     asked = [path for _, path in rig.program.requests]
     assert asked.count(paths[name]) == (0 if how in ("close", "crash") else 1)
 
@@ -408,8 +408,8 @@ async def test_what_firecracker_cannot_do_it_refuses(make: Make) -> None:
         ),
         (replace(rig.spec, network_namespace=Path("/run/netns/x")), "set jailer_path"),
     )
-    for spec, words in specs:
-        with pytest.raises(NotSupportedError, match=words):
+    for spec, expected in specs:
+        with pytest.raises(NotSupportedError, match=expected):
             await rig.machine().prepare(spec)
     machine = await started(rig)
     with pytest.raises(NotSupportedError):

@@ -131,8 +131,8 @@ async def test_what_cloud_hypervisor_restores_has_the_new_machines_paths(make: M
     await save(saved, template)
     machine = rig.machine()
     await machine.prepare(like(rig, saved, template=template))
-    told = next(entry for entry in rig.program.record if entry.get("path") == RESTORE["clh"])
-    assert told["body"] == {"source_url": f"file://{rig.directory}"}
+    restored = next(entry for entry in rig.program.record if entry.get("path") == RESTORE["clh"])
+    assert restored["body"] == {"source_url": f"file://{rig.directory}"}
     description = next(entry["restored"] for entry in rig.program.record if "restored" in entry)
     assert description["vsock"]["socket"] == str(rig.directory / "clh.vsock")
     assert description["fs"][0]["socket"] == str(rig.directory / "clh-fs.sock")
@@ -165,7 +165,7 @@ async def test_a_state_of_another_kernel_or_version_is_refused(make: Make, name:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "expected"),
     [
         (None, "machine.json: No such file or directory"),
         (b"{", "its machine.json is damaged"),
@@ -175,12 +175,12 @@ async def test_a_state_of_another_kernel_or_version_is_refused(make: Make, name:
     ],
 )
 async def test_a_damaged_identity_is_refused(
-    make: Make, name: str, template: Path, content: bytes | None, words: str
+    make: Make, name: str, template: Path, content: bytes | None, expected: str
 ) -> None:
     rig = make(name)
     if content is not None:
         (template / "machine.json").write_bytes(content)
-    assert words in await refused(rig, replace(rig.spec, template=template))
+    assert expected in await refused(rig, replace(rig.spec, template=template))
     assert len(rig.program.requests) < 3
 
 

@@ -31,8 +31,8 @@ def answer(code: bytes, call: str, *arguments: int, arch: str = ARCH) -> int:
 
 
 def run(code: bytes, number: int, arguments: Sequence[int] = (), arch: str = ARCH) -> int:
-    words = tuple(arguments) + (0,) * (6 - len(arguments))
-    return bpf.run(code, bpf.SeccompData(number, bpf.AUDIT_ARCH[arch], 0, words))
+    registers = tuple(arguments) + (0,) * (6 - len(arguments))
+    return bpf.run(code, bpf.SeccompData(number, bpf.AUDIT_ARCH[arch], 0, registers))
 
 
 def test_calls_are_allowed_answered_or_left_to_the_default() -> None:
@@ -168,9 +168,9 @@ def test_both_orders_of_the_shipped_policy_answer_alike(tree: bool) -> None:
 
 
 def model(rules: Sequence[Rule], call: str, arguments: Sequence[int], default: int = actions.NOTIFY) -> int:
-    """What rules mean, by their own words."""
+    """What rules mean, read one by one."""
     for rule in rules:
-        if call in rule.calls and all(c.admits(arguments[c.index]) for c in rule.conditions):
+        if call in rule.calls and all(c.allows(arguments[c.index]) for c in rule.conditions):
             return rule.action
     return default
 

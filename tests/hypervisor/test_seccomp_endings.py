@@ -64,7 +64,7 @@ def test_without_the_feature_no_thread_starts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "said"),
+    ("body", "status", "output"),
     [
         pytest.param("raise ValueError('in main')", 1, "ValueError: in main", id="uncaught"),
         pytest.param("start(lambda: 1 / 0).join()", 0, "ZeroDivisionError", id="uncaught in a thread"),
@@ -84,10 +84,10 @@ def test_without_the_feature_no_thread_starts() -> None:
         pytest.param("def deeper(): deeper()\ndeeper()", 1, "RecursionError", id="recursion"),
     ],
 )
-def test_an_end_is_no_violation(body: str, status: int, said: str) -> None:
+def test_an_end_is_no_violation(body: str, status: int, output: str) -> None:
     done = run_sealed(f"seal_now()\n{body}\n", THREADS)
     assert (done.status, done.blocked) == (status, []), done
-    assert said in done.stderr
+    assert output in done.stderr
 
 
 def test_memory_comes_and_goes() -> None:
@@ -111,7 +111,7 @@ for thread in threads:
 
 
 @pytest.mark.parametrize(
-    ("body", "status", "said"),
+    ("body", "status", "output"),
     [
         pytest.param("print('out')", 0, "out", id="returns"),
         pytest.param("1 / 0", 0, "ZeroDivisionError", id="uncaught"),
@@ -121,7 +121,7 @@ for thread in threads:
         pytest.param("os.abort()", -signal.SIGSYS, "", id="abort"),
     ],
 )
-def test_a_virtual_cpus_thread(body: str, status: int, said: str) -> None:
+def test_a_virtual_cpus_thread(body: str, status: int, output: str) -> None:
     done = run_sealed(
         f"""
 go = threading.Event()
@@ -138,7 +138,7 @@ thread.join()
         MACHINE,
     )
     assert (done.status, done.blocked) == (status, []), done
-    assert said in done.stdout + done.stderr
+    assert output in done.stdout + done.stderr
 
 
 def test_a_virtual_cpu_leaves_its_run_by_a_signal() -> None:

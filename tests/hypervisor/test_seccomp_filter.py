@@ -27,7 +27,7 @@ def harmless() -> bytes:
 
 
 def install_after(rules: Sequence[Rule], *, listener: bool = True) -> str:
-    """What is said when a kernel that answers as these rules is asked to install a filter."""
+    """The error when a kernel that answers as these rules is asked to install a filter."""
     code = compile_rules(rules, actions.ALLOW).code
     wanted = harmless()
 
@@ -106,13 +106,13 @@ def test_a_thread_with_a_filter_of_its_own_is_named(listener: bool) -> None:
         try:
             kernel.install(code, all_threads=True, listener=listener)
         except SealError as error:
-            said = str(error).replace(str(thread.native_id), "TID")
-            return said, [filters for _, filters, _ in own_threads()]
+            message = str(error).replace(str(thread.native_id), "TID")
+            return message, [filters for _, filters, _ in own_threads()]
         return "installed", []
 
     before = own_threads()[0][1]
-    said, filters = in_child(work)
-    assert said == (
+    message, filters = in_child(work)
+    assert message == (
         'cannot install the seccomp filter: thread "stray" (tid TID) has a filter of its own, '
         "which the other threads do not have"
     )
@@ -140,28 +140,28 @@ def test_a_process_that_is_filtered_already_is_sealed_on_top() -> None:
 def test_a_kernel_without_notifications() -> None:
     no_listener = Condition(1, "masked", NEW_LISTENER, NEW_LISTENER)
     unknown_action = Condition(0, "eq", GET_ACTION_AVAIL)
-    said = install_after(
+    message = install_after(
         [
             Rule(("seccomp",), (no_listener,), action=actions.errno(errno.EINVAL)),
             Rule(("seccomp",), (unknown_action,), action=actions.errno(errno.EOPNOTSUPP)),
         ]
     )
-    assert said.endswith("this kernel has no seccomp notifications (Linux 5.7 or later is needed)")
+    assert message.endswith("this kernel has no seccomp notifications (Linux 5.7 or later is needed)")
 
 
 def test_a_kernel_without_seccomp() -> None:
-    said = install_after([Rule(("seccomp",), action=actions.errno(errno.ENOSYS))])
-    assert said.endswith("this kernel has no seccomp filters (CONFIG_SECCOMP_FILTER)")
+    message = install_after([Rule(("seccomp",), action=actions.errno(errno.ENOSYS))])
+    assert message.endswith("this kernel has no seccomp filters (CONFIG_SECCOMP_FILTER)")
 
 
 def test_a_kernel_that_says_no() -> None:
-    said = install_after([Rule(("seccomp",), action=actions.errno(errno.ENOMEM))])
-    assert said == "cannot install the seccomp filter: Cannot allocate memory"
+    message = install_after([Rule(("seccomp",), action=actions.errno(errno.ENOMEM))])
+    assert message == "cannot install the seccomp filter: Cannot allocate memory"
 
 
 def test_privileges_that_cannot_be_given_up() -> None:
-    said = install_after([Rule(("prctl",), action=actions.errno(errno.EPERM))])
-    assert said == "cannot give up new privileges: Operation not permitted"
+    message = install_after([Rule(("prctl",), action=actions.errno(errno.EPERM))])
+    assert message == "cannot give up new privileges: Operation not permitted"
 
 
 def test_what_the_kernel_knows() -> None:

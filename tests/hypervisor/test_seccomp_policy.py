@@ -87,27 +87,27 @@ def test_memory_is_never_executable() -> None:
     for rule in load_policy("x86_64").rules:
         if {"mmap", "mprotect"} & set(rule.calls):
             protection = next(condition for condition in rule.conditions if condition.index == 2)
-            assert protection.admits(3)
-            assert not any(protection.admits(bits | 4) for bits in range(4))
+            assert protection.allows(3)
+            assert not any(protection.allows(bits | 4) for bits in range(4))
 
 
 def test_clone_makes_threads_only() -> None:
     ((condition,),) = [rule.conditions for rule in load_policy("x86_64").rules if "clone" in rule.calls]
     thread = 0x3D0F00
-    assert condition.admits(thread)
-    assert condition.admits(thread | 0x400000)
+    assert condition.allows(thread)
+    assert condition.allows(thread | 0x400000)
     for namespace in (0x80, 0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000):
-        assert not condition.admits(thread | namespace)
-    assert not condition.admits(thread & ~0x10000)
-    assert not condition.admits(17)
+        assert not condition.allows(thread | namespace)
+    assert not condition.allows(thread & ~0x10000)
+    assert not condition.allows(17)
 
 
 def test_no_filter_with_a_listener_can_be_added() -> None:
     for rule in load_policy("x86_64").rules:
         if "seccomp" in rule.calls:
             flags = next(condition for condition in rule.conditions if condition.index == 1)
-            assert flags.admits(0)
-            assert not any(flags.admits(flag) for flag in range(1, 64))
+            assert flags.allows(0)
+            assert not any(flags.allows(flag) for flag in range(1, 64))
 
 
 def test_a_shim_has_what_it_needs_and_no_machines_calls() -> None:
@@ -155,10 +155,10 @@ def test_values_that_are_bound_later() -> None:
     policy = parse_policy(HEAD + when('arg = 0, op = "eq", value = "$pid", bits = 32'), "p.toml")
     (condition,) = policy.rules[0].conditions
     with pytest.raises(PolicyError, match=r"\$pid is not known"):
-        condition.admits(5)
+        condition.allows(5)
     (condition,) = policy.bind(pid=7, other=1).rules[0].conditions
-    assert condition.admits(7)
-    assert not condition.admits(8)
+    assert condition.allows(7)
+    assert not condition.allows(8)
     assert str(condition) == "argument 0 == $pid"
 
 
@@ -183,10 +183,10 @@ def test_one_of_several_values_makes_as_many_rules() -> None:
         ('op = "masked", mask = "~A", value = "B", bits = 32', [2, 3, 1 << 40 | 2], [0, 6]),
     ],
 )
-def test_what_conditions_admit(condition: str, inside: list[int], outside: list[int]) -> None:
+def test_what_conditions_allow(condition: str, inside: list[int], outside: list[int]) -> None:
     (parsed,) = parse_policy(HEAD + when(f"arg = 0, {condition}"), "p.toml").rules[0].conditions
-    assert [parsed.admits(word) for word in inside] == [True] * len(inside)
-    assert [parsed.admits(word) for word in outside] == [False] * len(outside)
+    assert [parsed.allows(word) for word in inside] == [True] * len(inside)
+    assert [parsed.allows(word) for word in outside] == [False] * len(outside)
 
 
 def test_conditions_as_people_read_them() -> None:

@@ -67,7 +67,7 @@ def test_a_puzzle_that_is_too_hard_counts_as_solvable(monkeypatch: pytest.Monkey
 
 @st.composite
 def programs(draw: st.DrawFn) -> bytes:
-    """Programs of tests on words of arguments, with masks: loads and tests only, as compilers make them."""
+    """Programs of tests on 32-bit halves of arguments, with masks: only loads and tests, as compilers do."""
     length = draw(st.integers(1, 12))
     body: list[tuple[int, int, int, int]] = []
     for place in range(length):

@@ -141,7 +141,7 @@ def test_a_second_interrupt_ends_what_is_left(tmp_path: Path) -> None:
 # -- the record ----------------------------------------------------------------------------------------------
 
 names = st.text(min_size=1, max_size=8)
-words = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2**64 - 1)), unique_by=lambda pair: pair[0])
+arguments = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2**64 - 1)), unique_by=lambda pair: pair[0])
 observations = st.builds(
     Observation,
     program=names,

@@ -1,4 +1,4 @@
-"""The oracle: every rule of the policy, asked of this kernel; and that it notices what is broken."""
+"""The kernel probe: every rule of the policy, asked of this kernel; and that it notices what is broken."""
 
 from __future__ import annotations
 
@@ -128,10 +128,10 @@ def test_a_wrong_errno_is_named(policy: Policy) -> None:
 def outcome(rules: list[Rule], call: str, *arguments: int) -> str:
     number = syscalls.number_of(call, NATIVE)
     assert number is not None
-    words = arguments + (kernel_probe._NOTHING,) * (6 - len(arguments))
+    padded = arguments + (kernel_probe._NOTHING,) * (6 - len(arguments))
     code = compile_rules(rules, actions.NOTIFY).code
     (found,) = kernel_probe.try_programs(
-        [(code, actions.NOTIFY)], [Probe(1, call, number, words, "", PASSES)]
+        [(code, actions.NOTIFY)], [Probe(1, call, number, padded, "", PASSES)]
     )
     return found
 

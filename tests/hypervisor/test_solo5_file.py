@@ -112,13 +112,13 @@ def test_no_manifest_is_more_than_refused(content: bytes) -> None:
 
 
 def test_another_target_or_version_is_refused_by_its_note() -> None:
-    for note, words in (
+    for note, message in (
         (abi_note(2), "ABI1 says target spt, version 2; the monitor supports target hvt, version 2"),
         (abi_note(1, 3), "ABI1 says target hvt, version 3"),
         (abi_note(77), "ABI1 says target number 77"),
     ):
         unikernel = read_unikernel(reader(unikernel_file(abi=note)))
-        with pytest.raises(UnikernelError, match=words):
+        with pytest.raises(UnikernelError, match=message):
             check_target(unikernel, "hvt", 2, "the monitor")
 
 

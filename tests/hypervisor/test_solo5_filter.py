@@ -210,7 +210,7 @@ async def test_without_the_library_that_compiles_it_nothing_starts(
     monkeypatch.setattr(allowlist, "build", refuse)
     with pytest.raises(LaunchError, match="there is no filter"):
         await rig.monitor().prepare(rig.spec)
-    assert rig.host.children["solo5-hvt"].exited is not None  # the one that told its version
+    assert rig.host.children["solo5-hvt"].exited is not None  # the one that printed its version
 
 
 @pytest.mark.parametrize(

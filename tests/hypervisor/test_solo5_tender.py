@@ -1,4 +1,4 @@
-"""Solo5's tenders: their words, their versions, their ends, with a shell script in their place."""
+"""Solo5's tenders: their arguments, their versions, their ends, with a shell script in their place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The last words of hostile writers."""
+"""The output tail of hostile writers."""
 
 from __future__ import annotations
 

@@ -44,9 +44,9 @@ def guest_image() -> Path:
 @pytest.fixture(scope="session")
 def kvm() -> None:
     """Skips where no KVM runs unmodified guests."""
-    verdict = probe_kvm()
-    if not verdict.runs_unmodified_guests:
-        pytest.skip(f"{verdict.reason}: run make test-rig")
+    result = probe_kvm()
+    if not result.runs_unmodified_guests:
+        pytest.skip(f"{result.reason}: run make test-rig")
 
 
 @pytest.fixture(scope="session")

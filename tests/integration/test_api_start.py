@@ -183,7 +183,7 @@ async def refused(lab: Lab, name: str, spec: dict[str, Any] | str, **create: Any
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("{", "config.json is not JSON"),
         ("[]", "must be an object"),
@@ -191,11 +191,11 @@ async def refused(lab: Lab, name: str, spec: dict[str, Any] | str, **create: Any
         ('{"process": {"args": ["x"], "cwd": "/"}}', "root.path is missing"),
     ],
 )
-async def test_a_malformed_bundle(lab: Lab, text: str, said: str) -> None:
+async def test_a_malformed_bundle(lab: Lab, text: str, message: str) -> None:
     name = lab.new_id("malformed")
     error = await refused(lab, name, text)
     assert error.code is Code.INVALID_ARGUMENT
-    assert said in error.message
+    assert message in error.message
     assert str(lab.directory / "bundles" / name / "config.json") in error.message
     assert "\n" not in error.message
 

@@ -1,4 +1,4 @@
-"""What is wrong is said through ctr in one clear error, at once, and nothing is left of the attempt."""
+"""What is wrong is reported through ctr in one clear error, at once, and nothing is left of the attempt."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CREATE = "ctr: failed to create shim task: "
 
 
 def refused(result: Result) -> str:
-    """What ctr says of a container that it could not create: the error's own words, all lines."""
+    """What ctr says of a container that it could not create: the error's message, all lines."""
     assert result.returncode == 1
     assert result.stdout == ""
     lines = [line for line in result.stderr.splitlines() if not line.startswith("time=")]
@@ -38,7 +38,7 @@ def run_with(node: Node, configuration: Path) -> str:
 # -- the configuration file ----------------------------------------------------------------------------------
 
 
-def test_a_misspelt_key_is_named_with_its_place_and_the_right_one(each_node: Node) -> None:
+def test_a_misspelled_key_is_named_with_its_place_and_the_right_one(each_node: Node) -> None:
     text = each_node.configuration("typo").read_text()
     assert text.count("\nseccompsandbox =") == 1
     line = text[: text.index("\nseccompsandbox =")].count("\n") + 2
@@ -70,7 +70,7 @@ def test_a_missing_file_is_named_with_its_key(node: Node, key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "message"),
     [
         (
             {"path": "/bin/false"},
@@ -85,8 +85,8 @@ def test_a_missing_file_is_named_with_its_key(node: Node, key: str) -> None:
     ],
     ids=["qemu", "virtiofsd", "memory", "property"],
 )
-def test_a_machine_that_cannot_start_is_explained(node: Node, values: dict[str, Value], words: str) -> None:
-    assert words in run_with(node, node.configuration("unfit", **values)).partition("\n")[0]
+def test_a_machine_that_cannot_start_is_explained(node: Node, values: dict[str, Value], message: str) -> None:
+    assert message in run_with(node, node.configuration("unfit", **values)).partition("\n")[0]
 
 
 def test_a_kernel_that_is_none_is_explained(node: Node) -> None:

@@ -106,12 +106,12 @@ def check_pause(node: Node, container: str) -> None:
 
 
 def check_refusals(node: Node, container: str) -> None:
-    for words, reason in (
+    for arguments, reason in (
         (("task", "rm", container), "task must be stopped before deletion: running"),
         (("task", "start", container), f"task {container}: already exists"),
         (("run", "--runtime", RUNTIME, IMAGE, container, "true"), f'"{container}": already exists'),
     ):
-        result = node.ctr(*words, check=False)
+        result = node.ctr(*arguments, check=False)
         assert result.returncode == 1
         assert reason in result.stderr
     assert node.status(container) == "RUNNING"
@@ -155,11 +155,11 @@ def test_a_pod_is_one_machine(each_node: Node) -> None:
 
 def test_a_container_of_a_sandbox_that_does_not_run_is_refused(node: Node) -> None:
     annotations = {"container-type": "container", "sandbox-id": "nowhere"}
-    words = [
+    options = [
         w for key, value in annotations.items() for w in ("--annotation", f"io.kubernetes.cri.{key}={value}")
     ]
     container = node.new_id()
-    result = node.run("true", options=words, container=container)
+    result = node.run("true", options=options, container=container)
     assert result.returncode == 1
     assert f"the sandbox nowhere of container {container} is not running" in result.stderr
 

@@ -59,8 +59,8 @@ def test_without_its_shim_containerd_tells_the_end(each_node: Node) -> None:
 def check_end(node: Node, events: Events, container: str) -> None:
     """Exactly one exit event, with the status of SIGKILL, and then the deletion."""
     node.until(lambda: events.of(container)[-1][0] == "delete", "the last event", SOON)
-    told = [(topic, event.get("exit_status")) for topic, event in events.of(container)]
-    assert told == [("create", None), ("start", None), ("exit", 137), ("delete", 137)]
+    published = [(topic, event.get("exit_status")) for topic, event in events.of(container)]
+    assert published == [("create", None), ("start", None), ("exit", 137), ("delete", 137)]
     assert node.status(container) is None
 
 

@@ -19,13 +19,13 @@ ECHO = "trap 'echo again' USR1; echo up; while :; do sleep 0.1; done"
 
 @contextmanager
 def closed_for_events(node: Node) -> Iterator[Path]:
-    """containerd hears of events only when this path is renamed to where the shims look for it."""
+    """containerd receives events only when this path is renamed to where the shims look for it."""
     door = Path(f"{node.containerd.address}.ttrpc")
-    worker = door.with_suffix(".closed")
-    node.containerd.extra_config = f'[ttrpc]\n  address = "{worker}"\n'
+    closed = door.with_suffix(".closed")
+    node.containerd.extra_config = f'[ttrpc]\n  address = "{closed}"\n'
     try:
         node.containerd.start()
-        yield worker
+        yield closed
     finally:
         node.containerd.stop()
         node.containerd.extra_config = ""
@@ -35,30 +35,30 @@ def closed_for_events(node: Node) -> Iterator[Path]:
 def test_a_container_outlives_containerd(each_node: Node) -> None:
     node = each_node
     with node.detached("sh", "-c", ECHO) as container:
-        for number, future in ((signal.SIGTERM, "up\nagain\n"), (signal.SIGKILL, "again\n")):
+        for number, expected in ((signal.SIGTERM, "up\nagain\n"), (signal.SIGKILL, "again\n")):
             node.containerd.stop(number)
             node.containerd.start()
-            check_running(node, container, future)
+            check_running(node, container, expected)
         with Client(node.command("task", "attach", container)) as client:
             node.ctr("task", "kill", "--signal", "SIGKILL", container)
             assert client.wait() == 137
         assert node.status(container) is None
 
 
-def check_running(node: Node, container: str, future: str) -> None:
-    """It is listed, takes an exec, and what it has written meanwhile and writes now is heard."""
+def check_running(node: Node, container: str, expected: str) -> None:
+    """It is listed, takes an exec, and what it has written meanwhile and writes now is received."""
     assert node.status(container) == "RUNNING"
-    words = ("task", "exec", "--exec-id", "e", container, "sh", "-c", "echo in; exit 9")
-    result = node.ctr(*words, check=False)
+    arguments = ("task", "exec", "--exec-id", "e", container, "sh", "-c", "echo in; exit 9")
+    result = node.ctr(*arguments, check=False)
     assert (result.returncode, result.stdout) == (9, "in\n")
     with Client(node.command("task", "attach", container)) as client:
         node.ctr("task", "kill", "--signal", "SIGUSR1", container)
         node.until(lambda: "again" in client.output, "output after the restart")
-        assert client.output == future
+        assert client.output == expected
 
 
 def test_a_container_that_ends_while_containerd_is_away(each_node: Node, tmp_path: Path) -> None:
-    """It is found stopped, and its end is told once containerd's door for events is open again."""
+    """It is found stopped, and its end is published once containerd's door for events is open again."""
     node = each_node
     mount = ("--mount", f"type=bind,src={tmp_path},dst=/gate,options=rbind:rw")
     script = "touch /gate/up; while [ ! -e /gate/open ]; do sleep 0.1; done; touch /gate/ended; exit 5"

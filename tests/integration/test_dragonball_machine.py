@@ -96,9 +96,9 @@ def test_a_virtio_device_shows_its_mark(guest: Guest) -> None:
 
 @pytest.mark.rig
 def test_an_interrupt_costs_no_exit_to_us(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
-    verdict = probe_kvm()
-    if not verdict.runs_unmodified_guests:
-        pytest.skip(f"{verdict.reason}, and so has exits of its own: run make test-rig")
+    result = probe_kvm()
+    if not result.runs_unmodified_guests:
+        pytest.skip(f"{result.reason}, and so has exits of its own: run make test-rig")
     offsets: list[int] = []
     monkeypatch.setattr(Registers, "read_memory", lambda self, offset, size: offsets.append(offset))
     monkeypatch.setattr(Registers, "write_memory", lambda self, offset, data: offsets.append(offset))

@@ -62,17 +62,17 @@ echo "sum $(echo hello | nc 10.9.0.1 {PORT} | sha256sum)"
 
 
 class Server:
-    """Answers on the tap with CONTENT to whoever says a line. heard: what was said."""
+    """Answers on the tap with CONTENT to whoever sends a line. received: what was sent."""
 
     def __init__(self) -> None:
-        self.future: list[bytes] = []
+        self.received: list[bytes] = []
 
     async def __aenter__(self) -> Server:
         self._server = await asyncio.start_server(self._serve, "10.9.0.1", PORT)
         return self
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.future.append(await reader.readline())
+        self.received.append(await reader.readline())
         writer.write(CONTENT)
         await writer.drain()
         writer.close()
@@ -109,7 +109,7 @@ async def test_packets_go_through_a_tap_both_ways(tmp_path: Path, tap: int) -> N
     guest.spec = replace(guest.spec, taps=(Tap("net0", TAP, MAC, fds=(tap,)),))
     async with Server() as server, guest:
         await guest.says(f"sum {hashlib.sha256(CONTENT).hexdigest()}")
-    assert server.future == [b"hello\n"]
+    assert server.received == [b"hello\n"]
 
 
 PLUGGED = """
@@ -172,7 +172,7 @@ async def test_a_network_device_comes_and_goes(tmp_path: Path, tap: int) -> None
             await guest.machine.add_tap(Tap("net0", TAP, MAC, fds=(os.dup(tap),)))
             await guest.says(f"address {MAC}")
             await guest.says(f"sum {hashlib.sha256(CONTENT).hexdigest()}")
-        assert server.future == [b"hello\n"]
+        assert server.received == [b"hello\n"]
         await guest.machine.remove_tap("net0")
         await guest.says("the link is down")
 

@@ -230,13 +230,13 @@ def test_the_process_that_makes_a_template_is_sealed(
     configuration = load(directory / "configuration.toml", check_host=False, source="test", annotations={})
     monkeypatch.setattr(vsock.Socket, "connect", lambda device, context: None)
     monkeypatch.setattr(vhost_vsock, "open_device", lambda: (os.memfd_create("vsock", os.MFD_CLOEXEC), 3))
-    for function, words in ((_nothing, ""), (reach, "newfstatat")):
+    for function, call in ((_nothing, ""), (reach, "newfstatat")):
         monkeypatch.setattr(maker, "_wait_for_agent", function)
         made = directory / function.__name__
         made.mkdir(mode=0o700)
         reason = maker.make(configuration, made)
-        assert words in reason
-        assert bool(reason) is bool(words)
+        assert call in reason
+        assert bool(reason) is bool(call)
     assert sorted(path.name for path in (directory / "_nothing").iterdir()) == ["memory", "state"]
 
 

@@ -408,8 +408,8 @@ async def test_terminal(guest: Guest) -> None:
         await receive_until(stdout, b"# ")
         await type_in(stdin, b"stty size; cat\n")
         await receive_until(stdout, b"33 99\r\n")
-        await type_in(stdin, b"heard\n")
-        await receive_until(stdout, b"heard\r\nheard\r\n")  # cat runs, and the terminal is its own
+        await type_in(stdin, b"typed\n")
+        await receive_until(stdout, b"typed\r\ntyped\r\n")  # cat runs, and the terminal is its own
         await type_in(stdin, b"\x03")
         await receive_until(stdout, b"^C")
         await receive_until(stdout, b"# ")

@@ -219,7 +219,7 @@ def test_the_image_is_small_and_has_what_a_read_only_root_needs(image: Path, roo
     assert list(root.glob(f"{rootfs.AGENT_ROOT}/kata_agent/**/__pycache__/main.*.pyc"))
 
 
-def boot(image: Path, *words: str) -> str:
+def boot(image: Path, *parameters: str) -> str:
     """Boot the image under emulation and return what it wrote to its console."""
     qemu = "qemu-system-x86_64 -machine q35,accel=tcg -cpu max -m 512 -nographic -nodefaults -no-reboot"
     finished = subprocess.run(
@@ -229,7 +229,7 @@ def boot(image: Path, *words: str) -> str:
             *("-kernel", image / builder.KERNEL, "-initrd", image / builder.INITRAMFS),
             *("-drive", f"file={image / builder.IMAGE},if=none,id=root,format=raw,readonly=on"),
             *("-device", "virtio-blk-pci,drive=root"),
-            *("-append", " ".join(("console=ttyS0 quiet panic=1 reboot=k rootfstype=erofs", *words))),
+            *("-append", " ".join(("console=ttyS0 quiet panic=1 reboot=k rootfstype=erofs", *parameters))),
         ],
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -246,7 +246,7 @@ def test_it_boots_into_the_agent_and_loads_modules_on_demand(image: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("parameters", "line"),
     [
         ((), "the kernel's command line has no root="),
         (("root=LABEL=x",), "root=LABEL=x is not the path of a device"),
@@ -254,8 +254,10 @@ def test_it_boots_into_the_agent_and_loads_modules_on_demand(image: Path) -> Non
         (("root=/dev/vda", "rootfstype=ext4"), "cannot mount /dev/vda as ext4: "),
     ],
 )
-def test_a_failure_on_the_way_is_one_line_and_the_end(image: Path, words: tuple[str, ...], line: str) -> None:
-    console = boot(image, *words)
+def test_a_failure_on_the_way_is_one_line_and_the_end(
+    image: Path, parameters: tuple[str, ...], line: str
+) -> None:
+    console = boot(image, *parameters)
     assert f"kata-initramfs: fatal: {line}" in console
     assert "Kernel panic" not in console
     assert "UP" not in console

@@ -74,18 +74,18 @@ def test_five_megabytes_come_out_and_one_goes_in_unchanged(pod: Pod) -> None:
 
 
 def test_exec_has_streams_of_its_own_and_a_status(node: Node, pod: Pod) -> None:
-    words = ("task", "exec", "--exec-id", "one", pod.sandbox, "sh", "-c", "cat; echo err >&2; exit 7")
-    result = node.ctr(*words, check=False, stdin="in")
+    command = ("task", "exec", "--exec-id", "one", pod.sandbox, "sh", "-c", "cat; echo err >&2; exit 7")
+    result = node.ctr(*command, check=False, stdin="in")
     assert (result.returncode, result.stdout, result.stderr) == (7, "in", "err\n")
 
 
 def test_exec_with_a_terminal(node: Node, pod: Pod, terminal: tuple[int, int]) -> None:
     ours, theirs = terminal
-    words = node.command(
+    command = node.command(
         "task", "exec", "--tty", "--exec-id", "two", pod.sandbox, "sh", "-c", "read x; stty size; exit 3"
     )
     with subprocess.Popen(
-        words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
     ) as client:
         os.write(ours, b"typed\n")
         assert client.wait(300) == 3

@@ -1,4 +1,4 @@
-"""The probe's positive verdict, on a real KVM: kvm-amd inside QEMU, which emulates AMD's SVM."""
+"""The probe's positive result, on a real KVM: kvm-amd inside QEMU, which emulates AMD's SVM."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def main():
     from kata_hypervisor.kvm.machine import observe
     from kata_hypervisor.kvm.probe import judge
     with open("/dev/console", "w") as console:
-        print("VERDICT", judge("/dev/kvm", observe("/dev/kvm")), file=console, flush=True)
+        print("RESULT", judge("/dev/kvm", observe("/dev/kvm")), file=console, flush=True)
     ctypes.CDLL(None).reboot(0x4321FEDC)
 """
 
@@ -71,5 +71,5 @@ def test_a_kvm_on_hardware_virtualization_runs_the_trials(image: Path) -> None:
         check=False,
     )
     console = finished.stdout.decode("utf-8", "replace")
-    _, _, verdict = console.partition("VERDICT")
-    assert "usable=True, runs_unmodified_guests=True" in verdict, console[-2000:]
+    _, _, result = console.partition("RESULT")
+    assert "usable=True, runs_unmodified_guests=True" in result, console[-2000:]

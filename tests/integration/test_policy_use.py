@@ -37,7 +37,7 @@ UNSEEN = {
     "clock_gettime": "where the vDSO has no clock that it can read",
     "restart_syscall": "made by the kernel itself, after a stop",
     "rt_sigreturn": "the end of a signal's handler",
-    "rt_sigprocmask": "raise, abort, and the beginning and end of threads",
+    "rt_sigprocmask": "raise, abort, and the start and end of threads",
     "gettid": "raise and abort",
     "tgkill": "raise and abort",
     "exit": "a thread's end",

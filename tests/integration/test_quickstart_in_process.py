@@ -22,9 +22,9 @@ HOME = Path("/run/kata-quickstart-test")
 def test_the_quickstart_shows_a_container_and_a_unikernel_in_the_runtimes_own_process(
     guest_image: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [str(QUICKSTART), "--hypervisor", "dragonball", "--image", str(guest_image), "--home", str(HOME)]
+    argv = [str(QUICKSTART), "--hypervisor", "dragonball", "--image", str(guest_image), "--home", str(HOME)]
     try:
-        done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, *argv], capture_output=True, text=True, check=False)
     finally:
         shutil.rmtree(HOME, ignore_errors=True)
     with capsys.disabled():

@@ -53,7 +53,7 @@ def configuration(subject: str, node: Node, image: Path) -> Path:
 
 def test_what_it_runs_and_what_it_writes(running: tuple[str, Client], node: Node) -> None:
     _, client = running
-    words = (
+    arguments = (
         "task",
         "exec",
         "--exec-id",
@@ -63,7 +63,7 @@ def test_what_it_runs_and_what_it_writes(running: tuple[str, Client], node: Node
         "-c",
         "cat; echo new > /made; cat /made",
     )
-    result = node.ctr(*words, stdin="in\n")
+    result = node.ctr(*arguments, stdin="in\n")
     assert (result.returncode, result.stdout) == (0, "in\nnew\n")
 
 
@@ -82,6 +82,6 @@ def test_every_thread_is_confined_as_its_driver_promises(running: tuple[str, Cli
 
 def test_its_files_are_the_images_or_shared(running: tuple[str, Client], node: Node) -> None:
     subject, client = running
-    words = ("task", "exec", "--exec-id", "two", client.container, "sh", "-c", "grep ' / ' /proc/mounts")
-    kind = node.ctr(*words).stdout.split()[2]
+    arguments = ("task", "exec", "--exec-id", "two", client.container, "sh", "-c", "grep ' / ' /proc/mounts")
+    kind = node.ctr(*arguments).stdout.split()[2]
     assert kind == ("virtiofs" if subject == "clh" else "overlay")

@@ -119,7 +119,7 @@ async def test_only_a_shim_that_debugs_is_provoked(shim_pod: Pod) -> None:
 
 
 async def test_a_sealed_sandbox_gets_nothing_that_it_did_not_have(shim_pod: Pod) -> None:
-    """What a shim that a guest owns would pass on: containerd's words cannot be told from its own."""
+    """What a shim that a guest owns would pass on: containerd's requests look like its own."""
     etc = types_pb2.Mount(type="bind", source="/etc", options=["rbind", "rw"])
     with pytest.raises(RpcError, match="cannot mount /etc: the sandbox is sealed"):
         await shim_pod.run("true", rootfs=[etc])

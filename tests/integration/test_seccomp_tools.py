@@ -34,8 +34,8 @@ MONITORED = ["qemu-system-x86_64", "-M", "none", *HEADLESS, "-monitor", "stdio"]
 BLOCKED_BY_QEMU = ["execve", "execveat", "fork", "vfork", "mount", "unshare", "setns", "setuid"]
 
 
-def kata_ctl(*words: str, text: str = "") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "kata_runtime.ctl.main", "seccomp", *words]
+def kata_ctl(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kata_runtime.ctl.main", "seccomp", *arguments]
     return subprocess.run(command, input=text, capture_output=True, text=True, check=False)
 
 
@@ -130,8 +130,8 @@ def test_a_whole_pod_is_traced_with_the_containerd_that_starts_it(guest_image: P
     record, containerd = tmp_path / "pod.json", tmp_path / "containerd"
     real = containerd_versions.find(containerd_versions.SYSTEM)
     tracing = ["seccomp", "trace", "--quiet", "--output", str(record)]
-    words = [sys.executable, "-m", "kata_runtime.ctl.main", *tracing]
-    containerd.write_text(f'#!/bin/sh\nexec {shlex.join(words)} -- {real.containerd} "$@"\n')
+    arguments = [sys.executable, "-m", "kata_runtime.ctl.main", *tracing]
+    containerd.write_text(f'#!/bin/sh\nexec {shlex.join(arguments)} -- {real.containerd} "$@"\n')
     containerd.chmod(0o755)
     node = Node(replace(real, containerd=containerd), guest_image)
     try:

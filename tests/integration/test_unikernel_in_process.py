@@ -123,8 +123,8 @@ async def test_its_status_is_the_exit_status(bench: Bench, line: str, status: in
 
 async def test_what_it_is_told(bench: Bench) -> None:
     end = await bench.run("boot")
-    words = bench.printed()
-    memory, kernel_end, frequency = (int(words[at : at + 16], 16) for at in (0, 16, 32))
+    output = bench.printed()
+    memory, kernel_end, frequency = (int(output[at : at + 16], 16) for at in (0, 16, 32))
     assert (end.status.code, memory) == (1, 32 << 20)
     assert 0x100000 < kernel_end < 0x200000
     assert frequency > 100_000_000
@@ -148,8 +148,8 @@ async def test_output_waits_for_its_reader(bench: Bench) -> None:
 
 
 async def test_the_console_keeps_the_end(bench: Bench) -> None:
-    end = await bench.run("echo last words")
-    assert end.diagnostics == {"console": "echo last words"}
+    end = await bench.run("echo last output")
+    assert end.diagnostics == {"console": "echo last output"}
 
 
 @pytest.mark.parametrize(

@@ -120,7 +120,7 @@ def test_its_status_is_the_containers(subject: Subject) -> None:
 
 def test_a_crash_is_its_end(subject: Subject) -> None:
     result = subject.node.run(subject.image, "crash")
-    if subject.name == "qemu":  # which cannot be told from a reset
+    if subject.name == "qemu":  # which cannot be distinguished from a reset
         assert (result.returncode, result.stderr) == (0, "")
     else:
         assert result.returncode == 128 + 6
@@ -161,13 +161,13 @@ def test_vmm_and_runtime_are_confined_and_the_memory_is_the_containers(
     threads = read_threads(pid)
     assert len(threads) >= 3
     assert all(thread.confined for thread in threads)
-    words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    argv = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     if subject.name == "qemu":
-        sandbox = words[words.index(b"-sandbox") + 1]
+        sandbox = argv[argv.index(b"-sandbox") + 1]
         assert sandbox == b"on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
-        assert words[words.index(b"-m") + 1] == b"64M"
+        assert argv[argv.index(b"-m") + 1] == b"64M"
     else:
-        assert b"--no-seccomp" not in words
+        assert b"--no-seccomp" not in argv
     assert all(thread.confined for thread in read_threads(shim_of(pid)))
 
 

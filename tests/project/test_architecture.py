@@ -150,9 +150,9 @@ def test_a_process_imports_where_the_one_that_it_forks_begins(processes: mermaid
 def test_the_broker_starts_what_is_drawn_and_nothing_else(processes: mermaid.Flowchart) -> None:
     started = {arrow.target for arrow in processes.arrows if arrow.source == "broker" and arrow.kind == "-->"}
     assert started == {"virtiofsd", "vmm"}
-    words = re.findall(r"[a-z0-9-]+", " ".join(processes.nodes["vmm"].lines))
+    names = re.findall(r"[a-z0-9-]+", " ".join(processes.nodes["vmm"].lines))
     vmms = registry.child_roles() - {"virtiofsd"}
-    assert {word for word in words if word in vmms or "solo5" in word} == vmms
+    assert {word for word in names if word in vmms or "solo5" in word} == vmms
 
 
 def test_the_number_of_the_shims_calls(processes: mermaid.Flowchart) -> None:

@@ -74,7 +74,7 @@ def run(
     """Run a shell script in the rig, as root; return its exit status.
 
     image: the guest image, whose kernel and packages the rig shares. deadline: seconds for all of it. echo:
-    told all output as it comes. stdin: what the script finds on the port that is its standard output.
+    called with all output as it comes. stdin: what the script finds on the port that is its standard output.
 
     Raises:
         RigError: the rig did not boot, or was not done within the deadline; ends with the console's tail.
@@ -86,7 +86,7 @@ def run(
             return _boot(directory, image, connection, deadline, echo, stdin)
 
 
-def in_checkout(words: Sequence[str], environment: Mapping[str, str]) -> str:
+def in_checkout(command: Sequence[str], environment: Mapping[str, str]) -> str:
     """Return the script that runs a command, such as pytest, in this checkout and its Python environment."""
     # What the environment has installed may be the packages of another checkout: this may be a worktree.
     variables = {
@@ -95,7 +95,7 @@ def in_checkout(words: Sequence[str], environment: Mapping[str, str]) -> str:
         **environment,
     }
     exports = [f"export {key}={shlex.quote(value)}" for key, value in variables.items()]
-    return "\n".join([*exports, f"cd {shlex.quote(str(CHECKOUT))}", f"exec {shlex.join(words)}\n"])
+    return "\n".join([*exports, f"cd {shlex.quote(str(CHECKOUT))}", f"exec {shlex.join(command)}\n"])
 
 
 def _boot(

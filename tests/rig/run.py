@@ -55,9 +55,9 @@ def main() -> int:
     if not arguments.command:
         return shell(arguments.image, environment)
     if arguments.prefer_host:
-        verdict = probe_kvm()
-        print(f"==> {verdict.reason}", flush=True)
-        if verdict.runs_unmodified_guests:
+        result = probe_kvm()
+        print(f"==> {result.reason}", flush=True)
+        if result.runs_unmodified_guests:
             script = machine.in_checkout(arguments.command, environment)
             return subprocess.run(["/bin/sh", "-c", script], check=False).returncode
     print("==> the rig: an emulated host with KVM, vhost-vsock and cgroups version 2", flush=True)
@@ -80,10 +80,10 @@ def shell(image: Path, environment: dict[str, str]) -> int:
     setting = f"stty rows {size.lines} columns {size.columns}; exec bash --norc"
     # Of the one port that there is, output is the descriptor; a second opening would be refused.
     script = f"exec script --quiet --flush --return --command {shlex.quote(setting)} /dev/null <&1"
-    words = ["sh", "-c", script]
+    command = ["sh", "-c", script]
     try:
         with raw_terminal():
-            script = machine.in_checkout(words, environment | prompt)
+            script = machine.in_checkout(command, environment | prompt)
             return machine.run(script, image, LONGEST_SHELL, tell, stdin=sys.stdin.fileno())
     except machine.RigError as error:
         print(f"run.py: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""A container's root file system as a disk: what the guest is told to mount, and what cannot be."""
+"""A container's root file system as a disk: what the guest has to mount, and what cannot be."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_the_guest_knows_how_to_mount_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "words"),
+    ("script", "message"),
     [
         ("echo 'mkfs.erofs: no space left' >&2; exit 1", "mkfs.erofs: no space left"),
         ("exit 3", "cannot make an image of /shared/c/rootfs: exit status 3"),
@@ -113,9 +113,9 @@ def test_the_guest_knows_how_to_mount_it() -> None:
         ("true", "cannot make an image of /shared/c/rootfs: exit status 0"),
     ],
 )
-async def test_an_image_that_cannot_be_made(script: str, words: str) -> None:
+async def test_an_image_that_cannot_be_made(script: str, message: str) -> None:
     block, _, shares = rootfs(script)
-    with pytest.raises(SandboxError, match=words):
+    with pytest.raises(SandboxError, match=message):
         await block.make(container(), (), "/dev/vdb")
     assert shares.shared == []
 

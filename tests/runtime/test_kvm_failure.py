@@ -126,7 +126,7 @@ async def test_a_broker_that_is_lost_leaves_the_error_as_it_is(tmp_path: Path) -
 
 
 class FailingGuest(GuestBoot):
-    """A guest whose machine fails as it is told, and which must be stopped all the same."""
+    """A guest whose machine fails as it is configured, and which must be stopped all the same."""
 
     def __init__(self, failure: Exception) -> None:
         self._failure = failure

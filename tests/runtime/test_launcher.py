@@ -42,10 +42,10 @@ def options(config_path: str) -> Any:
 
 class TestArguments:
     def test_containerds_command_line(self) -> None:
-        words = (
+        argv = (
             "-namespace k8s.io -address /run/c.sock -publish-binary /usr/bin/containerd -id abc -debug start"
         )
-        parsed = arguments.parse(words.split())
+        parsed = arguments.parse(argv.split())
         assert parsed.action == "start"
         assert parsed.value("namespace") == "k8s.io"
         assert parsed.require("id") == "abc"
@@ -57,7 +57,7 @@ class TestArguments:
         assert parsed.switches == set()
 
     @pytest.mark.parametrize(
-        ("words", "message"),
+        ("argv", "message"),
         [
             (["-nonsense", "start"], "unknown flag"),
             (["-id"], "needs a value"),
@@ -65,9 +65,9 @@ class TestArguments:
             (["start", "now"], "unexpected arguments"),
         ],
     )
-    def test_refusals(self, words: list[str], message: str) -> None:
+    def test_refusals(self, argv: list[str], message: str) -> None:
         with pytest.raises(arguments.UsageError, match=message):
-            arguments.parse(words)
+            arguments.parse(argv)
 
     def test_a_missing_flag_is_named(self) -> None:
         with pytest.raises(arguments.UsageError, match="-address is missing"):
@@ -167,13 +167,11 @@ class TestSandboxOfBundle:
         assert launcher.sandbox_of_bundle(str(tmp_path / "missing")) is None
 
 
-def run_launcher(
-    tmp_path: Path, *words: str, source: str | None = None
-) -> subprocess.CompletedProcess[bytes]:
+def run_launcher(tmp_path: Path, *argv: str, source: str | None = None) -> subprocess.CompletedProcess[bytes]:
     script = tmp_path / "shim"
     script.write_text(source or launcher_text(sys.executable, module_roots()))
     return subprocess.run(
-        [sys.executable, "-IS", str(script), *words],
+        [sys.executable, "-IS", str(script), *argv],
         capture_output=True,
         stdin=subprocess.DEVNULL,
         cwd=tmp_path,

@@ -61,9 +61,9 @@ def test_it_says_why_not_and_offers_the_rig(
     host.setattr(os, "geteuid", lambda: 0)
     host.setattr(sys, "argv", ["run.py", "--hypervisor", "dragonball"])
     assert quickstart.main() == 2
-    said = capsys.readouterr().out.splitlines()
+    output = capsys.readouterr().out.splitlines()
     why = "==> this host runs no virtual machine in the runtime's own process: this KVM only emulates"
-    assert said == [why, f"    the rig, an emulated host, does: {selection.RIG}"]
+    assert output == [why, f"    the rig, an emulated host, does: {selection.RIG}"]
 
 
 def test_a_setting_of_another_hypervisor_is_refused(host: pytest.MonkeyPatch) -> None:
@@ -87,5 +87,5 @@ def test_the_configuration_is_a_good_one(tmp_path: Path, name: str, settings: di
 
 
 def test_the_rig_it_offers_runs_the_quickstart_that_is_there() -> None:
-    words = shlex.split(shlex.split(selection.RIG)[-1].removeprefix("ARGS="))
-    assert (EXAMPLES.parents[1] / words[1]).samefile(EXAMPLES / "run.py")
+    arguments = shlex.split(shlex.split(selection.RIG)[-1].removeprefix("ARGS="))
+    assert (EXAMPLES.parents[1] / arguments[1]).samefile(EXAMPLES / "run.py")

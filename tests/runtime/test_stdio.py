@@ -260,12 +260,12 @@ async def test_the_guests_death_is_told_behind_the_output(
     stdio, guest = await connected(StdioPaths(stderr=path), ["stderr"])
     stdio.start(tasks)
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    guest.ends["stderr"].sendall(b"last words\n")
+    guest.ends["stderr"].sendall(b"last output\n")
     guest.ends["stderr"].close()
     await stdio.drained.wait()
     stdio.notice("kata: ended\n")
     await stdio.finish()
-    assert os.read(reader, 100) == b"last words\nkata: ended\n"
+    assert os.read(reader, 100) == b"last output\nkata: ended\n"
     os.close(reader)
 
 

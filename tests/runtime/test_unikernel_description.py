@@ -117,7 +117,7 @@ ENVIRONMENT = ("PATH=/bin", "A=b c")
 
 
 @pytest.mark.parametrize(
-    ("keys", "words", "line"),
+    ("keys", "argv", "line"),
     [
         ({}, ["nginx"], "nginx env.vars=[ PATH=/bin A=b c ] --"),
         ({}, ["nginx", "-c", "/f"], "nginx env.vars=[ PATH=/bin A=b c ] -- -c /f"),
@@ -134,9 +134,9 @@ ENVIRONMENT = ("PATH=/bin", "A=b c")
         ),
     ],
 )
-def test_unikrafts_command_line(keys: dict[str, Any], words: list[str], line: str) -> None:
+def test_unikrafts_command_line(keys: dict[str, Any], argv: list[str], line: str) -> None:
     unikernel = Unikernel("annotation", "/a", "qemu", "unikraft", **keys)
-    assert unikernel.command_line(words, ENVIRONMENT) == line
+    assert unikernel.command_line(argv, ENVIRONMENT) == line
 
 
 def test_unikrafts_command_line_without_an_environment() -> None:

@@ -45,7 +45,7 @@ class Bench:
     none can be made here. agentless: None, or why no agent will answer. in_process: None, or why there
     is no process to look at, or to start. plugs: None, or why nothing can be plugged into its guests.
     plugs_when_booted: whether a guest has to have booted for that.
-    killed: how the machine ends whose process is killed, and the beginning of the sentence."""
+    killed: how the machine ends whose process is killed, and the start of the sentence."""
 
     host: LocalHost
     spec: VmSpec
@@ -105,8 +105,8 @@ def _program(variable: str, name: str) -> Path:
 
 
 def _on_kvm(bench: Bench) -> Bench:
-    verdict = probe_kvm()
-    return replace(bench, runs_guests=None if verdict.runs_unmodified_guests else verdict.reason)
+    result = probe_kvm()
+    return replace(bench, runs_guests=None if result.runs_unmodified_guests else result.reason)
 
 
 def _qemu(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:

@@ -1,6 +1,6 @@
 """The corpus of broken configuration files: its cases, and what the linter says of each.
 
-`python tests/support/corpus.py NAME...` prints what is said of cases, as expected.toml has it, for review.
+`python tests/support/corpus.py NAME...` prints what is reported for cases, as in expected.toml, for review.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def read(name: str) -> Case:
 
 
 def find(case: Case) -> list[Fault]:
-    """Lint a case's file, and return what is said of it."""
+    """Lint a case's file, and return what is reported for it."""
     if not case.host:
         return [_fault(case.folder, found) for found in lint(case.file, check_host=False)]
     with tempfile.TemporaryDirectory() as name, _host(case.host):

@@ -49,7 +49,7 @@ def queue(data: bytes) -> None:
 
 
 class _Silence:
-    """Interrupts that nobody hears."""
+    """Interrupts that nobody receives."""
 
     def used(self) -> None: ...
 

@@ -49,15 +49,15 @@ class Leftovers:
         found |= {f"network namespace {path}" for path in Path("/run/netns").glob("*")}
         found |= {f"mount {line}" for line in _mounts() if _mentions(line, [str(self._root), *paths])}
         found |= {f"cgroup {path}" for path in self._cgroups()}
-        words = [str(self._root), *paths, *(f"sandbox-{one.id}" for one in sandboxes)]
-        found |= set(self._processes(words))
+        marks = [str(self._root), *paths, *(f"sandbox-{one.id}" for one in sandboxes)]
+        found |= set(self._processes(marks))
         return found
 
     def _cgroups(self) -> Iterator[Path]:
         for hierarchy in hierarchies():
             yield from Path(hierarchy.mountpoint).glob(f"{self._namespace}/**/")
 
-    def _processes(self, words: list[str]) -> Iterator[str]:
+    def _processes(self, marks: list[str]) -> Iterator[str]:
         for directory in Path("/proc").glob("[0-9]*"):
             try:
                 stat = (directory / "stat").read_text(errors="replace")
@@ -71,7 +71,7 @@ class Leftovers:
             if os.path.basename(command[0]) in CLIENTS:
                 continue
             line = " ".join(command)
-            if f"/{self._namespace}/" in cgroups or _mentions(line, words):
+            if f"/{self._namespace}/" in cgroups or _mentions(line, marks):
                 # Nothing that changes while it lives: two listings are compared.
                 yield f"process {directory.name}: {line[:99] or name}"
 
@@ -80,5 +80,5 @@ def _mounts() -> list[str]:
     return Path("/proc/mounts").read_text(encoding="utf-8").splitlines()
 
 
-def _mentions(line: str, words: Iterable[str]) -> bool:
-    return any(word in line for word in words)
+def _mentions(line: str, marks: Iterable[str]) -> bool:
+    return any(mark in line for mark in marks)

@@ -57,7 +57,7 @@ class FakeDevice(Device):
 
 
 class Driver:
-    """The registers of a device, and the words that go in and out."""
+    """The registers of a device, and the 32-bit words that go in and out."""
 
     def __init__(self, fails: bool = False) -> None:
         self.device = FakeDevice(fails)

@@ -91,13 +91,13 @@ class Node:
         self._ids.append(f"c{len(self._ids) + 1}-{self.namespace}")
         return self._ids[-1]
 
-    def command(self, *words: str | Path) -> list[str]:
-        """The words of a ctr command against this node."""
-        return self.containerd.command(["--namespace", self.namespace, *map(str, words)])
+    def command(self, *arguments: str | Path) -> list[str]:
+        """The argv of a ctr command against this node."""
+        return self.containerd.command(["--namespace", self.namespace, *map(str, arguments)])
 
-    def ctr(self, *words: str | Path, check: bool = True, stdin: str = "") -> Result:
+    def ctr(self, *arguments: str | Path, check: bool = True, stdin: str = "") -> Result:
         """Run ctr to its end; with `check` it must succeed."""
-        command = self.command(*words)
+        command = self.command(*arguments)
         result = subprocess.run(
             command, input=stdin, capture_output=True, text=True, timeout=_CTR_BUDGET, check=False
         )
@@ -114,14 +114,14 @@ class Node:
         stdin: str = "",
     ) -> Result:
         """`ctr run --rm`: a container from its start to its end."""
-        words = ("run", "--rm", "--runtime", runtime, *options, image, container or self.new_id(), *command)
-        return self.ctr(*words, check=False, stdin=stdin)
+        argv = ("run", "--rm", "--runtime", runtime, *options, image, container or self.new_id(), *command)
+        return self.ctr(*argv, check=False, stdin=stdin)
 
     def attended(self, *command: str, options: Sequence[str | Path] = (), rm: bool = False) -> Client:
         """A `ctr run` in the background, which has only been started."""
         container = self.new_id()
-        words = ("run", *(["--rm"] if rm else []), "--runtime", RUNTIME, *options, IMAGE, container, *command)
-        return Client(self.command(*words), container)
+        argv = ("run", *(["--rm"] if rm else []), "--runtime", RUNTIME, *options, IMAGE, container, *command)
+        return Client(self.command(*argv), container)
 
     @contextmanager
     def running(self, *command: str, options: Sequence[str | Path] = ()) -> Iterator[Client]:
@@ -271,12 +271,12 @@ class Events:
         self._client = Client(node.command("events"))
 
     def __enter__(self) -> Events:
-        # It does not say from when on it listens: something must happen until it is heard.
-        def is_heard() -> str:
-            self._node.ctr("namespaces", "label", self._node.namespace, f"heard={time.monotonic_ns()}")
+        # It does not say from when on it listens: something must happen until it receives one.
+        def is_received() -> str:
+            self._node.ctr("namespaces", "label", self._node.namespace, f"received={time.monotonic_ns()}")
             return self._client.output
 
-        self._node.until(is_heard, "an event")
+        self._node.until(is_received, "an event")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -62,7 +62,7 @@ class Gate:
 
 
 class AgentDouble:
-    """The guest's agent: answers every method, remembers what it was asked, ends processes when told to."""
+    """The guest's agent: answers every method, remembers what it was asked, ends processes on demand."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Message]] = []
@@ -257,7 +257,7 @@ class BrokerDouble:
 
 
 class PodBed:
-    """A sandbox and its tasks. events: what was published. reasons: of the sandbox's end, as it was told."""
+    """A sandbox and its tasks. events: what was published. reasons: of the sandbox's end, as reported."""
 
     def __init__(self, directory: Path, group: anyio.abc.TaskGroup) -> None:
         self.directory = directory

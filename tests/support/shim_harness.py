@@ -105,7 +105,7 @@ class Lab:
         action: str,
         bundle: Path,
         container_id: str,
-        *words: str,
+        *arguments: str,
         stdin: bytes = b"",
         environment: dict[str, str] | None = None,
         launcher: Path | None = None,
@@ -114,7 +114,7 @@ class Lab:
         command = [str(launcher or self.launcher), "-namespace", self.namespace, "-address", self.address]
         with anyio.fail_after(PATIENCE):
             return await anyio.run_process(
-                [*command, "-id", container_id, *words, action],
+                [*command, "-id", container_id, *arguments, action],
                 input=stdin,
                 cwd=bundle,
                 check=False,

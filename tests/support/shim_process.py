@@ -76,7 +76,7 @@ class Process:
         return await self.shim.task(method, id=self.id, exec_id=self.exec_id, **fields)
 
     async def start(self) -> int:
-        """Start; returns the pid that containerd is told."""
+        """Start; returns the pid that containerd gets."""
         pid: int = (await self.call("Start")).pid
         return pid
 

@@ -2,13 +2,13 @@
 
 It is run as a program (see `standin_program`), with the command line of the one it stands for. It puts real
 seccomp filters (which forbid execve) on its threads as that one does, answers each request as its OpenAPI
-description says, and misbehaves as it is told:
+description says, and misbehaves as its mode says:
 
     exit:3           ends at once with this status        hang          never listens
     silent           ends at once with status 1           deaf          listens and never answers
     unfiltered       puts on no filter, whatever it is asked for
     leaky            puts none on its virtual CPUs        late:PATH     answers PATH never
-    thin             puts one there, where two are due    sealed        puts them on, also when told not to
+    thin             puts one there, where two are due    sealed        puts them on, also when asked not to
     PATH=400         refuses PATH with this status        half:PATH     hangs up in the middle of the answer
     garbage:PATH     answers something else               close:PATH    hangs up instead of answering
     crash:PATH       dies of SIGSEGV at PATH              text:PATH     answers no JSON
@@ -79,7 +79,7 @@ class StandIn:
         self.wanted: queue.Queue[Callable[[], None]] = queue.Queue()
 
     def misbehaves(self, how: str, path: str) -> bool:
-        """Whether it is told to do this at this path."""
+        """Whether its mode is to do this at this path."""
         return self.mode == f"{how}:{path}"
 
     def write(self, **entry: Any) -> None:
@@ -128,13 +128,13 @@ class StandIn:
     def event(self, source: str, event: str) -> None:
         """Tell an event, as Cloud Hypervisor does."""
         if self.kind == "cloud-hypervisor":
-            told = {
+            document = {
                 "timestamp": {"secs": 0, "nanos": 1},
                 "source": source,
                 "event": event,
                 "properties": None,
             }
-            os.write(5, json.dumps(told, indent=2).encode() + b"\n\n")
+            os.write(5, json.dumps(document, indent=2).encode() + b"\n\n")
 
     def boot(self) -> None:
         """Start the virtual CPUs, the way to the guest, and its console."""
@@ -160,7 +160,7 @@ class StandIn:
             self.wanted.put(self.filter)  # and the answer does not wait for it
 
     def save(self, path: str) -> None:
-        """Write what a saved machine needs, in the words of vm.create."""
+        """Write what a saved machine needs, in the form of vm.create."""
         saved = {
             "vsock": {"socket": self.vsock},
             "cpus": {"boot_vcpus": self.vcpus},
@@ -192,7 +192,7 @@ class StandIn:
             self.console(GREETING)
 
     def run_unikernel(self, line: str) -> None:
-        """Do as tests/guests/bare.c for "echo WORDS", "exit STATUS", "crash" and "spin"."""
+        """Do as tests/guests/bare.c for "echo TEXT", "exit STATUS", "crash" and "spin"."""
         verb, _, _ = line.partition(" ")
         self.console(b"spinning\n" if verb == "spin" else line.encode() if verb == "echo" else b"")
         if verb == "crash":
@@ -315,8 +315,8 @@ class StandIn:
         if self.misbehaves("close", path):
             connection.shutdown(socket.SHUT_RDWR)
             return
-        told, found, refused = self.mode.partition("=")
-        if found and told in (path, f"{method} {path}"):
+        place, found, refused = self.mode.partition("=")
+        if found and place in (path, f"{method} {path}"):
             status, answer = 400 if refused == "once" else int(refused), self.fault("it does not want to")
             self.mode = "" if refused == "once" else self.mode
         else:
@@ -341,17 +341,17 @@ class StandIn:
             os._exit(0)
 
     def fault(self, text: str) -> Any:
-        """An error in the words of the VMM."""
+        """An error in the form of the VMM."""
         if self.kind == "cloud-hypervisor":
             return ["Error from API", text]
         return {"fault_message": text}
 
     @staticmethod
-    def escape(deed: str) -> None:
+    def escape(way: str) -> None:
         """Leave the process, in one of three ways."""
-        if deed == "execve":
+        if way == "execve":
             os.execv("/bin/true", ["true"])
-        elif deed == "ptrace":
+        elif way == "ptrace":
             libc.ptrace(0, 0, 0, 0)
         elif os.fork() == 0:
             os._exit(0)

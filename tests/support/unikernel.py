@@ -36,7 +36,9 @@ def build_bare(directory: Path) -> Path:
     target = directory / "bare"
     if not target.exists():
         linked = directory / "bare32"
-        words = ["gcc", "-m32", "-march=i686", *FLAGS, f"-Wl,-T,{GUESTS / 'bare.lds'}"]
-        subprocess.run([*words, "-o", linked, GUESTS / "bare.c"], check=True, capture_output=True, text=True)
+        command = ["gcc", "-m32", "-march=i686", *FLAGS, f"-Wl,-T,{GUESTS / 'bare.lds'}"]
+        subprocess.run(
+            [*command, "-o", linked, GUESTS / "bare.c"], check=True, capture_output=True, text=True
+        )
         subprocess.run(["objcopy", "-O", "elf64-x86-64", linked, target], check=True)
     return target

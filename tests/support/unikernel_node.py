@@ -64,9 +64,9 @@ class UnikernelNode:
         archive.unlink()
         return reference
 
-    def ctr(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def ctr(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run ctr to its end."""
-        command = self.containerd.command(list(words))
+        command = self.containerd.command(list(arguments))
         return subprocess.run(command, capture_output=True, text=True, timeout=BUDGET, check=False)
 
     def new_id(self) -> str:
@@ -85,8 +85,8 @@ class UnikernelNode:
         container = self.new_id()
         pairs = [f"{key}={value}" for key, value in (annotations or {}).items()]
         given = [word for pair in pairs for word in ("--annotation", pair)]
-        words = ["run", "--rm", "--runtime", RUNTIME, *given, *options, image, container, *command]
-        result = self.ctr(*words)
+        arguments = ["run", "--rm", "--runtime", RUNTIME, *given, *options, image, container, *command]
+        result = self.ctr(*arguments)
         assert self.nothing_left(container)
         return result
 

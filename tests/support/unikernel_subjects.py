@@ -2,7 +2,7 @@
 
 KATA_TEST_SOLO5_HVT, KATA_TEST_SOLO5_SPT and KATA_TEST_FIRECRACKER name real programs; without them those on
 PATH are tried. KATA_TEST_SOLO5_HVT_OLD names a tender before 0.11, which has no filter of its own. What is
-run does as tests/guests/commands.c, or bare.c, for three command lines: "echo WORDS", "exit STATUS", "spin".
+run does as tests/guests/commands.c, or bare.c, for three command lines: "echo TEXT", "exit STATUS", "spin".
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ from standin_vmm import StandIn
 standin = StandIn("tender", "", "")
 standin.sealed = True
 standin.filter()
-verb, _, words = sys.argv[-1].partition(" ")
+verb, _, argument = sys.argv[-1].partition(" ")
 if verb == "exit":
-    sys.exit(int(words))
+    sys.exit(int(argument))
 os.write(1, b"spinning\\n" if verb == "spin" else sys.argv[-1].encode())
 while verb == "spin":
     time.sleep(60)
@@ -64,7 +64,7 @@ while verb == "spin":
 @dataclass
 class Bench:
     """One unikernel to be run. spec: without a file. output: what it prints. file_for: a file that does what
-    a command line says. killed: how it ends when its process is killed, and the beginning of that sentence.
+    a command line says. killed: how it ends when its process is killed, and the start of that sentence.
     in_process: None, or why there is no process to look at, or to start. real_taps: whether a network device
     must be on a tap. added: what is put behind a command line."""
 
@@ -80,7 +80,7 @@ class Bench:
     added: bytes = b""
 
     def spec_for(self, line: str) -> UnikernelSpec:
-        """The specification of a unikernel that is told this."""
+        """The specification of a unikernel with this command line."""
         return replace(self.spec, file=self.open(self.file_for(line)), command_line=line)
 
     def open(self, content: bytes) -> int:
@@ -224,9 +224,9 @@ def _files(name: str, directory: Path) -> Callable[[str], bytes]:
 
 def spt_code(line: str) -> bytes:
     """What a command line asks for, as machine code of x86_64."""
-    verb, _, words = line.partition(" ")
+    verb, _, argument = line.partition(" ")
     if verb == "exit":
-        return _system_call(231, int(words))  # exit_group
+        return _system_call(231, int(argument))  # exit_group
     text = b"spinning\n" if verb == "spin" else line.encode()
     # lea rsi, [rip + to behind the code]; mov edx, length; write(1, ...)
     after = b"\xeb\xfe" if verb == "spin" else _system_call(231, 0)

@@ -52,8 +52,8 @@ def container_path(requested: str, cid: str) -> str:
 
 def _systemd_path(slice_name: str, prefix: str, name: str) -> str:
     stem = (slice_name or "system.slice").removesuffix(".slice")
-    words = [] if stem == "-" else stem.split("-")
-    slices = ["-".join(words[: count + 1]) + ".slice" for count in range(len(words))]
+    parts = [] if stem == "-" else stem.split("-")
+    slices = ["-".join(parts[: count + 1]) + ".slice" for count in range(len(parts))]
     unit = f"{prefix}-{name}" if prefix else name
     return "/".join([*slices, unit if unit.endswith((".slice", ".scope")) else f"{unit}.scope"])
 
@@ -162,7 +162,7 @@ class Cgroup:
 
     def _table(self, name: str) -> dict[str, int]:
         lines = (line.split() for line in self._text(name).splitlines())
-        return {words[0]: int(words[1]) for words in lines if len(words) == 2 and words[1].isdecimal()}
+        return {fields[0]: int(fields[1]) for fields in lines if len(fields) == 2 and fields[1].isdecimal()}
 
 
 def network_stats(text: str) -> list[agent_pb2.NetworkStats]:

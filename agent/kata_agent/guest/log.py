@@ -1,4 +1,4 @@
-"""The agent's log: single short lines to the console, where the host keeps them as the guest's last words."""
+"""The agent's log: single short lines to the console, of which the host keeps the tail."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ _NAMES = itertools.count()
 
 
 class Crun:
-    """crun's commands. Each raises GuestError with crun's own words when it fails.
+    """crun's commands. Each raises GuestError with crun's own message when it fails.
 
     scratch: a directory for the files that an operation needs while it runs.
     cgroup_manager: "cgroupfs"; "disabled" where the caller may not manage cgroups.
@@ -138,7 +138,7 @@ def _failure(command: str, cid: str, status: int, log: str) -> GuestError | Exis
 
 
 def last_error(log: str) -> str | None:
-    """The last error in crun's log (JSON objects, one a line), in crun's words; None if there is none."""
+    """The message of the last error in crun's log (JSON objects, one a line); None if there is none."""
     for line in reversed(log.splitlines()):
         try:
             entry = json.loads(line)

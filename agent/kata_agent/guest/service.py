@@ -1,4 +1,4 @@
-"""The services that the host calls: each method turns a request into a deed of the sandbox."""
+"""The services that the host calls: each method turns a request into an action of the sandbox."""
 
 from __future__ import annotations
 

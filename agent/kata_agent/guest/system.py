@@ -38,8 +38,8 @@ def load_module(name: str, parameters: list[str], reaper: Reaper) -> None:
             os.close(null)
             os.close(writer)
         if status != 0:
-            words = os.read(reader, 4096).decode(errors="replace").strip()
-            raise GuestError(f"load kernel module {name}: {words or f'modprobe ended with status {status}'}")
+            output = os.read(reader, 4096).decode(errors="replace").strip()
+            raise GuestError(f"load kernel module {name}: {output or f'modprobe ended with status {status}'}")
     finally:
         os.close(reader)
 

@@ -7,7 +7,7 @@ A frame is a header of nine bytes, big endian (type u8; stream id u32; payload l
     ACCEPT  guest only, or REFUSE: the answer to OPEN
     DATA    1 byte to 64 KiB, never more than the credit that is left
     WINDOW  credit u32: so many bytes more may be sent; each direction begins with 256 KiB
-    EOF     this side sends no more; the stream ends when both have said so
+    EOF     this side sends no more; the stream ends when both have sent it
     RESET   the stream ends at once, in both directions
 
 Frames for a stream that has ended are ignored, for they crossed its end. Whatever else does not fit is a
@@ -95,7 +95,7 @@ class Mux:
 
     host: whether this side opens the streams.
     output: what has to be written to the peer; the caller removes what was written from its front.
-    ready: whether the peer has said HELLO.
+    ready: whether the peer has sent HELLO.
     """
 
     def __init__(self, *, host: bool) -> None:

@@ -30,7 +30,7 @@ class MuxHost:
         self._pump.start()
 
     async def ready(self) -> None:
-        """Return once the guest has said HELLO: its agent serves the port.
+        """Return once the guest has sent HELLO: its agent serves the port.
 
         Raises:
             GuestUnreachableError: the port was lost, or what is there is not our agent.

@@ -44,8 +44,8 @@ class Pump:
     """Runs one multiplexed port until it is lost.
 
     fd: the port, non-blocking; it stays the caller's.
-    handle: told of HELLO, OPEN, ACCEPT and REFUSE, and of a RESET of a stream that has no socket here.
-    lost: told once that the port ended, and why (None: the peer hung up).
+    handle: called for HELLO, OPEN, ACCEPT and REFUSE, and for a RESET of a stream that has no socket here.
+    lost: called once when the port has ended, with the reason (None: the peer hung up).
     patient: whether an end of file before the peer's HELLO only means that the peer is not there yet, as it
         does at the guest's end of a virtio-serial port.
     """

@@ -61,9 +61,9 @@ class Client:
         timeout: float | None = None,
         metadata: Iterable[tuple[str, str]] = (),
     ) -> Response:
-        """Call a method and return its answer. Cancelling the call forgets it; the server is not told.
+        """Call a method and return its answer. Cancelling the call forgets it; the server is not notified.
 
-        timeout: seconds until the call fails here; the server is told, so that it can give up too.
+        timeout: seconds until the call fails here; the server is notified, so that it can give up too.
 
         Raises:
             RpcError: what the server answered, or DEADLINE_EXCEEDED, or RESOURCE_EXHAUSTED for a request or

@@ -138,7 +138,7 @@ def _selection(context: Context) -> Iterator[Finding]:
         return
     tables = tree.get("hypervisor")
     present = isinstance(tables, dict) and any(own_path(("hypervisor", other))[1] == name for other in tables)
-    if not present and not _misspelt(tables, name):
+    if not present and not _misspelled(tables, name):
         hint = f"add [hypervisor.{name}]"
         if "kernel" in TABLES["hypervisor", name].model_fields:
             hint += " with at least a kernel, and an image or initrd"
@@ -154,6 +154,6 @@ def _selection(context: Context) -> Iterator[Finding]:
         yield Finding(Code.MISSING_TABLE, path, message, hint)
 
 
-def _misspelt(family: Mapping[str, Any] | None, name: str) -> bool:
+def _misspelled(family: Mapping[str, Any] | None, name: str) -> bool:
     """Whether a table's name resembles this one: then the misspelling is reported, and not the absence."""
     return any(closest(other, [name]) for other in family or {})

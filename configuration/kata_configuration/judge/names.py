@@ -1,4 +1,4 @@
-"""Names of tables: misspelt ones, and those that Kata has and this runtime has not."""
+"""Names of tables: misspelled ones, and those that Kata has and this runtime has not."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def _members(family: str, members: Mapping[str, Any], context: Context) -> Itera
         elif removed := _removed(path, value, context):
             yield removed
         else:
-            words = [*FAMILIES[family], *(OTHER_NAMES if family == "hypervisor" else ())]
-            best = closest(name, words)
-            hint = did_you_mean(name, words)
-            fix = Fix(rename=best) if best and unmistakable(name, words) else None
+            candidates = [*FAMILIES[family], *(OTHER_NAMES if family == "hypervisor" else ())]
+            best = closest(name, candidates)
+            hint = did_you_mean(name, candidates)
+            fix = Fix(rename=best) if best and unmistakable(name, candidates) else None
             yield Finding(Code.UNKNOWN_TABLE, path, "unknown table", hint, on_key=True, fix=fix)
 
 

@@ -213,7 +213,7 @@ def _writable(key: str, path: Path) -> Iterator[Finding]:
         try:
             status = place.stat()
         except OSError:
-            return  # that it is missing is said elsewhere
+            return  # that it is missing is reported elsewhere
         sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
         if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
             mode = stat.S_IMODE(status.st_mode)

@@ -1,4 +1,4 @@
-"""A key that its table does not have: misspelt, misplaced, removed, or known to Kata and not honoured here.
+"""A key that its table does not have: misspelled, misplaced, removed, or known to Kata and not honoured here.
 
 Imported only when a file has such a key.
 """
@@ -34,7 +34,7 @@ def unknown_key(path: KeyPath, model: type[Table], value: object, context: Conte
     """Say what became of a key that its table's model does not have. path: of the key, as the file says."""
     table, key = own_path(path[:-1]), str(path[-1])
     if table not in TABLES:  # a table inside of a table: its own names only
-        return _misspelt(path, model, (), context)
+        return _misspelled(path, model, (), context)
     if removed := removed_keys.find(table, key):
         return _removed(path, model, removed, value, context)
     if planned := _declared(PLANNED.get(table), key):
@@ -45,7 +45,7 @@ def unknown_key(path: KeyPath, model: type[Table], value: object, context: Conte
         return _ineffective(path, ineffective, key, value)
     if inner := _inner_home(table, key):
         return _within(path, inner)
-    return _misplaced(path, key, value, context) or _misspelt(path, model, table, context)
+    return _misplaced(path, key, value, context) or _misspelled(path, model, table, context)
 
 
 def _ineffective(path: KeyPath, model: type[Table], key: str, value: object) -> Finding:
@@ -239,7 +239,7 @@ def _asks_for_nothing(model: type[Table], key: str, value: object) -> bool:
     return not parsed or bool(parsed == field.default)
 
 
-def _misspelt(path: KeyPath, model: type[Table], table: KeyPath, context: Context) -> Finding:
+def _misspelled(path: KeyPath, model: type[Table], table: KeyPath, context: Context) -> Finding:
     key = str(path[-1])
     hint, fix = "remove it", None
     if best := closest(key, spellings(model)):

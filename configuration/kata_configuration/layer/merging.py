@@ -1,7 +1,7 @@
 """One tree out of several: a base file, its drop-ins, and annotations; each value keeps its owner.
 
 Tables are merged; everything else, arrays too, is replaced. A key that is set in another spelling than
-before replaces what the first spelling said.
+before replaces the value in the first spelling.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Merged:
         self._owners: dict[KeyPath, int] = {}
 
     def owner(self, path: KeyPath) -> int:
-        """Return the number of the tree that said what stands at a path, or at the nearest above it."""
+        """Return the number of the tree that set what stands at a path, or at the nearest above it."""
         for depth in range(len(path), 0, -1):
             if (owner := self._owners.get(path[:depth])) is not None:
                 return owner
@@ -74,7 +74,7 @@ class Merged:
             base[key] = _copy(value)
 
     def _rename(self, base: Tree, path: KeyPath, old: str, new: str) -> None:
-        """Let what was said in one spelling stand under the other, where the later tree finds it."""
+        """Let what was set in one spelling stand under the other, where the later tree finds it."""
         base[new] = base.pop(old)
         before, after = (*path, old), (*path, new)
         moved = {name: owner for name, owner in self._owners.items() if name[: len(before)] == before}

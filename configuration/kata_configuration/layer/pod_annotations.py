@@ -176,8 +176,8 @@ class _Application:
         value = _typed(text, target.field)
         if not self._names_valid_path(name, target, value):
             return
-        other, said = self._set.get(path, (name, value))
-        if said != value:
+        other, previous = self._set.get(path, (name, value))
+        if previous != value:
             message = f"is {quoted(text)}, and {other} has another value"
             self._say(Code.ANNOTATION_TWICE, name, key_name(path), message, "keep one of them")
             return
@@ -346,22 +346,22 @@ def _in_mebibytes(info: FieldInfo) -> bool:
 
 
 def _combine(target: Target, current: Any, value: Any) -> Any:
-    """Add to the value of the files: an array's elements, and words of the kernel's command line."""
+    """Add to the value of the files: an array's elements, and parameters of the kernel's command line."""
     if isinstance(value, list) and isinstance(current, list):
         return [*current, *value]
     if target.annotation.words and isinstance(current, str):
-        return " ".join(_replace_words(_words(current), _words(value)))
+        return " ".join(_replace_parameters(_parameters(current), _parameters(value)))
     return value
 
 
-def _replace_words(current: list[str], new: list[str]) -> Iterator[str]:
-    """Let new words replace those with the same NAME=. Source: runtime-rs, update_config_by_annotation."""
-    names = {word.partition("=")[0] for word in new}
-    yield from (word for word in current if word.partition("=")[0] not in names)
+def _replace_parameters(current: list[str], new: list[str]) -> Iterator[str]:
+    """New parameters replace those with the same NAME=. Source: runtime-rs, update_config_by_annotation."""
+    names = {parameter.partition("=")[0] for parameter in new}
+    yield from (parameter for parameter in current if parameter.partition("=")[0] not in names)
     yield from new
 
 
-def _words(line: str) -> list[str]:
+def _parameters(line: str) -> list[str]:
     return re.findall(r'(?:[^ "]|"[^"]*"?)+', line)
 
 

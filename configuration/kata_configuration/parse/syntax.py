@@ -144,7 +144,7 @@ def _refusal(text: str, start: int, position: int, refusal: str) -> SyntaxFault:
     runaway = "\n" in text[start:position]
     message = refusal[:1].lower() + refusal[1:]
     if "after a statement" in message and (word := _HALF_READ.search(text, start, position + 1)):
-        # tomli takes the beginning of a word for a value: the "inf" of info, the "0" of 0512.
+        # tomli takes the start of a word for a value: the "inf" of info, the "0" of 0512.
         position, message = word.start(), "invalid value"
     elif text[first : first + 2] == "//" or text[position : position + 2] == "//":
         message = '"//" begins no comment'
@@ -154,8 +154,8 @@ def _refusal(text: str, start: int, position: int, refusal: str) -> SyntaxFault:
 
 
 def _hint(message: str) -> str:
-    for words, hint in _HINTS:
-        if words in message:
+    for excerpt, hint in _HINTS:
+        if excerpt in message:
             return hint
     return "correct or remove it"
 

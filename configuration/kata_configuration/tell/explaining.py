@@ -51,15 +51,15 @@ def explain(path: Path, name: str, annotations: Mapping[str, str]) -> Explanatio
     """
     present = name in annotations
     examination = examine(path, check_host=False, annotations={name: "", **annotations})
-    said = [found for found in examination.diagnostics if found.path == annotation_place(name)]
-    faults = [found for found in said if found.code not in _REFUSALS and found.severity is Severity.ERROR]
+    findings = [found for found in examination.diagnostics if found.path == annotation_place(name)]
+    faults = [found for found in findings if found.code not in _REFUSALS and found.severity is Severity.ERROR]
     if not present:
         examination = examine(path, check_host=False, annotations=annotations)
     key = pod_annotations.path_of(examination.merged.tree, name)
     return Explanation(
         name,
         key,
-        refusals=tuple(found for found in said if found.code in _REFUSALS),
+        refusals=tuple(found for found in findings if found.code in _REFUSALS),
         faults=tuple(faults) if present else (),
         others=tuple(
             found

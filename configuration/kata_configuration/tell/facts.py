@@ -1,4 +1,4 @@
-"""What the models say of a key, in words: for the shipped files, the reference and `config explain`."""
+"""What the models say of a key, as text: for the shipped files, the reference and `config explain`."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def limits(field: FieldInfo) -> tuple[Any, Any]:
 
 
 def span(field: FieldInfo) -> str:
-    """Return a key's range in words, or ""."""
+    """Return a key's range as text, or ""."""
     low, high = limits(field)
     if low is None:
         return ""
@@ -122,7 +122,7 @@ def span(field: FieldInfo) -> str:
 
 
 def kind(field: FieldInfo) -> str:
-    """Return a key's type in TOML's words."""
+    """Return a key's type by TOML's names."""
     annotation = field.annotation
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         annotation = next(item for item in typing.get_args(annotation) if item is not type(None))

@@ -115,7 +115,7 @@ def _with_edits(files: Files, found: Diagnostic) -> Files:
 def _is_better(before: Examination, after: Examination, fixed: Diagnostic) -> bool:
     """Whether a fault is gone, and the text is none the worse.
 
-    A table whose name was misspelt may show faults that nobody looked for before; nothing else may.
+    A table whose name was misspelled may show faults that nobody looked for before; nothing else may.
     """
     old, new = _tally(before), _tally(after)
     if any(new[key] > old.get(key, 0) for key in new if key[1] in _SPOILT):

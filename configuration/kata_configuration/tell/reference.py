@@ -44,7 +44,7 @@ annotation sets. The exceptions, "by pattern", are allowed by a pattern such as 
 
 
 def explain(name: str) -> list[str]:
-    """Return what is to be said of a table, or of a key with its table or alone: a text for each meaning.
+    """Return the facts of a table, or of a key with its table or alone: a text for each meaning.
 
     Empty when there is none of that name.
     """
@@ -90,9 +90,9 @@ def _is_meant(key: Key, wanted: tuple[str, ...]) -> bool:
 
 
 def _lines(key: Key) -> tuple[str, ...]:
-    """Return what is to be said of a key, but for where it is."""
+    """Return the facts of a key, but for where it is."""
     field, about = key.field, About.of(key.field)
-    said = {
+    values = {
         "type": _kind(key),
         "default": facts.default(field),
         "range": facts.span(field),
@@ -104,7 +104,7 @@ def _lines(key: Key) -> tuple[str, ...]:
         "effect in": about.takes_effect_in.value if about.takes_effect_in and key.status == HONOURED else "",
         "status": key.status,
     }
-    return (about.sentence, *(f"{word:<11}{value}" for word, value in said.items() if value))
+    return (about.sentence, *(f"{word:<11}{value}" for word, value in values.items() if value))
 
 
 def _annotation(key: Key) -> str:

@@ -19,7 +19,7 @@ class BootSource(abc.ABC):
 
     @abc.abstractmethod
     def prepare(self, board: Board) -> Board:
-        """Say what the machine's memory has from its beginning."""
+        """Say what the machine's memory has from its start."""
 
     @abc.abstractmethod
     def fill(self, machine: Machine) -> None:

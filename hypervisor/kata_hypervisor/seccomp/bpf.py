@@ -64,7 +64,7 @@ class Instruction(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SeccompData:
-    """What a filter sees of a call. number: signed 32 bits. arguments: six unsigned words of 64 bits."""
+    """What a filter sees of a call. number: signed 32 bits. arguments: six unsigned 64-bit numbers."""
 
     number: int
     arch: int

@@ -41,4 +41,4 @@ def _falls_under(seen: Observation, rule: Rule) -> bool:
 def _may_hold(condition: Condition, values: dict[int, int]) -> bool:
     if condition.index not in values or isinstance(condition.value, str):
         return True
-    return condition.admits(values[condition.index])
+    return condition.allows(values[condition.index])

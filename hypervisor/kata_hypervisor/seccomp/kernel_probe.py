@@ -68,7 +68,7 @@ class Probe:
 
 
 def probes_of(rules: Sequence[Rule], arch: str) -> Iterator[Probe]:
-    """Every rule with what it admits and with each condition just missed; then everything else there is."""
+    """Every rule with what it allows and with each condition just missed; then everything else there is."""
     numbers = syscalls.numbers(arch)
     alternatives: dict[str, list[Rule]] = {}
     for rule in rules:
@@ -102,28 +102,28 @@ def _probes_of_rule(rule: Rule, call: str, number: int, alternatives: Sequence[R
             yield Probe(rule.number, call, number, changed, f"{condition}, upper half changed", answer)
         for wrong in _missing(condition, right):
             changed = (*arguments[:index], wrong, *arguments[index + 1 :])
-            if not any(_admits(other, changed) for other in alternatives):
+            if not any(_allows(other, changed) for other in alternatives):
                 what = f"argument {index} is {wrong:#x}, not {condition}"
                 yield Probe(rule.number, call, number, changed, what, REFUSED)
 
 
-def _admits(rule: Rule, arguments: Sequence[int]) -> bool:
-    return all(condition.admits(arguments[condition.index]) for condition in rule.conditions)
+def _allows(rule: Rule, arguments: Sequence[int]) -> bool:
+    return all(condition.allows(arguments[condition.index]) for condition in rule.conditions)
 
 
 def _satisfying(condition: Condition) -> int:
-    """An argument that a condition admits."""
+    """An argument that a condition allows."""
     value = condition.number
     candidates = (value, value + 1, value - 1)
-    return next(word & ALL_BITS for word in candidates if condition.admits(word & ALL_BITS))
+    return next(word & ALL_BITS for word in candidates if condition.allows(word & ALL_BITS))
 
 
 def _missing(condition: Condition, right: int) -> Iterator[int]:
-    """Arguments that a condition just does not admit: each bit of it changed, and its neighbours."""
+    """Arguments that a condition just does not allow: each bit of it changed, and its neighbours."""
     bits = [1 << n for n in range(64) if condition.mask is None or condition.mask >> n & 1]
-    words = [right ^ bit for bit in bits] if condition.op in ("eq", "masked") else []
-    words += [condition.number - 1, condition.number, condition.number + 1, 0, ALL_BITS]
-    yield from (word for word in dict.fromkeys(w & ALL_BITS for w in words) if not condition.admits(word))
+    values = [right ^ bit for bit in bits] if condition.op in ("eq", "masked") else []
+    values += [condition.number - 1, condition.number, condition.number + 1, 0, ALL_BITS]
+    yield from (value for value in dict.fromkeys(v & ALL_BITS for v in values) if not condition.allows(value))
 
 
 # -- asking the kernel -------------------------------------------------------------------------------------

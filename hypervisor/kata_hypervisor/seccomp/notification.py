@@ -43,7 +43,7 @@ class Call:
     """A system call that waits in the kernel for an answer.
 
     id: the kernel's cookie for it. tid: the thread that made it, in the reader's pid namespace, 0 when it is
-    not visible there. number, arch: the call, of the AUDIT_ARCH_* convention. arguments: its six words.
+    not visible there. number, arch: the call, of the AUDIT_ARCH_* convention. arguments: all six.
     """
 
     __slots__ = ("arch", "arguments", "id", "instruction_pointer", "number", "tid")
@@ -65,8 +65,8 @@ class Call:
         self.arguments = arguments
 
     def __repr__(self) -> str:
-        words = ", ".join(map(hex, self.arguments))
-        return f"Call(id={self.id:#x}, tid={self.tid}, number={self.number}, arguments=({words}))"
+        arguments = ", ".join(map(hex, self.arguments))
+        return f"Call(id={self.id:#x}, tid={self.tid}, number={self.number}, arguments=({arguments}))"
 
 
 def receive(listener: int) -> Call | None:

@@ -1,4 +1,4 @@
-"""From the TOML of a policy to its rules: what is wrong is said with file, line, rule and field."""
+"""From the TOML of a policy to its rules: what is wrong is reported with file, line, rule and field."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class Condition:
             )
         return self.value
 
-    def admits(self, argument: int) -> bool:
+    def allows(self, argument: int) -> bool:
         """Whether an argument, as the 64 bits of its register, satisfies this condition."""
         value = self.number
         if self.op == "masked":

@@ -66,9 +66,9 @@ KEPT: dict[str, tuple[tuple[int, int], ...]] = {
 }
 
 
-def keep(call: str, words: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+def keep(call: str, arguments: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     """The arguments of a call that are worth keeping, as pairs of index and value."""
-    return tuple((index, words[index] & (1 << bits) - 1) for index, bits in KEPT.get(call, ()))
+    return tuple((index, arguments[index] & (1 << bits) - 1) for index, bits in KEPT.get(call, ()))
 
 
 def width(call: str, index: int) -> int:

@@ -52,8 +52,8 @@ def _libc_of(path: str, read: elf.Read) -> str:
 
 
 def _libc_of_loader(path: str, loader: str) -> str:
-    for beginning, libc in _LOADERS.items():
-        if os.path.basename(loader).startswith(beginning):
+    for prefix, libc in _LOADERS.items():
+        if os.path.basename(loader).startswith(prefix):
             return libc
     raise HostUnfitError(
         f"{path} is loaded by {loader}: there is a filter for programs of glibc and of musl only"

@@ -27,7 +27,7 @@ class Guest:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How the guest ended. reason: continues "the unikernel". status: its exit status, where it said one."""
+    """How the guest ended. reason: continues "the unikernel". status: its exit status, where it gave one."""
 
     reason: str
     status: int | None = None

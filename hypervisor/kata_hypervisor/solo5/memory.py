@@ -50,7 +50,7 @@ class Memory:
     @property
     def address(self) -> int:
         """Where it is in this process, until `close`."""
-        # SAFETY: the mapping is `self._mapping`'s, which KVM is told of, and which outlives the processor.
+        # SAFETY: the mapping is `self._mapping`'s, which KVM uses and which outlives the processor.
         return ctypes.addressof(ctypes.c_char.from_buffer(self._mapping))
 
     @property

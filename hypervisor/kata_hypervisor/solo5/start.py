@@ -46,14 +46,14 @@ def load_segments(memory: Memory, unikernel: Unikernel, file: int) -> None:
 
 def write_tables(memory: Memory) -> None:
     """Write the descriptors, and page tables that map the memory one to one."""
-    _words(memory, abi.GDT, GDT_ENTRIES)
-    _words(memory, abi.PML4, [abi.PDPT | PRESENT | WRITABLE])
-    _words(
+    _write(memory, abi.GDT, GDT_ENTRIES)
+    _write(memory, abi.PML4, [abi.PDPT | PRESENT | WRITABLE])
+    _write(
         memory, abi.PDPT, [abi.DIRECTORIES + number * abi.PAGE | PRESENT | WRITABLE for number in range(4)]
     )
     large = [start | PRESENT | WRITABLE | LARGE for start in range(0, memory.size, abi.LARGE_PAGE)]
-    _words(memory, abi.DIRECTORIES, [abi.FIRST_TABLE | PRESENT | WRITABLE, *large[1:]])
-    _words(memory, abi.FIRST_TABLE, [_first_entry(page) for page in range(0, abi.LARGE_PAGE, abi.PAGE)])
+    _write(memory, abi.DIRECTORIES, [abi.FIRST_TABLE | PRESENT | WRITABLE, *large[1:]])
+    _write(memory, abi.FIRST_TABLE, [_first_entry(page) for page in range(0, abi.LARGE_PAGE, abi.PAGE)])
 
 
 def _first_entry(page: int) -> int:
@@ -109,5 +109,5 @@ def cycles_per_second(vcpu: int) -> int:
         ) from error
 
 
-def _words(memory: Memory, address: int, words: list[int] | tuple[int, ...]) -> None:
-    struct.pack_into(f"<{len(words)}Q", memory.view(address, 8 * len(words)), 0, *words)
+def _write(memory: Memory, address: int, entries: list[int] | tuple[int, ...]) -> None:
+    struct.pack_into(f"<{len(entries)}Q", memory.view(address, 8 * len(entries)), 0, *entries)

@@ -16,7 +16,7 @@ def describe(name: str, path: Path | None) -> list[str]:
     absent = Finding("configuration", Status.OK, "")
     setup = Setup("kvm", program, None, 0, (), absent, hypervisor=name)
     supported = [] if info.in_process else [f"supported:   {info.supported or f'{info.required} and later'}"]
-    # The first kind is the one that images are told to name.
+    # The first kind is the one that images are advised to name.
     unikernels = f"those whose image says {info.unikernels[0]}" if info.unikernels else "none"
     return [
         f"program:     {check_vmm(setup).cause}",

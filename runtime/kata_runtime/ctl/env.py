@@ -103,7 +103,7 @@ def _host(configuration: Configuration | None) -> Facts:
         table = configuration.hypervisor
         facts["hypervisor"] = {
             "name": configuration.hypervisor_name,
-            "program": _said(check.check_vmm(setup)),
+            "program": _cause(check.check_vmm(setup)),
             "accelerator": setup.accelerator,
             "confinement": _confinement(configuration),
             "shim seccomp": _seal(configuration),
@@ -112,13 +112,13 @@ def _host(configuration: Configuration | None) -> Facts:
         if table.honors_unconfined is not None:
             facts["hypervisor"]["unconfined"] = _unconfined(configuration)
         if table.file_daemon is not None:
-            facts["hypervisor"]["virtiofsd"] = _said(check.check_virtiofsd(setup))
+            facts["hypervisor"]["virtiofsd"] = _cause(check.check_virtiofsd(setup))
     facts["drivers"] = _drivers(configuration)
     facts["host"] = {
         "kernel": f"{platform.system()} {platform.release()} {platform.machine()}",
-        "kvm": _said(check.check_kvm(setup)),
-        "cgroups": _said(check.check_cgroups(setup)),
-        "containerd": _said(check.check_containerd(setup)),
+        "kvm": _cause(check.check_kvm(setup)),
+        "cgroups": _cause(check.check_cgroups(setup)),
+        "containerd": _cause(check.check_containerd(setup)),
     }
     return facts
 
@@ -177,7 +177,7 @@ def _in_process(configuration: Configuration) -> bool:
     return registry.info_of(configuration.hypervisor_name).in_process
 
 
-def _said(finding: Finding) -> str:
+def _cause(finding: Finding) -> str:
     return finding.cause
 
 

@@ -1,4 +1,4 @@
-"""A pod's network: which namespace it has, what of it is attached to the machine, and what the guest is told.
+"""A pod's network: which namespace it has, what of it is attached to the machine, and what the guest gets.
 
 What the namespace holds reaches the guest, or the pod is refused with a sentence that names it. Only where
 the operator configured it so, the guest goes without, and a warning names what it lacks.

@@ -56,7 +56,7 @@ ADDRESSES = {
 
 @dataclass(slots=True)
 class QueueRegisters:
-    """What the driver has said of a queue."""
+    """What the driver has written of a queue."""
 
     largest: int
     size: int
@@ -133,7 +133,7 @@ class Registers:
 
     @property
     def running(self) -> bool:
-        """Whether a driver has said that it is ready, and the device works."""
+        """Whether a driver has set DRIVER_OK, and the device works."""
         return self.status == RUNNING
 
     @property
@@ -172,7 +172,7 @@ class Registers:
         self.configuration_changed()
 
     def read_memory(self, offset: int, size: int) -> bytes:
-        """See MemoryDevice. Registers are read in words; another access reads zeros."""
+        """See MemoryDevice. Registers are read as 32-bit words; another access reads zeros."""
         if offset >= Register.CONFIGURATION:
             self._noticed = self._generation
             start = offset - Register.CONFIGURATION
@@ -183,7 +183,7 @@ class Registers:
             return (self._read(offset) & WORD).to_bytes(4, "little")
 
     def write_memory(self, offset: int, data: bytes) -> None:
-        """See MemoryDevice. Registers are written in words; another access does nothing."""
+        """See MemoryDevice. Registers are written as 32-bit words; another access does nothing."""
         if offset >= Register.CONFIGURATION:
             with self._lock:
                 if self._status in (BEFORE_FEATURES, BEFORE_RUNNING, RUNNING):
