@@ -16,8 +16,8 @@ import sys
 from pathlib import Path
 
 # The last commit before the rules, and the second after it: a shallow clone may lack the commit.
-BASE = "e550d3996dd63dd918919eac2545a46a097f7640"
-BASE_TIME = "2026-11-29T17:52:45Z"
+BASE = "2ffa6246d459c9e999ee438d34e8c75bc5a1f458"
+BASE_TIME = "2026-11-29T18:20:25Z"
 
 LONGEST_SUBJECT = 72
 LONGEST_LINE = 100
