@@ -138,3 +138,13 @@ def test_a_dataset_lies_beside_a_learned_one() -> None:
     for dataset in ("pool/home", "pool", "pool/snapshots/../home", "other/snapshots/3"):
         with pytest.raises(RequestRefusedError, match="it is not beside that of the first container"):
             policy.finder("zfs", dataset, [])
+
+
+def test_a_sandbox_that_is_sealed_without_a_container_has_what_containerd_mounts_by_itself() -> None:
+    policy = MountPolicy(())
+    policy.finder("overlay", "overlay", ["index=off", "lowerdir=/a:/b", "upperdir=/c", "workdir=/d"])
+    policy.finder("bind", "/a", [])
+    with pytest.raises(RequestRefusedError, match="no mount of its first container has this option"):
+        policy.finder("overlay", "overlay", ["metacopy=on", "lowerdir=/a"])
+    with pytest.raises(RequestRefusedError, match="has no such file system"):
+        policy.finder("ext4", "/dev/sda", [])

@@ -6,7 +6,7 @@ file or device of the host (`device=`, `logdev=`, `journal_path=`), some panic t
 Before the seal containerd speaks, and what it mounts for the first container is learned. Afterwards a guest
 may own the shim, and may have written what lies in a snapshot. So a mount must be like a learned one:
 
-    the file system      one that was learned; a snapshotter that uses overlay or bind uses both
+    the file system      one that was learned, or overlay and bind, as containerd's own snapshotters have them
     the options          learned ones; the paths in overlay's are looked at one by one
     a path of overlay's  a directory among containerd's snapshots, reached without a link
     a device             in /dev, beside a learned one and named like it but for digits; none in a snapshot
@@ -75,7 +75,8 @@ class MountPolicy:
 
     def __init__(self, snapshots: Iterable[str]) -> None:
         self._snapshots = set(snapshots)
-        self._options: dict[str, set[str]] = {}
+        # A sandbox of the sandbox API is sealed before its first container comes.
+        self._options: dict[str, set[str]] = {kind: {"index=off", "userxattr"} for kind in _LAYERED}
         self._devices: set[tuple[str, str]] = set()
         self._datasets: set[str] = set()
 
