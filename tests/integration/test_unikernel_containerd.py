@@ -172,7 +172,7 @@ def test_a_block_device_of_the_image(node: UnikernelNode, images: Images) -> Non
         ),
         (
             BINARY | described(hypervisor="xen"),
-            "com.urunc.unikernel.hypervisor is 'xen': it must be one of hvt, spt",
+            "com.urunc.unikernel.hypervisor is 'xen': it must be one of qemu, firecracker, hvt, spt",
         ),
         (BINARY | {"com.urunc.unikernel.binary": "/plain"}, "is '/plain': it must be the base64 of text"),
     ],

@@ -214,7 +214,7 @@ def test_a_container_that_never_started_is_deleted(subject: Subject) -> None:
             "names '/none' as the unikernel's initrd: cannot open /none in the image: No such",
         ),
         ({"hypervisor": "hvt"}, 'hypervisor asks for "hvt", which [hypervisor.dragonball] or'),
-        ({"hypervisor": "xen"}, "hypervisor is 'xen': it must be one of hvt, spt, qemu, firecracker"),
+        ({"hypervisor": "xen"}, "hypervisor is 'xen': it must be one of qemu, firecracker, hvt, spt"),
         (
             {"unikernelType": "osv"},
             "unikernelType is 'osv': it must be one of mirage, rumprun, unikraft",
