@@ -24,9 +24,7 @@ def test_who_attends_to_it_reads_why(node: Node, role: str) -> None:
         node.kill(container, role)
         assert client.wait(SOON) == 137
         how = (
-            f"the broker (process {pid}) has exited"
-            if role == "broker"
-            else f"{role} ended: killed by SIGKILL"
+            f"the broker (process {pid}) has exited" if role == "broker" else f"{role} was killed by SIGKILL"
         )
         assert client.errors.startswith(f"kata: container {container} was stopped: {how}")
         assert client.errors.count("\n") == 1
@@ -86,6 +84,6 @@ def test_a_death_during_the_boot_is_told_and_clears_up(node: Node, role: str) ->
         node.kill(container, role)
         assert client.wait(SOON) == 1
         why = {"shim": "ttrpc: closed", "broker": rf"the broker \(process {pid}\) has exited"}
-        killed = f"{role} ended( before the guest was ready)?: killed by SIGKILL"
+        killed = f"{role} was killed by SIGKILL( before the guest was ready)?"
         assert re.match(f"ctr: failed to create shim task: {why.get(role, killed)}", client.errors)
         node.discard(container)
