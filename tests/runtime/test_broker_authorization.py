@@ -322,3 +322,13 @@ def test_a_specification_that_is_none_authorizes_nothing(host: Host, text: str) 
     os.close(authorization.open_spec(str(host.bundle)))
     with pytest.raises(RequestRefusedError):
         authorization.check_bind("/etc")
+
+
+def test_a_directory_in_the_place_of_a_specification_costs_no_descriptor(host: Host) -> None:
+    (host.bundle / "config.json").unlink()
+    (host.bundle / "config.json").mkdir()
+    authorization = host.sealed()
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(RequestFailedError, match=r"cannot read .*config\.json: Is a directory"):
+        authorization.open_spec(str(host.bundle))
+    assert os.listdir("/proc/self/fd") == before

@@ -87,6 +87,11 @@ class HypervisorTable(Table):
         raise NotImplementedError  # each model of a driver says so itself; that of planned keys has no answer
 
     @property
+    def tap_queues(self) -> int:
+        """How many pairs of queues each of a pod's taps has."""
+        return 1
+
+    @property
     def seccomp_setting(self) -> str:
         """What the configuration says of that filter beyond whether it is on; for reports."""
         return "the filter of the VMM itself"

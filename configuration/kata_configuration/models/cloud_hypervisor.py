@@ -57,6 +57,11 @@ class CloudHypervisor(MachineTable):
     enable_debug: machine.EnableDebug = False
 
     @property
+    def tap_queues(self) -> int:
+        """See HypervisorTable."""
+        return self.network_queues
+
+    @property
     def confined(self) -> bool:
         """Whether disable_seccomp leaves the filter on."""
         return not self.disable_seccomp

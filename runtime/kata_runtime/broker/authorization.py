@@ -81,8 +81,12 @@ class Authorization:
         try:
             with self._open_bundle(bundle) as directory:
                 fd = syscalls.open_beneath(directory.fd, "config.json", _FILE)
-                spec = _parse(os.pread(fd, MAX_SPEC, 0))
-                ours = self._is_ours(bundle, directory.fd, spec)
+                try:
+                    spec = _parse(os.pread(fd, MAX_SPEC, 0))
+                    ours = self._is_ours(bundle, directory.fd, spec)
+                except BaseException:
+                    os.close(fd)
+                    raise
         except OSError as error:
             raise RequestFailedError(f"cannot read {path}: {error.strerror}", error.errno or 0) from None
         if not ours:

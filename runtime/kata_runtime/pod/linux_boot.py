@@ -63,7 +63,7 @@ class LinuxBoot(GuestBoot):
             self._broker,
             self._spec,
             self._configuration.runtime.internetworking_model,
-            queues=getattr(self._configuration.hypervisor, "network_queues", 1),
+            queues=self._configuration.hypervisor.tap_queues,
             hypervisor="" if taps else self._configuration.hypervisor_name,
         )
         try:
