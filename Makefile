@@ -5,6 +5,7 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; 
 VENV := .venv
 BIN := $(VENV)/bin
 IMAGE := /var/lib/kata-containers/image
+BASELINE ?= build/bench/baseline.json
 STAMP := $(VENV)/.installed
 LOCK := release/lock
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
@@ -16,7 +17,7 @@ ROOMS := configuration runtime hypervisor agent
 PROTOS := agent/kata_agent/protos runtime/kata_runtime/containerd_api
 
 .DEFAULT_GOAL := help
-.PHONY: help setup environment packages test-packages hooks run test lint unit integration test-rig rig fuzz image bench bench-rig protos check-protos lock sbom format install clean
+.PHONY: help setup environment packages test-packages hooks run test lint unit integration critest like-runc test-rig rig fuzz chaos soak image bench bench-check bench-rig restarts clock protos check-protos confinement-page filters lock sbom format install clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,7 +61,13 @@ unit: test-packages environment ## fast tests, without root or KVM, in parallel
 	$(BIN)/pytest -m 'not integration and not rig' --numprocesses $(UNIT_WORKERS) --dist worksteal $(ARGS)
 
 integration: test-packages environment image ## tests with root, containerd, QEMU, virtiofsd
-	$(BIN)/pytest -m 'integration' $(ARGS)
+	$(BIN)/python .ci/second_try.py -m 'integration' $(ARGS)
+
+critest: test-packages environment image ## the CRI's own suite, critest, which KATA_TEST_CRITEST names; ARGS: --help lists them
+	$(BIN)/python tests/critest/run.py --image $(IMAGE) $(ARGS)
+
+like-runc: test-packages environment image ## suites that others wrote, in a container here and with runc; ARGS: --help lists them
+	$(BIN)/python tests/like_runc/run.py --image $(IMAGE) $(ARGS)
 
 test-rig: test-packages environment image ## tests on a KVM that runs unmodified guests: this host's, or one in the rig, an emulated host
 	$(BIN)/python tests/rig/run.py --image $(IMAGE) --deadline 2700 --prefer-host -- pytest -m rig tests/integration $(ARGS)
@@ -74,14 +81,38 @@ fuzz: environment ## a minute of coverage-guided fuzzing for each parser of host
 		{ echo "make fuzz needs atheris, which could not be installed for $$($(BIN)/python -V) on $$(uname -m)"; exit 1; }
 	$(BIN)/python tests/fuzz/all.py --seconds $(FUZZ_SECONDS)
 
+chaos: environment ## the fault matrix: each fault at each step of a pod's life; ROUNDS=1000 draws so many, SEED
+	$(BIN)/python tests/chaos/run.py --rounds $(or $(ROUNDS),0) --seed $(or $(SEED),1) $(ARGS)
+
+soak: test-packages environment image ## MINUTES (10) of operations on pods: nothing left, lost or grown; ARGS: --help lists them
+	$(BIN)/python tests/soak/run.py --image $(IMAGE) --minutes $(or $(MINUTES),10) $(ARGS)
+
 image: environment ## build the guest image, or see that it is up to date
 	@$(BIN)/kata-ctl image build --output $(IMAGE)
 
-bench: environment image ## benchmarks: ratios measured side by side in one run
-	KATA_TEST_IMAGE=$(IMAGE) $(BIN)/python tests/benchmarks/sandbox.py $(ARGS)
+bench: export KATA_BENCH_RESULTS = $(CURDIR)/build/bench/results.jsonl
+bench: export KATA_TEST_IMAGE = $(IMAGE)
+bench: environment image ## benchmarks: ratios measured side by side in one run, and one table of all of them
+	@mkdir -p build/bench && rm -f $(KATA_BENCH_RESULTS)
+	$(BIN)/python tests/benchmarks/sandbox.py $(ARGS)
 	$(BIN)/python tests/benchmarks/configuration.py
 	$(BIN)/python tests/benchmarks/seccomp.py
+	$(BIN)/python tests/benchmarks/network.py
+	$(BIN)/python tests/benchmarks/boundary.py
+	$(BIN)/python tests/benchmarks/pod_network.py
 	$(BIN)/python tests/benchmarks/drivers.py
+	$(BIN)/python tests/benchmarks/zygote.py
+	@$(BIN)/python tests/benchmarks/results.py show --json $(KATA_BENCH_RESULTS) > build/bench/results.json
+	@$(BIN)/python tests/benchmarks/results.py show $(KATA_BENCH_RESULTS)
+
+bench-check: environment ## compare the last make bench with a kept one: BASELINE=results.json of the same host
+	@$(BIN)/python tests/benchmarks/results.py check build/bench/results.json $(BASELINE)
+
+restarts: environment image ## descriptors and disk space that a pod holds, over 100 restarts of a container
+	KATA_TEST_IMAGE=$(IMAGE) $(BIN)/python tests/benchmarks/restarts.py $(ARGS)
+
+clock: environment image ## how far a guest's clock goes from a busy host's in MINUTES (30)
+	KATA_TEST_IMAGE=$(IMAGE) $(BIN)/python tests/benchmarks/clock.py --minutes $(or $(MINUTES),30) $(ARGS)
 
 bench-rig: environment image ## the in-process machine beside QEMU's microvm and q35, on KVM: a table of ratios
 	$(BIN)/python tests/rig/run.py --image $(IMAGE) --deadline 2700 --prefer-host -- python tests/benchmarks/beside_qemu.py $(ARGS)
@@ -108,12 +139,19 @@ compile = @build/lock/bin/uv pip compile --quiet --universal --python-version 3.
 sbom: environment ## build the wheel, and its bill of materials (CycloneDX), in dist
 	@$(BIN)/python release/project_wheel.py --output dist
 
+confinement-page: environment ## write the tables of docs/threat-model.md; ARGS: a file with kata-ctl confinement --json SANDBOX
+	$(BIN)/python -m kata_runtime.ctl.confinement_page docs/threat-model.md $(ARGS)
+
+filters: environment ## compile the seccomp policies, after one was changed; the programs are checked in
+	$(BIN)/python -m kata_hypervisor.compiled_policies
+
 format: environment ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-install: environment ## install the shim's two names into /usr/local/bin, for this checkout's environment
+install: environment ## install the shim's two names and kata-zygote into /usr/local/bin, and its units, for this checkout's environment
 	$(BIN)/kata-ctl shim install /usr/local/bin
+	$(BIN)/kata-ctl zygote install /usr/local/bin
 
 clean: ## remove the Python environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

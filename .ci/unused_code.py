@@ -45,7 +45,6 @@ NETWORK = "of the pod's network, which is not connected yet"
 
 EXPECTED = [
     Expected("agent/kata_agent/guest/cgroup.py", "attribute", "use_hierarchy", "a file of cgroups version 1"),
-    Expected("agent/kata_agent/oci.py", "function", "lost_fields", "tests compare specifications with it"),
     Expected("agent/kata_agent/transports.py", "function", "dial_*", "hosts of tests connect with them"),
     Expected("agent/kata_agent/ttrpc/connection.py", "method", "*", PROTOCOL),
     Expected("agent/kata_agent/ttrpc/frames.py", "variable", "NO_DATA", NUMBERS),
@@ -61,7 +60,6 @@ EXPECTED = [
     Expected("hypervisor/kata_hypervisor/solo5/start.py", "attribute", "*", STRUCTURES),
     Expected("hypervisor/kata_hypervisor/solo5/tender.py", "class", "*", BY_NAME),
     Expected("*/broker/operations/declaration.py", "function", "__class_getitem__", PYTHON),
-    Expected("runtime/kata_runtime/container/bundle.py", "variable", "POD_SANDBOX", "made from its value"),
     Expected("runtime/kata_runtime/network/*", "*", "*", NETWORK),
     Expected("runtime/kata_runtime/pod/boot.py", "variable", "STAGES", "tests compare documents with it"),
     Expected("runtime/kata_runtime/pod/preload.py", "*", "*", "in place of what opens files"),

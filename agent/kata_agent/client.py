@@ -17,6 +17,10 @@ from kata_agent.ttrpc.client import Client
 AGENT = "grpc.AgentService"
 HEALTH = "grpc.Health"
 
+FIRST_TRY = 0.5
+"""Seconds for the first try to reach a guest that boots, which does not answer at all; each try gets twice as
+long as the one before, so that one that is slow is reached as well."""
+
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", bound=Message)
 _Request_contra = TypeVar("_Request_contra", bound=Message, contravariant=True)
@@ -64,7 +68,7 @@ class AgentClient:
     timeout: seconds that a call may take unless it says otherwise.
     """
 
-    def __init__(self, client: Client, *, timeout: float = 60) -> None:
+    def __init__(self, client: Client, *, timeout: float) -> None:
         self.client = client
         self.timeout = timeout
 
@@ -76,24 +80,29 @@ class AgentClient:
         port: int = AGENT_PORT,
         interval: float = 0.01,
         deadline: float,
-        timeout: float = 60,
+        timeout: float | None = None,
     ) -> AgentClient:
         """Connect as soon as the guest listens.
 
-        interval, deadline: seconds between tries, and until the last.
+        interval, deadline: seconds between tries, and until the last. timeout: of each call later; without
+        one, the deadline.
 
         Raises:
             GuestUnreachableError: nobody listened within the deadline.
         """
-        reason = "no answer"
+        timeout = deadline if timeout is None else timeout
+        reason, patience = "no answer", FIRST_TRY
         try:
             async with asyncio.timeout(deadline):
                 while True:
                     try:
-                        sock, _ = await transport.connect(port)
+                        async with asyncio.timeout(patience):
+                            sock, _ = await transport.connect(port)
                         return cls(await Client.from_socket(sock), timeout=timeout)
                     except GuestUnreachableError as error:
                         reason = str(error)
+                    except TimeoutError:
+                        reason, patience = f"no answer for {patience:g} s", 2 * patience
                     await asyncio.sleep(interval)
         except TimeoutError:
             raise GuestUnreachableError(
@@ -117,6 +126,7 @@ class AgentClient:
 
     create_sandbox = Rpc("CreateSandbox", pb.CreateSandboxRequest, Empty)
     get_guest_details = Rpc("GetGuestDetails", pb.GuestDetailsRequest, pb.GuestDetailsResponse)
+    get_metrics = Rpc("GetMetrics", pb.GetMetricsRequest, pb.Metrics)
     get_oom_event = Rpc("GetOOMEvent", pb.GetOOMEventRequest, pb.OOMEvent, unbounded=True)
     online_cpu_mem = Rpc("OnlineCPUMem", pb.OnlineCPUMemRequest, Empty)
     reseed_random_dev = Rpc("ReseedRandomDev", pb.ReseedRandomDevRequest, Empty)
@@ -126,6 +136,9 @@ class AgentClient:
     create_container = Rpc("CreateContainer", pb.CreateContainerRequest, Empty)
     start_container = Rpc("StartContainer", pb.StartContainerRequest, Empty)
     remove_container = Rpc("RemoveContainer", pb.RemoveContainerRequest, Empty)
+    remove_stale_virtiofs_share_mounts = Rpc(
+        "RemoveStaleVirtiofsShareMounts", pb.RemoveStaleVirtiofsShareMountsRequest, Empty
+    )
     update_container = Rpc("UpdateContainer", pb.UpdateContainerRequest, Empty)
     stats_container = Rpc("StatsContainer", pb.StatsContainerRequest, pb.StatsContainerResponse)
     pause_container = Rpc("PauseContainer", pb.PauseContainerRequest, Empty)

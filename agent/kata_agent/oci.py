@@ -10,13 +10,14 @@ when they are zero, and oci.proto for the names on the wire.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, cast
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from kata_agent.constants import UMASK_ANNOTATION
+from kata_agent.constants import UMASK_ANNOTATION, UNIFIED_ANNOTATION
 from kata_agent.oci_shapes import SHAPES
 from kata_agent.protos import oci_pb2
 
@@ -35,8 +36,13 @@ def spec_to_proto(spec: Mapping[str, Any]) -> oci_pb2.Spec:
     """
     message = oci_pb2.Spec()
     _encode(spec, message, "", [])
-    # A umask travels as an annotation, which is ours alone to set.
-    message.Annotations.pop(UMASK_ANNOTATION, None)
+    # What travels as an annotation is ours alone to set.
+    for name in (UMASK_ANNOTATION, UNIFIED_ANNOTATION):
+        message.Annotations.pop(name, None)
+    unified = ((spec.get("linux") or {}).get("resources") or {}).get("unified")
+    if unified:
+        checked = _check_unified(unified, "linux.resources.unified")
+        message.Annotations[UNIFIED_ANNOTATION] = json.dumps(checked)
     user = (spec.get("process") or {}).get("user") or {}
     if user.get("umask") is not None:
         message.Annotations[UMASK_ANNOTATION] = f"{_check_umask(user['umask'], 'process.user.umask'):o}"
@@ -47,11 +53,12 @@ def spec_from_proto(message: oci_pb2.Spec) -> Json:
     """The spec that a message says.
 
     Raises:
-        SpecError: the annotation that carries the umask is not one.
+        SpecError: the annotation that carries the umask, or the unified keys, is not one.
     """
     spec = _decode(message)
     annotations = spec.get("annotations", {})
     umask = annotations.pop(UMASK_ANNOTATION, None)
+    unified = annotations.pop(UNIFIED_ANNOTATION, None)
     if not annotations:
         spec.pop("annotations", None)
     if umask is not None and "process" in spec:
@@ -61,6 +68,9 @@ def spec_from_proto(message: oci_pb2.Spec) -> Json:
         except ValueError:
             raise SpecError(f"{where}: {umask[:100]!r} is not an octal number") from None
         spec["process"].setdefault("user", {"uid": 0, "gid": 0})["umask"] = _check_umask(value, where)
+    if unified is not None:
+        resources = spec.setdefault("linux", {}).setdefault("resources", {})
+        resources["unified"] = _read_unified(unified, f"annotations[{UNIFIED_ANNOTATION!r}]")
     return spec
 
 
@@ -96,9 +106,10 @@ def lost_fields(spec: Mapping[str, Any]) -> list[str]:
     """
     lost: list[str] = []
     _encode(spec, oci_pb2.Spec(), "", lost)
-    carried = {"process.user.umask"}
-    if UMASK_ANNOTATION in (spec.get("annotations") or {}):
-        lost.append(f"annotations[{UMASK_ANNOTATION!r}]")
+    carried = {"process.user.umask", "linux.resources.unified"}
+    annotations = spec.get("annotations") or {}
+    ours = (UMASK_ANNOTATION, UNIFIED_ANNOTATION)
+    lost += [f"annotations[{name!r}]" for name in ours if name in annotations]
     return [path for path in lost if path not in carried]
 
 
@@ -197,6 +208,20 @@ def _check_umask(value: object, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= 0o777:
         raise SpecError(f"{where}: must be an integer of 0 to 511 (octal 777), not {str(value)[:100]}")
     return value
+
+
+def _check_unified(value: object, where: str) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise SpecError(f"{where}: must be an object of strings, not {_kind(value)}")
+    return {_text(key, where): _text(text, f"{where}[{key!r}]") for key, text in value.items()}
+
+
+def _read_unified(text: str, where: str) -> dict[str, str]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        raise SpecError(f"{where}: {text[:100]!r} is not JSON") from None
+    return _check_unified(value, where)
 
 
 def _kind(value: object) -> str:

@@ -7,12 +7,12 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
+from kata_agent import reserved_ports
 from kata_agent.mux.host import MuxHost
-from kata_agent.transport import GuestUnreachableError
+from kata_agent.transport import GuestSlowError, GuestUnreachableError
 
-_TRY = 0.5  # seconds that one connect may take: a guest that is still booting does not answer at all
 _LONGEST_REPLY = len("OK 4294967295\n")
 
 _NOT_YET = {
@@ -34,10 +34,10 @@ Dial = Callable[[int], Awaitable[socket.socket]]
 
 
 def dial_vsock(cid: int) -> Dial:
-    """For a process that may open sockets: connections to the guest with this context id."""
+    """For a process that may open sockets, root's: connections to the guest with this context id."""
 
     async def dial(port: int) -> socket.socket:
-        return _begin(socket.AF_VSOCK, (cid, port))
+        return _begin(socket.AF_VSOCK, (cid, port), reserved=reserved_ports.is_guarded(port))
 
     return dial
 
@@ -95,7 +95,7 @@ class HybridVsockTransport:
         """See GuestTransport; there is nothing to release."""
 
     async def _handshake(self, sock: socket.socket, port: int) -> int:
-        async with _one_try(f"guest port {port} behind {self._path}"):
+        with _named(f"guest port {port} behind {self._path}"):
             await asyncio.get_running_loop().sock_sendall(sock, b"CONNECT %d\n" % port)
             reply = await _read_line(sock)
         word, _, number = reply.partition(b" ")
@@ -123,10 +123,12 @@ class SerialTransport:
         await self._mux.aclose()
 
 
-def _begin(family: int, address: tuple[int, int] | str) -> socket.socket:
-    """Begin to connect. Raises OSError."""
+def _begin(family: int, address: tuple[int, int] | str, *, reserved: bool = False) -> socket.socket:
+    """Begin to connect. reserved: from a reserved port. Raises OSError."""
     sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
+        if reserved:
+            reserved_ports.bind(sock)
         number = sock.connect_ex(address)
     except BaseException:
         sock.close()
@@ -138,8 +140,8 @@ def _begin(family: int, address: tuple[int, int] | str) -> socket.socket:
 
 
 async def _connect(dial: Dial, port: int, what: str) -> socket.socket:
-    """Connect within one try's time, or close the socket."""
-    async with _one_try(what):
+    """Connect, or close the socket."""
+    with _named(what):
         sock = await dial(port)
         try:
             await _connected(sock)
@@ -167,18 +169,16 @@ async def _connected(sock: socket.socket) -> None:
         raise OSError(number, os.strerror(number))
 
 
-@contextlib.asynccontextmanager
-async def _one_try(what: str) -> AsyncIterator[None]:
-    """Bound what is done within, and tell a guest that is not there (yet) from other failures."""
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Tell a guest that is not there (yet) from other failures."""
     try:
-        async with asyncio.timeout(_TRY):
-            yield
-    except TimeoutError:
-        raise GuestUnreachableError(f"cannot connect to {what}: no answer") from None
+        yield
     except OSError as error:
-        if error.errno in _NOT_YET:
-            raise GuestUnreachableError(f"cannot connect to {what}: {error.strerror}") from error
-        raise
+        if error.errno not in _NOT_YET:
+            raise
+        kind = GuestSlowError if error.errno == errno.ETIMEDOUT else GuestUnreachableError
+        raise kind(f"cannot connect to {what}: {error.strerror}") from error
 
 
 async def _read_line(sock: socket.socket) -> bytes:

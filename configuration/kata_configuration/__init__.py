@@ -9,15 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kata_configuration.configuration import Configuration
     from kata_configuration.diagnostics import Diagnostic, Severity
     from kata_configuration.errors import ConfigurationError
     from kata_configuration.layer.discovery import discover
-    from kata_configuration.loading import Configuration, lint, load
+    from kata_configuration.loading import lint, load
 
 __all__ = ["Configuration", "ConfigurationError", "Diagnostic", "Severity", "discover", "lint", "load"]
 
 _HOMES = {
-    "Configuration": "loading",
+    "Configuration": "configuration",
     "ConfigurationError": "errors",
     "Diagnostic": "diagnostics",
     "Severity": "diagnostics",

@@ -2,7 +2,7 @@
 
 The codes are stable: a number is never reused for another meaning. The first digit is the family:
 0 the file, 1 the syntax, 2 names, 3 values, 4 values against each other, 5 confinement, 6 this host,
-7 annotations of pods.
+7 annotations of pods, 8 containerd's own configuration.
 """
 
 from __future__ import annotations
@@ -90,6 +90,7 @@ class Code(Enum):
         "an argument of the VMM or of virtiofsd is not one of those allowed",
     )
     BOOT_CHANGED = ("KATA508", Severity.WARNING, True, "the guest boots something else than is configured")
+    HOST_NETWORK = ("KATA509", Severity.WARNING, True, "the VMM runs in the host's network namespace")
 
     HOST_PATH = ("KATA601", Severity.ERROR, False, "a path is missing on this host, or of the wrong kind")
     HOST_EXECUTABLE = ("KATA602", Severity.ERROR, False, "a program cannot be executed on this host")
@@ -116,6 +117,14 @@ class Code(Enum):
     ENTRY_WIDE = ("KATA713", Severity.WARNING, True, "an entry of enable_annotations allows all")
     ENTRY_UNANCHORED = ("KATA714", Severity.NOTE, True, "other runtimes allow more by this entry")
     ENTRY_LOOSENS = ("KATA715", Severity.WARNING, True, "an entry lets pods change what confines them")
+
+    HANDLER_ABSENT = ("KATA801", Severity.WARNING, False, "no runtime of containerd's is this one")
+    HANDLER_TYPE = ("KATA802", Severity.ERROR, True, "a runtime that is named kata runs something else")
+    HANDLER_UNREAD = ("KATA803", Severity.ERROR, False, "containerd does not read this table or key")
+    HANDLER_PATH = ("KATA804", Severity.ERROR, False, "a path in containerd's configuration is wrong")
+    HANDLER_ANNOTATIONS = ("KATA805", Severity.WARNING, False, "annotations of pods do not reach the runtime")
+    HANDLER_DEVICES = ("KATA806", Severity.WARNING, True, "privileged containers get the host's devices")
+    HANDLER_SNAPSHOTTER = ("KATA807", Severity.NOTE, False, "the snapshotter fits the hypervisor badly")
 
     def __init__(self, number: str, severity: Severity, security: bool, meaning: str) -> None:
         self.number = number

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from kata_configuration import suggestions
+from kata_configuration.configuration import Configuration
 from kata_configuration.diagnostics import Code, Diagnostic, Finding, KeyPath, Severity, quoted
 from kata_configuration.errors import ConfigurationError
 from kata_configuration.judge.checking import Judgement, judge
@@ -19,42 +19,10 @@ from kata_configuration.parse.trust import Uids, check, trusted_uids
 
 if TYPE_CHECKING:
     from kata_configuration.judge.rule import Rule
-    from kata_configuration.layer.origins import Origins
     from kata_configuration.models import Hypervisor, KataAgent, Runtime
 
 # What an unreadable statement may be the cause of.
 _UNCERTAIN = frozenset({Code.MISSING_KEY, Code.MISSING_TABLE, Code.RELATION})
-
-
-@dataclass(frozen=True, slots=True)
-class Configuration:
-    """A configuration that was understood completely.
-
-    path, drop_ins: the file, and those merged over it, in order. sha256: their identity (see
-    `layers.read_files`), in hexadecimal. source: the rule of discovery that chose the file. annotations: the
-    names of the pod's annotations that are in force. hypervisor: the table that `hypervisor_name` selects.
-    warnings: what was found that does not stop loading. origins: where each value is from.
-    """
-
-    path: Path
-    drop_ins: tuple[Path, ...]
-    sha256: str
-    source: str
-    annotations: tuple[str, ...]
-    hypervisor_name: str
-    hypervisor: Hypervisor
-    agent: KataAgent
-    runtime: Runtime
-    warnings: tuple[Diagnostic, ...]
-    origins: Origins
-
-    def __str__(self) -> str:
-        """Say on one line, for the log, which files are in force, and how many annotations."""
-        files = f"{self.path}{_plus(len(self.drop_ins), 'drop-in')}"
-        return (
-            f"configuration {files} (sha256 {self.sha256}, chosen by {self.source})"
-            f"{_plus(len(self.annotations), 'annotation')}"
-        )
 
 
 class Examination(NamedTuple):
@@ -105,13 +73,41 @@ def lint(
 ) -> tuple[Diagnostic, ...]:
     """Return every diagnostic of a file and its drop-ins, ordered by file and place.
 
+    Of containerd's own configuration those about this runtime are returned.
+
     trusted: see `examine`. host_rules: of the caller, for what this package cannot find out about this host;
     they may only warn, because loading does not apply them. Never raises for the files' contents.
     """
+    from kata_configuration.judge import containerd
+
     try:
-        return examine(path, check_host=check_host, trusted=trusted, host_rules=host_rules).diagnostics
+        files = read_files(path)
+        if containerd.is_containerds(files.layers[0].tree):
+            return containerds_diagnostics(files.layers[0], check_host=check_host)
+        if trusted is None and check_host:
+            trusted = trusted_uids()
+        return examine_files(files, check_host=check_host, trusted=trusted, host_rules=host_rules).diagnostics
     except ConfigurationError as error:
         return error.diagnostics
+
+
+def containerds_diagnostics(layer: Layer, *, check_host: bool) -> tuple[Diagnostic, ...]:
+    """Return the diagnostics of containerd's own configuration, by place."""
+    from kata_configuration.judge import containerd
+    from kata_configuration.judge.placing import place_fault, place_finding
+
+    def configured(path: str) -> containerd.Handled | None:
+        try:
+            configuration = load(Path(path), check_host=False)
+        except ConfigurationError:
+            return None
+        table = configuration.hypervisor
+        return containerd.Handled(configuration.hypervisor_name, table.shares_files, table.enable_annotations)
+
+    look = configured if check_host else None
+    found = [place_fault(layer, fault) for fault in layer.faults]
+    found += [place_finding(layer, finding) for finding in containerd.judge(layer.tree, look)]
+    return tuple(sorted(found, key=lambda diagnostic: (diagnostic.line, diagnostic.column, diagnostic.code)))
 
 
 def configuration_of(examination: Examination, source: str) -> Configuration:
@@ -297,7 +293,3 @@ def _of_drop_ins(
             message = f"is set by {first.name} too; this one wins, whose name comes later"
             finding = Finding(Code.OVERRIDDEN, overridden.path, message, "keep one of them", on_key=True)
             yield place_finding(layer, finding)
-
-
-def _plus(number: int, noun: str) -> str:
-    return f" + {number} {noun}{'' if number == 1 else 's'}" if number else ""

@@ -20,12 +20,11 @@ _FLAG, _NUMBER, _LEVEL = "", r"\d{1,9}", "error|warn|info|debug|trace|off|err"
 LONG: Mapping[str, str] = {
     **dict.fromkeys(("thread-pool-size", "rlimit-nofile"), _NUMBER),
     "log-level": _LEVEL,
-    "inode-file-handles": "never|prefer|mandatory",
-    "sandbox": "namespace",
+    "inode-file-handles": "never",
     "seccomp": "kill|trap",
     **dict.fromkeys(
         (
-            *("syslog", "xattr", "posix-acl", "announce-submounts", "allow-direct-io", "allow-mmap"),
+            *("xattr", "posix-acl", "announce-submounts", "allow-direct-io", "allow-mmap"),
             *("killpriv-v2", "no-killpriv-v2", "security-label", "writeback", "no-readdirplus", "readonly"),
             "preserve-noatime",
         ),
@@ -45,13 +44,14 @@ OPTIONS: Mapping[str, str] = {
     "log_level": _LEVEL,
     "max_idle_threads": _NUMBER,
     "timeout": r"\d{1,9}(\.\d{1,9})?",
-    "sandbox": "namespace",
 }
 SHORT = ("-d", "-f")
 
 # Why an option is not on the list, by its name without dashes and underscores.
 REASONS: Mapping[str, str] = {
-    "sandbox": "opens the sandbox of virtiofsd, which sees the whole host then",
+    "sandbox": "chooses the sandbox of virtiofsd, which the runtime makes",
+    "syslog": "writes to the host's log, which virtiofsd does not see: what it writes is in the runtime's",
+    "inodefilehandles": "opens files by handles, which lead out of the directory that the guest sees",
     "seccomp": "opens the seccomp filter of virtiofsd",
     "modcaps": "changes the capabilities of virtiofsd",
     "xattrmap": "changes which extended attributes of the host's files the guest may write",

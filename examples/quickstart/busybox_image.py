@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from oci_archive import add_file, write_archive
@@ -34,9 +35,9 @@ _DIRECTORIES = (
 )
 
 
-def write_image(path: Path, name: str = NAME) -> None:
-    """Write the image as an OCI archive; the same busybox gives the same bytes."""
-    config = {"Env": ["PATH=/usr/bin:/bin"], "Cmd": ["sh"], "WorkingDir": "/"}
+def write_image(path: Path, name: str = NAME, command: Sequence[str] = ("sh",)) -> None:
+    """Write the image as an OCI archive; the same busybox gives the same bytes. command: what it runs."""
+    config = {"Env": ["PATH=/usr/bin:/bin"], "Cmd": list(command), "WorkingDir": "/"}
     write_archive(path, name, _layer(), config)
 
 

@@ -1,8 +1,9 @@
 """The first container in a virtual machine, a unikernel after it, and the proof of what confines them.
 
 Builds the guest image, starts a containerd of its own, runs a container through io.containerd.kata.v2 and
-shows the guest's kernel, the configuration in force, and how the kernel says that every thread of the runtime
-and of the VMM is filtered. Run it as root, through `make run`; a second run reuses everything.
+shows the guest's kernel, the configuration in force, what the kernel says of each process of the pod, and
+that every thread of the runtime and of the VMM is filtered. Run it as root, through `make run`; a second run
+reuses everything.
 
 Exit status: 0 it ran, 1 it did not, 2 this host cannot run the hypervisor.
 """
@@ -79,6 +80,7 @@ def main() -> int:
     containerd = PrivateContainerd(
         home / "containerd", RUN, shim_directory=home / "bin", environment={"KATA_CONF_FILE": str(config)}
     )
+    zygote = start_zygote(config)
     containerd.start()
     try:
         import_image(containerd)
@@ -91,6 +93,8 @@ def main() -> int:
             containerd.run(["task", "rm", "--force", name], check=False)
             containerd.run(["container", "rm", name], check=False)
         containerd.stop()
+        if zygote:
+            subprocess.run([BIN / "kata-ctl", "zygote", "stop"], check=False, stdout=subprocess.DEVNULL)
 
 
 def step(text: str) -> None:
@@ -129,6 +133,16 @@ def install_shim(directory: Path) -> None:
     """Put the shim's launchers where the private containerd looks for them."""
     directory.mkdir(exist_ok=True)
     subprocess.run([BIN / "kata-ctl", "shim", "install", directory], check=True, stdout=subprocess.DEVNULL)
+
+
+def start_zygote(config: Path) -> bool:
+    """Start the process that forks shims; False where it runs already, or cannot: shims start without it."""
+    command = [BIN / "kata-ctl", "zygote"]
+    if subprocess.run([*command, "status"], check=False, capture_output=True).returncode == 0:
+        return False
+    environment = {**os.environ, "KATA_CONF_FILE": str(config)}
+    started = subprocess.run([*command, "start"], check=False, stdout=subprocess.DEVNULL, env=environment)
+    return started.returncode == 0
 
 
 def import_image(containerd: PrivateContainerd) -> None:
@@ -185,32 +199,63 @@ def show_warnings(log: str) -> None:
 
 
 def show_confinement() -> int:
-    """The kernel's word about the runtime's process and the VMM; returns 1 if there is none."""
+    """The kernel's word about the processes of the pod, and their threads; returns 1 if there is none."""
     answer = subprocess.run(
-        [BIN / "kata-ctl", "seccomp", "status", "--json", CONTAINER],
-        capture_output=True,
-        text=True,
-        check=False,
+        [BIN / "kata-ctl", "confinement", "--json", CONTAINER], capture_output=True, text=True, check=False
     )
-    if answer.returncode != 0:
+    if not answer.stdout:
         console.print(answer.stderr, style="red", markup=False)
         return 1
     (sandbox,) = json.loads(answer.stdout)
-    step("seccomp of each thread: the kernel's word in /proc, and its own copy of each filter, followed")
-    table = Table("process", "thread", "tid", "seccomp mode", "filters", "calls", "score")
+    step("what each process is on the host: the kernel's word in /proc")
+    processes = Table("process", "uid", "capabilities", "own namespaces", "root", "score")
     for process in sandbox["processes"]:
-        if process["name"] in ("shim", "qemu"):
+        processes.add_row(*process_cells(process))
+    console.print(processes)
+    step("seccomp of each thread: the kernel's word in /proc, and its own copy of each filter, followed")
+    threads = Table("process", "thread", "tid", "seccomp mode", "filters", "calls", "score")
+    for process in sandbox["processes"]:
+        if process["role"] in ("shim", "qemu"):
             for thread in process["threads"]:
-                table.add_row(process["name"], *cells(thread))
-    console.print(table)
+                threads.add_row(process["role"], *cells(thread))
+    console.print(threads)
     console.print("    calls: let through, with all arguments or some; score: lower is better")
-    console.print("    kata-ctl seccomp status shows the other processes of the sandbox too")
-    return 0
+    for owned in sandbox["owned"]:
+        console.print(
+            f"    a guest that owns {owned['role']}: score {owned['score']:g} with what others do for it"
+        )
+    console.print(
+        "    kata-ctl confinement shows more, and what such a guest can open, connect, mount and run"
+    )
+    return answer.returncode
+
+
+def process_cells(process: dict[str, Any]) -> tuple[str, ...]:
+    """A process's row."""
+    held = max((len(names) for names in process["capabilities"].values()), default=0)
+    own = [name for name, whose in process["namespaces"].items() if whose == "own"]
+    surface = process["seccomp"]["surface"]
+    return (
+        process["role"],
+        colored(str(process["users"][1]), good=0 not in process["users"]),
+        colored(str(held or "none"), good=not held),
+        " ".join(own) or "none",
+        process["root"],
+        f"{surface['score']:g}" if surface else "-",
+    )
+
+
+def colored(text: str, *, good: bool) -> str:
+    """A cell in green or red."""
+    return f"[{'green' if good else 'red'}]{text}[/]"
+
+
+MODES = {0: "disabled", 1: "strict", 2: "filter"}
 
 
 def cells(thread: dict[str, Any]) -> tuple[str, ...]:
     """A thread's row, without its process."""
-    mode = f"[{'green' if thread['mode'] == 2 else 'red'}]{thread['mode']} ({thread['mode_name']})"
+    mode = colored(f"{thread['mode']} ({MODES.get(thread['mode'], 'unknown')})", good=thread["mode"] == 2)
     surface = thread["surface"]
     measured = (str(surface["allowed"]), f"{surface['score']:g}") if surface else ("-", "-")
     return thread["name"], str(thread["tid"]), mode, str(thread["filters"]), *measured

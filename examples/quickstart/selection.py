@@ -8,7 +8,7 @@ from typing import Any
 import tomli
 import tomli_w
 
-from kata_configuration.judge.rules import VIRTIOFSD_PLACES
+from kata_configuration.judge.host import VIRTIOFSD_PLACES
 from kata_configuration.tell.template import SHIPPED
 from kata_hypervisor import vhost_vsock
 from kata_hypervisor.kvm.probe import probe_kvm

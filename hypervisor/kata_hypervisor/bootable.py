@@ -10,12 +10,15 @@ import os
 import struct
 from collections.abc import Collection
 from enum import Enum
+from pathlib import Path
 
 from kata_hypervisor import elf
 from kata_hypervisor.contract import UnikernelSpec
+from kata_hypervisor.driver_info import DriverInfo
 from kata_hypervisor.elf import ElfError, ElfFile
 from kata_hypervisor.errors import UnikernelError
 from kata_hypervisor.solo5.unikernel_file import ABI, ABI_NOTE, OWNER, TARGETS
+from kata_hypervisor.versions import numbers_of
 
 HEAD = 8192  # within which Multiboot's header lies
 BOOT_FLAG, SETUP_MAGIC = slice(0x1FE, 0x200), slice(0x202, 0x206)
@@ -62,7 +65,7 @@ def check_room(spec: UnikernelSpec) -> None:
 
 def _protocol_of(descriptor: int) -> Protocol:
     head = os.pread(descriptor, HEAD, 0)
-    if head[BOOT_FLAG] == b"\x55\xaa" and head[SETUP_MAGIC] == b"HdrS":
+    if _is_bzimage(head):
         return Protocol.LINUX
     if _is_multiboot(head):
         return Protocol.MULTIBOOT
@@ -72,6 +75,28 @@ def _protocol_of(descriptor: int) -> Protocol:
         return _elf_protocol(descriptor)
     except ElfError as error:
         raise UnikernelError(f"it {error}") from error
+
+
+def unbootable(info: DriverInfo, version: str, kernel: Path) -> str:
+    """Why a version of a VMM does not boot a kernel, in a sentence; empty where nothing is known against it.
+
+    Raises:
+        OSError: the kernel cannot be read.
+    """
+    number, needed = numbers_of(version), numbers_of(info.boots_bzimage)
+    if number is None or needed is None or number >= needed:
+        return ""
+    with kernel.open("rb") as file:
+        if not _is_bzimage(file.read(HEAD)):
+            return ""
+    return (
+        f"{info.program} {version} loads ELF kernels only, and {kernel} is a bzImage: install "
+        f"{info.boots_bzimage} or later, or name the ELF file, vmlinux, in kernel of [hypervisor.{info.name}]"
+    )
+
+
+def _is_bzimage(head: bytes) -> bool:
+    return head[BOOT_FLAG] == b"\x55\xaa" and head[SETUP_MAGIC] == b"HdrS"
 
 
 def _is_multiboot(head: bytes) -> bool:

@@ -41,7 +41,7 @@ class Reader(Follower):
 class Children:
     """The processes of one machine, by name.
 
-    host: starts them. log: where their output goes line by line, or None.
+    host: starts them. log: where their output goes line by line, at debug, or None.
     """
 
     def __init__(self, host: Host, log: logging.Logger | None) -> None:
@@ -68,20 +68,21 @@ class Children:
         fds: Mapping[int, int],
         *,
         stdout: str | None = None,
+        gate: int | None = None,
         seccomp: ChildFilter | None = None,
         privileges: Privileges | None = None,
     ) -> Child:
         """Start a process with these descriptors and a standard error that is kept.
 
         stdout: the heading under which its standard output is kept too. seccomp: its filter, from before its
-        program runs. privileges: see `Host.spawn`. Raises LaunchError.
+        program runs. gate, privileges: see `Host.spawn`. Raises LaunchError.
         """
         with contextlib.ExitStack() as theirs:
             ends = {STDERR: await self.pipe(f"{name} stderr", theirs)}
             if stdout is not None:
                 ends[STDOUT] = await self.pipe(stdout, theirs)
             child = await self._host.spawn(
-                name, argv, fds={**fds, **ends}, seccomp=seccomp, privileges=privileges
+                name, argv, fds={**fds, **ends}, gate=gate, seccomp=seccomp, privileges=privileges
             )
         self._children[name] = child
         return child
@@ -102,7 +103,7 @@ class Children:
         return end.fileno()
 
     async def _follow(self, heading: str, stream: object) -> None:
-        log = self._log.getChild(heading.replace(" ", "_")).debug if self._log is not None else None
+        log = self._log.getChild(heading.replace(" ", "_")) if self._log is not None else None
         follower = await follow(stream, log)
         self._followers[heading] = follower
         self.ours.push_async_callback(follower.aclose)

@@ -11,7 +11,7 @@ import anyio
 T = TypeVar("T")
 
 
-async def finish(work: Coroutine[Any, Any, T]) -> T:
+async def finish(work: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T:
     """Run work to its end in a task of its own, whatever happens to the caller; return what it returns.
 
     A caller that is cancelled waits all the same; the cancellation is raised once the work has ended, and
@@ -21,7 +21,28 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
 
     The work must be bounded: nobody can cancel it.
     """
-    task = asyncio.get_running_loop().create_task(work)
+    task = asyncio.ensure_future(work)
+    if (cancellation := await _wait_out(task)) is None:
+        return task.result()
+    raise cancellation from (None if task.cancelled() else task.exception())
+
+
+async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+    """Run work as `finish` does; a caller that was cancelled gets its result, and is cancelled again then.
+
+    For work whose result is something to be undone: the cancellation comes at the caller's next await, which
+    has the result by then.
+    """
+    task = asyncio.ensure_future(work)
+    cancellation = await _wait_out(task)
+    if cancellation is not None and (caller := asyncio.current_task()) is not None:
+        caller.uncancel()  # the number of cancellations stays what it is: asyncio.timeout compares it
+        caller.cancel(*cancellation.args)
+    return task.result()
+
+
+async def _wait_out(task: asyncio.Task[Any]) -> asyncio.CancelledError | None:
+    """Wait for a task however often the caller is cancelled; return the last cancellation."""
     cancellation: asyncio.CancelledError | None = None
     with anyio.CancelScope(shield=True):  # or a cancelled scope would interrupt the wait again and again
         while not task.done():
@@ -29,9 +50,7 @@ async def finish(work: Coroutine[Any, Any, T]) -> T:
                 await asyncio.wait({task})
             except asyncio.CancelledError as error:
                 cancellation = error
-    if cancellation is None:
-        return task.result()
-    raise cancellation from (None if task.cancelled() else task.exception())
+    return cancellation
 
 
 async def race(*functions: Callable[[], Awaitable[T]]) -> T:

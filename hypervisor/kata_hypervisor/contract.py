@@ -17,10 +17,12 @@ import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from kata_agent.transport import GuestTransport
-from kata_hypervisor.errors import NotSupportedError
+from kata_hypervisor.errors import HypervisorError, NotSupportedError
 from kata_hypervisor.host import Child, ExitStatus
+from kata_hypervisor.verity import Verity
 
 __all__ = [
     "CRASHED",
@@ -28,6 +30,7 @@ __all__ = [
     "Capabilities",
     "Disk",
     "Hypervisor",
+    "MachineSize",
     "NetTap",
     "SharedDirectory",
     "Tap",
@@ -38,6 +41,7 @@ __all__ = [
     "VmSpec",
     "Vmm",
     "VmmProcess",
+    "check_size",
     "check_supported",
     "check_unikernel",
 ]
@@ -48,8 +52,7 @@ CRASHED = signal.SIGABRT
 """What ends a unikernel that does what it must not, as seen from outside."""
 
 
-@dataclass(frozen=True, slots=True)
-class SharedDirectory:
+class SharedDirectory(NamedTuple):
     """A directory of the host that the guest mounts over virtio-fs.
 
     path: absolute path on the host, as seen by the process that serves it.
@@ -64,7 +67,8 @@ class SharedDirectory:
 class Disk:
     """A block device of the guest.
 
-    id: its name for the VMM, [A-Za-z0-9_]+. path: a file or device of the host.
+    id: its name for the VMM, [A-Za-z0-9_]+. path: a file or device of the host; one of a device that is
+    plugged in later is /dev/block/MAJOR:MINOR.
     """
 
     id: str
@@ -78,22 +82,38 @@ class Tap:
 
     id: its name for the VMM, [A-Za-z0-9_]+. name: the tap's, in the network namespace in which the VMM runs.
     mac: the guest's address, "02:00:00:00:00:01". fds: the tap's open queues, the caller's to close after
-    `prepare`; empty where the VMM opens the tap by its name.
+    `prepare`; empty where the VMM opens the tap by its name. mtu: bytes of the guest's largest packet, the
+    Ethernet header not counted.
     """
 
     id: str
     name: str
     mac: str
     fds: tuple[int, ...] = ()
+    mtu: int = 1500
 
 
-@dataclass(frozen=True, slots=True)
-class Capabilities:
+class MachineSize(NamedTuple):
+    """How large a machine is: number of virtual CPUs, and its memory in MiB."""
+
+    vcpus: int
+    memory_mib: int
+
+    def __str__(self) -> str:
+        return f"{self.vcpus} vCPUs and {self.memory_mib} MiB"
+
+
+MEMORY_STEP_MIB = 128
+"""By multiples of this a machine's memory grows: the memory that a guest's kernel takes as one block."""
+
+
+class Capabilities(NamedTuple):
     """What a driver can do. What it cannot, it refuses with NotSupportedError.
 
     agent: its guests run an agent that is reached over `transport`. file_sharing: directories of the host.
-    disks: block devices at the start. block_hotplug: and later. taps: network devices. tap_descriptors: taps
-    as open descriptors, and not by name. tap_hotplug: network devices later. pause, resize, snapshot: the
+    disks: block devices at the start. block_hotplug: and later. device_hotplug: block devices of the host
+    later, which may be written. taps: network devices. tap_descriptors: taps as open descriptors; without it,
+    by name. tap_hotplug: network devices later. pause, resize, snapshot: the
     methods of these names. restore: start from what `snapshot` wrote (`VmSpec.template`).
     """
 
@@ -101,6 +121,7 @@ class Capabilities:
     file_sharing: bool = False
     disks: bool = False
     block_hotplug: bool = False
+    device_hotplug: bool = False
     taps: bool = False
     tap_descriptors: bool = False
     tap_hotplug: bool = False
@@ -117,7 +138,10 @@ class VmSpec:
     sandbox_id: name of the sandbox, at most 64 characters of [A-Za-z0-9._-].
     directory: the sandbox's private directory on the host (mode 0700), for sockets.
     vcpus, memory_mib: number of virtual CPUs and guest memory in MiB at boot.
+    most: the size up to which it may grow while it runs, its memory by multiples of MEMORY_STEP_MIB; None for
+        a machine that keeps its size.
     kernel, initrd, image: absolute paths; `image` is the guest's root filesystem, given as a read-only disk.
+    verity: the hashes by which the guest's kernel checks the image, or None.
     kernel_parameters: parameters of the kernel command line that do not depend on the driver, in order; the
         driver puts its own (console, root device) before them, so that these win.
     shared: the directory shared with the guest, or None.
@@ -137,9 +161,11 @@ class VmSpec:
     vcpus: int
     memory_mib: int
     kernel: Path
+    most: MachineSize | None = None
     initrd: Path | None = None
     image: Path | None = None
     rootfs_type: str = "erofs"
+    verity: Verity | None = None
     kernel_parameters: tuple[str, ...] = ()
     shared: SharedDirectory | None = None
     disks: tuple[Disk, ...] = ()
@@ -150,9 +176,13 @@ class VmSpec:
     template: Path | None = None
     saved_to: Path | None = None
 
+    @property
+    def later_memory_mib(self) -> int:
+        """How much memory may be plugged in while it runs."""
+        return self.most.memory_mib - self.memory_mib if self.most is not None else 0
 
-@dataclass(frozen=True, slots=True)
-class BlockFile:
+
+class BlockFile(NamedTuple):
     """A file or device of the host as a unikernel's block device. descriptor: open for reading, or both."""
 
     descriptor: int
@@ -173,12 +203,12 @@ class NetTap:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class UnikernelCapabilities:
+class UnikernelCapabilities(NamedTuple):
     """What a monitor of unikernels can do. What it cannot, it refuses with NotSupportedError.
 
     initrd: a file beside the unikernel's. block: a block device. tap_descriptors, tap_names: a network
-    device, as an open tap or by the tap's name. pause: `pause` and `resume`. exit_status: the unikernel can
+    device, as an open tap or by the tap's name. tap_header: whether its frames have a virtio_net_hdr before
+    them. pause: `pause` and `resume`. exit_status: the unikernel can
     end with a status of its own; else it is 0 whenever it ends by itself.
     """
 
@@ -186,6 +216,7 @@ class UnikernelCapabilities:
     block: bool = True
     tap_descriptors: bool = False
     tap_names: bool = False
+    tap_header: bool = True
     pause: bool = True
     exit_status: bool = True
 
@@ -213,8 +244,7 @@ class UnikernelSpec:
     unconfined: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class VmmProcess:
+class VmmProcess(NamedTuple):
     """A process that serves the virtual machine, for verification and metrics. role: "vmm" or "virtiofsd"."""
 
     role: str
@@ -347,9 +377,18 @@ class Hypervisor(Vmm):
         """Take a network device away that was plugged in, by its id. Raises as `remove_disk`."""
         raise self._unsupported("take a network device out of a running machine")
 
-    async def resize(self, *, vcpus: int) -> None:
-        """Change the number of virtual CPUs of the running machine."""
-        raise self._unsupported("change the number of virtual CPUs")
+    async def resize(self, size: MachineSize) -> MachineSize:
+        """Change the size of the running machine; every thread's confinement is verified afterwards.
+
+        size: no less than at boot, no more than `VmSpec.most`. Returns what the machine has then, which is
+        not what was asked for where the guest does not take it, or does not let it go, while the host is
+        patient. The guest's kernel may still have to switch it on.
+
+        Raises:
+            HypervisorError: the VMM refused, or the machine was not made for that size.
+            ConfinementError: as `run`; the machine was stopped.
+        """
+        raise self._unsupported("change the size of a running machine")
 
     async def snapshot(self, directory: Path) -> None:
         """Write the state of the paused machine into `VmSpec.saved_to`, for the `template` of later machines.
@@ -403,11 +442,31 @@ def check_supported(driver: str, capabilities: Capabilities, spec: VmSpec) -> No
             any(tap.fds for tap in spec.taps),
             capabilities.tap_descriptors,
         ),
+        ("let a machine grow", spec.most is not None, capabilities.resize),
         ("start a machine from a template", spec.template is not None, capabilities.restore),
     )
     for action, needed, able in wanted:
         if needed and not able:
             raise NotSupportedError(f"the virtual machine of {spec.sandbox_id}: {driver} cannot {action}")
+
+
+def check_size(spec: VmSpec, size: MachineSize) -> None:
+    """Raise HypervisorError for a size that a machine was not made for."""
+    low, high = (
+        MachineSize(spec.vcpus, spec.memory_mib),
+        spec.most or MachineSize(spec.vcpus, spec.memory_mib),
+    )
+    if (
+        low.vcpus <= size.vcpus <= high.vcpus
+        and low.memory_mib <= size.memory_mib <= high.memory_mib
+        and (size.memory_mib - low.memory_mib) % MEMORY_STEP_MIB == 0
+    ):
+        return
+    raise HypervisorError(
+        f"cannot resize the virtual machine to {size.vcpus} vCPUs and {size.memory_mib} MiB: it was made for "
+        f"{low.vcpus} to {high.vcpus} vCPUs, and for {low.memory_mib} to {high.memory_mib} MiB in steps of "
+        f"{MEMORY_STEP_MIB}"
+    )
 
 
 def check_unikernel(monitor: str, capabilities: UnikernelCapabilities, spec: UnikernelSpec) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Literal
 
+    from kata_hypervisor.api_request import Request, Schema
     from kata_hypervisor.versions import Supported
 
     VhostVsock = Literal["required", "optional", "unused"]
@@ -25,17 +26,21 @@ class DriverInfo:
     machine, unikernel: "module:class" of its Hypervisor and of its UnikernelVmm, "" where it has none.
     unikernels: what images call it that say which hypervisor runs their unikernel.
     required: the oldest version that is not refused, "" for any. tested: the oldest and the newest version
-    that were tested, None where any from `required` on will do.
+    that were tested, None where any from `required` on will do. boots_bzimage: the oldest version that takes
+    a bzImage for a kernel, and not an ELF file only, "" where any does.
     vhost_vsock: whether it reaches its agent by the host's /dev/vhost-vsock, and knows another way.
     seal_features: the features of the seccomp policy that the sealed runtime may need for it, the most over
     everything that a host or a table decides; by "" for a machine, or "-SUFFIX" for another use of it.
-    monitor_commands: what the sealed runtime may have its VMM's monitor execute, without arguments; () where
-    the VMM has no monitor.
+    monitor_commands: what the sealed runtime may have its VMM's monitor execute, each with the schema of its
+    arguments (`api_request`), None for none; empty where the VMM has no monitor. api_requests: what it may
+    send to its VMM's REST interface, () where it has none.
     confined, verified: a sentence each: what confines it, and how that is verified. unconfined: what happens
     to a container without a seccomp profile where that turns the filter off, "" where nothing does.
     """
 
     __slots__ = (
+        "api_requests",
+        "boots_bzimage",
         "children",
         "confined",
         "default_path",
@@ -67,9 +72,11 @@ class DriverInfo:
         unikernels: tuple[str, ...] = (),
         required: str = "",
         tested: tuple[str, str] | None = None,
+        boots_bzimage: str = "",
         vhost_vsock: VhostVsock = "unused",
         seal_features: Mapping[str, frozenset[str]],
-        monitor_commands: tuple[str, ...] = (),
+        monitor_commands: Mapping[str, Schema] | None = None,
+        api_requests: tuple[Request, ...] = (),
         confined: str,
         verified: str,
         unconfined: str = "",
@@ -84,9 +91,11 @@ class DriverInfo:
         self.unikernels = unikernels
         self.required = required
         self.tested = tested
+        self.boots_bzimage = boots_bzimage
         self.vhost_vsock = vhost_vsock
         self.seal_features = seal_features
-        self.monitor_commands = monitor_commands
+        self.monitor_commands = monitor_commands or {}
+        self.api_requests = api_requests
         self.confined = confined
         self.verified = verified
         self.unconfined = unconfined

@@ -10,8 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from ctypes import LittleEndianStructure, c_uint8, c_uint16, c_uint32, c_uint64, sizeof
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 Read = Callable[[int, int], bytes]
 """Reads from an offset up to a number of bytes of the file; fewer where the file ends."""
@@ -116,8 +115,7 @@ Section = Elf32Section | Elf64Section
 Entry = TypeVar("Entry", bound=LittleEndianStructure)
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
+class _Layout(NamedTuple):
     header: type[Header]
     program: type[Program]
     section: type[Section]
@@ -129,8 +127,7 @@ _LAYOUTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(NamedTuple):
     """One note. size: of its content as its header says; the content is shorter where it is cut off."""
 
     owner: bytes

@@ -46,6 +46,8 @@ def describe_exit(process: str, status: ExitStatus, stderr: Tail, *, running: bo
     """
     how = f"exited with status {status.code}" if status.signal is None else f"was {status}"
     line = f"{process} {how}" + ("" if running else " before the guest was ready")
+    if status.signal == signal.SIGSYS and hint is None:
+        hint = "its seccomp filter refuses a system call that it made; the kernel's log names it (type=1326)"
     if status.signal == signal.SIGKILL:  # a process that is killed writes nothing about it
         hint = "if nobody sent the signal, the kernel's out-of-memory killer did: see dmesg"
     elif stderr.last_line:

@@ -9,17 +9,15 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from kata_hypervisor.privileges import Privileges
 from kata_hypervisor.seccomp.child_filter import ChildFilter
 from kata_hypervisor.seccomp.confinement import ThreadConfinement
 
 
-@dataclass(frozen=True, slots=True)
-class ExitStatus:
+class ExitStatus(NamedTuple):
     """How a child exited: an exit code, or the signal that killed it."""
 
     code: int | None = None
@@ -64,6 +62,17 @@ class Child(Protocol):
 class Host(Protocol):
     """The host's side of a driver."""
 
+    @property
+    def user(self) -> int:
+        """The uid, and gid, that the machine's processes have; another one for each sandbox."""
+
+    @property
+    def patience(self) -> float:
+        """Seconds for which a driver waits for what answers by itself: a VMM, a helper, the guest's kernel.
+
+        The configuration's, for nobody else knows how busy the host is.
+        """
+
     async def spawn(
         self,
         name: str,
@@ -91,20 +100,34 @@ class Host(Protocol):
             LaunchError: the executable cannot be started (missing, not executable, no memory ...).
         """
 
-    async def discard(self, path: Path) -> None:
-        """Remove a socket that a child has made in the sandbox's directory, if it is there."""
-
     async def register_guest(self, address: int | str) -> None:
         """Before the seal: say where the guest's ports are reached, for `connect_guest`.
 
         address: the guest's vsock context id, or the path of its VMM's unix socket (hybrid vsock).
         """
 
-    async def hold_monitor(self, driver: str, monitor: socket.socket) -> socket.socket:
+    async def listen_for_vmm(self, path: Path) -> socket.socket:
+        """Before the seal: listen on a socket in the VMM's directory (`vmm_paths`), to which it connects.
+
+        Raises:
+            LaunchError: the host does not do it.
+        """
+
+    async def connect_vmm(self, path: Path) -> socket.socket:
+        """Before the seal: connect to a socket that the VMM has made below the sandbox's directory.
+
+        Raises:
+            OSError: nobody listens there (yet).
+        """
+
+    async def hold_monitor(
+        self, driver: str, monitor: socket.socket, *, saved_to: Path | None = None
+    ) -> socket.socket:
         """Before the seal: have the host hold a VMM's monitor, which could open whatever the VMM can.
 
-        driver: whose `DriverInfo.monitor_commands` are all that passes once this process is sealed. monitor:
-        the connection, the host's from here on. Returns another one, to use in its place.
+        driver: whose `DriverInfo.monitor_commands` are all that passes once this process is sealed, or whose
+        `DriverInfo.api_requests` are from now on. monitor: the connection, the host's from here on. saved_to:
+        the directory that the machine may be saved in. Returns another one, to use in its place.
 
         Raises:
             LaunchError: the host does not hold it.
@@ -128,6 +151,27 @@ class Host(Protocol):
             HypervisorError: it cannot be opened, or this machine may not have it.
         """
 
+    async def give_device(self, path: Path, *, write: bool) -> None:
+        """Send a block device of the host, open, to the VMM with the next command to its monitor.
+
+        path: /dev/block/MAJOR:MINOR.
+
+        Raises:
+            HypervisorError: it cannot be opened, somebody else uses it, or this machine may not have it.
+        """
+
+    async def show_disk(self, name: str, path: Path) -> Path:
+        """Let the VMM see a file of the host as a disk that it is given while it runs, read-only.
+
+        name: the disk's, see `api_request.NAME`. Returns the path at which the VMM sees it.
+
+        Raises:
+            HypervisorError: it cannot be seen there, or this machine may not have it.
+        """
+
+    async def hide_disk(self, name: str) -> None:
+        """Take away what `show_disk` lets the VMM see; nothing for an unknown disk."""
+
     async def confinement(self, child: Child) -> list[ThreadConfinement]:
         """What the kernel reports of each thread of the child in /proc, main thread first.
 
@@ -143,6 +187,13 @@ class Host(Protocol):
         Raises:
             ProcessLookupError: the child has exited.
             SealError: the kernel does not hand the filters out here; the message says why.
+        """
+
+    async def end_loading(self, child: Child) -> None:
+        """Say that the child has loaded: its `ChildFilter` allows no more than it needs from here on.
+
+        Raises:
+            ProcessLookupError: the child has exited, or has no such filter.
         """
 
     async def make_jail(self, root: Path, files: Mapping[str, Path]) -> None:

@@ -9,6 +9,9 @@ from kata_hypervisor.errors import HostUnfitError
 
 KVM = Path("/dev/kvm")
 MEMINFO = Path("/proc/meminfo")
+HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
+"""The host's reserve of huge pages of 2 MiB; the kernel's Documentation/admin-guide/mm/hugetlbpage.rst."""
+HUGE_PAGE_MIB = 2
 
 
 EMULATE = 'accelerator = "tcg" in [hypervisor.qemu]'
@@ -56,7 +59,50 @@ def check_room(memory_mib: int, kernel: Path, initrd: Path | None, table: str) -
         )
 
 
-def check_memory(wanted_mib: int, meminfo: Path, table: str) -> list[str]:
+def check_guest_memory(
+    wanted_mib: int, table: str, *, huge: bool, meminfo: Path = MEMINFO, reserve: Path = HUGE_PAGES
+) -> list[str]:
+    """Check that the host has a guest's memory, in huge pages or not; return what to warn of.
+
+    table: the hypervisor's, for what to do. meminfo, reserve: where the kernel says what there is.
+
+    Raises:
+        HostUnfitError: it can never fit, or its huge pages do not fit now.
+    """
+    if huge:
+        _check_huge_pages(wanted_mib, reserve, table)
+        return []
+    return _check_memory(wanted_mib, meminfo, table)
+
+
+def _check_huge_pages(wanted_mib: int, reserve: Path, table: str) -> None:
+    """Refuse a guest for whose memory the host's reserve of huge pages has no room now.
+
+    A VMM that takes them page by page would be killed by SIGBUS at the first that is not there.
+
+    Raises:
+        HostUnfitError: they are too few, or the kernel has none.
+    """
+    wanted = -(-wanted_mib // HUGE_PAGE_MIB)
+    instead = f"or set enable_hugepages = false in {table}"
+    try:
+        free, promised, reserved = (
+            int((reserve / f"{name}_hugepages").read_text()) for name in ("free", "resv", "nr")
+        )
+    except OSError as error:
+        raise HostUnfitError(
+            f"cannot give the guest huge pages: {reserve}: {error.strerror}; load a kernel that has them, "
+            + instead
+        ) from error
+    if wanted > free - promised:
+        raise HostUnfitError(
+            f"cannot give the guest {wanted} huge pages of {HUGE_PAGE_MIB} MiB: this host has "
+            f"{max(free - promised, 0)} left; reserve more (sysctl "
+            f"vm.nr_hugepages={reserved + wanted - max(free - promised, 0)}), {instead}"
+        )
+
+
+def _check_memory(wanted_mib: int, meminfo: Path, table: str) -> list[str]:
     """Refuse what can never fit. What does not fit now is a warning: guest memory is taken page by page."""
     fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
     total, swap, available = (

@@ -9,19 +9,25 @@ from __future__ import annotations
 import abc
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import anyio
 
 from kata_hypervisor.children import Children
+from kata_hypervisor.concurrency import finish
 from kata_hypervisor.contract import VmExit, Vmm, VmmProcess
 from kata_hypervisor.driver_info import DriverInfo
-from kata_hypervisor.errors import HypervisorError, LaunchError, MachineFailedError
-from kata_hypervisor.host import ExitStatus
+from kata_hypervisor.errors import (
+    ConfinementError,
+    HypervisorError,
+    LaunchError,
+    MachineFailedError,
+    SealError,
+)
+from kata_hypervisor.host import ExitStatus, Host
+from kata_hypervisor.virtiofsd import NAME as VIRTIOFSD
 
 T = TypeVar("T")
-
-VIRTIOFSD = "virtiofsd"
 
 EXIT_GRACE = 1.0
 """Seconds in which a VMM that has closed its connection is seen to exit."""
@@ -39,10 +45,7 @@ class VmLifecycle(Vmm):
         self._requested = True
         if self._stopping is None or self._stopping.done():
             self._stopping = asyncio.create_task(self._stop(), name="machine's stop")
-        stopping = self._stopping
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait({stopping})
-        stopping.result()
+        await finish(self._stopping)
 
     @abc.abstractmethod
     async def _stop(self) -> None:
@@ -60,13 +63,16 @@ class ProcessLifecycle(VmLifecycle):
 
     info: the driver, whose program is the name of the VMM's process among _children. _hang_ups: errors of an
     answer which say that the VMM is exiting. _refusals: those of them after which it goes on living.
-    _start_budget, _stop_budget: seconds that it gets until its virtual CPUs run, and to exit by itself.
+    _host: starts them. _warnings: for the operator. _start_budget, _stop_budget: seconds that it gets until
+    its virtual CPUs run, and to exit by itself.
     """
 
     info: ClassVar[DriverInfo]
     _hang_ups: ClassVar[tuple[type[Exception], ...]]
     _refusals: ClassVar[tuple[type[Exception], ...]] = ()
+    _host: Host
     _children: Children
+    _warnings: list[str]
     _start_budget: float
     _stop_budget: float
     _launching: asyncio.Task[None] | None = None
@@ -147,8 +153,34 @@ class ProcessLifecycle(VmLifecycle):
             raise self._failure(f"{stage}: {error}")
         finally:
             work.cancel()
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait({work})
+            await finish(_settled(work))
+
+    # -- confinement ---------------------------------------------------------------------------------------
+
+    async def _verify_effective(self, beyond: int, required_by: str) -> None:
+        """See that its filters forbid something: a VMM may be built with filters that allow every call.
+
+        beyond: how many filters, the oldest, are not its own. required_by: what asks for them. Warns where
+        the kernel does not hand them out. Raises ConfinementError.
+        """
+        child = self._children[self.vmm]
+        for thread in await self._host.confinement(child):
+            if thread.filters <= beyond:
+                continue
+            try:
+                effective = await self._host.filters_effective(child, thread.tid, beyond)
+            except ProcessLookupError:
+                continue  # the thread has ended
+            except SealError as error:
+                self._warnings.append(
+                    f"cannot read the content of {self.vmm}'s filters, only their number: {error}"
+                )
+                return
+            if not effective:
+                raise ConfinementError(
+                    f"the filter of thread {thread.tid} ({thread.name}) of {self.vmm} allows every system "
+                    f"call; {required_by} requires one that refuses some: use a release build"
+                )
 
     # -- end -----------------------------------------------------------------------------------------------
 
@@ -197,3 +229,8 @@ class ProcessLifecycle(VmLifecycle):
         """See the contract."""
         roles = ((self.vmm, "vmm"), (VIRTIOFSD, VIRTIOFSD))
         return tuple(VmmProcess(role, self._children[name]) for name, role in roles if name in self._children)
+
+
+async def _settled(work: asyncio.Future[Any]) -> None:
+    """Return when something has ended, in whatever way."""
+    await asyncio.wait({work})

@@ -6,7 +6,7 @@ The writers are hostile: memory is bounded, and what is shown is printable text 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
 from typing import BinaryIO, cast
 
 LIMIT = 8 * 1024
@@ -54,10 +54,10 @@ def _printable(line: str) -> str:
 class Follower(asyncio.Protocol):
     """Reads a pipe or socket to its end in the background, into a `Tail`.
 
-    log: called with each complete line, for debugging.
+    log: gets each complete line, at debug.
     """
 
-    def __init__(self, log: Callable[[str], None] | None = None) -> None:
+    def __init__(self, log: logging.Logger | None = None) -> None:
         self.tail = Tail()
         self.ended = asyncio.Event()
         self._closed = asyncio.Event()
@@ -79,11 +79,11 @@ class Follower(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Asyncio's callback."""
         self.tail.feed(data)
-        if self._log is not None:
+        if self._log is not None and self._log.isEnabledFor(logging.DEBUG):
             *complete, rest = data.split(b"\n")
             for line in complete:
                 self._line.feed(line)
-                self._log(self._line.last_line)
+                self._log.debug("%s", self._line.last_line)
                 self._line = Tail()
             self._line.feed(rest)
 
@@ -97,7 +97,7 @@ class Follower(asyncio.Protocol):
         self._closed.set()
 
 
-async def follow(stream: object, log: Callable[[str], None] | None = None) -> Follower:
+async def follow(stream: object, log: logging.Logger | None = None) -> Follower:
     """Read a pipe or a connected socket to its end, and keep its last bytes."""
     follower = Follower(log)
     await follower.follow(cast(BinaryIO, stream))

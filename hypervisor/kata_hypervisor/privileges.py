@@ -4,6 +4,10 @@ A process with `Privileges` runs as the user of its pod, without capabilities an
 IPC, UTS, PID and network namespaces that are not the host's. Its root directory holds its program, the
 directories of shared libraries, and what is listed here, all of it read-only. Everything else that it needs
 is a descriptor. The broker does this between fork and exec.
+
+One that serves files to the guest must read and write what belongs to any user. It is root in a user
+namespace of its own, in which every user has the number that he has outside: so its few capabilities hold for
+the files that it is shown, and for nothing else of the host. It owns none of its other namespaces.
 """
 
 from __future__ import annotations
@@ -12,26 +16,73 @@ import contextlib
 import fcntl
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 NULL, RANDOM, KVM = Path("/dev/null"), Path("/dev/urandom"), Path("/dev/kvm")
+TUN = Path("/dev/net/tun")
+VHOST_NET = Path("/dev/vhost-net")
 
 
-@dataclass(frozen=True, slots=True)
 class Privileges:
     """What a process is shown.
 
     files: files of the host, which must be readable for everybody. data: directories and files that are shown
     where they exist: firmware and the like. devices: character devices, which get nodes that the process's
-    user owns. proc: whether it has /proc, of its own processes only. open_files: its limit of descriptors.
+    user owns. disks: block devices likewise, by whether they can only be read. proc: whether it has /proc, of
+    its own processes only. written: the numbers of those of its descriptors which it opens again through
+    /proc, for writing: regular files and pipes, which become its user's. network: whether it is in the pod's
+    network namespace, where there is one, and not in an empty one. open_files: its limit of descriptors.
+    file_size: in bytes, how large a file may be that it makes or writes to, memory that is a file among them;
+    None where nothing can be said of it, as of who serves files.
+
+    serves: the sandbox's shared directory, where it serves that: it is shown with all that is mounted in it,
+    also later, and with all of /proc, read-only. run_directory: that of `vmm_paths`, for its sockets, and
+    with it that of its later disks. writable: empty directories of the host that become its user's, for what
+    it saves.
+
+    jailer: whether the program makes its root and becomes the user itself, and is shown all of the host until
+    then: it gets the namespaces and limits only.
     """
 
-    files: tuple[Path, ...] = ()
-    data: tuple[Path, ...] = ()
-    devices: tuple[Path, ...] = (NULL, RANDOM)
-    proc: bool = False
-    open_files: int = 1024
+    __slots__ = (
+        *("data", "devices", "disks", "file_size", "files", "jailer", "network", "open_files", "proc"),
+        *("run_directory", "serves", "writable", "written"),
+    )
+
+    def __init__(
+        self,
+        files: tuple[Path, ...] = (),
+        data: tuple[Path, ...] = (),
+        devices: tuple[Path, ...] = (NULL, RANDOM),
+        *,
+        proc: bool = False,
+        written: tuple[int, ...] = (),
+        serves: Path | None = None,
+        network: bool = True,
+        open_files: int = 1024,
+        file_size: int | None = 0,
+        disks: Mapping[Path, bool] | None = None,
+        run_directory: Path | None = None,
+        writable: tuple[Path, ...] = (),
+        jailer: bool = False,
+    ) -> None:
+        self.files = files
+        self.data = data
+        self.devices = devices
+        self.proc = proc
+        self.written = written
+        self.serves = serves
+        self.network = network
+        self.open_files = open_files
+        self.file_size = None if serves is not None else file_size
+        self.disks = disks or {}
+        self.run_directory = run_directory
+        self.writable = writable
+        self.jailer = jailer
 
     def to_json(self) -> dict[str, object]:
         """Its fields as JSON has them: what the broker takes."""
@@ -40,7 +91,15 @@ class Privileges:
             "data": [str(path) for path in self.data],
             "devices": [str(path) for path in self.devices],
             "proc": self.proc,
+            "written": list(self.written),
+            "serves": str(self.serves) if self.serves is not None else None,
+            "network": self.network,
             "open_files": self.open_files,
+            "file_size": self.file_size,
+            "disks": {str(path): readonly for path, readonly in self.disks.items()},
+            "run_directory": None if self.run_directory is None else str(self.run_directory),
+            "writable": [str(path) for path in self.writable],
+            "jailer": self.jailer,
         }
 
 

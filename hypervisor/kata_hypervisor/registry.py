@@ -45,24 +45,27 @@ def unikernel_runners() -> Mapping[str, tuple[str, ...]]:
     return {kind: tuple(info.name for info in DRIVERS if kind in info.unikernels) for kind in kinds}
 
 
-def create(name: str, table: Table, host: Host) -> Hypervisor:
-    """Make a virtual machine's driver.
+def require_machine(name: str, table: Table) -> DriverInfo:
+    """See that a table is of virtual machines with a kernel; return its driver's declaration.
 
     name: the driver, as in [hypervisor.<name>]. table: that table of the configuration.
 
     Raises:
         NotSupportedError: there is no driver of that name, or the table has no kernel.
     """
-    from kata_configuration.models.base import MachineTable
-
     info = info_of(name)
-    if not info.machine or not isinstance(table, MachineTable) or table.kernel is None:
+    if not info.machine or not table.boots_linux:
         why = ', because its kernel is ""' if info.machine else ""
         raise NotSupportedError(
             f"[hypervisor.{name}] runs unikernels only{why}, and neither the container's annotations "
             "nor urunc.json in its image names one"
         )
-    make: Callable[[Table, Host], Hypervisor] = _load(info.machine)
+    return info
+
+
+def create(name: str, table: Table, host: Host) -> Hypervisor:
+    """Make a virtual machine's driver. Raises NotSupportedError: see `require_machine`."""
+    make: Callable[[Table, Host], Hypervisor] = _load(require_machine(name, table).machine)
     return make(table, host)
 
 

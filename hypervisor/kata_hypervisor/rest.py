@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
 
 import anyio
 import h11
@@ -29,8 +28,7 @@ FAULT_LIMIT = 1000
 _CHUNK = 64 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One request that describes the machine. purpose: what it is for, in messages."""
 
     purpose: str
@@ -60,7 +58,7 @@ class RestClient:
     base: what is put before each path. budget: seconds that an answer may take.
     """
 
-    def __init__(self, connection: socket.socket, vmm: str, *, base: str = "", budget: float = 10.0) -> None:
+    def __init__(self, connection: socket.socket, vmm: str, *, base: str = "", budget: float) -> None:
         connection.setblocking(False)
         self._socket = connection
         self._vmm = vmm
@@ -114,6 +112,12 @@ class RestClient:
         if not 200 <= response.status_code < 300:
             raise self._refusal(what, response.status_code, content)
         return self._value(what, content)
+
+    async def change_connection(self, exchange: Callable[[socket.socket], Awaitable[socket.socket]]) -> None:
+        """Go on over another connection to the same VMM. exchange: gets this one and returns that."""
+        async with self._turn:
+            self._socket = await exchange(self._socket)
+            self._socket.setblocking(False)
 
     def _give_up(self, what: str, why: str) -> RestError:
         self._given_up = why

@@ -2,6 +2,7 @@
 
 Prepare:  host checks -> processes -> its API answers -> version -> confinement verified -> the machine,
           described to it. Or it restores a saved one, whose virtual CPUs exist by then, and are verified too.
+          Then the host holds the API, and passes on what the driver declares.
 Run:      it starts the virtual CPUs -> what runs then is verified.
 End:      see `ProcessLifecycle`.
 """
@@ -11,8 +12,12 @@ from __future__ import annotations
 import abc
 import asyncio
 import contextlib
+import errno
 import logging
+import math
+import socket
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -28,24 +33,21 @@ from kata_hypervisor.errors import (
     HypervisorError,
     LaunchError,
     NotSupportedError,
-    SealError,
     SnapshotError,
 )
 from kata_hypervisor.host import ExitStatus, Host
-from kata_hypervisor.lifecycle import VIRTIOFSD, ProcessLifecycle
+from kata_hypervisor.lifecycle import ProcessLifecycle
 from kata_hypervisor.rest import RefusedError, RestClient, RestError, Step
 from kata_hypervisor.seccomp.confinement import ThreadConfinement, find_breach, inherited_filters
+from kata_hypervisor.virtiofsd import NAME as VIRTIOFSD
 
 CONSOLE = "console"
 
+POLL = 0.005
+"""Seconds between two looks at whether the VMM listens."""
+
 DYING = 2.0
 """Seconds that the kernel may take to tear down a VMM whose helper has seen it go."""
-
-COMMAND_BUDGET = 10.0
-"""Seconds that the VMM gets to answer a command while the machine runs."""
-
-SAVING_BUDGET = 120.0
-"""Seconds that the VMM gets to write the guest's memory to a disk."""
 
 T = TypeVar("T")
 
@@ -65,7 +67,8 @@ class RestMachine(ProcessLifecycle, Hypervisor):
     """One virtual machine in a VMM that is driven over REST.
 
     table: the VMM's table of the configuration. host: starts the processes. start_budget, stop_budget:
-    seconds that the VMM gets to be prepared, to run, and to end by itself.
+    seconds that the VMM gets to be prepared, to run and to answer, the host's patience without; and to end
+    by itself.
 
     Make it before the caller seals itself: how many filters a child inherits is read here.
     """
@@ -77,14 +80,13 @@ class RestMachine(ProcessLifecycle, Hypervisor):
     _excuse = "disable_seccomp = true"
 
     def __init__(
-        self, table: Table, host: Host, *, start_budget: float = 30.0, stop_budget: float = 2.0
+        self, table: Table, host: Host, *, start_budget: float | None = None, stop_budget: float = 2.0
     ) -> None:
-        self._start_budget = start_budget
+        self._start_budget = host.patience if start_budget is None else start_budget
         self._stop_budget = stop_budget
         self._inherited = inherited_filters()
         self._confined = table.confined
-        log = logging.getLogger(f"{__name__}.{self.vmm}") if table.enable_debug else None
-        self._children = Children(host, log)
+        self._children = Children(host, logging.getLogger(f"{__name__}.{self.vmm}"))
         self._host = host
         self._client: RestClient | None = None
         self._transport: GuestTransport | None = None
@@ -140,11 +142,6 @@ class RestMachine(ProcessLifecycle, Hypervisor):
     async def _ask_to_quit(self, client: RestClient) -> None:
         """Ask the VMM to exit."""
 
-    @property
-    @abc.abstractmethod
-    def _made(self) -> tuple[Path, ...]:
-        """The sockets that the machine makes in its directory."""
-
     def _own_reason(self) -> str | None:
         """What the guest did, when the VMM reported it and then exited because of it."""
         return None
@@ -167,7 +164,6 @@ class RestMachine(ProcessLifecycle, Hypervisor):
             self._warnings.append(
                 f"{self.vmm} runs unconfined: {self._excuse} in {self.section} turns its seccomp filter off"
             )
-        self._children.ours.push_async_callback(self._discard)
         self._transport = await self._spawn(spec)
         if self._transport is not None:
             self._children.ours.push_async_callback(self._transport.aclose)
@@ -183,6 +179,8 @@ class RestMachine(ProcessLifecycle, Hypervisor):
         await self._attempt(f"reading {self.vmm}'s confinement", deadline, self._verify_confinement())
         await self._attempt(f"reading {self.vmm}'s filters", deadline, self._verify_filters())
         await self._describe(client, spec, version, deadline)
+        hold = partial(self._host.hold_monitor, self.info.name, saved_to=spec.saved_to)
+        await self._attempt(f"handing over {self.vmm}'s API", deadline, client.change_connection(hold))
         self._prepared = True
 
     async def _describe(self, client: RestClient, spec: VmSpec, version: str, deadline: float) -> None:
@@ -229,10 +227,6 @@ class RestMachine(ProcessLifecycle, Hypervisor):
             await self.stop()
             raise
 
-    async def _discard(self) -> None:
-        for path in self._made:
-            await self._host.discard(path)
-
     # -- confinement ---------------------------------------------------------------------------------------
 
     async def verify_confinement(self) -> None:
@@ -257,24 +251,8 @@ class RestMachine(ProcessLifecycle, Hypervisor):
         return find_breach(threads, confined, inherited, process=self.vmm, required_by=setting)
 
     async def _verify_filters(self) -> None:
-        """See that the filters forbid something: a VMM may be built with filters that allow every call."""
-        child = self._children[self.vmm]
-        for thread in await self._host.confinement(child):
-            if not self._confined or thread.filters <= self._born_with:
-                continue
-            try:
-                effective = await self._host.filters_effective(child, thread.tid, self._born_with)
-            except SealError as error:
-                self._warnings.append(
-                    f"cannot read the content of {self.vmm}'s filters, only their number: {error}"
-                )
-                return
-            if not effective:
-                raise ConfinementError(
-                    f"the filter of thread {thread.tid} ({thread.name}) of {self.vmm} allows every system "
-                    f"call; disable_seccomp = false in {self.section} requires one that refuses some: "
-                    "use a release build"
-                )
+        if self._confined:
+            await self._verify_effective(self._born_with, f"disable_seccomp = false in {self.section}")
 
     # -- commands ------------------------------------------------------------------------------------------
 
@@ -288,12 +266,12 @@ class RestMachine(ProcessLifecycle, Hypervisor):
                 f"{self._saved_to or 'nowhere'}"
             )
         try:
-            await self._command("save the virtual machine", method, path, body, budget=SAVING_BUDGET)
+            await self._command("save the virtual machine", method, path, body, budget=math.inf)
         except HypervisorError as error:
             raise SnapshotError(str(error)) from error
 
     async def _command(
-        self, purpose: str, method: str, path: str, body: object = None, *, budget: float = COMMAND_BUDGET
+        self, purpose: str, method: str, path: str, body: object = None, *, budget: float | None = None
     ) -> Any:
         """Ask something of the running machine. The answer to a caller that is cancelled is dropped."""
         if self._client is None or self._end is None or not self._running:
@@ -336,6 +314,16 @@ class RestMachine(ProcessLifecycle, Hypervisor):
         except RestError:
             return False
         return True
+
+    async def _api_at(self, path: Path) -> socket.socket:
+        """Connect to the API's socket as soon as the VMM listens there; the caller sets the deadline."""
+        while True:
+            try:
+                return await self._host.connect_vmm(path)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN):
+                    raise
+            await anyio.sleep(POLL)
 
     async def _hybrid_vsock(self, path: Path) -> HybridVsockTransport:
         """The way to the guest through the VMM's socket."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _NUMBERS = re.compile(r"(\d+)\.(\d+)(?:\.(\d+))?")
 
 
-@dataclass(frozen=True, slots=True)
-class Supported:
+class Supported(NamedTuple):
     """A closed range of versions. oldest, newest: "51.1"; a later patch of the newest is within."""
 
     oldest: str

@@ -35,7 +35,10 @@ def open_device(device: Path = DEVICE) -> tuple[int, int] | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        raise HostUnfitError(f"cannot open {device} for the guest's vsock: {error.strerror}") from error
+        raise HostUnfitError(
+            f"cannot open {device} for the guest's vsock: {error.strerror}; allow the device in the pod's "
+            "cgroup"
+        ) from error
     try:
         return descriptor, _reserve_cid(descriptor, device)
     except BaseException:

@@ -21,6 +21,12 @@ SOCKET_ROOT = "/run/containerd/s"
 SANDBOX_KEYS = ("io.kubernetes.cri.sandbox-id", "io.kubernetes.cri-o.SandboxID")
 
 
+def digest(data: bytes) -> str:
+    """The SHA-256 of some bytes, in hexadecimal."""
+    found: str = sha256(data).hexdigest()
+    return found
+
+
 class InvalidIdError(ValueError):
     """A container, sandbox or exec id that cannot be part of a path."""
 
@@ -61,7 +67,7 @@ class SandboxIdentity:
         self.namespace = check_id(namespace, "namespace")
         self.id = check_id(id, "sandbox id")
         self.socket_root = socket_root
-        self.key = sha256(f"{address}/{namespace}/{id}".encode()).hexdigest()
+        self.key = digest(f"{address}/{namespace}/{id}".encode())
 
     @property
     def directory(self) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from kata_agent.guest import boot, devices, log, system
-from kata_agent.guest.errors import InvalidRequestError, NotFoundError, StateError
+from kata_agent.guest import boot, devices, log, metrics, signals, system
+from kata_agent.guest.errors import InvalidRequestError, NotFoundError, StateError, UnsupportedError
 from kata_agent.guest.namespaces import SharedNamespaces
 from kata_agent.guest.oom import OomWatcher
+from kata_agent.guest.reaper import Reaper
 from kata_agent.guest.runtime import last_error
 from kata_agent.guest.sandbox import check_id
 from kata_agent.guest.service import AgentService
@@ -23,6 +26,8 @@ def test_options_from_the_kernels_command_line() -> None:
     assert boot.parse_options("console=ttyS0 quiet") == boot.Options()
     options = boot.parse_options("agent.log=debug agent.container_pipe_size=2097152 agent.hotplug_timeout=3")
     assert options == boot.Options(verbose=True, pipe_size=2097152)
+    assert boot.parse_options("quiet agent.host_ports=reserved") == boot.Options(reserved=True)
+    assert not boot.parse_options("x=agent.host_ports=reserved agent.host_ports=").reserved
     with pytest.raises(InvalidRequestError, match="container_pipe_size=1M on the kernel"):
         boot.parse_options("agent.container_pipe_size=1M")
 
@@ -60,18 +65,60 @@ def test_namespaces_of_a_spec() -> None:
     spec = {
         "linux": {"namespaces": [{"type": "ipc", "path": "/host"}, {"type": "mount"}, {"type": "network"}]}
     }
-    shared.apply(spec, share_pid=True)
+    shared.apply(spec, pid=shared.pid)
     assert spec["linux"]["namespaces"] == [
         {"type": "ipc", "path": "/ns/ipc"},
         {"type": "mount"},
         {"type": "network"},
         {"type": "pid"},
     ]
-    shared.pid = "/proc/7/ns/pid"
-    shared.apply(spec, share_pid=True)
-    assert spec["linux"]["namespaces"][-1] == {"type": "pid", "path": "/proc/7/ns/pid"}
-    shared.apply(spec, share_pid=False)
+    shared._paths["pid"] = "/ns/pid"
+    shared.apply(spec, pid=shared.pid)
+    assert spec["linux"]["namespaces"][-1] == {"type": "pid", "path": "/ns/pid"}
+    shared.apply(spec, pid="")
     assert spec["linux"]["namespaces"][-1] == {"type": "pid"}
+
+
+def test_namespaces_in_the_words_of_clients_in_rust() -> None:
+    shared = SharedNamespaces()
+    spec = {"linux": {"namespaces": [{"type": "net"}, {"type": "mnt"}, {"type": "mount"}]}}
+    shared.apply(spec, pid="")
+    assert spec["linux"]["namespaces"] == [{"type": "network"}, {"type": "mount"}, {"type": "pid"}]
+
+
+def test_metrics_are_prometheus_text() -> None:
+    lines = [line for line in metrics.text().splitlines() if not line.startswith("# TYPE ")]
+    values = {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+    assert values['kata_guest_meminfo{item="MemTotal"}'] > values["kata_agent_total_rss"] > 0
+    assert values["kata_agent_threads"] >= 1
+    assert 'kata_guest_load{item="load15"}' in values
+
+
+def test_memory_is_announced_where_the_kernel_wants_it(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedError, match="MemHotplugByProbe is not served by this agent: plugged"):
+        system.probe_memory([1 << 30], str(tmp_path / "probe"))
+    (tmp_path / "probe").touch()
+    system.probe_memory([1 << 30], str(tmp_path / "probe"))
+    assert (tmp_path / "probe").read_text() == "0x40000000"
+
+
+@pytest.mark.parametrize(
+    ("namespaces", "mask", "dropped"),
+    [
+        ("70 1", "SigCgt", False),
+        ("70 1", "SigIgn", False),
+        ("70 1", "SigBlk", False),
+        ("70 1", "SigPnd", True),
+        ("70 2", "SigPnd", False),
+        ("1", "SigPnd", False),
+    ],
+)
+def test_signals_that_the_kernel_drops(namespaces: str, mask: str, dropped: bool) -> None:
+    masks = dict.fromkeys(("SigPnd", "SigBlk", "SigIgn", "SigCgt"), 0) | {mask: 1 << (signal.SIGTERM - 1)}
+    status = f"Name:\ta: b\nNSpid:\t{namespaces.replace(' ', chr(9))}\n"
+    status += "".join(f"{name}:\t{value:016x}\n" for name, value in masks.items())
+    assert signals.drops(status, signal.SIGTERM) is dropped
+    assert not signals.drops("", signal.SIGTERM)
 
 
 def test_last_error_of_crun() -> None:
@@ -125,9 +172,52 @@ def test_block_device_by_serial_number(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_devices_that_cannot_be_applied() -> None:
     with pytest.raises(InvalidRequestError, match="type 'vfio' is not known"):
-        devices.apply([agent_pb2.Device(id="d", type="vfio")], {})
+        devices.apply([agent_pb2.Device(id="d", type="vfio")], {}, Reaper())
+
+
+def test_devices_get_their_numbers_here_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number of one device here may be the number of another on the host."""
+    here = {"/dev/vdb": os.makedev(7, 1), "/dev/vdc": os.makedev(254, 32)}
+    monkeypatch.setattr(devices, "block_device", lambda source: source)
+    monkeypatch.setattr(os, "stat", lambda path: SimpleNamespace(st_rdev=here[path]))
+    nodes = [
+        {"path": path, "type": "b", "major": 7, "minor": minor}
+        for path, minor in (("/dev/x", 0), ("/dev/y", 1))
+    ]
+    rules = [{"allow": True, "type": "b", "major": 7, "minor": minor, "access": "r"} for minor in (0, 1)]
+    spec = {"linux": {"devices": nodes, "resources": {"devices": [{"allow": False}, *rules]}}}
+    given = [("/dev/x", "/dev/vdb"), ("/dev/y", "/dev/vdc")]
+    asked = [agent_pb2.Device(type="blk", vm_path=found, container_path=path) for path, found in given]
+    devices.apply(asked, spec, Reaper())
+    numbers = [(7, 1), (254, 32)]
+    assert [(node["major"], node["minor"]) for node in nodes] == numbers
+    assert [(rule["major"], rule["minor"]) for rule in rules] == numbers
     with pytest.raises(InvalidRequestError, match="the spec has no device '/dev/x'"):
-        devices.apply([agent_pb2.Device(id="d", type="blk", container_path="/dev/x")], {"linux": {}})
+        devices.apply(
+            [agent_pb2.Device(id="d", type="blk", container_path="/dev/x")], {"linux": {}}, Reaper()
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "error", "said"),
+    [
+        ("b", (254, 0), InvalidRequestError, "block device 254:0 is one of the host's, and was not plugged"),
+        ("c", (511, 7), NotFoundError, "the guest's kernel has no character device 511:7"),
+    ],
+)
+def test_a_node_without_a_device_of_this_guest_is_not_made(
+    kind: str, number: tuple[int, int], error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system, "_MODPROBE", ())
+    monkeypatch.setattr(system, "_BUSYBOX", ())
+    node = {"path": "/dev/x", "type": kind, "major": number[0], "minor": number[1]}
+    with pytest.raises(error, match=said):
+        devices.apply([], {"linux": {"devices": [node]}}, Reaper())
+
+
+def test_a_character_device_that_is_there_needs_nothing() -> None:
+    nodes = [{"path": "/n", "type": "c", "major": 1, "minor": 3}, {"path": "/p", "type": "p"}]
+    devices.apply([], {"linux": {"devices": nodes}}, Reaper())
 
 
 def test_processors_and_memory_are_switched_on(tmp_path: Path) -> None:

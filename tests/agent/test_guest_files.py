@@ -129,4 +129,7 @@ def test_remove_tree_does_not_follow_links(tmp_path: Path) -> None:
     remove_tree(str(tree))
     remove_tree(str(tree))
     assert not tree.exists()
+    tree.symlink_to(tmp_path / "kept")
+    remove_tree(str(tree))
+    assert not tree.is_symlink()
     assert (tmp_path / "kept/file").exists()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata_agent.guest import mounts
+from kata_agent.guest import destinations, mounts
 from kata_agent.guest.errors import InvalidRequestError
 
 
@@ -58,3 +58,36 @@ def test_boot_mounts_come_after_what_they_are_in() -> None:
     for index, target in enumerate(targets):
         parents = {str(parent) for parent in Path(target).parents}
         assert not parents & set(targets[index + 1 :])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [
+        (["/data"], ["/var/lib/data"]),
+        (["/data/inner"], ["/var/lib/data/inner"]),
+        (["/beside/a//./b/"], ["/etc/none/a/b"]),
+        (["/out/x"], ["/tmp/x"]),
+        (["/plain/a", "/absent/b", "/file"], ["/plain/a", "/absent/b", "/file"]),
+        (["/data", "/data/inner"], ["/var/lib/data", "/var/lib/data/inner"]),
+        (["/plain", "/plain/link"], ["/plain", "/plain/link"]),
+        (["/plain/link"], ["/absent"]),
+        (["/"], ["/"]),
+    ],
+)
+def test_destinations_lead_through_links_and_never_out(
+    tmp_path: Path, wanted: list[str], found: list[str]
+) -> None:
+    for directory in ("plain", "etc", "var/lib"):
+        (tmp_path / directory).mkdir(parents=True)
+    (tmp_path / "file").touch()
+    for name, target in (
+        ("data", "/var/lib/data"),
+        ("beside", "etc/none"),
+        ("out", "../../../tmp"),
+        ("plain/link", "../absent"),
+        ("loop", "loop"),
+    ):
+        (tmp_path / name).symlink_to(target)
+    assert destinations.resolve(str(tmp_path), wanted) == found
+    with pytest.raises(OSError, match="symbolic links"):
+        destinations.resolve(str(tmp_path), ["/loop/x"])

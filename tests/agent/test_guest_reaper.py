@@ -130,6 +130,89 @@ sh("grep -E 'Sig(Blk|Ign)' /proc/self/status; echo $(ls /proc/self/fd)")
     assert descriptors == "0 1 2 3"  # the last one is ls reading the list
 
 
+def test_a_watcher_that_fails_does_not_end_the_reaper() -> None:
+    script = """
+pid = os.posix_spawn("/bin/sleep", ["sleep", "1000"], {})
+def fail(status):
+    raise KeyError("ours")
+reaper.watch(pid, fail)
+reaper.signal(pid, signal.SIGKILL)
+while pid in reaper._watchers:
+    time.sleep(0.01)
+print(sh("exit 4"), sh("exit 5"))
+"""
+    assert sorted(run(script).splitlines()) == [
+        "4 5",
+        "kata-agent: the end of a process could not be recorded: KeyError: 'ours'",
+    ]
+
+
+def test_a_program_that_does_not_end_is_killed() -> None:
+    script = """
+try:
+    reaper.run(["/bin/sh", "-c", "exec sleep 1000"], stdio, 0.2)
+except TimeoutError as error:
+    print(error)
+"""
+    assert run(script) == "it did not end within 0.2 s and was killed\n"
+
+
+CONTAINER = """
+import tempfile
+from kata_agent.guest.cgroup import Cgroup
+from kata_agent.guest.container import Container
+from kata_agent.guest.errors import GuestError
+from kata_agent.guest.runtime import Crun
+from kata_agent.guest.stdio import CalledStdio
+scratch = tempfile.mkdtemp()
+def container(commands):
+    program = f"{scratch}/crun"
+    with open(program, "w") as file:
+        file.write('#!/bin/sh\\nlog="${4#--log=}"; case "$5" in\\n' + commands + '\\nesac')
+        os.fchmod(file.fileno(), 0o755)
+    crun = Crun(reaper, scratch=scratch, program=program)
+    one = Container("one", {"process": {"args": ["true"]}}, Cgroup("/absent"), crun=crun, reaper=reaper)
+    one._prepare_bundle = one._remove_bundle = lambda: None
+    return one
+def message_of(action, *arguments):
+    try:
+        action(*arguments)
+    except GuestError as error:
+        print(error.message)
+"""
+
+
+def test_a_failing_removal_does_not_hide_why_the_creation_failed() -> None:
+    script = """
+commands = "create) echo the reason >$log; exit 1;; delete) echo the undoing >$log; exit 1;;"
+message_of(container(commands).create, CalledStdio())
+"""
+    assert sorted(run(CONTAINER + script).splitlines()) == [
+        "kata-agent: undo the creation of container one: the undoing",
+        "the reason",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("", "its process was killed, or had no room in the guest; try again"),
+        ("kill -9 $(cat ${0%/*}/init); ", "the container ended meanwhile, and all its processes with it"),
+    ],
+)
+def test_a_silent_failure_of_an_exec_has_a_reason(fault: str, reason: str) -> None:
+    script = f"""
+syscalls.become_subreaper()
+create = "create) sleep 1000 >&- 2>&- & echo $! >$9; cp $9 ${{0%/*}}/init;;"
+one = container(create + "exec) {fault}exit 255;;")
+one.create(CalledStdio())
+message_of(one.execute, "two", {{"args": ["true"]}}, CalledStdio())
+reaper.signal(one.init.pid, signal.SIGKILL)
+"""
+    said = run(CONTAINER + script)
+    assert said == f"crun exec one ended with status 255 and gave no reason: {reason}\n"
+
+
 def test_program_that_cannot_start() -> None:
     assert "FileNotFoundError" in run(
         """

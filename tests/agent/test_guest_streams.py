@@ -165,6 +165,30 @@ def test_claim_waits_for_a_stream_that_is_on_its_way() -> None:
             table.claim(7, timeout=0.01)
 
 
+def test_a_stream_that_its_host_has_closed_is_nobodys() -> None:
+    """A local user connected by a port that is the shim's a moment later, and left a line for its program."""
+    table = StreamTable()
+    (user, stale), (shim, stream) = socket.socketpair(), socket.socketpair()
+    with user, stale, shim, stream:
+        user.send(b"evil\n")
+        table.add(stale, 7)
+        user.close()
+        threading.Timer(0.05, table.add, (stream, 7)).start()
+        assert table.claim(7, timeout=10) is stream
+        assert stale.fileno() == -1
+
+
+def test_a_stream_whose_input_has_ended_is_claimed() -> None:
+    table = StreamTable()
+    shim, stream = socket.socketpair()
+    with shim, stream:
+        table.add(stream, 7)
+        shim.send(b"all")
+        shim.shutdown(socket.SHUT_WR)
+        assert table.claim(7, timeout=0) is stream
+        assert stream.recv(10) == b"all"
+
+
 def test_table_is_bounded() -> None:
     table = StreamTable()
     pairs = [socket.socketpair() for _ in range(257)]

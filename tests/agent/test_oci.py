@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kata_agent.constants import UMASK_ANNOTATION
+from kata_agent.constants import UMASK_ANNOTATION, UNIFIED_ANNOTATION
 from kata_agent.oci import (
     SpecError,
     lost_fields,
@@ -301,12 +301,10 @@ def test_members_that_the_wire_lacks_are_reported() -> None:
     spec["mispelt"] = {}
     spec["process"] |= {"ioPriority": {"class": "IOPRIO_CLASS_IDLE"}, "scheduler": None}
     spec["mounts"][1]["uidMappings"] = []
-    spec["linux"]["resources"]["unified"] = {"memory.high": "1"}
     spec["linux"]["seccomp"] = {"defaultAction": "A", "defaultErrnoRet": 38, "listenerPath": "/s"}
     lost = lost_fields(spec)
     assert sorted(lost) == [
         "domainname",
-        "linux.resources.unified",
         "linux.seccomp.defaultErrnoRet",
         "linux.seccomp.listenerPath",
         "mispelt",
@@ -407,3 +405,23 @@ def test_no_json_raises_anything_else(spec: Json) -> None:
     except SpecError:
         return
     spec_from_proto(message)
+
+
+def test_unified_keys_travel() -> None:
+    spec = load("ctr")
+    spec["linux"]["resources"]["unified"] = {"memory.high": "1", "pids.max": "ä"}
+    spec["annotations"] = {UNIFIED_ANNOTATION: '{"memory.high": "2"}', "kept": "x"}
+    assert lost_fields(spec) == [f"annotations['{UNIFIED_ANNOTATION}']"]
+    arrived = spec_from_proto(spec_to_proto(spec))
+    assert arrived["linux"]["resources"]["unified"] == {"memory.high": "1", "pids.max": "ä"}
+    assert arrived["annotations"] == {"kept": "x"}
+    spec["linux"]["resources"]["unified"] = {"memory.high": 1}
+    with pytest.raises(SpecError, match=r"linux.resources.unified\['memory.high'\]: must be a string"):
+        spec_to_proto(spec)
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"memory.high": 1}', "{"])
+def test_unified_keys_that_are_none_are_refused(text: str) -> None:
+    message = oci_pb2.Spec(Annotations={UNIFIED_ANNOTATION: text})
+    with pytest.raises(SpecError, match="unified"):
+        spec_from_proto(message)

@@ -13,9 +13,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
-from kata_agent import transports
 from kata_agent.mux.guest import MuxGuest
-from kata_agent.transport import GuestTransport, GuestUnreachableError
+from kata_agent.transport import GuestTransport, GuestUnreachableError, open_stream
 from kata_agent.transports import (
     Dial,
     HybridVsockTransport,
@@ -103,11 +102,31 @@ async def test_hybrid_without_a_listener_in_the_guest(vmm: Vmm) -> None:
         await hybrid(vmm.path).connect(5)
 
 
-async def test_hybrid_without_an_answer(vmm: Vmm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transports, "_TRY", 0.01)
+async def test_a_guest_that_does_not_answer_is_waited_for_as_long_as_the_asker_says(vmm: Vmm) -> None:
     vmm.reply = lambda sock: None
-    with pytest.raises(GuestUnreachableError, match="no answer"):
-        await hybrid(vmm.path).connect(5)
+    with pytest.raises(GuestUnreachableError, match=r"port 5 of the guest did not answer within 0\.05 s"):
+        await open_stream(hybrid(vmm.path), 5, 0.05)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.7):  # more than any try once had
+            await hybrid(vmm.path).connect(5)
+
+
+async def test_a_connection_that_the_kernel_gives_up_is_tried_again() -> None:
+    errors = [errno.ETIMEDOUT, errno.ETIMEDOUT, None]
+    made: list[socket.socket] = []
+
+    async def dial(port: int) -> socket.socket:
+        one, _ = dialed(errors.pop(0))
+        made.append(await one(port))
+        return made[-1]
+
+    sock, number = await open_stream(VsockTransport(dial, "guest 42"), 1024, 60)
+    with sock:
+        assert number == 4711
+    assert len(made) == 3
+    errors.append(errno.ECONNRESET)
+    with pytest.raises(GuestUnreachableError, match="reset"):
+        await open_stream(VsockTransport(dial, "guest 42"), 1024, 60)
 
 
 @pytest.mark.parametrize("reply", [b"NO 1\n", b"OK \n", b"OK -1\n", b"OK 1" * 100, b"\n", b"OK 1 2\n"])

@@ -15,8 +15,9 @@ from google.protobuf.message import Message
 from ttrpc_peer import SERVICE, request_frame, response_frame
 
 from kata_agent.protos import agent_pb2, health_pb2, ttrpc_pb2
-from kata_agent.ttrpc.blocking import MAX_REQUESTS, BlockingHandler, BlockingServer
+from kata_agent.ttrpc.blocking import MAX_REQUESTS, MAX_WAITS, BlockingHandler, BlockingServer
 from kata_agent.ttrpc.client import Client
+from kata_agent.ttrpc.envelope import Share
 from kata_agent.ttrpc.frames import HEADER_SIZE, MAX_PAYLOAD, Flag, FrameType, encode
 from kata_agent.ttrpc.status import Code, RpcError
 
@@ -24,16 +25,20 @@ from kata_agent.ttrpc.status import Code, RpcError
 class Rig:
     """A server on one end of a socketpair, and the other end."""
 
-    def __init__(self, *, max_requests: int = MAX_REQUESTS) -> None:
+    def __init__(self, *, max_requests: int = MAX_REQUESTS, max_waits: int = MAX_WAITS) -> None:
         self.release = threading.Event()
         self.running = threading.Semaphore(0)
         self.logged: list[str] = []
         handlers: dict[tuple[str, str], BlockingHandler] = {
             (SERVICE, "Check"): BlockingHandler(health_pb2.CheckRequest, self.check),
             (SERVICE, "Read"): BlockingHandler(agent_pb2.ReadStreamRequest, self.read),
+            (SERVICE, "Wait"): BlockingHandler(health_pb2.CheckRequest, self.check, Share.WAIT),
+            (SERVICE, "Alive"): BlockingHandler(health_pb2.CheckRequest, self.check, Share.NONE),
         }
         ours, self.sock = socket.socketpair()
-        server = BlockingServer(handlers, log=self.logged.append, max_requests=max_requests)
+        server = BlockingServer(
+            handlers, log=self.logged.append, max_requests=max_requests, max_waits=max_waits
+        )
         self.thread = threading.Thread(target=server.serve, args=(ours,))
         self.thread.start()
 
@@ -50,9 +55,9 @@ class Rig:
     def read(self, request: agent_pb2.ReadStreamRequest) -> Message:
         return agent_pb2.ReadStreamResponse(data=bytes(request.len))
 
-    def send(self, stream: int, text: str = "a", *, flags: int = 0) -> None:
+    def send(self, stream: int, text: str = "a", *, method: str = "Check", flags: int = 0) -> None:
         request = health_pb2.CheckRequest(service=text)
-        self.sock.sendall(request_frame(stream, request=request, flags=flags))
+        self.sock.sendall(request_frame(stream, method, request=request, flags=flags))
 
     def receive(self) -> tuple[int, ttrpc_pb2.Response]:
         length, stream, kind, _ = struct.unpack(">IIBB", self.sock.recv(HEADER_SIZE, socket.MSG_WAITALL))
@@ -115,6 +120,22 @@ def test_cap_on_requests_at_once() -> None:
     assert rig.ask(3) == (Code.RESOURCE_EXHAUSTED, "grpc.Health/Check: too many requests at once")
     rig.release.set()
     assert rig.answer(1) == (0, "")
+    rig.close()
+
+
+def test_waits_are_counted_apart_and_health_not_at_all() -> None:
+    rig = Rig(max_requests=1, max_waits=2)
+    for stream in (1, 3):
+        rig.send(stream, "wait", method="Wait")
+        rig.running.acquire()
+    rig.send(5, method="Wait")
+    assert rig.answer(5) == (Code.RESOURCE_EXHAUSTED, "grpc.Health/Wait: too many requests at once")
+    rig.send(9, "wait")
+    rig.running.acquire()
+    rig.send(11, method="Alive")
+    assert rig.answer(11) == (0, "")
+    rig.release.set()
+    assert {rig.receive()[0] for _ in range(3)} == {1, 3, 9}
     rig.close()
 
 

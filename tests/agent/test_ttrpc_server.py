@@ -313,3 +313,31 @@ async def test_listener_serves_many_and_ends_them_when_cancelled() -> None:
             await call
         for client in clients:
             await client.wait_closed()
+
+
+async def test_it_is_known_when_all_is_answered() -> None:
+    rig = Rig()
+    await rig.server.answered()
+    waiting = health_pb2.CheckRequest(service="wait")
+    await rig.peer.send(request_frame(1, request=waiting) + request_frame(3, request=waiting))
+    await until(lambda: rig.service.running == 2)
+    answered = asyncio.create_task(rig.server.answered())
+    await asyncio.sleep(0)
+    assert not answered.done()
+    rig.service.release.set()
+    await answered
+    # They are in the socket, so that a process which ends now does not take them along.
+    rig.task.cancel()
+    assert {(await rig.peer.receive_response())[0] for _ in range(2)} == {1, 3}
+    await asyncio.wait({rig.task})
+    rig.peer.sock.close()
+
+
+async def test_a_connection_that_ends_has_nothing_to_be_answered() -> None:
+    rig = Rig()
+    await rig.peer.send(request_frame(1, request=health_pb2.CheckRequest(service="wait")))
+    await until(lambda: rig.service.running == 1)
+    answered = asyncio.create_task(rig.server.answered())
+    await rig.close()
+    await answered
+    await rig.server.answered()

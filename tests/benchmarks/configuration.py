@@ -18,13 +18,21 @@ import sys
 import tempfile
 from pathlib import Path
 
+from results import record
+
 from kata_configuration.tell.template import SHIPPED
 
+BUDGETS_MS = {"lint": 300.0, "many": 10_000.0}
+"""SPECIFICATION.md, "Budgets"."""
 FILE = SHIPPED / "configuration-qemu.toml"
 MANY = 200
 
 PARSE = "import sys, tomli; tomli.load(open(sys.argv[1], 'rb'))"
 LOAD = "import pathlib, sys, kata_configuration as k; k.load(pathlib.Path(sys.argv[1]), check_host=False)"
+KEPT = """import pathlib, sys; from kata_configuration import kept
+path = pathlib.Path(sys.argv[1])
+kept.load(path, source="benchmark", annotations={}, root=path.parent / "kept")
+"""
 LINT = """import sys; from kata_runtime.ctl.main import main
 main(['config', 'lint', '--no-host', *sys.argv[1:]])"""
 
@@ -55,16 +63,23 @@ def main(rounds: int) -> None:
         directory = Path(name)
         for number in range(MANY):
             (directory / f"{number}.toml").write_bytes(FILE.read_bytes())
+        sound = directory / "sound" / "configuration.toml"
+        sound.parent.mkdir()
+        sound.write_bytes(FILE.read_bytes())
         faulty = directory / "faulty" / "configuration.toml"
         faulty.parent.mkdir()
         faulty.write_text(with_faults(FILE.read_text()))
         for title, code, path in (
             ("load", LOAD, FILE),
+            ("kept", KEPT, sound),
             ("lint", LINT, FILE),
             ("faults", LINT, faulty),
             ("many", LINT, directory),
         ):
             pairs = [(cpu(code, path), cpu(PARSE, FILE)) for _ in range(rounds)]
+            milliseconds = [one * 1e3 for one, _ in pairs]
+            record(f"configuration, {title}", milliseconds, unit="ms of CPU", budget=BUDGETS_MS.get(title))
+            record(f"configuration, {title}, over tomli", [one / other for one, other in pairs])
             ours, bare = (statistics.median(values) * 1e3 for values in zip(*pairs, strict=True))
             ratio = statistics.median(one / other for one, other in pairs)
             print(f"{title + ':':<8} {ours:.0f} ms of CPU, tomli {bare:.0f} ms, ratio {ratio:.1f}")

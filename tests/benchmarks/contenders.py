@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from kata_configuration.judge.rules import VIRTIOFSD_PLACES
+from kata_configuration.judge.host import VIRTIOFSD_PLACES
 from kata_hypervisor import vhost_vsock, virtiofsd
 from kata_hypervisor.contract import SHARED_DIRECTORY_TAG
 

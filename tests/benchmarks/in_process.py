@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 
 from contenders import CACHE, GUEST_MAC, QUEUE_SIZE, TAP
 
-from kata_configuration.judge.rules import VIRTIOFSD_PLACES
+from kata_configuration.judge.host import VIRTIOFSD_PLACES
 from kata_configuration.models.dragonball import Dragonball as DragonballTable
 from kata_hypervisor.contract import Disk, SharedDirectory, Tap, VmSpec
-from kata_hypervisor.dragonball import command, exits, processors
+from kata_hypervisor.dragonball import driver, exits, processors
 from kata_hypervisor.dragonball.driver import Dragonball
 from kata_hypervisor.kvm import abi
 from local_host import LocalHost
@@ -90,7 +90,7 @@ async def main() -> None:
     pytest.MonkeyPatch().setattr(processors, "handle", meter.handle)
     say("loaded")
     given = json.loads(await anyio.to_thread.run_sync(sys.stdin.readline))
-    command.KERNEL_PARAMETERS = (*given["parameters"], "pci=off")
+    driver.KERNEL_PARAMETERS = (*given["parameters"], "pci=off")
     daemon = next(one for one in VIRTIOFSD_PLACES if one.exists())
     table = make_table(
         DragonballTable,

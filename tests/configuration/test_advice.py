@@ -23,9 +23,10 @@ from kata_configuration.tell.template import SETTINGS
 # Advice that names no single change: what to decide stays with whoever reads it.
 OPEN = re.compile(
     r"add it|add one of them|add \[|keep one|name a|if that is what is meant|change it or|list the names"
-    r"|for them, write|begin it with|close it|separate words|put it in quotes|use (printable|one of|\w+|\")"
+    r"|for them, write|begin it with|close it|separate the entries"
+    r"|put it in quotes|use (printable|one of|\w+|\")"
     r"|move it to (\[.*\] or|the table)|write (a|an|true or false|\[|\"on)|add \w+=|remove image|\w+=deny$"
-    r"|such as| in \[[\w.]+\]\??$"
+    r"|such as| in \[[\w.-]+\]\??$"
 )
 
 STATEMENT = re.compile(r"write (\w+) = (.+)")

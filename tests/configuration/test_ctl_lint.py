@@ -168,7 +168,7 @@ def test_a_kvm_that_runs_no_unmodified_guests_is_a_warning(
     monkeypatch.setattr(
         "kata_runtime.ctl.kvm_rule._probe", lambda: KvmProbeResult(True, False, "this KVM only emulates")
     )
-    monkeypatch.setattr("kata_configuration.judge.rules.KVM", Path("/dev/null"))
+    monkeypatch.setattr("kata_configuration.judge.host.KVM", Path("/dev/null"))
     kernel = "" if name.startswith("solo5") else 'kernel = "/k"\nimage = "/i"\n'
     path = write(f'[hypervisor.{name}]\n{kernel}{lines}\n[runtime]\nhypervisor_name = "{name}"\n')
     main(["config", "lint", str(path)])

@@ -123,6 +123,7 @@ def test_a_later_spelling_of_a_key_wins(base: Path) -> None:
     drop(base, "10.toml", QEMU + 'seccomp_sandbox = "off"\n')
     configuration = load(base, check_host=False)
     assert qemu_of(configuration).seccompsandbox == "off"
+    assert configuration.origins is not None
     origin = configuration.origins.of(("hypervisor", "qemu", "seccompsandbox"))
     assert (origin.kind, origin.line, Path(origin.name).name) == (Kind.DROP_IN, 2, "10.toml")
 
@@ -134,14 +135,14 @@ def test_both_spellings_in_one_drop_in_conflict(base: Path) -> None:
 
 
 def test_a_replaced_array_says_what_it_drops(base: Path) -> None:
-    base.write_text(base.read_text() + 'virtio_fs_extra_args = ["--xattr", "--syslog"]\n')
-    drop(base, "10.toml", QEMU + 'virtio_fs_extra_args = ["--syslog", "--readonly"]\n')
+    base.write_text(base.read_text() + 'virtio_fs_extra_args = ["--xattr", "--posix-acl"]\n')
+    drop(base, "10.toml", QEMU + 'virtio_fs_extra_args = ["--posix-acl", "--readonly"]\n')
     assert findings(base) == [
         "config.d/10.toml:2:24: note[KATA402] hypervisor.qemu.virtio_fs_extra_args: replaces the array of "
         f'{base}, and drops "--xattr" (repeat here what is to stay)'
     ]
-    assert qemu_of(load(base, check_host=False)).virtio_fs_extra_args == ("--syslog", "--readonly")
-    drop(base, "10.toml", QEMU + 'virtio_fs_extra_args = ["--xattr", "--syslog", "--readonly"]\n')
+    assert qemu_of(load(base, check_host=False)).virtio_fs_extra_args == ("--posix-acl", "--readonly")
+    drop(base, "10.toml", QEMU + 'virtio_fs_extra_args = ["--xattr", "--posix-acl", "--readonly"]\n')
     assert findings(base) == []
 
 

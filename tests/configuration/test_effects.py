@@ -22,10 +22,11 @@ LOADING = (ROOT / "configuration/kata_configuration",)
 SPEC = (RUNTIME / "pod/machine_spec.py", RUNTIME / "unikernel")
 
 # The modules of each driver. Those beside the drivers' folders serve several of them.
+SHARED = (HYPERVISOR / "rest_machine.py", HYPERVISOR / "rate_limiter.py")
 DRIVERS = {
     "qemu": (HYPERVISOR / "qemu", HYPERVISOR / "registry.py"),
-    "clh": (HYPERVISOR / "cloud_hypervisor", HYPERVISOR / "rest_machine.py"),
-    "firecracker": (HYPERVISOR / "firecracker", HYPERVISOR / "rest_machine.py"),
+    "clh": (HYPERVISOR / "cloud_hypervisor", *SHARED),
+    "firecracker": (HYPERVISOR / "firecracker", *SHARED),
     "dragonball": (HYPERVISOR / "dragonball", HYPERVISOR / "registry.py"),
     "solo5-hvt": (HYPERVISOR / "solo5",),
     "solo5-spt": (HYPERVISOR / "solo5",),
@@ -38,14 +39,15 @@ PLACES = {
     Effect.MACHINE: (*SPEC, RUNTIME / "pod/linux_boot.py"),
     Effect.FILTER: (RUNTIME / "pod/sealing.py",),
     Effect.KERNEL_LINE: SPEC,
-    Effect.VIRTIOFSD: (),
+    Effect.VIRTIOFSD: (HYPERVISOR / "virtiofsd.py",),
     Effect.AGENT: (RUNTIME / "pod",),
     Effect.SHIM: (RUNTIME / "pod", RUNTIME / "shim"),
 }
-OF_DRIVERS = {Effect.SIZE, Effect.MACHINE, Effect.FILTER, Effect.VIRTIOFSD}
+OF_DRIVERS = {Effect.SIZE, Effect.MACHINE, Effect.FILTER}
 
 # A key that is read by way of a property of its table.
 PROPERTIES = {
+    "network_queues": "tap_queues",
     "seccompsandbox": "confined",
     "disable_seccomp": "confined",
     "kernel_params": "kernel_parameters",

@@ -25,11 +25,19 @@ OPEN = {
 }
 
 # The keys that no annotation sets, beside every valid_*.
-CLOSED = {"enable_annotations", "refused_annotations", "agent_name", "name"}
+CLOSED = {
+    "enable_annotations",
+    "refused_annotations",
+    "agent_name",
+    "name",
+    "dan_conf",
+    "sandbox_bind_mounts",
+}
 
 # What must never be open or lose its declaration by a slip: they confine, or name what the host runs.
 CONFINING = {
     *("seccompsandbox", "disable_seccomp", "honor_unconfined", "shim_seccomp", "disable_guest_seccomp"),
+    *("required_confinement", "sandbox_uid_base", "sandbox_uid_count"),
     *("virtio_fs_extra_args", "virtio_fs_daemon", "path", "jailer_path", "kernel", "initrd", "image"),
     *("kernel_params", "kernel_modules", "machine_accelerators", "hypervisor_name", "entropy_source"),
 }
@@ -117,9 +125,10 @@ def test_a_reason_stands_where_a_key_is_not_guarded(path: tuple[str, ...], key: 
 def test_a_path_that_an_annotation_may_name_is_limited_by_a_list(path: tuple[str, ...], key: str) -> None:
     model = TABLES[path]
     field = model.model_fields[key]
-    listed_in = Annotation.of(field).listed_in
-    is_path = pod_annotations._kind(field) is Path
-    assert bool(listed_in) == is_path
+    annotation = Annotation.of(field)
+    listed_in = annotation.listed_in
+    may_name = pod_annotations._kind(field) is Path and annotation.access is not Access.CLOSED
+    assert bool(listed_in) == may_name
     assert not listed_in or listed_in in model.model_fields
 
 

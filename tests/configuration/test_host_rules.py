@@ -26,7 +26,7 @@ def guest(tmp_path: Path) -> Path:
 @pytest.fixture
 def text(guest: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A configuration that is right on a host that is right."""
-    monkeypatch.setattr("kata_configuration.judge.rules.JIT", guest.parent / "jit")
+    monkeypatch.setattr("kata_configuration.judge.host.JIT", guest.parent / "jit")
     (guest.parent / "jit").write_text("1\n")
     return (
         f'[hypervisor.qemu]\npath = "{guest}"\nkernel = "{guest}"\nimage = "{guest}"\naccelerator = "tcg"\n'
@@ -107,7 +107,7 @@ def test_the_host_is_asked_about_the_selected_hypervisor_only(write: Write, text
 def test_kvm_is_demanded_of_drivers_that_know_nothing_else(
     write: Write, text: str, guest: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kata_configuration.judge.rules.KVM", guest.parent / "absent")
+    monkeypatch.setattr("kata_configuration.judge.host.KVM", guest.parent / "absent")
     other = text.replace("qemu", "clh").replace('accelerator = "tcg"\n', "")
     path = write(other + '[runtime]\nhypervisor_name = "clh"\n')
     assert {code for code, _ in findings(path)} == {"KATA603"}
@@ -141,3 +141,22 @@ def test_random_numbers_come_from_a_device(write: Write, text: str, source: str,
     ]
     assert [item.code for item in found] == ([code] if code else [])
     assert all(item.security == (code == "KATA608") for item in found)
+
+
+@pytest.mark.parametrize(
+    ("reserved", "says"), [("255", "255"), (None, "0"), ("256", None)], ids=["too few", "none", "enough"]
+)
+def test_huge_pages_that_the_host_has_not_reserved(
+    write: Write,
+    text: str,
+    guest: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reserved: str | None,
+    says: str | None,
+) -> None:
+    monkeypatch.setattr("kata_configuration.judge.host.HUGE_PAGES", guest.parent / "huge")
+    if reserved is not None:
+        (guest.parent / "huge").write_text(f"{reserved}\n")
+    found = lint(write(text + "default_memory = 512\nenable_hugepages = true\n"))
+    message = f"a machine takes 256 huge pages of 2 MiB, this host has reserved {says}"
+    assert [item.message for item in found] == ([message] if says else [])

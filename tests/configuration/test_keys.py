@@ -35,15 +35,27 @@ Write = Callable[..., Path]
 GUEST = 'kernel = "/boot/vmlinuz"\nimage = "/srv/image"\n'
 QEMU = f"[hypervisor.qemu]\n{GUEST}"
 NOT_YET = "is known to Kata and not supported by this version"
+NO_IOMMU = "the machine has no virtual IOMMU, and no device of the host that its guest could put behind one"
+ALWAYS_ROOTLESS = "is not needed: every machine runs as a user of its pod, who has no privileges"
 NOTHING = "; the value changes nothing (remove it)"
 
 # Each text is put after QEMU (three lines), and compared without "hypervisor." and the file's name.
 CASES: list[tuple[str, str, list[str]]] = [
     # QEMU: what its driver does not honour yet.
-    ("planned", "enable_iommu = true\n", [f"4:1: error[KATA203] qemu.enable_iommu: {NOT_YET} (remove it)"]),
-    ("planned, and off", "enable_iommu = false\n", [f"4:1: note[KATA210] qemu.enable_iommu: {NOT_YET}{NOTHING}"]),
+    ("planned", "enable_iothreads = true\n", [f"4:1: error[KATA203] qemu.enable_iothreads: {NOT_YET} (remove it)"]),
+    ("planned, and off", "enable_iothreads = false\n", [f"4:1: note[KATA210] qemu.enable_iothreads: {NOT_YET}{NOTHING}"]),
+    ("planned, with what happens instead", "enable_iommu = true\n", [f"4:1: error[KATA203] qemu.enable_iommu: {NOT_YET}: {NO_IOMMU} (remove it)"]),
+    ("planned, off, with what happens instead", "enable_iommu = false\n", [f"4:1: note[KATA210] qemu.enable_iommu: {NOT_YET}: {NO_IOMMU}{NOTHING}"]),
+    ("planned, with what to do", "[runtime]\nenable_vcpus_pinning = true\n", [f"5:1: error[KATA203] runtime.enable_vcpus_pinning: {NOT_YET}: each virtual CPU runs on any CPU that the cgroup above the pod's has (remove it, and give that cgroup a cpuset if pods are to keep to some CPUs)"]),
+    ("asks for what is always so", "rootless = true\n", [f"4:1: note[KATA210] qemu.rootless: {ALWAYS_ROOTLESS} (remove it)"]),
+    ("asks against what is always so", "rootless = false\n", [f"4:1: note[KATA210] qemu.rootless: {ALWAYS_ROOTLESS} (remove it)"]),
+    ("asks for what is always so, of the wrong type", 'rootless = "no"\n', [f"4:1: error[KATA203] qemu.rootless: {NOT_YET}: every machine runs as a user of its pod, who has no privileges (remove it)"]),
+    ("acted on by the Go runtime, with what happens instead", "disable_block_device_use = true\n", ["4:1: error[KATA203] qemu.disable_block_device_use: is acted on by Kata's Go runtime only: a root file system on a block device is mounted on the host and shared where files are shared, and is a disk of the guest elsewhere (remove it, and choose by shared_fs)"]),
+    ("mounts of no form", '[runtime]\nsandbox_bind_mounts = ["/srv/tools", "tools", "/", "/srv/../x:ro", "/srv/x/", "/srv:rx"]\n', [f'5:{column}: error[KATA304] runtime.sandbox_bind_mounts[{number}]: "{value}" is no path of a directory or file of the host (write a path such as /srv/tools, or /srv/tools:rw)' for column, number, value in ((38, 1, "tools"), (47, 2, "/"), (52, 3, "/srv/../x:ro"), (68, 4, "/srv/x/"), (79, 5, "/srv:rx"))]),
+    ("mounts of one name", '[runtime]\nsandbox_bind_mounts = ["/srv/tools", "/opt/tools:rw"]\n', ['5:38: error[KATA401] runtime.sandbox_bind_mounts[1]: has the last name "tools" of another entry, by which the guest finds each (keep one of them)']),
+    ("mounts where no files are shared", 'shared_fs = "none"\n[runtime]\nsandbox_bind_mounts = ["/srv/tools"]\n', ["6:23: error[KATA401] runtime.sandbox_bind_mounts: cannot be: qemu is configured to share no files with its guests (remove it)"]),
     ("planned, and empty", 'firmware = ""\n', [f"4:1: note[KATA210] qemu.firmware: {NOT_YET}{NOTHING}"]),
-    ("planned, of the wrong type", 'enable_iommu = "no"\n', [f"4:1: error[KATA203] qemu.enable_iommu: {NOT_YET} (remove it)"]),
+    ("planned, of the wrong type", 'enable_iothreads = "no"\n', [f"4:1: error[KATA203] qemu.enable_iothreads: {NOT_YET} (remove it)"]),
     ("a protection", "disable_guest_selinux = false\n", [f"4:1: error[KATA213] qemu.disable_guest_selinux: {NOT_YET} (remove it only where pods can do without this protection) [security]"]),
     ("a protection, by one of its values", '[runtime]\nemptydir_mode = "block-encrypted"\n', [f"5:1: error[KATA213] runtime.emptydir_mode: {NOT_YET} (remove it only where pods can do without this protection) [security]"]),
     ("no protection, by another", '[runtime]\nemptydir_mode = "block-plain"\n', [f"5:1: error[KATA203] runtime.emptydir_mode: {NOT_YET} (remove it)"]),
@@ -77,6 +89,8 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("the runtime's filter, on", '[runtime]\nshim_seccomp = "enforce"\n', []),
     ("the runtime's filter, off", '[runtime]\nshim_seccomp = "off"\n', ["5:16: warning[KATA505] runtime.shim_seccomp: the runtime's own process runs without a seccomp filter (set it to \"enforce\") [security]"]),
     ("the runtime's filter, watching", '[runtime]\nshim_seccomp = "log"\n', ["5:16: warning[KATA506] runtime.shim_seccomp: a call outside the policy of the runtime's own process is logged and let through (set it to \"enforce\") [security]"]),
+    ("confinement that is misspelt", '[runtime]\nrequired_confinement = ["landlok"]\n', ['5:25: error[KATA303] runtime.required_confinement[0]: "landlok" is none of the allowed values (did you mean "landlock"?)']),
+    ("confinement that is no name", '[runtime]\nrequired_confinement = [false]\n', ['5:25: error[KATA301] runtime.required_confinement[0]: is a boolean, must be a string (use one of "landlock", "cgroup")']),
     ("the runtime's filter, misspelled", '[runtime]\nshim_seccomp = "enforced"\n', ['5:16: error[KATA303] runtime.shim_seccomp: "enforced" is none of the allowed values (did you mean "enforce"?)']),
     ("the runtime's filter, a boolean", "[runtime]\nshim_seccomp = false\n", ['5:16: error[KATA301] runtime.shim_seccomp: is a boolean, must be a string (use one of "enforce", "log", "off")']),
     ("in process", '[hypervisor.dragonball]\npath = "/usr/bin/dragonball"\n', ["5:1: warning[KATA204] dragonball.path: is not a key of this table: the machine runs in the runtime's own process (remove it)"]),
@@ -103,6 +117,8 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("virtiofsd without shared files", 'shared_fs = "none"\nvirtio_fs_cache = "never"\nvirtio_fs_daemon = "/usr/lib/qemu/virtiofsd"\n', ['5:19: warning[KATA404] qemu.virtio_fs_cache: has no effect with shared_fs = "none" (remove it, or change shared_fs)']),
     ("an image's type, and no image", '[hypervisor.clh]\nkernel = "/k"\ninitrd = "/i"\nrootfs_type = "xfs"\n', ["7:15: warning[KATA404] clh.rootfs_type: has no effect without image (remove it, or set image)"]),
     ("queues, and no network", "[hypervisor.clh]\nnetwork_queues = 2\nkernel = \"/k\"\nimage = \"/i\"\n[runtime]\ninternetworking_model = \"none\"\n", ['5:18: warning[KATA404] clh.network_queues: has no effect with internetworking_model = "none" in [runtime] (remove it, or change internetworking_model)']),
+    ("the host's network, and a network", "[runtime]\ndisable_new_netns = true\n", ['5:21: error[KATA401] runtime.disable_new_netns: contradicts internetworking_model = "tcfilter", for which the VMM runs in the pod\'s network (set it to false, or internetworking_model to "none")']),
+    ("the host's network", '[runtime]\ndisable_new_netns = true\ninternetworking_model = "none"\n', ["5:21: warning[KATA509] runtime.disable_new_netns: the VMM runs in the host's network namespace (set it to false) [security]"]),
     ("one cgroup", "[runtime]\nsandbox_cgroup_only = false\n", ["5:23: error[KATA303] runtime.sandbox_cgroup_only: false is not supported: everything that a sandbox runs on the host is in one cgroup of the pod (only true is supported)"]),
     ("one cgroup, by number", "[runtime]\nsandbox_cgroup_only = 1\n", ["5:23: error[KATA301] runtime.sandbox_cgroup_only: is an integer, must be true or false (write true or false)"]),
     ("a level that the agent does not have", '[agent.kata]\nlog_level = "warn"\n', [f"5:1: error[KATA203] agent.kata.log_level: {NOT_YET}: the agent logs at the level info, and at debug with enable_debug = true (remove it)"]),
@@ -141,7 +157,9 @@ def test_what_is_reported_for_a_key(write: Write, text: str, expected: list[str]
 
 # Keys that no driver honours yet, and whose rules are there: what is reported once Cloud Hypervisor's honours them.
 COMING: list[tuple[str, str, list[str]]] = [
-    ("verity", 'kernel_verity_params = "root_hash=1,salt=2,data_blocks=3,data_block_size=4096,hash_block_size=100"\n', ['5:24: warning[KATA304] clh.kernel_verity_params: "root_hash=1,salt=2,data_blocks=3,data_block_size=4096,hash_block_size=100" has hash_block_size=100 (write a multiple of 512)']),
+    ("verity", 'kernel_verity_params = "root_hash=abababababababababababababababababababababababababababababababab,salt=2a,data_blocks=3,data_block_size=4096,hash_block_size=100"\n', ['5:24: warning[KATA304] clh.kernel_verity_params: "root_hash=abababababababababababababababababababababababababababababababab,sa..." has hash_block_size=100 (write 512, 1024, 2048 or 4096)']),
+    ("a root hash that is none", 'kernel_verity_params = "root_hash=xyz,salt=2a,data_blocks=3,data_block_size=4096,hash_block_size=512"\n', ['5:24: warning[KATA304] clh.kernel_verity_params: "root_hash=xyz,salt=2a,data_blocks=3,data_block_size=4096,hash_block_size=512" has root_hash=xyz (write 64 hexadecimal digits, in lower case)']),
+    ("verity twice", 'kernel_verity_params = "root_hash=abababababababababababababababababababababababababababababababab,salt=2a,salt=2a,data_blocks=3,data_block_size=4096,hash_block_size=512"\n', ['5:24: warning[KATA304] clh.kernel_verity_params: "root_hash=abababababababababababababababababababababababababababababababab,sa..." has a parameter twice (keep one of them)']),
     ("half of verity", 'kernel_verity_params = "salt=1"\n', ['5:24: warning[KATA304] clh.kernel_verity_params: "salt=1" has no root_hash (add root_hash=...)']),
     ("verity of another name", 'kernel_verity_params = "a=1"\n', ['5:24: warning[KATA304] clh.kernel_verity_params: "a=1" has the unknown parameter "a" (use root_hash, salt, data_blocks, data_block_size, hash_block_size)']),
     ("a table in a table", "[hypervisor.clh.factory]\nenable_templat = true\ntemplate_path = 3\n", ['6:1: warning[KATA201] clh.factory.enable_templat: unknown key (did you mean "enable_template"?)', "7:17: warning[KATA301] clh.factory.template_path: is an integer, must be a string with an absolute path (put it in quotes)"]),

@@ -13,6 +13,7 @@ import pytest
 
 from kata_configuration import ConfigurationError, Severity, lint, load, suggestions
 from kata_configuration.diagnostics import Code
+from kata_configuration.models import TABLES
 
 Write = Callable[..., Path]
 
@@ -86,10 +87,10 @@ CASES: list[tuple[str, str, list[str]]] = [
     ),
     (
         "a key of Kata's",
-        QEMU + "enable_hugepages = true\n",
+        QEMU + "reclaim_guest_freed_memory = true\n",
         [
-            "4:1: error[KATA203] hypervisor.qemu.enable_hugepages: is known to Kata and not supported by "
-            "this version (remove it)"
+            "4:1: error[KATA203] hypervisor.qemu.reclaim_guest_freed_memory: is known to Kata and not "
+            "supported by this version (remove it)"
         ],
     ),
     (
@@ -173,9 +174,9 @@ CASES: list[tuple[str, str, list[str]]] = [
         [
             '4:17: error[KATA304] hypervisor.qemu.kernel_params: "a "b" has a double quote without its pair (close it)',
             '5:16: error[KATA304] hypervisor.qemu.cpu_features: "a,,b" is not a comma-separated list '
-            "(separate words by single commas)",
+            "(separate the entries by single commas)",
             '6:24: error[KATA304] hypervisor.qemu.machine_accelerators: "a b" is not a comma-separated list '
-            "(separate words by single commas)",
+            "(separate the entries by single commas)",
             '7:8: error[KATA304] hypervisor.qemu.path: "/bin/\\x07" contains a control character '
             "(use printable characters only)",
         ],
@@ -230,10 +231,10 @@ CASES: list[tuple[str, str, list[str]]] = [
     ),
     (
         "timeouts against each other",
-        QEMU + "[agent.kata]\ndial_timeout_ms = 45000\n",
+        QEMU + "[agent.kata]\ndial_timeout_ms = 145000\n",
         [
-            "5:19: error[KATA401] agent.kata.dial_timeout_ms: reconnect_timeout_ms = 30000 is less than "
-            "dial_timeout_ms = 45000 (change it or reconnect_timeout_ms)"
+            "5:19: error[KATA401] agent.kata.dial_timeout_ms: reconnect_timeout_ms = 120000 is less than "
+            "dial_timeout_ms = 145000 (change it or reconnect_timeout_ms)"
         ],
     ),
     (
@@ -389,3 +390,30 @@ def test_however_much_is_misspelled_so_much_is_compared(
     assert len(found) >= 8000
     assert 1 <= len(compared) <= suggestions.MOST
     assert any("did you mean" in item.hint for item in found)
+
+
+WRONG = (
+    "false",
+    "3",
+    "1.5",
+    '"x"',
+    "[]",
+    '["x"]',
+    "[false]",
+    "[[1]]",
+    "{ a = 1 }",
+    "[{ a = 1 }]",
+    "1979-05-27",
+)
+
+
+@pytest.mark.parametrize("value", WRONG)
+@pytest.mark.parametrize("path", TABLES, ids=".".join)
+def test_no_value_of_a_key_is_too_wrong_to_be_reported(
+    write: Write, path: tuple[str, ...], value: str
+) -> None:
+    for key in TABLES[path].model_fields:
+        text = f"[{'.'.join(path)}]\n{key} = {value}\n"
+        for found in lint(write(text), check_host=False):
+            assert found.message
+            assert found.hint

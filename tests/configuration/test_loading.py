@@ -93,8 +93,8 @@ def test_the_first_line_of_the_error_says_all(write: Write, valid_text: str) -> 
 
 
 def test_paths_are_checked_on_the_host(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kata_configuration.judge.rules.KVM", tmp_path / "kvm")
-    monkeypatch.setattr("kata_configuration.judge.rules.VIRTIOFSD_PLACES", (Path(sys.executable),))
+    monkeypatch.setattr("kata_configuration.judge.host.KVM", tmp_path / "kvm")
+    monkeypatch.setattr("kata_configuration.judge.host.VIRTIOFSD_PLACES", (Path(sys.executable),))
     plain = tmp_path / "plain"
     plain.touch()
     path = write(

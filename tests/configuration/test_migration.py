@@ -149,7 +149,7 @@ QEMU = '[hypervisor.qemu]\nkernel = "/k"\nimage = "/i"\n'
             f"{QEMU}\n[runtime]\n",
         ),
         # Contradictions of others.
-        (f"{QEMU}[agent.kata]\ndial_timeout_ms = 45000\n", f"{QEMU}[agent.kata]\n"),
+        (f"{QEMU}[agent.kata]\ndial_timeout_ms = 130000\n", f"{QEMU}[agent.kata]\n"),
     ],
 )
 def test_what_becomes_of_a_text(text: str, expected: str) -> None:
@@ -240,7 +240,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("text", "status", "output"),
     [
-        (f"{QEMU}rootless = true\n", 1, "lost protections: "),
+        (f"{QEMU}disable_guest_selinux = false\n", 1, "lost protections: "),
         (f"{QEMU}default_memory = 4\n", 1, "4 is below the minimum"),
         ("?", 1, "is not TOML; correct this first:"),
         (None, 2, "does not exist"),
@@ -301,7 +301,7 @@ def test_a_stray_key_goes_where_it_is_meant(text: str, expected: str, codes: lis
 
 LOSSES = [
     ("hypervisor.qemu", 'firmware = "/f"', Weight.LOST),
-    ("hypervisor.qemu", "enable_hugepages = true", Weight.LOST),
+    ("hypervisor.qemu", "reclaim_guest_freed_memory = true", Weight.LOST),
     ("hypervisor.qemu", 'cold_plug_vfio = "root-port"', Weight.LOST),
     ("hypervisor.qemu", "rx_rate_limiter_max_rate = 1000", Weight.LOST),
     ("hypervisor.qemu", 'pflashes = ["/f"]', Weight.LOST),
@@ -310,8 +310,9 @@ LOSSES = [
     ("runtime", "enable_pprof = true", Weight.LOST),
     ("hypervisor.qemu", 'ctlpath = "/c"', Weight.HARMLESS),
     ("hypervisor.qemu", "msize_9p = 4096", Weight.HARMLESS),
-    ("hypervisor.qemu", "enable_hugepages = false", Weight.HARMLESS),
-    ("hypervisor.qemu", "rootless = true", Weight.PROTECTION),
+    ("hypervisor.qemu", "reclaim_guest_freed_memory = false", Weight.HARMLESS),
+    ("hypervisor.qemu", "disable_guest_selinux = false", Weight.PROTECTION),
+    ("hypervisor.qemu", "rootless = true", Weight.HARMLESS),
     ("runtime", "sandbox_cgroup_only = false", Weight.CHANGED),
 ]
 

@@ -46,10 +46,13 @@ def refused(pod: Pod, entries: str, annotations: Mapping[str, str], more: str = 
         ("default_memory", "2Gi", "default_memory", 2048),
         ("default_memory", " 512Mi ", "default_memory", 512),
         ("default_max_vcpus", "4", "default_maxvcpus", 4),
+        ("default_vcpus", "0.75", "default_vcpus", 1),
+        ("default_vcpus", " 2.000000001 ", "default_vcpus", 3),
+        ("default_vcpus", "3.0", "default_vcpus", 3),
         ("enable_debug", "true", "enable_debug", True),
         ("overhead_vcpus", "0.5", "overhead_vcpus", 0.5),
         ("kernel_params", "quiet", "kernel_params", "quiet"),
-        ("virtio_fs_extra_args", "--xattr, --syslog", "virtio_fs_extra_args", ("--xattr", "--syslog")),
+        ("virtio_fs_extra_args", "--xattr, --posix-acl", "virtio_fs_extra_args", ("--xattr", "--posix-acl")),
         ("seccomp_sandbox", "off", "seccompsandbox", "off"),
     ],
 )
@@ -57,6 +60,7 @@ def test_values_are_read_as_their_keys_type(pod: Pod, name: str, text: str, key:
     configuration = pod(f'["{name}"]', {f"hypervisor.{name}": text})
     assert getattr(configuration.hypervisor, key) == value
     assert configuration.annotations == (f"{PREFIX}hypervisor.{name}",)
+    assert configuration.origins is not None
     origin = configuration.origins.of(("hypervisor", "qemu", key))
     assert str(origin) == f"annotation {PREFIX}hypervisor.{name}"
 
@@ -309,5 +313,5 @@ def test_a_name_that_others_search_for_is_noted(write: Write, valid_text: str) -
     (found,) = lint(write(valid_text + entries), check_host=False)
     assert (found.code, found.message) == (
         "KATA714",
-        '"kernel" allows this name only; runtimes that search also allow kernel_params',
+        '"kernel" allows this name only; runtimes that search also allow kernel_verity_params, kernel_params',
     )

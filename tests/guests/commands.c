@@ -7,6 +7,7 @@
 #define DEVICES NET_DEVICE("service")
 #endif
 #include "unikernel.h"
+#include "link_text.h"
 
 static char buffer[4096];
 static volatile u64 counter;
@@ -78,8 +79,11 @@ static int copy_blocks(void)
     return result | block(BLOCK_WRITE, 1, 512, buffer, 512);
 }
 
-static int echo_frames(void)
+static int echo_frames(const struct device *device)
 {
+    describe_link(device, buffer);
+    buffer[LINK_TEXT] = 0;
+    print(buffer);
     for (;;) {
         u64 size = sizeof buffer;
         if (net(NET_READ, 1, buffer, &size) == 0) {
@@ -134,7 +138,7 @@ static int unikernel(const struct boot_info *boot)
     if (is(line, "overwrite"))
         return block(BLOCK_WRITE, 1, 0, buffer, 512);
     if (is(line, "frames"))
-        return echo_frames();
+        return echo_frames(&boot->manifest->device[1]);
     /* from here on: what ends it */
     if (is(line, "call"))
         call(number, buffer);

@@ -8,6 +8,7 @@ import pytest
 
 import conformance_subjects
 import unikernel_subjects
+import wide_filters
 
 SUITES = {
     "test_conformance.py": "conformance of the drivers",
@@ -72,3 +73,10 @@ def _cell(outcome: str, report: pytest.TestReport, driver: str, notes: list[str]
 def not_supported(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """Marks a test in the report: the driver refused what it says that it cannot do."""
     return lambda capability: record_property("not supported", capability)
+
+
+@pytest.fixture(autouse=True)
+def scripts_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in for filtered programs here is a script."""
+    wide_filters.allow_file_servers(monkeypatch)
+    wide_filters.allow_scripts(monkeypatch)

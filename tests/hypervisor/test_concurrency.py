@@ -8,7 +8,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from kata_hypervisor.concurrency import finish
+from kata_hypervisor.concurrency import finish, uninterrupted
 
 STEPS = 5
 
@@ -116,3 +116,55 @@ async def test_a_shield_of_anyio_does_not_hold_where_it_does() -> None:
     caller.cancel()
     await asyncio.wait({caller})
     assert len(done) < STEPS
+
+
+@pytest.mark.parametrize("when", range(1, STEPS + 3))
+async def test_a_caller_of_uninterrupted_work_has_its_result_before_it_is_cancelled(when: int) -> None:
+    got: list[str] = []
+    done: list[int] = []
+
+    async def call() -> None:
+        got.append(await uninterrupted(steps(done)))
+        await asyncio.sleep(0)
+
+    caller = asyncio.create_task(call())
+    await turns(when)
+    cancelled_in_time = caller.cancel()
+    await asyncio.wait({caller})
+    assert (got, done) == (["result"], list(range(STEPS)))
+    assert caller.cancelled() == cancelled_in_time
+
+
+async def test_a_deadline_of_uninterrupted_work_is_a_timeout_at_the_next_await() -> None:
+    got: list[str] = []
+
+    async def call() -> None:
+        async with asyncio.timeout(0):
+            got.append(await uninterrupted(steps([])))
+            await asyncio.sleep(0)
+
+    with pytest.raises(TimeoutError):
+        await call()
+    assert got == ["result"]
+    await asyncio.sleep(0)  # nothing of it is left
+
+
+async def test_uninterrupted_work_that_fails_raises_its_own_error_first() -> None:
+    async def failing() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("no")
+
+    errors: list[Exception] = []
+
+    async def call() -> None:
+        try:
+            await uninterrupted(failing())
+        except ValueError as error:
+            errors.append(error)
+        await asyncio.sleep(0)
+
+    caller = asyncio.create_task(call())
+    await turns(1)
+    caller.cancel()
+    await asyncio.wait({caller})
+    assert (len(errors), caller.cancelled()) == (1, True)

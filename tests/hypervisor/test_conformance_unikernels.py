@@ -15,10 +15,11 @@ import unikernel_subjects as subjects
 from kata_hypervisor.contract import BlockFile, UnikernelSpec, UnikernelVmm
 from kata_hypervisor.errors import HypervisorError, LaunchError, NotSupportedError, UnikernelError
 from kata_hypervisor.host import ExitStatus
+from patience import PATIENCE
 from unikernel_subjects import Bench
 
 Mark = Callable[[str], None]
-BUDGET = 60
+BUDGET = PATIENCE
 
 
 @pytest.fixture(params=subjects.parameters())
@@ -117,7 +118,7 @@ async def test_a_block_device(bench: Bench, not_supported: Mark) -> None:
 @pytest.mark.parametrize("way", ["tap_descriptors", "tap_names"])
 async def test_a_network_device(bench: Bench, way: str, not_supported: Mark) -> None:
     monitor = bench.make()
-    able = getattr(monitor.capabilities, way)
+    able = getattr(monitor.capabilities, way) and way not in bench.lacks
     with taps.network_device(way, real=bench.real_taps and able) as net:
         spec = replace(bench.spec, file=bench.open(bench.with_device(subjects.NET)), net=net)
         await prepare_or_refuse(monitor, spec, able, way, not_supported)

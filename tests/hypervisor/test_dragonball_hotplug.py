@@ -7,6 +7,7 @@ import fcntl
 import os
 import struct
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -150,7 +151,7 @@ async def test_disks_come_and_go(guest: Guest, plugs: Hotplug, tmp_path: Path) -
 async def test_a_guest_that_takes_no_notice(
     guest: Guest, plugs: Hotplug, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hotplug, "PATIENCE", 0.05)
+    monkeypatch.setattr(LocalHost, "patience", 0.05)
     monkeypatch.setattr(hotplug, "TURNS", 2)
     guest.attentive = False
     with pytest.raises(HypervisorError, match=r"plug the disk a: the guest did not respond within 0\.05 s"):
@@ -159,10 +160,10 @@ async def test_a_guest_that_takes_no_notice(
     assert guest.capacities() == [0, 0]
     assert guest.states.read_port(0x610, 1) == 0
     guest.attentive = True
-    monkeypatch.setattr(hotplug, "PATIENCE", 30.0)
+    monkeypatch.setattr(LocalHost, "patience", 30.0)
     await plugs.add_disk(disk(tmp_path, "a", 1, read_only=True))
     guest.attentive = False
-    monkeypatch.setattr(hotplug, "PATIENCE", 0.05)
+    monkeypatch.setattr(LocalHost, "patience", 0.05)
     with pytest.raises(HypervisorError, match="take out the disk a: the guest did not respond"):
         await plugs.remove_disk("a")
     assert guest.capacities() == [0, 0]  # it is gone all the same
@@ -216,6 +217,14 @@ async def test_a_tap_without_a_slot_is_closed(guest: Guest, plugs: Hotplug) -> N
         for descriptor in taps:
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(descriptor)
+
+
+async def test_a_tap_of_a_larger_mtu_than_its_slot_is_closed(guest: Guest, plugs: Hotplug) -> None:
+    large = replace(tap("02:00:00:00:00:01"), mtu=9001)
+    with pytest.raises(NotSupportedError, match="its MTU is 9001"):
+        await plugs.add_tap(large)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(large.fds[0])
 
 
 def tap(mac: str) -> Tap:

@@ -23,7 +23,7 @@ from kata_hypervisor.errors import (
     LaunchError,
     NotSupportedError,
 )
-from kata_hypervisor.firecracker import unikernel
+from kata_hypervisor.firecracker.machine import NOT_NESTED
 from kata_hypervisor.firecracker.unikernel import FirecrackerUnikernel
 from kata_hypervisor.host import ExitStatus
 from local_host import LocalHost
@@ -105,7 +105,14 @@ async def test_its_command_line(
     warnings = await live(rig, replace(rig.spec, unconfined=unconfined), **settings)
     (argv,) = [entry["argv"] for entry in rig.program.record if "argv" in entry]
     assert argv == [
-        *("--id", "pod-1", "--api-sock", str(rig.spec.directory / "firecracker.sock"), "--level", "Warning"),
+        *(
+            "--id",
+            "pod-1",
+            "--api-sock",
+            str(rig.spec.directory / "vmm/firecracker.sock"),
+            "--level",
+            "Warning",
+        ),
         *(["--no-seccomp"] if because else []),
         *("--log-path", "/proc/self/fd/2"),
     ]
@@ -136,6 +143,7 @@ async def test_what_it_asks_for(make: Make) -> None:
     assert asked == [
         ("/boot-source", boot),
         ("/machine-config", {"vcpu_count": 2, "mem_size_mib": 64}),
+        ("/cpu-config", {"cpuid_modifiers": NOT_NESTED}),
         ("/drives/block", drive),
         ("/network-interfaces/net", net),
         ("/actions", {"action_type": "InstanceStart"}),
@@ -196,14 +204,12 @@ async def test_one_that_is_not_prepared(
     ],
 )
 async def test_one_that_does_not_run(
-    make: Make, mode: str, error: type[HypervisorError], message: str, monkeypatch: pytest.MonkeyPatch
+    make: Make, mode: str, error: type[HypervisorError], message: str
 ) -> None:
-    monkeypatch.setattr(unikernel, "PROOF_BUDGET", 0.1)
     rig = make(mode)
     monitor = rig.monitor()
     await monitor.prepare(rig.spec)
-    if mode.startswith("late"):
-        monitor._machine._start_budget = 0.3
+    monitor._machine._start_budget = 0.3
     with pytest.raises(error, match=message):
         await monitor.run()
 

@@ -12,15 +12,11 @@ from hypothesis import strategies as st
 
 from kata_configuration.models.qemu import QemuHypervisor
 from kata_configuration.sandbox_option import DENY_ALL
-from kata_hypervisor.contract import SharedDirectory, VmSpec
+from kata_hypervisor.contract import SharedDirectory, Tap, VmSpec
 from kata_hypervisor.errors import LaunchError
-from kata_hypervisor.qemu.command import (
-    COMMAND_LINE_LIMIT,
-    Devices,
-    command_line,
-    has_partition_table,
-    kernel_command_line,
-)
+from kata_hypervisor.kernel_line import LIMIT, is_partitioned
+from kata_hypervisor.privileges import VHOST_NET
+from kata_hypervisor.qemu.command import Devices, command_line, shown
 
 SPEC = VmSpec(
     sandbox_id="pod",
@@ -41,9 +37,13 @@ def table(**settings: Any) -> QemuHypervisor:
 
 
 def value(argv: list[str], option: str) -> str:
-    """The word after an option that occurs once."""
+    """The argument after an option that occurs once."""
     assert argv.count(option) == 1
     return argv[argv.index(option) + 1]
+
+
+def kernel_command_line(table: QemuHypervisor, spec: VmSpec, devices: Devices) -> str:
+    return value(command_line(table, spec, devices), "-append")
 
 
 def parse(option: str) -> list[tuple[str, str]]:
@@ -60,16 +60,16 @@ def test_the_whole_command_line_under_tcg() -> None:
         *("-sandbox", DENY_ALL),
         *("-object", "memory-backend-memfd,id=memory,size=512M,share=on,seal=on"),
         *("-machine", "q35,memory-backend=memory,usb=off,vmport=off,smbus=off,sata=off,dump-guest-core=off"),
-        *("-accel", "tcg,thread=multi"),
-        *("-cpu", "max"),
+        *("-accel", "tcg,thread=multi,tb-size=128"),
+        *("-cpu", "max,-svm,min-xlevel=0x80000008"),
         *("-smp", "cpus=2"),
         *("-m", "512M"),
         *("-bios", "qboot.rom"),
         *("-kernel", "/k/vmlinuz"),
         *("-initrd", "/k/initrd"),
         "-append",
-        "console=ttyS0 reboot=k panic=-1 tsc=reliable no_timer_check random.trust_cpu=on cryptomgr.notests "
-        "rcupdate.rcu_expedited=1 quiet root=/dev/vda rootfstype=erofs ro agent.log=debug quiet",
+        "console=ttyS0 reboot=k panic=-1 random.trust_cpu=on cryptomgr.notests rcupdate.rcu_expedited=1 "
+        "tsc=unstable no_timer_check quiet root=/dev/vda rootfstype=erofs ro agent.log=debug quiet",
         *("-chardev", "socket,id=monitor,fd=3"),
         *("-mon", "chardev=monitor,mode=control"),
         *("-chardev", "socket,id=console,fd=4"),
@@ -79,7 +79,10 @@ def test_the_whole_command_line_under_tcg() -> None:
         *("-device", "virtserialport,bus=serial.0,chardev=agent,name=org.kata.agent.0"),
         *("-object", "rng-random,id=entropy,filename=/dev/urandom"),
         *("-device", "virtio-rng-pci,rng=entropy"),
-        *("-blockdev", "driver=raw,node-name=image,read-only=on,file.driver=file,file.filename=/k/image"),
+        *(
+            "-blockdev",
+            "driver=raw,node-name=image,read-only=on,file.driver=file,file.filename=/k/image,file.locking=off",
+        ),
         *("-device", "virtio-blk-pci,drive=image"),
         *("-chardev", "socket,id=filesystem,fd=6"),
         *("-device", "vhost-user-fs-pci,chardev=filesystem,tag=kataShared,queue-size=1024"),
@@ -92,9 +95,15 @@ def test_kvm_uses_the_hosts_cpu() -> None:
     assert value(argv, "-cpu") == "host,-vmx,-svm,pmu=off"
 
 
-def test_the_guest_may_be_shown_the_hosts_virtualization() -> None:
-    argv = command_line(table(accelerator="kvm", disable_nested_virtualization=False), SPEC, SERIAL)
-    assert value(argv, "-cpu") == "host"
+def test_the_virtualization_that_qemu_emulates_is_hidden_and_the_width_of_addresses_is_not() -> None:
+    argv = command_line(table(accelerator="tcg", cpu_features="rdrand=off"), SPEC, SERIAL)
+    assert value(argv, "-cpu") == "max,-svm,min-xlevel=0x80000008,rdrand=off"
+
+
+@pytest.mark.parametrize(("accelerator", "model"), [("kvm", "host"), ("tcg", "max")])
+def test_the_guest_may_be_shown_virtualization(accelerator: str, model: str) -> None:
+    argv = command_line(table(accelerator=accelerator, disable_nested_virtualization=False), SPEC, SERIAL)
+    assert value(argv, "-cpu") == model
 
 
 def test_the_operators_machine_properties_come_last_so_that_they_win() -> None:
@@ -103,10 +112,44 @@ def test_the_operators_machine_properties_come_last_so_that_they_win() -> None:
     assert value(argv, "-machine").endswith(",usb=on")
 
 
+def test_memory_of_huge_pages_and_memory_that_is_allocated_before() -> None:
+    argv = command_line(table(enable_hugepages=True, enable_mem_prealloc=True), SPEC, SERIAL)
+    memory = next(argument for argument in argv if argument.startswith("memory-backend"))
+    assert memory.endswith(",share=on,seal=on,hugetlb=on,hugetlbsize=2M,prealloc=on")
+
+
+def test_the_shared_file_systems_queue_has_the_configured_size() -> None:
+    argv = command_line(table(virtio_fs_queue_size=256), SPEC, SERIAL)
+    assert any(argument.endswith("tag=kataShared,queue-size=256") for argument in argv)
+
+
 def test_vsock_in_place_of_the_serial_port() -> None:
     argv = command_line(table(), SPEC, Devices(vsock_cid=4711))
     assert "vhost-vsock-pci,vhostfd=5,guest-cid=4711" in argv
+    line = argv[argv.index("-append") + 1].split()
+    assert "agent.host_ports=reserved" in line, "any user of the host could ask the agent"
     assert not any("virtserialport" in argument for argument in argv)
+
+
+TAPS = (
+    Tap("tap0", "tap0_kata", "02:00:00:00:00:01", (20, 21)),
+    Tap("tap1", "tap1_kata", "02:00:00:00:00:02", (22,)),
+)
+
+
+@pytest.mark.parametrize("disabled", [True, False])
+@pytest.mark.parametrize("present", [True, False])
+def test_the_kernel_moves_packets_where_it_can_and_may(present: bool, disabled: bool) -> None:
+    spec, devices = replace(SPEC, taps=TAPS), Devices(vsock_cid=None, vhost_net=present)
+    one, vhost = table(disable_vhost_net=disabled), present and not disabled
+    carrier = ",vhost=on,vhostforce=on" if vhost else ""
+    argv = command_line(one, spec, devices)
+    assert [argument for argument in argv if argument.startswith("tap,")] == [
+        f"tap,id=tap0,fds=7:8{carrier}",
+        f"tap,id=tap1,fds=9{carrier}",
+    ]
+    assert (VHOST_NET in shown(one, spec, devices).devices) == vhost
+    assert VHOST_NET not in shown(one, SPEC, devices).devices
 
 
 def test_only_what_the_machine_has() -> None:
@@ -141,7 +184,7 @@ def test_debugging_lets_the_kernel_speak() -> None:
 def test_a_partitioned_image_has_its_root_in_the_first_partition(tmp_path: Path) -> None:
     image = tmp_path / "image"
     image.write_bytes(b"\0" * 510 + b"\x55\xaa" + b"\0" * 512)
-    assert has_partition_table(image)
+    assert is_partitioned(image)
     devices = Devices(vsock_cid=None, image_partitioned=True)
     assert "root=/dev/vda1 " in kernel_command_line(table(), SPEC, devices)
 
@@ -150,15 +193,11 @@ def test_a_partitioned_image_has_its_root_in_the_first_partition(tmp_path: Path)
 def test_other_images_are_one_file_system(tmp_path: Path, content: bytes) -> None:
     image = tmp_path / "image"
     image.write_bytes(content)
-    assert not has_partition_table(image)
+    assert not is_partitioned(image)
 
 
 def test_a_command_line_that_the_kernel_would_cut_off_is_refused() -> None:
-    room = (
-        COMMAND_LINE_LIMIT
-        - len(kernel_command_line(table(), replace(SPEC, kernel_parameters=()), SERIAL))
-        - 1
-    )
+    room = LIMIT - len(kernel_command_line(table(), replace(SPEC, kernel_parameters=()), SERIAL)) - 1
     assert len(kernel_command_line(table(), replace(SPEC, kernel_parameters=("x" * room,)), SERIAL)) == 2047
     with pytest.raises(LaunchError, match="2048 bytes, the kernel reads 2047"):
         kernel_command_line(table(), replace(SPEC, kernel_parameters=("x" * (room + 1),)), SERIAL)
@@ -179,6 +218,7 @@ def test_no_path_or_tag_adds_a_property(name: str, tag: str) -> None:
         ("read-only", "on"),
         ("file.driver", "file"),
         ("file.filename", str(path)),
+        ("file.locking", "off"),
     ]
     filesystem = next(parse(argument) for argument in argv if argument.startswith("vhost-user-fs-pci"))
     assert filesystem[1:] == [("chardev", "filesystem"), ("tag", tag), ("queue-size", "1024")]

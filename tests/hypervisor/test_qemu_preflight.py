@@ -29,7 +29,8 @@ def check(present: Path, *, settings: dict[str, Any] | None = None, **changes: A
     table = QemuHypervisor(**{"kernel": present, "path": "/bin/true", **(settings or {})})
     host = present.parent
     machine = VmSpec(sandbox_id="pod", directory=host, vcpus=1, memory_mib=512, kernel=present)
-    return check_host(table, replace(machine, **changes), kvm=host / "kvm", meminfo=host / "meminfo")
+    files = {"kvm": host / "kvm", "meminfo": host / "meminfo", "huge_pages": host / "huge"}
+    return check_host(table, replace(machine, **changes), **files)
 
 
 def test_a_fit_host_has_nothing_to_say(kernel: Path) -> None:
@@ -71,6 +72,28 @@ def test_memory_that_does_not_fit_now_is_a_warning(kernel: Path) -> None:
     assert check(kernel, memory_mib=1025) == (
         "the guest may use 1025 MiB of memory, this host has 1024 MiB left",
     )
+
+
+def reserve(present: Path, **numbers: int) -> None:
+    """The kernel's word about its huge pages."""
+    (present.parent / "huge").mkdir(exist_ok=True)
+    for name, number in numbers.items():
+        (present.parent / "huge" / f"{name}_hugepages").write_text(f"{number}\n")
+
+
+def test_huge_pages_that_are_not_reserved_are_refused(kernel: Path) -> None:
+    huge = {"enable_hugepages": True}
+    with pytest.raises(HostUnfitError, match=r"No such file or directory; load a kernel .*enable_hugepages"):
+        check(kernel, settings=huge)
+    reserve(kernel, nr=300, free=280, resv=100)
+    sentence = r"256 huge pages of 2 MiB: this host has 180 left; reserve more \(sysctl vm.nr_hugepages=376\)"
+    with pytest.raises(HostUnfitError, match=sentence):
+        check(kernel, settings=huge)
+    reserve(kernel, free=356)
+    assert check(kernel, settings=huge) == ()
+    assert check(kernel, settings=huge, memory_mib=511) == ()
+    with pytest.raises(HostUnfitError, match="257 huge pages"):
+        check(kernel, settings=huge, memory_mib=513)
 
 
 def test_running_unconfined_is_a_warning(kernel: Path) -> None:

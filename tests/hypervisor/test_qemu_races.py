@@ -12,11 +12,21 @@ from typing import Any
 
 import pytest
 
-from fake_qemu import CONFINED, UNCONFINED, FakeChild, FakeHost, FakeQemu, cannot_start, end_with, settle
+from fake_qemu import (
+    CONFINED,
+    OURS,
+    UNCONFINED,
+    FakeChild,
+    FakeHost,
+    FakeQemu,
+    cannot_start,
+    end_with,
+    settle,
+)
 from kata_configuration.models.qemu import QemuHypervisor
 from kata_hypervisor import vhost_vsock
 from kata_hypervisor.contract import SharedDirectory, VmSpec
-from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError
+from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError, SealError
 from kata_hypervisor.host import ExitStatus
 from kata_hypervisor.qemu import qmp_control
 from kata_hypervisor.qemu.command import AGENT, CONSOLE
@@ -244,6 +254,42 @@ async def test_one_thread_without_a_filter_and_the_guest_never_runs(rig: Rig) ->
 async def test_inherited_filters_are_no_proof(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qmp_control, "inherited_filters", lambda: 1)
     await refused(rig, ConfinementError)
+
+
+async def test_qemus_own_filter_is_needed_above_ours(rig: Rig) -> None:
+    """A QEMU that ignores -sandbox has the filter that we put on it, and no other."""
+    rig.host.threads = [ThreadConfinement(10, "qemu", 2, OURS, True)]
+    error = await refused(rig, ConfinementError)
+    assert f"the kernel reports {OURS} seccomp filters for thread 10 (qemu) of qemu" in str(error)
+    assert f"requires more than {OURS}" in str(error)
+    assert "cont" not in rig.host.children["qemu"].commands
+
+
+async def test_a_filter_that_allows_everything_is_no_proof(rig: Rig) -> None:
+    rig.host.effective = False
+    error = await refused(rig, ConfinementError)
+    assert "the filter of thread 10 (qemu) of qemu allows every system call; seccompsandbox = " in str(error)
+    assert "cont" not in rig.host.children["qemu"].commands
+
+
+async def test_filters_that_cannot_be_read_back_are_a_warning(rig: Rig) -> None:
+    rig.host.effective = SealError("no capability")
+    async with running(rig) as machine:
+        (warning,) = machine.warnings
+        assert warning == "cannot read the content of qemu's filters, only their number: no capability"
+
+
+async def test_loading_has_ended_before_the_guest_runs(rig: Rig) -> None:
+    async with running(rig):
+        assert not rig.host.children["qemu"].loading
+
+
+async def test_a_call_that_our_filter_refuses_is_the_reason(rig: Rig) -> None:
+    async with running(rig) as machine:
+        qemu = rig.host.children["qemu"]
+        qemu.violation = "seccomp: qemu called mount"
+        qemu.end(number=9)
+        assert (await machine.wait()).reason == "seccomp: qemu called mount"
 
 
 async def test_no_threads_are_no_proof(rig: Rig) -> None:

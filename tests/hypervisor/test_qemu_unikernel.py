@@ -85,10 +85,20 @@ async def test_a_command_line_with_everything(spec: UnikernelSpec) -> None:
     settings = {"accelerator": "tcg", "machine_type": "pc", "default_vcpus": 2, "cpu_features": "pmu=off"}
     machine = [
         *("-machine", "pc,memory-backend=memory,usb=off,vmport=off,smbus=off,sata=off,dump-guest-core=off"),
-        *("-accel", "tcg,thread=multi", "-cpu", "max,pmu=off", "-smp", "cpus=2", "-m", "64M"),
+        *(
+            "-accel",
+            "tcg,thread=multi,tb-size=128",
+            "-cpu",
+            "max,-svm,min-xlevel=0x80000008,pmu=off",
+            "-smp",
+            "cpus=2",
+            "-m",
+            "64M",
+        ),
         *("-kernel", "/proc/self/fd/4", "-initrd", "/proc/self/fd/5", "-append", "-S, no option"),
     ]
-    block = "driver=raw,node-name=block,read-only=on,file.driver=file,file.filename=/dev/fdset/6"
+    file = "file.driver=file,file.filename=/dev/fdset/6,file.locking=off"
+    block = f"driver=raw,node-name=block,read-only=on,{file}"
     devices = [
         *("-add-fd", "fd=6,set=6", "-blockdev", block, "-device", "virtio-blk-pci,drive=block"),
         *("-netdev", "tap,id=net,fd=7"),
@@ -119,7 +129,7 @@ class Rig:
 async def rig(spec: UnikernelSpec, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     """A rig whose children are counted at the end."""
     monkeypatch.setattr(qmp_control, "inherited_filters", lambda: 0)
-    monkeypatch.setattr(preflight, "check_memory", lambda *_: [])
+    monkeypatch.setattr(preflight, "check_guest_memory", lambda *_, **__: [])
     rig = Rig()
     yield rig
     assert all(child.exited for child in rig.host.children.values())

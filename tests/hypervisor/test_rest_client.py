@@ -171,7 +171,7 @@ async def test_requests_wait_for_each_other() -> None:
 
 async def test_descriptors_travel_with_the_first_byte() -> None:
     ours, theirs = socket.socketpair()
-    client = RestClient(ours, "the vmm")
+    client = RestClient(ours, "the vmm", budget=60)
     reader, writer = os.pipe()
     try:
         asking = asyncio.ensure_future(client.request("PUT", "/net", {"id": "n"}, fds=[writer]))

@@ -12,7 +12,7 @@ import pytest
 
 import openapi
 from kata_hypervisor import host_checks, versions
-from kata_hypervisor.contract import Disk, Tap, VmSpec
+from kata_hypervisor.contract import Disk, MachineSize, Tap, VmSpec
 from openapi import Description
 from rest_rig import RestRig
 
@@ -33,7 +33,7 @@ async def live(rig: RestRig, spec: VmSpec, template: Path, settings: dict[str, A
             await machine.add_disk(Disk("later", rig.directory / "image", read_only=True))
             await machine.remove_disk("later")
         if machine.capabilities.resize:
-            await machine.resize(vcpus=1)
+            await machine.resize(MachineSize(spec.vcpus, spec.memory_mib))
         await machine.pause()
         await machine.snapshot(template)
         await machine.resume()

@@ -132,10 +132,10 @@ async def test_what_cloud_hypervisor_restores_has_the_new_machines_paths(make: M
     machine = rig.machine()
     await machine.prepare(like(rig, saved, template=template))
     restored = next(entry for entry in rig.program.record if entry.get("path") == RESTORE["clh"])
-    assert restored["body"] == {"source_url": f"file://{rig.directory}"}
+    assert restored["body"] == {"source_url": f"file://{rig.directory}/restored"}
     description = next(entry["restored"] for entry in rig.program.record if "restored" in entry)
-    assert description["vsock"]["socket"] == str(rig.directory / "clh.vsock")
-    assert description["fs"][0]["socket"] == str(rig.directory / "clh-fs.sock")
+    assert description["vsock"]["socket"] == str(rig.directory / "vmm/clh.vsock")
+    assert description["fs"][0]["socket"] == str(rig.directory / "vmm/clh-fs.sock")
     assert description["disks"] == [{**description["disks"][0], "path": str(saved.directory / "image")}]
     await machine.stop()
 

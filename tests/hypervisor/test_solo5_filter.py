@@ -16,8 +16,8 @@ from kata_hypervisor.contract import BlockFile, UnikernelSpec, VmExit
 from kata_hypervisor.errors import ConfinementError, HostUnfitError, LaunchError
 from kata_hypervisor.host import ExitStatus
 from kata_hypervisor.seccomp import effectiveness
+from kata_hypervisor.seccomp.c_library import GLIBC, MUSL, libc_of
 from kata_hypervisor.solo5 import allowlist
-from kata_hypervisor.solo5.c_library import GLIBC, MUSL, libc_of
 from kata_hypervisor.solo5.tender import Hvt
 from local_host import LocalHost
 from old_tender import COMPILERS, build_old_tender

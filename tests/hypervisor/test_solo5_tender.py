@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from kata_hypervisor.errors import (
     UnikernelError,
 )
 from kata_hypervisor.host import ExitStatus
-from kata_hypervisor.solo5 import tender
+from kata_hypervisor.privileges import TUN
 from kata_hypervisor.solo5.tender import Hvt, Spt
 from local_host import LocalHost
 from solo5_file import abi_note, entry, manifest_note, unikernel_file
@@ -101,6 +103,67 @@ async def test_a_block_device_is_given_by_its_descriptor(rig: Rig) -> None:
         os.close(one)
 
 
+@pytest.fixture
+def net(rig: Rig) -> Iterator[UnikernelSpec]:
+    """A unikernel with a network device."""
+    file = rig.directory / "net.hvt"
+    file.write_bytes(unikernel_file(manifest=manifest_note(entry("service", 2))))
+    descriptor = os.open(file, os.O_RDONLY)
+    yield replace(rig.spec, file=descriptor, net=NetTap(-1, bytes.fromhex("020000000044"), 1400, "tap0_kata"))
+    os.close(descriptor)
+
+
+async def test_a_network_device_is_given_by_its_name(rig: Rig, net: UnikernelSpec) -> None:
+    end = await rig.run('echo "$2 $3"', file=net.file, net=net.net)
+    assert end.status == ExitStatus(code=0)
+    assert rig.output.recv(100) == b"--net:service=tap0_kata --net-mac:service=02:00:00:00:00:44\n"
+
+
+async def test_only_who_has_a_network_is_in_the_pods(rig: Rig, net: UnikernelSpec) -> None:
+    for spec in (rig.spec, net):
+        monitor = rig.monitor()
+        await monitor.prepare(spec)
+        privileges = rig.host.privileges["solo5-hvt"]
+        assert privileges is not None
+        assert (privileges.network, TUN in privileges.devices) == (spec is net, spec is net)
+        await monitor.stop()
+
+
+@pytest.mark.parametrize("disk", [0, 512, 1 << 20])
+async def test_it_may_write_its_own_filter_and_its_disk(rig: Rig, disk: int) -> None:
+    """A tender writes its filter to a memfd, for which the limit holds: of a real one without a disk this is
+    test_unikernel_tender.py's."""
+    content = unikernel_file(manifest=manifest_note(*([entry("storage", 1)] if disk else [])))
+    spec = replace(rig.spec, file=memory_file(content), block=BlockFile(memory_file(bytes(disk))))
+    monitor = rig.monitor()
+    await monitor.prepare(spec if disk else replace(spec, block=None))
+    privileges = rig.host.privileges["solo5-hvt"]
+    assert privileges is not None
+    assert privileges.file_size == max(disk, 4096 * 8)
+    await monitor.stop()
+    for one in (spec.file, spec.block.descriptor):  # type: ignore[union-attr]
+        os.close(one)
+
+
+def memory_file(content: bytes) -> int:
+    """A descriptor of a file with this content."""
+    descriptor = os.memfd_create("test", os.MFD_CLOEXEC)
+    os.write(descriptor, content)
+    return descriptor
+
+
+@pytest.mark.parametrize("table", [{}, {"disable_seccomp": True}])
+async def test_an_old_one_gets_no_network(rig: Rig, net: UnikernelSpec, table: dict[str, bool]) -> None:
+    with pytest.raises(NotSupportedError, match=r"solo5-hvt 0\.10 gets no network device: install 0\.11 or"):
+        await rig.monitor("exit 0", "v0.10.1", **table).prepare(net)
+
+
+async def test_a_tap_whose_name_it_takes_for_a_number(rig: Rig, net: UnikernelSpec) -> None:
+    assert net.net is not None
+    with pytest.raises(NotSupportedError, match="takes the tap '@4' for the number of a descriptor"):
+        await rig.monitor().prepare(replace(net, net=replace(net.net, name="@4")))
+
+
 async def test_its_exit_is_reported_with_its_last_line(rig: Rig) -> None:
     end = await rig.run("echo it broke >&2; exit 3")
     assert (end.reason, end.status) == ("solo5-hvt exited: exit status 3: it broke", ExitStatus(code=3))
@@ -112,7 +175,7 @@ async def test_a_refused_system_call_is_named_as_such(rig: Rig) -> None:
 
 
 async def test_one_without_a_filter_is_ended(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tender, "PROOF_BUDGET", 0.05)
+    monkeypatch.setattr(rig.host, "patience", 0.05)
     monitor = rig.monitor("exec sleep 60")
     await monitor.prepare(rig.spec)
     with pytest.raises(ConfinementError, match=r"seccomp mode 0 for thread .* of solo5-hvt; "):
@@ -181,6 +244,31 @@ async def test_what_is_not_for_it_is_refused_before_anything_starts(rig: Rig) ->
         await rig.monitor().prepare(spec)
     os.close(descriptor)
     assert rig.host.children == {}
+
+
+async def test_it_is_used_once(rig: Rig) -> None:
+    monitor = rig.monitor()
+    await monitor.prepare(rig.spec)
+    with pytest.raises(LaunchError, match="cannot start the unikernel of one: it was used before"):
+        await monitor.prepare(rig.spec)
+    await monitor.stop()
+    with pytest.raises(LaunchError, match="it is not prepared"):
+        await monitor.run()
+
+
+async def test_a_cancelled_start_leaves_no_process(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rig.host, "patience", 0.05)
+    script = rig.directory / "solo5-hvt"
+    script.write_text("#!/bin/sh\nexec sleep 60\n")
+    script.chmod(0o755)
+    monitor = Hvt(make_table(Solo5Hvt, path=script), rig.host)
+    start = asyncio.create_task(monitor.prepare(rig.spec))
+    while "solo5-hvt" not in rig.host.children:  # noqa: ASYNC110 - what is awaited has no event
+        await asyncio.sleep(0)
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert rig.host.children["solo5-hvt"].exited == ExitStatus(signal=signal.SIGKILL)
 
 
 async def test_one_that_never_ran_is_stopped(rig: Rig) -> None:

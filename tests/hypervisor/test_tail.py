@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -31,15 +33,16 @@ def test_the_last_line_is_short_and_readable() -> None:
     assert tail.last_line == "x" * LINE_LIMIT
 
 
-async def test_a_pipe_is_followed_to_its_end() -> None:
+async def test_a_pipe_is_followed_to_its_end(caplog: pytest.LogCaptureFixture) -> None:
     reader, writer = os.pipe()
-    lines: list[str] = []
-    follower = await follow(os.fdopen(reader, "rb", buffering=0), lines.append)
+    log = logging.getLogger("test of a pipe")
+    caplog.set_level(logging.DEBUG, log.name)
+    follower = await follow(os.fdopen(reader, "rb", buffering=0), log)
     os.write(writer, b"one\ntw")
     os.write(writer, b"o\nrest")
     os.close(writer)
     await follower.ended.wait()
-    assert (follower.tail.text, lines) == ("one\ntwo\nrest", ["one", "two"])
+    assert (follower.tail.text, caplog.messages) == ("one\ntwo\nrest", ["one", "two"])
     await follower.aclose()
     await follower.aclose()
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kata_hypervisor import vhost_vsock
+from kata_hypervisor.dragonball.host_files import open_vhost_net
 from kata_hypervisor.errors import HostUnfitError
 
 
@@ -64,3 +65,18 @@ def test_a_refusal_is_an_error_and_closes_the_device(
 def test_a_device_that_may_not_be_opened(tmp_path: Path) -> None:
     with pytest.raises(HostUnfitError, match="cannot open"):
         vhost_vsock.open_device(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES])
+def test_a_cgroup_that_denies_a_device_is_named(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(path: object, flags: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", refuse)
+    advice = f"{os.strerror(number)}; .*allow the device in the pod's cgroup$"
+    with pytest.raises(
+        HostUnfitError, match=f"^cannot open /dev/vhost-vsock for the guest's vsock: {advice}"
+    ):
+        vhost_vsock.open_device()
+    with pytest.raises(HostUnfitError, match=f"^cannot open /dev/vhost-net: {advice}"):
+        open_vhost_net()

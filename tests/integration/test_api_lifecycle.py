@@ -134,9 +134,9 @@ async def test_checkpoint_is_unimplemented(shim_pod: Pod) -> None:
 async def test_connect_and_pids(shim_pod: Pod) -> None:
     answer = await shim_pod.first.call("Connect")
     assert Path(f"/proc/{answer.shim_pid}/comm").read_text() == "kata-shim\n"
-    pids = [process.pid for process in (await shim_pod.first.call("Pids")).processes]
-    assert pids == [answer.task_pid]
-    assert "qemu" in os.readlink(f"/proc/{answer.task_pid}/exe")
+    assert Path(f"/proc/{answer.task_pid}/comm").read_text() == "kata-init\n"
+    (vmm,) = [process.pid for process in (await shim_pod.first.call("Pids")).processes]
+    assert "qemu" in os.readlink(f"/proc/{vmm}/exe")
 
 
 async def test_both_versions_of_the_service_answer_alike(shim_pod: Pod) -> None:
@@ -321,6 +321,15 @@ async def test_a_container_that_eats_its_memory_is_killed_and_told_of(shim_pod: 
     oom = await shim_pod.shim.lab.sink.wait_for(process.id, "oom")
     assert oom.container_id == process.id
     assert (await shim_pod.exec("echo", "alive")).text == "alive\n"
+
+
+async def test_processes_killed_for_memory_are_counted(shim_pod: Pod) -> None:
+    linux = {"resources": {"memory": {"limit": 32 * MIB, "swap": 32 * MIB}}}
+    script = "tail /dev/zero; exec sleep 1000"
+    process = await shim_pod.start_container("sh", "-c", script, linux=linux)
+    await shim_pod.shim.lab.sink.wait_for(process.id, "oom")
+    assert (await stats(process)).memory_oom_control.oom_kill == 1
+    await end(process)
 
 
 async def test_shutdown_with_containers_left_does_nothing(shim_pod: Pod) -> None:

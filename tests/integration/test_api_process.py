@@ -40,6 +40,14 @@ async def test_a_container_handles_a_signal(shim_pod: Pod, name: str) -> None:
     assert (finished.status, finished.stdout) == (7, f"caught {name}\n".encode())
 
 
+async def test_a_signal_right_after_the_start_is_not_lost(shim_pod: Pod) -> None:
+    for _ in range(3):
+        script = "trap 'exit 143' TERM; while :; do sleep 0.05; done"
+        process = await shim_pod.start_container("sh", "-c", script)
+        await process.kill(SIGNALS["TERM"])
+        assert (await process.finish()).status == 143
+
+
 async def test_sigkill_ends_a_container_with_137(shim_pod: Pod) -> None:
     process = await shim_pod.start_container("sh", "-c", "trap '' TERM INT HUP; while :; do sleep 100; done")
     await process.kill(15)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from contextlib import closing
 
 import anyio
 import pytest
 from google.protobuf.any_pb2 import Any as PackedAny
 
 from kata_agent.ttrpc.status import Code, RpcError
-from kata_runtime.containerd_api import runtimeoptions_pb2
+from kata_runtime.containerd_api import metrics_pb2, runtimeoptions_pb2
+from kata_runtime.shim.protobuf_lite import bytes_field
+from network_bed import Netns
 from oci_bundle import make_process, make_spec
 from shim_harness import Lab
 from shim_pod import SANDBOX, TYPE
@@ -65,6 +68,9 @@ async def test_a_sandbox_from_its_creation_to_its_end(lab: Lab) -> None:
     assert (await shim.sandbox("SandboxStatus")).state == "SANDBOX_READY"
     process = await shim.create(make_spec(make_process("sleep", "1000"), annotations=annotations))
     await process.start()
+    packed = (await shim.sandbox("SandboxMetrics")).metrics
+    assert (packed.id, packed.data.type_url) == (name, "io.containerd.cgroups.v1.Metrics")
+    assert metrics_pb2.Metrics.FromString(packed.data.value).pids.current == 1
 
     waited: list[int] = []
 
@@ -101,4 +107,35 @@ async def test_a_sandbox_that_cannot_start_says_why(lab: Lab) -> None:
     await shim.sandbox("ShutdownSandbox")
     await shim.ended()
     await shim.close()
+    assert before.settle() == []
+
+
+def pod_config(name: str, value: str) -> PackedAny:
+    """A PodSandboxConfig with one sysctl, as the CRI passes it."""
+    entry = bytes_field(1, name) + bytes_field(2, value)
+    return PackedAny(type_url="runtime.v1.PodSandboxConfig", value=bytes_field(8, bytes_field(3, entry)))
+
+
+async def test_a_pods_sysctls(lab: Lab) -> None:
+    before = lab.leftovers()
+    name = lab.new_id("sandbox")
+    shim = await lab.start_shim(name, "{}")
+    (shim.bundle / "config.json").unlink()
+    with closing(Netns("sandbox")) as namespace:
+        fields = {"bundle_path": str(shim.bundle), "netns_path": str(namespace.path)}
+        with pytest.raises(RpcError) as caught:
+            await shim.sandbox("CreateSandbox", options=pod_config("vm.swappiness", "1"), **fields)
+        assert "cannot set the sysctl vm.swappiness for a pod" in caught.value.message
+        port = "net.ipv4.ip_unprivileged_port_start"
+        await shim.sandbox("CreateSandbox", options=pod_config(port, "777"), **fields)
+        await shim.sandbox("StartSandbox")
+        annotations = {TYPE: "container", SANDBOX: name}
+        read = make_process("cat", f"/proc/sys/{port.replace('.', '/')}")
+        process = await shim.create(make_spec(read, annotations=annotations))
+        await process.start()
+        assert (await process.finish()).stdout == b"777\n"
+        await shim.sandbox("StopSandbox")
+        await shim.sandbox("ShutdownSandbox")
+        await shim.ended()
+        await shim.close()
     assert before.settle() == []

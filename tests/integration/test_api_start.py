@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import anyio
 import pytest
 
 from kata_agent.ttrpc.status import Code, RpcError
@@ -207,8 +207,18 @@ async def test_a_missing_root(lab: Lab) -> None:
 
 
 async def test_a_program_that_does_not_exist_in_the_first_container(lab: Lab) -> None:
-    error = await refused(lab, lab.new_id("absent"), make_spec(make_process("/no/such/program")))
-    assert "/no/such/program" in error.message.partition("\n")[0]
+    name = lab.new_id("absent")
+    shim = await lab.start_shim(name, make_spec(make_process("/no/such/program")))
+    process = await shim.create(container_id=name)
+    with pytest.raises(RpcError) as caught:
+        await process.start()
+    assert "/no/such/program" in caught.value.message.partition("\n")[0]
+    assert await process.wait() == 137
+    await process.delete()
+    await shim.task("Shutdown", id=name)
+    await shim.ended()
+    await shim.close()
+    assert lab.sink.topics(name) == ["create", "exit", "delete"]
 
 
 async def test_a_configuration_that_cannot_be_read(lab: Lab) -> None:
@@ -237,7 +247,7 @@ async def test_nothing_runs_after_the_last_container_is_deleted(lab: Lab) -> Non
     shim = await lab.start_shim(name, make_spec(make_process("true")))
     process: Process = await shim.create(container_id=name)
     await process.start()
-    pid = (await process.call("Connect")).task_pid
+    pid = (await process.call("Pids")).processes[0].pid
     assert (await process.finish()).status == 0
     assert not Path(f"/proc/{pid}").exists()
     await shim.close()
@@ -251,24 +261,12 @@ async def test_shutdown_now_ends_a_pod_whose_containers_run(lab: Lab) -> None:
     await pod.shim.close()
 
 
-# -- a network that comes late -------------------------------------------------------------------------------
-
-
-async def test_a_late_network_is_refused_at_start(lab: Lab) -> None:
-    """As `ctr run --cni`, nerdctl and Docker give it: to the namespace of the pid that Create answered."""
-    name = lab.new_id("late")
-    shim = await lab.start_shim(name, sleeper(cgroup=f"/{lab.namespace}/{name}"))
-    process = await shim.create(container_id=name)
-    pid = (await shim.task("State", id=name)).pid
-    assert os.stat(f"/proc/{pid}/ns/net").st_ino != os.stat("/proc/self/ns/net").st_ino
-    link = ["nsenter", f"--net=/proc/{pid}/ns/net", "ip", "link"]
-    await anyio.run_process([*link, "add", "eth0", "type", "veth", "peer", "name", "other"])
-    with pytest.raises(RpcError, match="got eth0, other after Create, when the guest cannot be given it"):
-        await process.start()
-    await anyio.run_process([*link, "delete", "eth0"])
-    await process.start()
-    await shim.task("Kill", id=name, signal=signal.SIGKILL)
-    await process.finish()
-    await shim.task("Shutdown", id=name)
+async def test_a_shim_without_a_container_ends_with_its_bundle(lab: Lab) -> None:
+    """A client has died between start and Create, and removed the bundle: nobody can delete the shim."""
+    name = lab.new_id("abandoned")
+    shim = await lab.start_shim(name, sleeper())
+    with pytest.raises(RpcError):
+        await shim.task("State", id=name)
+    shutil.rmtree(shim.bundle)
     await shim.ended()
     await shim.close()

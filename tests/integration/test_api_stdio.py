@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
+from typing import Any
 
 import anyio
 import pytest
+from google.protobuf.any_pb2 import Any as PackedAny
 
+from kata_agent.ttrpc.status import RpcError
 from oci_bundle import make_process, make_spec
 from shim_harness import Lab
 from shim_pod import Pod
@@ -164,3 +168,73 @@ async def test_output_to_a_file(lab: Lab) -> None:
     await shim.task("Delete", id=name)
     await shim.close()
     assert sorted(log.read_text().split()) == ["err", "out"]
+
+
+# -- loggers -----------------------------------------------------------------------------------------------
+
+LOGGER = """#!/bin/sh
+cd "$(dirname "$0")"
+env >env
+printf '%s\\n' "$@" >argv
+echo x >&5
+exec 5>&-
+cat <&4 >err &
+cat <&3 >out
+wait
+sleep 0.3
+echo drained >end
+"""
+
+
+@pytest.mark.parametrize("scheme", ["binary", "binary-v2"])
+async def test_output_to_a_logger(lab: Lab, scheme: str) -> None:
+    name = lab.new_id(scheme)
+    directory = lab.directory / name
+    directory.mkdir()
+    logger = directory / "logger"
+    logger.write_text(LOGGER)
+    logger.chmod(0o755)
+    script = "head -c 300000 /dev/zero; echo err >&2"
+    shim = await lab.start_shim(name, make_spec(make_process("sh", "-c", script)))
+    mounts, to = [lab.overlay(name)], f"{scheme}://{logger}?key=a%20value"
+    await shim.task("Create", id=name, bundle=str(shim.bundle), rootfs=mounts, stdout=to, stderr=to)
+    await shim.task("Start", id=name)
+    assert (await shim.task("Wait", id=name)).exit_status == 0
+    await shim.task("Delete", id=name)
+    await shim.close()
+    assert (directory / "out").read_bytes() == bytes(300000)
+    assert (directory / "err").read_text() == "err\n"
+    assert (directory / "end").read_text() == "drained\n"
+    assert (directory / "argv").read_text() == "key\na value\n"
+    assert f"CONTAINER_ID={name}\n" in (directory / "env").read_text()
+
+
+async def test_no_logger_is_started_for_a_guest_that_runs(shim_pod: Pod) -> None:
+    started = shim_pod.shim.lab.directory / "started"
+    logger = shim_pod.shim.lab.directory / "late-logger"
+    logger.write_text(f"#!/bin/sh\ntouch {started}\n")
+    logger.chmod(0o755)
+    to: dict[str, Any] = {"stdout": f"binary://{logger}", "stderr": f"binary://{logger}"}
+    shim, container, refusal = (
+        shim_pod.shim,
+        shim_pod.shim.lab.new_id("c"),
+        "only a pod's first container has",
+    )
+    bundle = str(shim.lab.bundle(container, shim_pod.spec("true")))
+    with pytest.raises(RpcError, match=refusal):
+        await shim.task("Create", id=container, bundle=bundle, rootfs=[shim.lab.overlay(container)], **to)
+    spec = PackedAny(value=json.dumps(make_process("true")).encode())
+    await shim.task("Exec", id=shim_pod.first.id, exec_id="logged", spec=spec, **to)
+    with pytest.raises(RpcError, match=refusal):
+        await shim.task("Start", id=shim_pod.first.id, exec_id="logged")
+    await shim.task("Delete", id=shim_pod.first.id, exec_id="logged")
+    assert not started.exists()
+
+
+async def test_a_logger_that_is_never_ready_fails_the_create(lab: Lab) -> None:
+    name = lab.new_id("unready")
+    shim = await lab.start_shim(name, make_spec(make_process("true")))
+    mounts, to = [lab.overlay(name)], "binary-v2:///bin/true"
+    with pytest.raises(RpcError, match="ended before it was ready"):
+        await shim.task("Create", id=name, bundle=str(shim.bundle), rootfs=mounts, stdout=to, stderr=to)
+    await shim.close()

@@ -17,17 +17,20 @@ from shipped_configuration import Value
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("nothing_left")]
 
-CREATE = "ctr: failed to create shim task: "
+CREATE, START, UNKNOWN = "ctr: failed to create shim task: ", "ctr: ", ": unknown"
+"""What containerd puts before the error of a Create, and around that of a Start, which boots the machine."""
 
 
 def refused(result: Result) -> str:
-    """What ctr says of a container that it could not create: the error's message, all lines."""
+    """What ctr says of a container that it could not create or start: the error's message, all lines."""
     assert result.returncode == 1
     assert result.stdout == ""
     lines = [line for line in result.stderr.splitlines() if not line.startswith("time=")]
     text = "\n".join(lines)
-    assert text.startswith(CREATE), result.stderr
-    return text.removeprefix(CREATE)
+    assert text.startswith(START), result.stderr
+    if text.startswith(CREATE):
+        return text.removeprefix(CREATE)
+    return text.removeprefix(START).removesuffix(UNKNOWN)
 
 
 def run_with(node: Node, configuration: Path) -> str:
@@ -172,7 +175,8 @@ def test_another_vmm_that_fails_on_kvm_is_explained(node: Node, guest_image: Pat
     program = node.root / hypervisor
     program.write_text("#!/bin/sh\nkill -ABRT $$\n")
     program.chmod(0o755)
-    values = shipped_configuration.for_image(guest_image) | {"path": program}
+    # A script has no C library, for which Cloud Hypervisor's filter would be.
+    values = shipped_configuration.for_image(guest_image) | {"path": program, "disable_seccomp": True}
     unknown = {"accelerator"} if hypervisor == "clh" else {"accelerator", "virtio_fs_daemon"}
     path = node.root / f"{hypervisor}.toml"
     fit = {key: value for key, value in values.items() if key not in unknown}
@@ -206,5 +210,5 @@ def test_an_executable_that_does_not_exist_is_named(node: Node) -> None:
     container = node.new_id()
     error = refused(node.run("/nowhere", container=container))
     assert error.startswith(
-        f"cannot create container {container}: executable file `/nowhere` not found in $PATH"
+        f'cannot create container {container}: exec "/nowhere": executable file not found in $PATH'
     )

@@ -64,9 +64,10 @@ def test_a_containers_life(each_node: Node) -> None:
 
 
 def check_listings(node: Node, container: str) -> None:
-    qemu = str(node.pids(container)["qemu"])
+    pids = node.pids(container)
+    qemu, init = str(pids["qemu"]), str(pids["init"])
     rows = [line.split() for line in node.ctr("task", "ls").stdout.splitlines()]
-    assert [container, qemu, "RUNNING"] in rows
+    assert [container, init, "RUNNING"] in rows
     assert qemu in node.ctr("task", "ps", container).stdout
 
 

@@ -28,7 +28,8 @@ def test_who_attends_to_it_reads_why(node: Node, role: str) -> None:
         )
         assert client.errors.startswith(f"kata: container {container} was stopped: {how}")
         assert client.errors.count("\n") == 1
-        assert f'level=error msg="sandbox {container} has ended: {how}' in node.log()
+        if role != "broker":  # which passes on what a sealed shim logs
+            assert f'level=error msg="sandbox {container} has ended: {how}' in node.log()
         check_end(node, events, container)
 
 
@@ -85,5 +86,5 @@ def test_a_death_during_the_boot_is_told_and_clears_up(node: Node, role: str) ->
         assert client.wait(SOON) == 1
         why = {"shim": "ttrpc: closed", "broker": rf"the broker \(process {pid}\) has exited"}
         killed = f"{role} was killed by SIGKILL( before the guest was ready)?"
-        assert re.match(f"ctr: failed to create shim task: {why.get(role, killed)}", client.errors)
+        assert re.match(f"ctr: {why.get(role, killed)}", client.errors)
         node.discard(container)

@@ -43,13 +43,13 @@ def test_a_user_by_name(nodes: Callable[[str], Node]) -> None:
 
 
 def test_limits_are_the_machines_size(node: Node) -> None:
-    """Static sizing: the container's limits, where it has any, are what the machine is made of."""
+    """Static sizing: a container's limits, where it has any, fit into the machine that is made of them."""
     limits = ("--memory-limit", str(800 << 20), "--cpus", "1.5")
     result = node.run("sh", "-c", "nproc; grep MemTotal /proc/meminfo", options=limits)
     assert result.stderr == ""
     cpus, _, kibibytes, _ = result.stdout.split()
     assert int(cpus) == min(2, os.cpu_count() or 1)
-    assert 700 << 10 < int(kibibytes) < 800 << 10
+    assert 800 << 10 < int(kibibytes) < 960 << 10
 
 
 def test_a_read_only_root_file_system(pod: Pod) -> None:
@@ -110,11 +110,30 @@ def test_the_default_seccomp_profile_is_in_force(pod: Pod) -> None:
     assert filtered == "NoNewPrivs:\t1\nSeccomp:\t2\nunshare: unshare(0x10000000): Operation not permitted\n"
 
 
-def test_a_privileged_container(pod: Pod) -> None:
+def test_a_privileged_container(nodes: Callable[[str], Node]) -> None:
+    """Without the host's devices, by an option of later versions of ctr."""
     script = "grep CapEff /proc/self/status; mkdir /m; mount -t tmpfs none /m && echo mounted"
-    usual = pod.run("sh", "-c", script)
-    assert usual.stdout == "CapEff:\t00000000a80425fb\n"
-    assert usual.stderr == "mount: permission denied (are you root?)\n"
-    _, capabilities, mounted = seen(pod, script, "--privileged").split()
+    with nodes(containerd_versions.SECOND).pod() as pod:
+        usual = pod.run("sh", "-c", script)
+        assert usual.stdout == "CapEff:\t00000000a80425fb\n"
+        assert usual.stderr == "mount: permission denied (are you root?)\n"
+        privileged = seen(pod, script, "--privileged", "--privileged-without-host-devices")
+    _, capabilities, mounted = privileged.split()
     assert int(capabilities, 16).bit_count() > 30
     assert mounted == "mounted"
+
+
+def test_a_user_namespace(node: Node) -> None:
+    """The container's root is a user of the guest that has nothing there, and owns its own files."""
+    script = "cat /proc/self/uid_map; id -u; stat -c %u /bin; touch /new && stat -c %u /new"
+    mapped = ("--uidmap", "0:100000:65536", "--gidmap", "0:100000:65536")
+    done = node.run("sh", "-c", script, options=mapped)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0", "100000", "65536", "0", "0", "0"]
+
+
+def test_a_volume_whose_mounts_are_to_reach_the_host_is_refused(node: Node, tmp_path: Path) -> None:
+    mount = f"type=bind,src={tmp_path},dst=/volume,options=rbind:rw:rshared"
+    done = node.run("true", options=("--mount", mount))
+    assert done.returncode != 0
+    assert "cannot make mounts on the host: its volume /volume is rshared" in done.stderr

@@ -11,7 +11,9 @@ import pytest
 
 import containerd_versions
 import shipped_configuration
+from confinement_reports import assert_on_page, confinement, report_of, roles_of
 from kata_hypervisor.seccomp.confinement import read_threads
+from kata_runtime.ctl import confinement_page
 from node import FOREVER, Node
 
 pytestmark = [pytest.mark.rig, pytest.mark.usefixtures("kvm"), pytest.mark.timeout(600)]
@@ -68,7 +70,7 @@ def test_a_container_prints_and_ends(dragonball: DragonballNode, guest_image: Pa
 def test_one_process_holds_shim_and_machine_and_all_of_it_is_sealed(dragonball: DragonballNode) -> None:
     with dragonball.running(*FOREVER) as client:
         processes = dragonball.pids(client.container)
-        assert set(processes) == {"shim", "broker", "virtiofsd"}
+        assert set(processes) == {"shim", "broker", "virtiofsd", "init"}
         shim = processes["shim"]
         files = {os.readlink(path) for path in Path(f"/proc/{shim}/fd").iterdir()}
         assert {"anon_inode:kvm-vm", "anon_inode:kvm-vcpu:0", "/dev/vhost-vsock"} <= files
@@ -77,6 +79,13 @@ def test_one_process_holds_shim_and_machine_and_all_of_it_is_sealed(dragonball: 
         vcpus = [thread for thread in threads if thread.filters == 2]
         assert len(vcpus) == 1, threads
         assert {thread.filters for thread in threads} == {1, 2}, threads
+        report = report_of(client.container)
+        assert roles_of(report) == set(processes)
+        assert confinement_page.differences(report) == []
+        assert [owned["role"] for owned in report["owned"]] == ["shim"]
+        assert_on_page(report)
+        print(confinement(client.container).stdout)
+        assert dragonball.nested_virtualization(client.container) == 0
         dragonball.ctr("task", "pause", client.container)
         assert dragonball.status(client.container) == "PAUSED"
         dragonball.ctr("task", "resume", client.container)

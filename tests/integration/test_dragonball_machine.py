@@ -16,12 +16,12 @@ from kata_hypervisor.dragonball.virtio.block import Block, Medium
 from kata_hypervisor.dragonball.virtio.mmio import Register, Registers
 from kata_hypervisor.kvm.probe import probe_kvm
 from kata_hypervisor.kvm.vcpus import accept_kicks
+from patience import PATIENCE
 from tiny_guest import HALT_FOREVER, SPIN, kernel, load_and_say, out_byte, read_and_say, say, store
 
 pytestmark = pytest.mark.integration
 
 MEMORY = 16 << 20
-PATIENCE = 60.0
 POWER_OFF = out_byte(layout.SLEEP_CONTROL, 5 << 2 | 1 << 5)
 TRIPLE_FAULT = bytes.fromhex("0f 01 1c 25 00 05 00 00 0f 0b")  # lidt [0x500]; ud2
 

@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 
 from kata_hypervisor.contract import Disk, Tap
-from kata_hypervisor.dragonball import hotplug
 from kata_hypervisor.dragonball.virtio.network import set_up_tap
 from kata_hypervisor.errors import HypervisorError
 from kata_hypervisor.seccomp import seal
@@ -178,8 +177,8 @@ async def test_a_network_device_comes_and_goes(tmp_path: Path, tap: int) -> None
 
 
 async def test_a_guest_that_does_not_look_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hotplug, "PATIENCE", 1.0)
     guest = ScriptedGuest(tmp_path, "echo up")
+    monkeypatch.setattr(guest.host, "patience", 1.0)
     guest.spec = replace(guest.spec, spare_disks=1)
     one = disk(tmp_path, "disk_a", read_only=True)
     async with guest:
@@ -188,7 +187,7 @@ async def test_a_guest_that_does_not_look_is_told_of(tmp_path: Path, monkeypatch
         with pytest.raises(HypervisorError, match=r"disk_a: the guest did not respond within 1 s"):
             await guest.machine.add_disk(one)
         await guest.machine.resume()
-        monkeypatch.setattr(hotplug, "PATIENCE", 60.0)
+        monkeypatch.setattr(guest.host, "patience", 60.0)
         await guest.machine.add_disk(one)
 
 

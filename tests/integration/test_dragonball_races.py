@@ -20,12 +20,12 @@ from kata_hypervisor.dragonball.virtio.device import DeviceContext
 from kata_hypervisor.errors import HostUnfitError, HypervisorError, LaunchError
 from kata_hypervisor.host import ExitStatus
 from local_host import LocalHost
+from patience import PATIENCE
 from tables import make_table
 from tiny_guest import SPIN, kernel, out_byte, say
 
 pytestmark = pytest.mark.integration
 
-PATIENCE = 60.0
 POWER_OFF = out_byte(layout.SLEEP_CONTROL, 5 << 2 | 1 << 5)
 
 

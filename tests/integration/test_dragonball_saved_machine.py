@@ -23,13 +23,13 @@ from kata_hypervisor.dragonball.virtio.block import Block, Medium
 from kata_hypervisor.errors import SnapshotError
 from kata_hypervisor.kvm.vcpus import accept_kicks
 from kata_runtime.template import maker
+from patience import PATIENCE
 from tiny_guest import SPIN, kernel, out_byte, say
 
 pytestmark = pytest.mark.integration
 
 MEMORY = 16 << 20
 COUNTER = 0x200000
-PATIENCE = 60.0
 # mov rax, COUNTER; inc dword [rax]; jmp to it
 COUNT = b"\x48\xb8" + COUNTER.to_bytes(8, "little") + b"\xff\x00\xeb\xfc"
 JSON: st.SearchStrategy[object] = (

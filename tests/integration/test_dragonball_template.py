@@ -14,17 +14,18 @@ import pytest
 
 from kata_agent.client import AgentClient
 from kata_agent.protos import agent_pb2, health_pb2
-from kata_configuration.judge.rules import VIRTIOFSD_PLACES
+from kata_configuration.judge.host import VIRTIOFSD_PLACES
 from kata_configuration.models.dragonball import Dragonball as DragonballTable
 from kata_hypervisor.contract import Disk, SharedDirectory, VmSpec
 from kata_hypervisor.dragonball.driver import Dragonball
 from kata_hypervisor.errors import SnapshotError
 from local_host import LocalHost
+from patience import PATIENCE
 
 pytestmark = [pytest.mark.rig, pytest.mark.usefixtures("kvm"), pytest.mark.timeout(300)]
 
 IMAGE = Path(os.environ.get("KATA_TEST_IMAGE", "/var/lib/kata-containers/image"))
-BOOT = 120.0
+BOOT = max(120.0, PATIENCE)
 HEALTH = health_pb2.CheckRequest()
 DISK = Disk("rootfs", Path("unused"), read_only=True)
 

@@ -23,8 +23,9 @@ from kata_agent import oci
 from kata_agent.client import AGENT, AgentClient
 from kata_agent.constants import FEATURE_STREAM_IO, STREAM_PORT
 from kata_agent.protos import agent_pb2 as pb
-from kata_agent.protos import types_pb2
+from kata_agent.protos import csi_pb2, health_pb2, types_pb2
 from kata_agent.transports import SerialTransport
+from kata_agent.ttrpc.blocking import MAX_REQUESTS
 from kata_agent.ttrpc.status import Code, RpcError
 
 pytestmark = [
@@ -330,6 +331,18 @@ async def test_every_waiter_gets_the_status_and_late_ones_too(guest: Guest) -> N
         await guest.kill(cid, cid, signal.SIGTERM)  # of one that has ended: not an error
 
 
+async def test_waits_beyond_the_requests_at_once_leave_room_for_the_rest(guest: Guest) -> None:
+    async with guest.container("sleep", "1000") as cid:
+        await guest.start(cid)
+        waiters = [asyncio.create_task(guest.wait(cid)) for _ in range(MAX_REQUESTS + 44)]
+        await asyncio.sleep(0)
+        health = await guest.agent.check(health_pb2.CheckRequest())
+        assert health.status == health_pb2.HealthCheckResponse.SERVING
+        assert await guest.execute(cid, "one", "echo", "room") == (0, b"room\n", b"")
+        await guest.kill(cid, cid, signal.SIGKILL)
+        assert set(await asyncio.gather(*waiters)) == {137}
+
+
 async def test_handled_signal(guest: Guest) -> None:
     script = "trap 'exit 9' USR1; echo ready; while :; do sleep 0.01; done"
     async with guest.container("sh", "-c", script) as cid:
@@ -338,6 +351,26 @@ async def test_handled_signal(guest: Guest) -> None:
         assert (await guest.agent.read_stdout(request)).data == b"ready\n"
         await guest.kill(cid, cid, signal.SIGUSR1)
         assert await guest.wait(cid) == 9
+
+
+@pytest.mark.parametrize("everyone", [False, True])
+async def test_a_signal_right_after_the_start_is_not_lost(guest: Guest, everyone: bool) -> None:
+    for _ in range(5):
+        async with guest.container("sh", "-c", "trap 'exit 143' TERM; while :; do sleep 0.01; done") as cid:
+            await guest.start(cid)
+            await guest.kill(cid, "" if everyone else cid, signal.SIGTERM)
+            assert await guest.wait(cid) == 143
+
+
+async def test_a_signal_waits_for_the_handler_of_a_program_that_begins(guest: Guest) -> None:
+    script = "read go; trap 'echo caught; exit 9' TERM; echo ready; while :; do sleep 0.01; done"
+    async with guest.container("sh", "-c", script) as cid:
+        await guest.start(cid)
+        await guest.kill(cid, cid, signal.SIGTERM)
+        await guest.kill(cid, cid, signal.SIGTERM)
+        await guest.agent.write_stdin(pb.WriteStreamRequest(container_id=cid, data=b"go\n"))
+        assert await guest.wait(cid) == 9
+        assert b"caught\n" in await guest.read_all(cid)
 
 
 async def test_streams_with_calls(guest: Guest) -> None:
@@ -375,15 +408,25 @@ async def test_exec(guest: Guest) -> None:
 async def test_exec_of_a_missing_executable(guest: Guest) -> None:
     async with guest.container("sleep", "1000") as cid:
         await guest.start(cid)
-        with pytest.raises(RpcError, match=r"executable file `nothing` not found in \$PATH"):
+        with pytest.raises(RpcError, match=r"exec \"nothing\": executable file not found in \$PATH"):
             await guest.execute(cid, "one", "nothing")
         assert await guest.execute(cid, "one", "true") == (0, b"", b"")
 
 
 async def test_missing_executable(guest: Guest) -> None:
-    with pytest.raises(RpcError, match=r"executable file `nothing` not found in \$PATH"):
+    with pytest.raises(RpcError, match=r"exec \"nothing\": executable file not found in \$PATH"):
         await guest.run("nothing")
     assert await guest.run("true") == (0, b"", b"")
+
+
+async def test_words_for_what_cannot_be_executed(guest: Guest) -> None:
+    async with guest.container("sleep", "1000") as cid:
+        await guest.start(cid)
+        for program, words in (("/tmp", "permission denied"), ("", r"executable file not found in \$PATH")):
+            with pytest.raises(RpcError, match=words):
+                await guest.execute(cid, "one", program)
+            with pytest.raises(RpcError, match=words):
+                await guest.run(program)
 
 
 async def test_missing_rootfs(guest: Guest) -> None:
@@ -484,6 +527,63 @@ async def test_storages(guest: Guest) -> None:
     with pytest.raises(RpcError, match="'punch-cards' is not known") as caught:
         await guest.agent.create_container(request)
     assert caught.value.code == Code.INVALID_ARGUMENT
+
+
+async def test_mounts_whose_destinations_lead_through_links_to_nothing(guest: Guest) -> None:
+    await guest.copy("data", b"/var/lib/data", mode=stat.S_IFLNK)
+    await guest.copy("out", b"../../../../../..", mode=stat.S_IFLNK)
+    cid = guest.new_id()
+    request = pb.CreateContainerRequest(container_id=cid, OCI=spec("cat", "/proc/mounts"))
+    for destination in ("/data", "/data/inner", "/out/up"):
+        request.OCI.Mounts.add(destination=destination, type="tmpfs", source="made")
+    await guest.agent.create_container(request)
+    await guest.start(cid)
+    out = (await guest.read_all(cid)).decode()
+    found = [line.split()[1] for line in out.splitlines() if line.startswith("made ")]
+    assert found == ["/var/lib/data", "/var/lib/data/inner", "/up"]
+    await guest.agent.remove_container(pb.RemoveContainerRequest(container_id=cid))
+
+
+async def test_the_sandbox_s_pid_namespace_is_held_and_ends_with_its_first_process(guest: Guest) -> None:
+    async def create(*args: str) -> str:
+        cid = guest.new_id()
+        request = pb.CreateContainerRequest(container_id=cid, OCI=spec(*args), sandbox_pidns=True)
+        await guest.agent.create_container(request)
+        await guest.start(cid)
+        return cid
+
+    async def remove(cid: str) -> None:
+        await guest.agent.remove_container(pb.RemoveContainerRequest(container_id=cid))
+
+    async def processes(cid: str) -> bytes:
+        status, output, _ = await guest.execute(cid, "look", "sh", "-c", "cat /proc/[0-9]*/cmdline")
+        assert status == 0
+        return output
+
+    first = await create("sleep", "1001")
+    second = await create("sleep", "1002")
+    assert b"1001" in await processes(second)
+    await guest.kill(first, "", signal.SIGKILL)
+    await guest.wait(first)
+    await guest.wait(second)  # all that is in it ends with it
+    with pytest.raises(RpcError, match="cannot fork"):  # and not into what has the pid by now
+        await create("sleep", "1003")
+    await remove(first)
+    third = await create("sleep", "1004")
+    assert b"1004" in await processes(third)
+    for cid in (second, third):
+        await remove(cid)
+
+
+async def test_requests_of_clients_in_rust(guest: Guest) -> None:
+    kinds = [{"type": kind} for kind in ("mnt", "net", "ipc", "uts")]
+    assert await guest.run("echo", "here", linux={"namespaces": kinds}) == (0, b"here\n", b"")
+    stats = await guest.agent.client.call(
+        AGENT, "GetVolumeStats", pb.VolumeStatsRequest(volume_guest_path="/run"), csi_pb2.VolumeStatsResponse
+    )
+    assert stats.usage[0].total > 0
+    metrics = await guest.agent.client.call(AGENT, "GetMetrics", pb.GetMetricsRequest(), pb.Metrics)
+    assert "kata_guest_meminfo" in metrics.metrics
 
 
 async def test_details_and_health(guest: Guest) -> None:

@@ -22,6 +22,7 @@ from node import FOREVER, Node, Pod
 pytestmark = [pytest.mark.rig, pytest.mark.usefixtures("kvm"), pytest.mark.timeout(600)]
 
 PAGE = 4096
+NESTED = [Path(f"/sys/module/kvm_{maker}/parameters/nested") for maker in ("amd", "intel")]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,19 @@ def test_every_thread_is_confined_the_virtual_cpus_too(qemu: int) -> None:
     threads = read_threads(qemu)
     assert "CPU 0/KVM" in [thread.name for thread in threads]
     assert {thread.mode for thread in threads} == {2}, threads
+
+
+def test_the_guest_has_no_virtualization_of_its_own(node: Node, pod: Pod) -> None:
+    assert node.nested_virtualization(pod.sandbox) == 0
+
+
+def test_a_guest_that_may_have_it_sees_the_hosts_virtualization(node: Node) -> None:
+    offered = [path for path in NESTED if path.exists() and path.read_text().strip() in ("1", "Y")]
+    if not offered:
+        pytest.skip("this host's KVM offers no nested virtualization")
+    path = node.configuration("nested", disable_nested_virtualization=False)
+    with node.running(*FOREVER, options=("--runtime-config-path", path)) as client:
+        assert node.nested_virtualization(client.container) == 1
 
 
 def test_the_guests_kernel_and_an_exit_status(pod: Pod, guest_image: Path) -> None:

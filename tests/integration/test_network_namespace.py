@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import re
+import resource
 import secrets
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from kata_runtime.network import comparison, exchange, forwarding, guest, namespaces
+from forked import in_child
+from kata_runtime.network import comparison, exchange, forwarding, guest, namespaces, taps
 from kata_runtime.network.errors import NetworkError
-from network_bed import GuestStandIn, PodNetwork, carries, fail_at
+from network_bed import GuestStandIn, PodNetwork, attach_and_detach, attach_with_kernel, carries, fail_at
 
 pytestmark = [
     pytest.mark.integration,
@@ -24,6 +31,9 @@ pytestmark = [
     pytest.mark.skipif(not shutil.which("ip") or not shutil.which("tc"), reason="needs iproute2 (ip and tc)"),
     pytest.mark.skipif(not Path("/dev/net/tun").exists(), reason="needs /dev/net/tun"),
 ]
+
+POD_USER = 2_000_000
+TUNSETIFF, IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x400454CA, 0x0002, 0x1000, 0x4000
 
 
 @pytest.fixture
@@ -36,6 +46,19 @@ def close(queues: Iterable[Iterable[int]]) -> None:
     for fds in queues:
         for fd in fds:
             os.close(fd)
+
+
+def open_as(user: int, name: str) -> str:
+    """Become a user, and open a tap by its name, as Firecracker does; returns the error's name."""
+    tun = os.open(taps.TUN, os.O_RDWR)
+    os.setgroups([])
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+    try:
+        fcntl.ioctl(tun, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return ""
 
 
 def dial(bed: PodNetwork, address: str, port: int) -> socket.socket:
@@ -92,11 +115,13 @@ class TestTcfilter:
         bed.detach()
         assert bed.pod.state() == before
 
-    def test_persistent_taps_too(self, bed: PodNetwork) -> None:
+    def test_taps_that_one_user_opens_by_name_too(self, bed: PodNetwork) -> None:
         bed.wire("eth0", "10.9.0.2/24")
         before = bed.pod.state()
-        assert bed.attach(named=True).queues == ((),)
-        assert "tap0_kata" in bed.pod.ip("link", "show")
+        assert bed.attach(named=True, owner=POD_USER).queues == ((),)
+        assert bed.pod.call(lambda: open_as(POD_USER, "tap0_kata")) == ""
+        assert bed.pod.call(lambda: open_as(POD_USER + 1, "tap0_kata")) == "EPERM"
+        assert bed.pod.call(lambda: open_as(POD_USER, "tap1_kata")) == "EPERM"
         bed.detach()
         assert bed.pod.state() == before
 
@@ -109,16 +134,72 @@ class TestTcfilter:
         finally:
             close(attached.queues)
 
+    def test_no_qdisc_of_the_tap_drops_by_timestamps(self, bed: PodNetwork) -> None:
+        """A host's default may be fq, which drops what a redirect has left with another clock's time."""
+        bed.wire("eth0", "10.9.0.2/24")
+        attached = bed.attach()
+        try:
+            shown = bed.pod.run("tc", "qdisc", "show", "dev", "tap0_kata").stdout
+            assert sorted(line.split()[1] for line in shown.splitlines()) == ["ingress", "noqueue"]
+        finally:
+            close(attached.queues)
+
     def test_the_namespaces_own_stack_is_silent_on_the_tap(self, bed: PodNetwork) -> None:
         bed.wire("eth0", "10.9.0.2/24", "fd00:9::2/64")
         attached = bed.attach()
         ((queue,),) = attached.queues
         try:
             assert not bed.pod.ip("address", "show", "dev", "tap0_kata").count("inet")
-            with pytest.raises(BlockingIOError):
-                os.read(queue, 1 << 16)
+            address = bed.pod.run("cat", "/sys/class/net/tap0_kata/address").stdout.strip()
+            own = bytes.fromhex(address.replace(":", ""))
+            # What the node says is passed on to the guest.
+            assert own not in {frame[HEADER + 6 : HEADER + 12] for frame in frames_of(queue)}
         finally:
             os.close(queue)
+
+
+HEADER = taps.VNET_HEADER
+
+
+def frames_of(queue: int) -> Iterator[bytes]:
+    """The frames that wait in a tap's queue."""
+    with suppress(BlockingIOError):
+        while True:
+            yield os.read(queue, 1 << 16)
+
+
+def move_in(bed: PodNetwork, name: str, address: str) -> None:
+    """Make a link of the node's the pod's eth0."""
+    bed.node.ip("link", "set", name, "netns", bed.pod.name)
+    bed.pod.ip("link", "set", name, "name", "eth0")
+    bed.pod.ip("address", "add", address, "dev", "eth0")
+    bed.pod.ip("link", "set", "eth0", "up")
+
+
+def settle(bed: PodNetwork, name: str, address: str) -> None:
+    """Give a link of the node's an address."""
+    bed.node.ip("address", "add", address, "dev", name)
+    bed.node.ip("link", "set", name, "up")
+
+
+def need_kind(kind: str) -> None:
+    """Skip where the kernel makes no links of a kind."""
+    found = Path("/proc/modules").read_text() if Path("/proc/modules").exists() else ""
+    module = {"vlan": "8021q"}.get(kind, kind)
+    if not re.search(rf"^{module} ", found, re.MULTILINE):
+        pytest.skip(f"the kernel has no module {module}, or it is not loaded")
+
+
+def check_passing(bed: PodNetwork, inner: str, outer: str) -> None:
+    """Packets pass between the guest and the node, and nothing is left."""
+    bed.settle(bed.pod)
+    bed.settle(bed.node)
+    before = bed.pod.state()
+    with closing(connect(bed)) as stand_in:
+        assert carries(stand_in.namespace, bed.node, outer)
+        assert carries(bed.node, stand_in.namespace, inner)
+    bed.detach()
+    assert bed.pod.state() == before
 
 
 class TestOtherKinds:
@@ -138,11 +219,35 @@ class TestOtherKinds:
         bed.detach()
         assert bed.pod.state() == before
 
+    @pytest.mark.rig
+    def test_a_vlan(self, bed: PodNetwork) -> None:
+        need_kind("vlan")
+        bed.node.ip("link", "add", "trunk0", "type", "veth", "peer", "name", "trunk1")
+        for name, trunk in (("inner", "trunk0"), ("outer", "trunk1")):
+            bed.node.ip("link", "set", trunk, "up")
+            bed.node.ip("link", "add", "link", trunk, "name", name, "type", "vlan", "id", "7")
+        move_in(bed, "inner", "10.8.0.2/24")
+        settle(bed, "outer", "10.8.0.5/24")
+        check_passing(bed, "10.8.0.2", "10.8.0.5")
+
+    @pytest.mark.rig
+    def test_an_ipvlan(self, bed: PodNetwork) -> None:
+        need_kind("ipvlan")
+        bed.node.ip("link", "add", "iv0", "type", "veth", "peer", "name", "iv1")
+        bed.node.ip("link", "set", "iv0", "up")
+        settle(bed, "iv1", "10.8.0.5/24")
+        bed.node.ip("link", "add", "link", "iv0", "name", "inner", "type", "ipvlan", "mode", "l2")
+        move_in(bed, "inner", "10.8.0.2/24")
+        check_passing(bed, "10.8.0.2", "10.8.0.5")
+
     def test_macvtap(self, bed: PodNetwork) -> None:
         bed.wire("eth0", "10.9.0.2/24", "fd00:9::2/64", mtu=1400)
         bed.pod.ip(
             "route", "add", "10.77.0.0/16", "via", "10.9.0.1", "dev", "eth0", "metric", "5", "mtu", "1300"
         )
+        for address in ("10.9.0.77", "fd00:9::77"):
+            neighbour = (address, "lladdr", "02:00:00:00:00:77", "dev", "eth0", "nud", "permanent")
+            bed.pod.ip("neigh", "add", *neighbour)
         before = bed.pod.state()
         with closing(connect(bed, "macvtap", queues=2)) as stand_in:
             assert "10.9.0.2" not in bed.pod.ip("address", "show", "dev", "eth0")
@@ -237,16 +342,28 @@ class TestFailures:
             bed.settle(bed.pod)
             assert bed.pod.state() == before, f"after a failure of change {step}"
             step += 1
-        assert step == {"tcfilter": 14, "macvtap": 13}[model]
+        assert step == {"tcfilter": 19, "macvtap": 13}[model]
 
     def test_killed_in_the_middle(self, bed: PodNetwork) -> None:
         bed.wire("eth0", "10.9.0.2/24")
         before = bed.pod.state()
         with pytest.raises(ChildProcessError, match=f"ended with -{signal.SIGKILL:d}"):
-            fail_at(bed, "tcfilter", 6, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            fail_at(bed, "tcfilter", 9, lambda: os.kill(os.getpid(), signal.SIGKILL))
         assert bed.pod.state() != before
         bed.detach()
         assert bed.pod.state() == before
+
+    def test_nothing_is_attached_that_cannot_be_recorded(self, bed: PodNetwork) -> None:
+        bed.wire("eth0", "10.9.0.2/24")
+        before = bed.pod.state()
+
+        def spoil(_kernel: Any) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))  # of this child
+
+        sentence = attach_with_kernel(bed, spoil)
+        assert sentence.startswith("cannot record what is attached: 100 of ")
+        assert bed.pod.state() == before
+        assert not bed.record.read_bytes()
 
     def test_a_tap_that_exists_already(self, bed: PodNetwork) -> None:
         bed.wire("eth0", "10.9.0.2/24")
@@ -273,6 +390,39 @@ class TestFailures:
         ):
             bed.attach()
 
+    def test_one_that_attaches_at_the_same_time_keeps_its_network(self, bed: PodNetwork) -> None:
+        bed.wire("eth0", "10.9.0.2/24")
+        ours, during = bed.record, Path(f"{bed.record}.state")
+
+        def spoil(_kernel: Any) -> None:  # when this one has read the namespace
+            bed.record = ours.with_suffix(".other")
+            bed.attach(named=True, forward=True)
+            during.write_text(repr(bed.pod.state()))
+
+        sentence = attach_with_kernel(bed, spoil)
+        assert sentence.startswith("cannot open the tap tap0_kata: it exists already: another sandbox")
+        assert repr(bed.pod.state()) == during.read_text()
+        bed.record = ours.with_suffix(".other")
+        bed.detach()
+
+    def test_one_that_only_forwards_keeps_its_rule(self, bed: PodNetwork) -> None:
+        close(bed.attach(forward=True).queues)
+        before = bed.pod.state()
+        bed.record = bed.record.with_suffix(".other")
+        with pytest.raises(NetworkError, match="cannot redirect the pod's loopback: it exists already"):
+            bed.attach(forward=True)
+        assert bed.pod.state() == before
+
+    def test_a_macvtap_that_another_makes_meanwhile_stays(self, bed: PodNetwork) -> None:
+        bed.wire("eth0", "10.9.0.2/24")
+
+        def spoil(_kernel: Any) -> None:
+            bed.pod.ip("link", "add", "link", "eth0", "name", "tap0_kata", "type", "macvtap")
+
+        sentence = attach_with_kernel(bed, spoil, "macvtap")
+        assert sentence.startswith("cannot make the macvtap tap0_kata: it exists already")
+        assert "tap0_kata" in [link["ifname"] for link in bed.pod.state()["links"]]
+
     def test_the_largest_and_smallest_mtu(self, bed: PodNetwork) -> None:
         bed.wire("eth0", "10.9.0.2/24", mtu=65535)
         with pytest.raises(NetworkError, match="its MTU is 65535, and a tap's is at most 65521"):
@@ -281,10 +431,58 @@ class TestFailures:
         with closing(connect(bed)) as stand_in:
             assert carries(stand_in.namespace, bed.node, "10.9.0.1", 1280 - 28)
 
+    @pytest.mark.parametrize("method", ["add_ingress", "judge", "redirect"])
+    def test_a_kernel_without_traffic_control(self, bed: PodNetwork, method: str) -> None:
+        bed.wire("eth0", "10.9.0.2/24")
+        before = bed.pod.state()
+
+        def spoil(kernel: Any) -> None:
+            def make_fail(original: Any) -> Any:
+                def fail(*arguments: Any, **fields: Any) -> Any:
+                    kernel._traffic = lambda *_a, **_k: refuse()
+                    try:
+                        return original(*arguments, **fields)
+                    finally:
+                        del kernel._traffic
+
+                return fail
+
+            def refuse() -> None:
+                raise OSError(errno.ENOENT, "Specified kind was not found")  # as the kernel says it
+
+            setattr(kernel, method, make_fail(getattr(kernel, method)))
+
+        sentence = attach_with_kernel(bed, spoil)
+        assert "Specified kind was not found: the host's kernel lacks traffic control; load" in sentence
+        assert "sch_ingress, cls_bpf, cls_u32 and act_mirred" in sentence
+        assert bed.pod.state() == before
+
+    def test_an_interface_that_vanishes_meanwhile(self, bed: PodNetwork) -> None:
+        bed.wire("eth0", "10.9.0.2/24")
+
+        def spoil(kernel: Any) -> None:
+            kernel.drop_queue = lambda *_: subprocess.run(["ip", "link", "delete", "eth0"], check=True)
+
+        sentence = attach_with_kernel(bed, spoil)
+        assert sentence.startswith("cannot add an ingress qdisc to eth0: ")
+        assert "the interface has gone meanwhile" in sentence
+        assert [link["ifname"] for link in bed.pod.state()["links"]] == ["lo"]
+
+    def test_two_interfaces_with_one_mac(self, bed: PodNetwork) -> None:
+        mac = "02:00:00:00:00:09"
+        bed.wire("eth0", "10.9.0.2/24", mac=mac)
+        bed.wire("net1", "10.9.0.3/24", default="")
+        bed.pod.ip("link", "set", "net1", "down")  # or its own address would be found to be another's
+        bed.pod.ip("link", "set", "net1", "address", mac)
+        before = bed.pod.state()
+        with pytest.raises(NetworkError, match=f"the same MAC address as net1, {mac}, by which the guest"):
+            bed.attach()
+        assert bed.pod.state() == before
+
     def test_no_tun_device(self, bed: PodNetwork) -> None:
         bed.wire("eth0", "10.9.0.2/24")
         before = bed.pod.state()
-        with pytest.raises(NetworkError, match="cannot open the tap tap0_kata: /dev/net/tun: No such file"):
+        with pytest.raises(NetworkError, match="cannot open the tap kata_probe: /dev/net/tun: No such file"):
             bed.attach_with(
                 prefix=["unshare", "-m", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh"]
             )
@@ -294,7 +492,7 @@ class TestFailures:
         ours, theirs = socket.socketpair()
         theirs.close()
         with ours, pytest.raises(NetworkError, match="cannot speak to the network program"):
-            exchange.attach(ours, "tcfilter")
+            exchange.ask(ours, exchange.attach("tcfilter"))
 
 
 class TestForwarding:
@@ -313,6 +511,31 @@ class TestForwarding:
         for sock in listeners:
             sock.close()
         bed.detach()
+        assert bed.pod.state() == before
+
+    def test_without_loopback_the_pod_has_its_network(self, bed: PodNetwork) -> None:
+        bed.wire("eth0", "10.9.0.2/24")
+        bed.pod.ip("address", "flush", "dev", "lo")
+        attached = bed.attach(forward=True)
+        close(attached.queues)
+        assert attached.listeners == ()
+        (warning,) = attached.plan.warnings
+        assert warning.startswith("ports of the pod cannot be forwarded: cannot listen on 127.0.0.1")
+
+    @pytest.mark.parametrize("number", [errno.EPROTONOSUPPORT, errno.EOPNOTSUPP])
+    def test_a_kernel_without_nftables(
+        self, bed: PodNetwork, monkeypatch: pytest.MonkeyPatch, number: int
+    ) -> None:
+        class Absent:
+            def __init__(self, _family: int) -> None:
+                raise OSError(number, os.strerror(number))
+
+        bed.wire("eth0", "10.9.0.2/24")
+        before = bed.pod.state()
+        monkeypatch.setattr(forwarding, "NetlinkSocket", Absent)
+        (warning,) = attach_and_detach(bed)
+        assert warning.startswith("ports of the pod cannot be forwarded: cannot redirect the pod's loopback")
+        monkeypatch.undo()
         assert bed.pod.state() == before
 
 
@@ -348,3 +571,14 @@ class TestNamespaces:
     def test_what_is_none(self, path: str, sentence: str) -> None:
         with pytest.raises(NetworkError, match=sentence):
             namespaces.open_pods(path)
+
+    def test_a_fifo_holds_up_nobody(self, tmp_path: Path) -> None:
+        path = tmp_path / "fifo"
+        os.mkfifo(path)
+
+        def opened() -> None:
+            signal.alarm(10)  # which ends this child
+            with pytest.raises(NetworkError, match="fifo is no network namespace"):
+                namespaces.open_pods(str(path))
+
+        in_child(opened)

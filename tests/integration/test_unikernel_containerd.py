@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from confinement_reports import assert_on_page, report_of, roles_of
 from kata_hypervisor.seccomp.confinement import read_threads
+from kata_runtime.ctl import confinement_page
 from unikernel import HELLO, build_unikernel
 from unikernel_description import described
 from unikernel_node import RUNTIME, UnikernelNode
@@ -100,10 +102,21 @@ def test_a_crash_is_told_to_its_user(
 
 
 def test_every_thread_is_sealed_and_the_processors_twice(node: UnikernelNode, running: str) -> None:
-    pid = int(node.ctr("task", "ls").stdout.split(running)[1].split()[0])
+    pid = node.vmm(running)
     threads = read_threads(pid)
     assert all(thread.confined for thread in threads)
     assert max(thread.filters for thread in threads) == min(thread.filters for thread in threads) + 1
+
+
+def test_each_process_is_what_its_row_says(running: str) -> None:
+    report = report_of(running)
+    assert roles_of(report) == {"shim", "broker", "init"}
+    assert confinement_page.differences(report) == []
+    shim = report["processes"][0]
+    assert shim["descriptors"]["kvm-vm"] == 1
+    assert set(shim["reach"].values()) == {"nothing"}
+    assert [owned["role"] for owned in report["owned"]] == ["shim"]
+    assert_on_page(report)
 
 
 def test_what_needs_an_agent_is_not_implemented(node: UnikernelNode, running: str) -> None:
@@ -185,7 +198,7 @@ def test_what_cannot_run_is_explained_and_leaves_nothing(
 
 
 def test_a_shim_that_is_killed_takes_it_along(node: UnikernelNode, running: str) -> None:
-    pid = int(node.ctr("task", "ls").stdout.split(running)[1].split()[0])
+    pid = node.vmm(running)
     os.kill(pid, 9)
     deadline = time.monotonic() + 20
     while Path(f"/proc/{pid}").exists():

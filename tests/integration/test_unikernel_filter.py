@@ -62,7 +62,7 @@ def test_it_runs(node: UnikernelNode, tmp_path: Path) -> None:
 def test_the_kernel_has_our_filter_on_it(node: UnikernelNode, tmp_path: Path) -> None:
     image, container = commands(node, tmp_path), node.new_id()
     assert node.ctr("run", "-d", "--runtime", RUNTIME, image, container, "spin").returncode == 0
-    pid = int(node.ctr("task", "ls").stdout.split(container)[1].split()[0])
+    pid = node.vmm(container)
     thread, *others = read_threads(pid)  # KVM may have one of its own in there
     assert (thread.name[:9], thread.mode, thread.no_new_privs) == ("solo5-hvt", 2, True)
     assert {other.filters for other in others} <= {thread.filters}

@@ -49,8 +49,15 @@ class Subject:
         return described(**{"binary": BINARY, "hypervisor": self.name, **more})
 
     def pid(self, container: str) -> int:
-        """The process id that containerd shows: the VMM's."""
+        """The process id that containerd shows: that of the init of the VMM's namespace."""
         return int(self.node.ctr("task", "ls").stdout.split(container)[1].split()[0])
+
+    def vmm(self, container: str) -> int:
+        """The process id of the VMM, which has the same parent."""
+        broker = parent_of(self.pid(container))
+        children = Path(f"/proc/{broker}/task/{broker}/children").read_text().split()
+        (vmm,) = [pid for pid in children if Path(f"/proc/{pid}/comm").read_text().startswith(self.name)]
+        return int(vmm)
 
 
 def table_of(name: str) -> str:
@@ -88,9 +95,11 @@ def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 def shim_of(vmm: int) -> int:
     """The process that runs the VMM's parent, the broker."""
-    for _ in range(2):
-        vmm = int(Path(f"/proc/{vmm}/status").read_text().split("PPid:")[1].split()[0])
-    return vmm
+    return parent_of(parent_of(vmm))
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/status").read_text().split("PPid:")[1].split()[0])
 
 
 @pytest.fixture
@@ -157,7 +166,7 @@ def test_the_form_of_a_kind(subject: Subject) -> None:
 def test_vmm_and_runtime_are_confined_and_the_memory_is_the_containers(
     subject: Subject, running: str
 ) -> None:
-    pid = subject.pid(running)
+    pid = subject.vmm(running)
     threads = read_threads(pid)
     assert len(threads) >= 3
     assert all(thread.confined for thread in threads)
@@ -238,7 +247,7 @@ def test_a_linux_container_is_refused(subject: Subject, tmp_path: Path) -> None:
 
 
 def test_a_shim_that_is_killed_takes_it_along(subject: Subject, running: str) -> None:
-    vmm = subject.pid(running)
+    vmm = subject.vmm(running)
     os.kill(shim_of(vmm), 9)
     deadline = time.monotonic() + 20
     while Path(f"/proc/{vmm}").exists():

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from confinement_reports import assert_on_page, process_of, report_of, roles_of
 from kata_hypervisor.seccomp.confinement import read_threads
+from kata_runtime.ctl import confinement_page
+from process_facts import CAPABILITIES, limit_of, shared_namespaces, status_of
+from solo5_file import abi_note, entry, manifest_note, unikernel_file
 from unikernel import HELLO, build_unikernel
+from unikernel_description import described
 from unikernel_node import RUNTIME, UnikernelNode
+from unikernel_subjects import spt_code
 
+SOLO5_SPT = os.environ.get("KATA_TEST_SOLO5_SPT") or shutil.which("solo5-spt")
 SOLO5_HVT = os.environ.get("KATA_TEST_SOLO5_HVT") or shutil.which("solo5-hvt")
 
 pytestmark = [
@@ -59,7 +69,7 @@ def test_the_tenders_complaint_is_told(node: UnikernelNode, commands: str) -> No
 def test_every_thread_of_the_tender_is_confined(node: UnikernelNode, commands: str) -> None:
     container = node.new_id()
     assert node.ctr("run", "-d", "--runtime", RUNTIME, commands, container, "spin").returncode == 0
-    pid = int(node.ctr("task", "ls").stdout.split(container)[1].split()[0])
+    pid = node.vmm(container)
     threads = read_threads(pid)
     assert threads[0].name == "solo5-hvt"
     assert all(thread.confined for thread in threads)
@@ -70,6 +80,65 @@ def test_every_thread_of_the_tender_is_confined(node: UnikernelNode, commands: s
     node.ctr("container", "rm", container)
     assert node.nothing_left(container)
     assert not Path(f"/proc/{pid}").exists()
+
+
+@dataclass
+class Tender:
+    """A unikernel with a block device that runs for ever. pid: of its tender."""
+
+    name: str
+    container: str
+    pid: int
+
+
+@pytest.fixture(params=["solo5-hvt", "solo5-spt"])
+def tender(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Tender]:
+    name = request.param
+    program = {"solo5-hvt": SOLO5_HVT, "solo5-spt": SOLO5_SPT}[name]
+    if program is None:
+        pytest.skip(f"needs {name}, on PATH or named by a variable")
+    file = tmp_path / "unikernel"
+    manifest = manifest_note(entry("storage", 1))
+    file.write_bytes(unikernel_file(abi=abi_note(2), manifest=manifest, code=spt_code("spin")))
+    if name == "solo5-hvt":
+        file = build_unikernel(tmp_path, "BLOCK")
+    with closing(UnikernelNode(name, f'path = "{program}"\n')) as node:
+        image = node.add_image("block", file, {"disk.img": bytes(1024)})
+        container = node.new_id()
+        annotations = described(binary="/unikernel.hvt", hypervisor=name[-3:], block="/disk.img")
+        pairs = [f"{key}={value}" for key, value in annotations.items()]
+        given = [word for pair in pairs for word in ("--annotation", pair)]
+        started = node.ctr("run", "-d", "--runtime", RUNTIME, *given, image, container, "spin")
+        assert (started.returncode, started.stderr) == (0, "")
+        yield Tender(name, container, node.vmm(container))
+        node.ctr("task", "rm", "--force", container)
+        assert node.nothing_left(container)
+
+
+def test_it_has_nothing_of_the_host_but_its_block_device(tender: Tender) -> None:
+    status, root = status_of(tender.pid), Path(f"/proc/{tender.pid}/root")
+    (user,) = set(status["Uid"].split()) | set(status["Gid"].split())
+    assert int(user) >= 1_900_000_000
+    assert {status[key] for key in CAPABILITIES} == {"0" * 16}
+    assert (status["Groups"], status["NoNewPrivs"], status["Seccomp"]) == ("", "1", "2")
+    assert shared_namespaces(tender.pid) == set()
+    assert limit_of(tender.pid, "core file size") == ("0", "0")
+    devices = {path.name for path in (root / "dev").iterdir()} if (root / "dev").exists() else set()
+    assert devices == ({"kvm"} if tender.name == "solo5-hvt" else set())
+    assert not (root / "etc" / "passwd").exists()
+    opened = [path.stat() for path in Path(f"/proc/{tender.pid}/fd").iterdir()]
+    disks = [found for found in opened if stat.S_ISREG(found.st_mode) and found.st_size == 1024]
+    assert {str(found.st_uid) for found in disks} == {user}
+    assert len(disks) == 2  # it opened it again
+
+
+def test_each_process_is_what_its_row_says(tender: Tender) -> None:
+    report = report_of(tender.container)
+    assert roles_of(report) == {"shim", "broker", "init", tender.name}
+    assert confinement_page.differences(report) == []
+    assert set(process_of(report, "shim")["reach"].values()) == {"nothing"}
+    assert [owned["role"] for owned in report["owned"]] == ["shim", tender.name]
+    assert_on_page(report)
 
 
 def test_a_linux_container_is_refused(node: UnikernelNode, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from kata_hypervisor.seccomp import seal
 from kata_hypervisor.seccomp.score import surface_of
 from kata_hypervisor.seccomp.survey import survey
 from kata_runtime.broker.operations import OPERATIONS
+from kata_runtime.broker.self_confinement import kept
 from kata_runtime.pod.boot import STAGES
 
 PAGE = import_graph.ROOT / "docs" / "architecture.md"
@@ -135,7 +136,7 @@ def module_of(node: mermaid.Node) -> str | None:
 
 def test_processes_begin_in_modules_that_are_there(processes: mermaid.Flowchart) -> None:
     begin = {name: module for name, node in processes.nodes.items() if (module := module_of(node))}
-    assert begin.keys() == {"launcher", "shim", "broker", "agent"}
+    assert begin.keys() == {"launcher", "zygote", "shim", "broker", "agent"}
     assert set(begin.values()) <= import_graph.modules().keys()
 
 
@@ -160,6 +161,19 @@ def test_the_number_of_the_shims_calls(processes: mermaid.Flowchart) -> None:
     assert program is not None
     allowed = surface_of(survey([program.code])).allowed
     assert f"sealed: {allowed} system calls on QEMU" in processes.nodes["shim"].lines
+
+
+def test_what_the_sealed_broker_has(processes: mermaid.Flowchart) -> None:
+    allowed = surface_of(survey([seal.build_broker(set(), "enforce", 1).code])).allowed
+    text = " ".join(processes.nodes["broker"].lines)
+    assert f"sealed: {allowed} system calls" in text
+    assert f"with {kept(set()).bit_count()} capabilities" in text
+
+
+def test_the_shim_has_no_way_to_its_vmm_but_the_broker(processes: mermaid.Flowchart) -> None:
+    ways = {(arrow.source, arrow.target) for arrow in processes.arrows}
+    assert ("broker", "vmm") in ways
+    assert not {("shim", "vmm"), ("vmm", "shim")} & ways
 
 
 # -- a Create ----------------------------------------------------------------------------------------------

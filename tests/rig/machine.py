@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from kata_configuration.judge.rules import VIRTIOFSD_PLACES
+from kata_configuration.judge.host import VIRTIOFSD_PLACES
 from kata_hypervisor import virtiofsd
 from kata_runtime.image import builder, cpio, initramfs, manifest
 from kata_runtime.image.apt import Apt
@@ -30,6 +30,9 @@ IMPORTED = ("agent", "configuration", "hypervisor", "runtime", "tests/support")
 MODULES = (
     *("virtio_pci", "virtio_console", "virtio_rng", "fuse", "virtiofs"),
     *("kvm_amd", "vhost_vsock", "vhost_net", "tun", "overlay", "erofs", "vsock_loopback"),
+    # Of a pod's network: what CNI's bridge needs, what attaches it, and what forwards ports.
+    *("veth", "8021q", "ipvlan", "bridge"),
+    *("sch_ingress", "cls_u32", "cls_bpf", "act_mirred", "nft_chain_nat", "nft_redir"),
 )
 APPLETS = ("cp", "insmod", "ip", "ln", "mkdir", "mount", "poweroff", "switch_root")
 MEMORY = "4096M"

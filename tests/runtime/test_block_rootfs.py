@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from kata_agent.guest import storage
+from kata_agent.protos import agent_pb2
 from kata_hypervisor.contract import Disk
 from kata_runtime.container.process import Container, Process
 from kata_runtime.errors import SandboxError, UnsupportedError
@@ -138,3 +139,11 @@ async def test_a_mount_of_the_hosts_is_refused() -> None:
         await block.make(container(bind), (), "/dev/vdb")
     with pytest.raises(UnsupportedError, match="no mount on /host"):
         await block.make_later(container(bind), ())
+
+
+async def test_a_volume_in_the_guests_memory_needs_no_file_of_the_host() -> None:
+    block, _, _ = rootfs("echo '/cache/1.erofs 755'")
+    one = container({"destination": "/cache", "type": "bind", "source": "/pods/cache"})
+    one.memory[0] = agent_pb2.Storage(driver="ephemeral")
+    await block.make(one, (), "/dev/vdb")
+    assert one.storages == overlay_storages("c", "/dev/vdb", 0o755)

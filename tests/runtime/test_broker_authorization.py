@@ -54,9 +54,14 @@ def read(authorization: Authorization, bundle: Path) -> dict[str, Any]:
         return dict(json.load(file))
 
 
+def check_bind(authorization: Authorization, source: str) -> None:
+    """Raise RequestRefusedError unless it may be shared, writable and with what is mounted below."""
+    authorization.source_finder(source, readonly=False, recursive=True, readonly_below=False)
+
+
 def test_before_the_seal_everything_is_authorized(host: Host) -> None:
     authorization = Authorization(str(host.bundle), ID)
-    authorization.check_bind("/etc")
+    check_bind(authorization, "/etc")
     assert authorization.finder("bind", "/etc", []) is None
     authorization.fifo_opener("/anywhere/else/fifo")
     authorization.log_opener("/var/log/any")
@@ -77,16 +82,18 @@ def test_the_seal_is_a_phase(host: Host) -> None:
 )
 def test_the_sources_of_the_pods_containers_are_shared(host: Host, fields: dict[str, Any]) -> None:
     authorization = host.sealed()
-    bundle = host.add_bundle("app", mounts=[{"destination": "/d", "source": "/var/data"}], **fields)
+    bundle = host.add_bundle(
+        "app", mounts=[{"destination": "/d", "source": "/var/data", "type": "bind"}], **fields
+    )
     with pytest.raises(RequestRefusedError, match=r"cannot share /var/data: no config\.json of"):
-        authorization.check_bind("/var/data")
+        check_bind(authorization, "/var/data")
     read(authorization, bundle)
-    authorization.check_bind("/var/data")
-    authorization.check_bind(f"{bundle}/rootfs")
-    authorization.check_bind(f"{bundle}/rootfs/")
+    check_bind(authorization, "/var/data")
+    check_bind(authorization, f"{bundle}/rootfs")
+    check_bind(authorization, f"{bundle}/rootfs/")
     for other in ("/var", "/var/data/..", "/var/data/x", "/"):
         with pytest.raises(RequestRefusedError):
-            authorization.check_bind(other)
+            check_bind(authorization, other)
 
 
 def test_the_file_that_containerd_2_writes_names_the_sandbox_too(host: Host) -> None:
@@ -100,7 +107,7 @@ def test_another_pods_specification_is_not_read(host: Host) -> None:
     other = host.add_bundle(
         "secret",
         process={"env": ["PASSWORD=x"]},
-        mounts=[{"destination": "/d", "source": "/secret"}],
+        mounts=[{"destination": "/d", "source": "/secret", "type": "bind"}],
         annotations={"io.kubernetes.cri.sandbox-id": "another"},
     )
     before = os.listdir("/proc/self/fd")
@@ -110,7 +117,7 @@ def test_another_pods_specification_is_not_read(host: Host) -> None:
         authorization.open_spec(str(other))
     assert os.listdir("/proc/self/fd") == before
     with pytest.raises(RequestRefusedError):
-        authorization.check_bind("/secret")
+        check_bind(authorization, "/secret")
 
 
 def test_a_link_or_a_fifo_is_no_specification(host: Host, tmp_path: Path) -> None:
@@ -139,14 +146,16 @@ def test_a_specification_that_a_guest_wrote_is_not_read(host: Host, tmp_path: Pa
     bundle = tmp_path / place
     bundle.mkdir(parents=True)
     annotations = {"io.kubernetes.cri.sandbox-id": ID}
-    (bundle / "config.json").write_text(json.dumps({"annotations": annotations, "mounts": [{"source": "/"}]}))
+    (bundle / "config.json").write_text(
+        json.dumps({"annotations": annotations, "mounts": [{"source": "/", "type": "bind"}]})
+    )
     (bundle / "sandbox").write_text(ID)
     authorization = host.sealed()
     for path in (bundle, f"{host.bundle}/../{ID}/../../../../{place}"):
         with pytest.raises((RequestRefusedError, RequestFailedError), match="cannot read"):
             authorization.open_spec(str(path))
     with pytest.raises(RequestRefusedError):
-        authorization.check_bind("/")
+        check_bind(authorization, "/")
 
 
 def test_a_link_in_the_place_of_a_bundle_is_not_followed(host: Host, tmp_path: Path) -> None:
@@ -321,7 +330,7 @@ def test_a_specification_that_is_none_authorizes_nothing(host: Host, text: str) 
     authorization = host.sealed()
     os.close(authorization.open_spec(str(host.bundle)))
     with pytest.raises(RequestRefusedError):
-        authorization.check_bind("/etc")
+        check_bind(authorization, "/etc")
 
 
 def test_a_directory_in_the_place_of_a_specification_costs_no_descriptor(host: Host) -> None:
@@ -332,3 +341,111 @@ def test_a_directory_in_the_place_of_a_specification_costs_no_descriptor(host: H
     with pytest.raises(RequestFailedError, match=r"cannot read .*config\.json: Is a directory"):
         authorization.open_spec(str(host.bundle))
     assert os.listdir("/proc/self/fd") == before
+
+
+# -- FIFOs of containerd's clients, wherever they make them ------------------------------------------------
+
+
+def make_clients_fifo(path: Path) -> str:
+    """As containerd's client makes it."""
+    fifo = make_fifo(path)
+    os.chmod(fifo, 0o700)
+    return fifo
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        pytest.param("run/containerd/fifo/123456789/web-stdout", id="ctr, nerdctl"),
+        pytest.param("run/k3s/containerd/fifo/1/web-stdin", id="another state"),
+        pytest.param(
+            "run/k3s/containerd/io.containerd.grpc.v1.cri/containers/web/io/77/web-stderr", id="CRI"
+        ),
+        pytest.param("srv/fifos/42/exec-1-stdout", id="ctr --fifo-dir"),
+        pytest.param("run/docker/containerd/0a1b/exec-stdin", id="Docker"),
+    ],
+)
+def test_a_clients_fifo_is_opened_wherever_it_is(host: Host, tmp_path: Path, place: str) -> None:
+    sealed = host.sealed()
+    fifo = make_clients_fifo(tmp_path / "host" / place)  # its directory was made after the seal
+    open_fifo(sealed, fifo)
+    os.chmod(fifo, 0o600)
+    open_fifo(sealed, fifo)
+    (tmp_path / "var").symlink_to(tmp_path / "host")  # as /var/run is one to /run
+    open_fifo(sealed, tmp_path / "var" / place)
+
+
+@pytest.mark.parametrize("mode", [0o622, 0o660, 0o606, 0o701])
+def test_a_clients_fifo_that_others_may_open_is_refused(host: Host, tmp_path: Path, mode: int) -> None:
+    fifo = make_fifo(tmp_path / "1" / "a-stdout")
+    os.chmod(fifo, mode)
+    before = os.listdir("/proc/self/fd")
+    sealed = host.sealed()
+    held = os.listdir("/proc/self/fd")
+    with pytest.raises(RequestRefusedError, match="it is not root's alone"):
+        open_fifo(sealed, fifo)
+    assert os.listdir("/proc/self/fd") == held != before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file away")
+def test_another_users_fifo_is_refused(host: Host, tmp_path: Path) -> None:
+    fifo = make_clients_fifo(tmp_path / "1" / "a-stdout")
+    os.chown(fifo, 12345, 12345)
+    with pytest.raises(RequestRefusedError, match="it is not root's alone"):
+        open_fifo(host.sealed(), fifo)
+
+
+def test_nothing_but_a_clients_fifo_is_opened(host: Host, tmp_path: Path) -> None:
+    sealed = host.sealed()
+    other = host.add_bundle("other")
+    secret = tmp_path / "secret-stdout"
+    secret.write_text("")
+    secret.chmod(0o600)
+    (tmp_path / "link-stdout").symlink_to(secret)
+    for path, why in (
+        (make_clients_fifo(tmp_path / "dev" / "initctl"), "the sandbox is sealed"),
+        (make_clients_fifo(tmp_path / "sessions" / "4.ref"), "the sandbox is sealed"),
+        (make_clients_fifo(tmp_path / "-stdin"), "the sandbox is sealed"),
+        (make_clients_fifo(other / "a-stdout"), "the sandbox is sealed"),
+        (f"{tmp_path}/dev/../{other.relative_to(tmp_path)}/a-stdout", "the sandbox is sealed"),
+        (str(secret), "is not a FIFO"),
+        (f"{tmp_path}/link-stdout", "it is not root's alone"),
+        (f"{tmp_path}/absent/a-stdout", "No such file"),
+    ):
+        with pytest.raises((RequestRefusedError, RequestFailedError), match=why):
+            open_fifo(sealed, path)
+
+
+def test_a_link_that_is_put_in_the_way_of_a_clients_fifo_leads_nowhere(host: Host, tmp_path: Path) -> None:
+    sealed = host.sealed()
+    opener = sealed.fifo_opener(make_clients_fifo(tmp_path / "1" / "a-stdout"))
+    (tmp_path / "1").rename(tmp_path / "elsewhere")
+    (tmp_path / "1").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        opener(os.O_PATH, 0)
+
+
+def test_a_link_that_changes_between_two_looks_leads_into_no_other_bundle(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guest that may write where the path leads through changes it as soon as it was resolved."""
+    sealed, other = host.sealed(), host.add_bundle("other")
+    make_clients_fifo(other / "a-stdout")
+    make_clients_fifo(tmp_path / "volume" / "a-stdout")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "volume")
+    resolve = os.path.realpath
+
+    def resolve_and_change(path: Any, **how: Any) -> Any:
+        found = resolve(path, **how)
+        link.unlink()
+        link.symlink_to(other)
+        return found
+
+    monkeypatch.setattr(os.path, "realpath", resolve_and_change)
+    opener = sealed.fifo_opener(str(link / "a-stdout"))
+    found = opener(os.O_PATH, 0)
+    try:
+        assert os.readlink(f"/proc/self/fd/{found}") == str(tmp_path / "volume" / "a-stdout")
+    finally:
+        os.close(found)

@@ -19,6 +19,7 @@ from kata_hypervisor.seccomp.child_filter import ChildFilter
 from kata_hypervisor.seccomp.compiler import compile_rules
 from kata_hypervisor.seccomp.confinement import inherited_filters
 from kata_hypervisor.seccomp.rules import Rule
+from kata_hypervisor.seccomp.seal import build_broker
 from kata_hypervisor.solo5 import allowlist
 from kata_runtime import syscalls
 from kata_runtime.broker import cleanup
@@ -80,6 +81,25 @@ async def test_a_child_passes_its_gate_and_ends(bed: Bed, tender: str) -> None:
     assert await run(bed, tender, "echo output") == (ExitStatus(code=0), "", b"echo output")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving up capabilities needs root")
+@pytest.mark.parametrize("features", [[], ["loading"]])
+async def test_a_child_loads_when_the_broker_has_given_up_all_but_that(
+    bed: Bed, tender: str, features: list[str]
+) -> None:
+    gate, opener = os.pipe()
+    null = os.open(os.devnull, os.O_WRONLY)
+    async with broker_of(bed) as broker:
+        child = await started(broker, tender, "echo output", null, gate)
+        assert broker.later == {"loading"}
+        await broker.confine(build_broker(features, "enforce", broker.pid).code, features)
+        os.write(opener, b"\n")
+        status = await child.wait()
+        assert status == (ExitStatus(code=0) if features else ExitStatus(signal=signal.SIGKILL))
+        assert bool(child.violation) != bool(features)
+    for fd in (gate, opener, null):
+        os.close(fd)
+
+
 async def test_a_refused_call_is_reported_to_the_shim_and_in_the_log(bed: Bed, tender: str) -> None:
     log = bed.bundle / "log"
     os.mkfifo(log)
@@ -108,6 +128,14 @@ async def test_a_gate_is_one_of_the_descriptors(bed: Bed) -> None:
     async with broker_of(bed) as broker:
         with pytest.raises(LaunchError, match="descriptor 9 cannot be a gate"):
             await broker.spawn("solo5-hvt", ["/bin/true"], fds={}, gate=9)
+
+
+async def test_a_child_whose_paths_are_not_looked_at_has_a_root_of_its_own(bed: Bed, tender: str) -> None:
+    free = filter_for(tender)
+    free.any_path = True
+    async with broker_of(bed) as broker:
+        with pytest.raises(LaunchError, match="paths are not looked at needs a root of its own"):
+            await broker.spawn("solo5-hvt", [tender, "echo"], fds={}, seccomp=free)
 
 
 async def test_a_filter_that_does_not_let_it_start_is_reported(bed: Bed, tender: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -19,7 +20,7 @@ from broker_bed import Bed, Shim, ask, make_bed, wait_for_end
 from kata_hypervisor.errors import LaunchError
 from kata_hypervisor.host import ExitStatus, Host
 from kata_hypervisor.kvm.probe import KvmProbeResult, probe_kvm
-from kata_runtime.broker import cleanup, messages, processes, spawn
+from kata_runtime.broker import cleanup, messages, processes, server, spawn
 from kata_runtime.broker.client import Broker
 from kata_runtime.broker.errors import BrokerLostError, RequestFailedError, RequestRefusedError
 from kata_runtime.broker.process import fork_broker
@@ -82,7 +83,7 @@ async def test_a_signal_is_distinguished_from_an_exit(bed: Bed) -> None:
 async def test_kvm_is_probed_once_by_the_broker(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = bed.data / "calls"
 
-    def probe(deadline: float) -> KvmProbeResult:
+    def probe() -> KvmProbeResult:
         with calls.open("a") as file:
             file.write("x")
         return KvmProbeResult(True, False, "this KVM only emulates")
@@ -557,3 +558,20 @@ def test_a_process_is_ended_by_identity_only() -> None:
     assert processes.end(pid, start)
     with pytest.raises(ProcessLookupError):
         processes.start_time(pid)
+
+
+async def test_a_bundle_that_is_removed_is_reported_again_and_again(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "LOOK", 0.01)
+    async with broker_of(bed) as broker:
+        with anyio.move_on_after(0.1):
+            await broker.bundle_gone()
+            raise AssertionError("it is there")
+        shutil.rmtree(bed.bundle)
+        with anyio.fail_after(20):
+            await broker.bundle_gone()
+            await broker.bundle_gone()
+        bed.bundle.mkdir()  # another one of its name is not it
+        with anyio.fail_after(20):
+            await broker.bundle_gone()

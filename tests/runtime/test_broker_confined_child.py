@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from broker_bed import Bed, make_bed
-from kata_runtime.broker import confined_child, pod_identity
+from kata_runtime.broker import claims, confined_child, pod_identity
 from kata_runtime.broker.confined_child import resolve
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
 from kata_runtime.broker.pod_identity import PodIdentity
@@ -55,7 +56,21 @@ def program(tmp_path: Path) -> Path:
 
 
 def plan(program: Path, **fields: Any) -> confined_child.Plan:
-    defaults = {"files": [], "data": [], "devices": [], "proc": False, "open_files": 64}
+    defaults = {
+        "files": [],
+        "data": [],
+        "devices": [],
+        "proc": False,
+        "written": [],
+        "serves": None,
+        "network": True,
+        "open_files": 64,
+        "file_size": 0,
+        "disks": {},
+        "run_directory": None,
+        "writable": [],
+        "jailer": False,
+    }
     return confined_child.plan("vmm", str(program), {**defaults, **fields}, USER, "/place")
 
 
@@ -70,7 +85,7 @@ def test_the_root_holds_the_program_libraries_and_what_was_listed(program: Path,
     assert listed == {str(program): (False, True), str(kernel): (False, False), str(firmware): (True, False)}
     assert made.links[str(link)] == "vmlinuz"
     assert set(made.shown) - set(listed) <= {os.path.realpath(path) for path in confined_child.LIBRARIES}
-    assert made.devices == {"/dev/null": os.makedev(1, 3)}
+    assert made.devices == {"/dev/null": (stat.S_IFCHR | 0o600, os.makedev(1, 3))}
     assert not {"/etc", "/usr", "/usr/bin", "/home", "/"} & set(made.shown)
 
 
@@ -115,6 +130,7 @@ def test_a_program_for_its_owner_is_refused(program: Path) -> None:
         ({"files": ["/"]}, "/ is neither a file nor a directory of its own"),
         ({"files": ["/dev/null"]}, "/dev/null is neither a file"),
         ({"devices": ["/dev"]}, "/dev is not a character device"),
+        ({"disks": {"/dev/null": True}}, "/dev/null is not a block device"),
     ],
 )
 def test_what_cannot_be_shown_is_refused(program: Path, fields: dict[str, Any], reason: str) -> None:
@@ -142,7 +158,7 @@ def pod_of(bed: Bed, sandbox: str) -> tuple[PodIdentity, RollbackJournal]:
 def undo(journal: RollbackJournal) -> None:
     for entry in journal.entries.values():
         assert entry["undo"] == pod_identity.UNDO
-        pod_identity.release(entry["path"], entry["key"])
+        claims.release(entry["path"], entry["key"])
 
 
 def test_each_pod_has_a_user_of_its_own_until_its_end(bed: Bed) -> None:

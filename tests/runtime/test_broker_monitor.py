@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 from collections.abc import Iterator
 
@@ -11,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kata_hypervisor.api_request import NAME
 from kata_runtime.broker import monitor as monitor_module
 from kata_runtime.broker.event_loop import EventLoop
 from kata_runtime.broker.monitor import CommandFilter, Monitor, NotAllowedError
 
-COMMANDS = ("cont", "stop", "query-status", "quit")
+COMMANDS = {**dict.fromkeys(("cont", "stop", "query-status", "quit")), "put": {"id": NAME, "at": range(8)}}
 
 
 def test_commands_pass_as_they_were_checked() -> None:
@@ -23,6 +25,11 @@ def test_commands_pass_as_they_were_checked() -> None:
         b' {"execute" : "stop", "id":"x", "arguments": {}}\n{"execute":"cont"}'
     )
     assert passed == b'{"execute": "stop", "id": "x"}{"execute": "cont"}'
+
+
+def test_arguments_pass_that_fit_what_is_declared() -> None:
+    text = b'{"execute": "put", "arguments": {"at": 7, "id": "x"}}'
+    assert CommandFilter(COMMANDS).take(text) == text
 
 
 def test_a_command_may_come_in_pieces() -> None:
@@ -39,9 +46,13 @@ def test_a_command_may_come_in_pieces() -> None:
         ('{"execute": "chardev-add", "arguments": {}}', "'chardev-add' is not allowed"),
         ('{"execute": "qmp_capabilities"}', "'qmp_capabilities' is not allowed"),
         ('{"exec-oob": "stop"}', "'None' is not allowed"),
-        ('{"execute": "stop", "exec-oob": "pmemsave"}', "has arguments"),
+        ('{"execute": "stop", "exec-oob": "pmemsave"}', "'stop' has 'exec-oob'"),
         ('{"execute": "quit", "arguments": {"x": 1}}', "has arguments"),
         ('{"execute": "quit", "arguments": []}', "has arguments"),
+        ('{"execute": "put"}', "arguments that are not allowed: it has no 'id'"),
+        ('{"execute": "put", "arguments": {"id": "a", "at": 8}}', "not allowed: 'at' is '8'"),
+        ('{"execute": "put", "arguments": {"id": "/a", "at": 1}}', "not allowed: 'id' is '/a'"),
+        ('{"execute": "put", "arguments": {"id": "a", "at": 1, "x": 0}}', "not allowed: it has 'x'"),
         ('{"execute": ["quit"]}', "is not allowed"),
         ('{"execute": "quit", "id": {"a": [1]}}', "an id that is neither"),
         ('{"execute": "stop"}{"execute": "pmemsave"}', "'pmemsave' is not allowed"),
@@ -67,7 +78,7 @@ def test_whatever_is_sent_only_commands_pass(data: bytes) -> None:
     rest = passed.decode()
     while rest:
         message, end = json.JSONDecoder().raw_decode(rest)
-        assert message.keys() <= {"execute", "id"}
+        assert message.keys() <= {"execute", "id", "arguments"}
         assert message["execute"] in COMMANDS
         rest = rest[end:]
 
@@ -80,7 +91,8 @@ class Bed:
         self.vmm, end = socket.socketpair()
         self.sealed = False
         self.refusals: list[str] = []
-        self.monitor = Monitor(end, COMMANDS, self.loop, lambda: self.sealed, self.refusals.append)
+        rules = CommandFilter(COMMANDS)
+        self.monitor = Monitor(end, rules, self.loop, lambda: self.sealed, self.refusals.append)
         self.shim = socket.socket(fileno=self.monitor.hand_over())
         for ours in (self.vmm, self.shim):
             ours.settimeout(60)
@@ -125,6 +137,35 @@ def test_after_the_seal_commands_pass_and_nothing_else(bed: Bed) -> None:
     assert "the command 'pmemsave' is not allowed" in refusal
     assert bed.vmm.recv(100) == b""
     assert bed.shim.recv(100) == b""
+
+
+def test_a_descriptor_of_the_brokers_goes_along_once(bed: Bed) -> None:
+    bed.sealed = True
+    reader, writer = os.pipe()
+    assert not bed.monitor.gives
+    bed.monitor.give(writer)
+    assert bed.monitor.gives
+    for descriptors in (1, 0):
+        bed.shim.send(b'{"execute": "cont"}')
+        bed.run()
+        text, found, *_ = socket.recv_fds(bed.vmm, 100, 2)
+        assert (text, len(found)) == (b'{"execute": "cont"}', descriptors)
+        for descriptor in found:
+            os.close(descriptor)
+    assert not bed.monitor.gives
+    assert os.read(reader, 1) == b""  # nobody has the other end any more
+    os.close(reader)
+
+
+def test_a_descriptor_of_the_shims_goes_nowhere(bed: Bed) -> None:
+    bed.sealed = True
+    reader, writer = os.pipe()
+    socket.send_fds(bed.shim, [b'{"execute": "cont"}'], [writer])
+    os.close(writer)
+    bed.run()
+    text, found, *_ = socket.recv_fds(bed.vmm, 100, 2)
+    assert (text, found) == (b'{"execute": "cont"}', [])
+    os.close(reader)
 
 
 def test_a_flood_waits_for_its_reader(bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_bed import Bed, Shim, make_bed, wait_for_end
-from kata_runtime.broker import client, messages, operations, supervisor
+from kata_runtime.broker import client, messages, operations
 from kata_runtime.broker.errors import RequestRefusedError
-from kata_runtime.broker.operations import OPERATIONS
+from kata_runtime.broker.operations import OPERATIONS, lifecycle
 from kata_runtime.broker.operations.declaration import Operation
 from kata_runtime.broker.phase import AFTER_SEAL, ALWAYS, BEFORE_SEAL, Phase
 from kata_runtime.ctl.shim import module_roots
@@ -37,6 +37,8 @@ FILTER = {
     "last": [16, 0x4090AE82],
     "readable": ["/proc/self/fd/4"],
     "writable": [],
+    "until_told": False,
+    "any_path": False,
 }
 
 PRIVILEGES = {
@@ -44,11 +46,20 @@ PRIVILEGES = {
     "data": [],
     "devices": ["/dev/kvm"],
     "proc": False,
+    "written": [5],
+    "serves": None,
+    "network": False,
     "open_files": 64,
+    "file_size": 0,
+    "disks": {"/dev/dm-3": True},
+    "run_directory": None,
+    "writable": [],
+    "jailer": False,
 }
 
 TEXTS: list[Any] = [None, 7, ["/a"], {}, "/a\0b", "/\ud800"]
-PATHS: list[Any] = [*TEXTS, "", "a", "./a", "/" + "x" * 5000]
+PATHS: list[Any] = [*TEXTS, "", "a", "./a", "/" + "x" * 5000, "/a" * 129]
+NAMES: list[Any] = [*TEXTS, "", "..", "a/b", "a.b", "\u00e4", "x" * 65]
 LABELS: list[Any] = [*TEXTS, "", "two\nlines", "x" * 201]
 FLAGS: list[Any] = [None, 0, 1, "true", []]
 PIDS: list[Any] = [None, True, "100", -1, 0, 1, 100.0, 2**22 + 1]
@@ -57,7 +68,14 @@ PIDS: list[Any] = [None, True, "100", -1, 0, 1, 100.0, 2**22 + 1]
 EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
     "prepare": ({"cgroup": "/default/x"}, {"cgroup": [7, "/a\0b", ["/a"], "/\ud800"]}),
     "oom_kills": ({}, {}),
-    "verify_shim": ({}, {}),
+    "verify_confinement": (
+        {"landlock": True, "sealed": True, "required": ["landlock"]},
+        {
+            "landlock": FLAGS,
+            "sealed": FLAGS,
+            "required": [None, "landlock", [7], ["seccomp"], ["landlock"] * 3, {"landlock": 1}],
+        },
+    ),
     "take_user": (
         {"base": 1_900_000_000, "count": 65536},
         {"base": [None, True, "1", 0, -1, 2**32], "count": [None, True, "1", 0, -1, 2**32]},
@@ -84,13 +102,23 @@ EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
                 *({**FILTER, "loading": None}, {**FILTER, "policy": "two\nlines"}),
                 *({**FILTER, "last": last} for last in ([16], [16, 2**32], [1, 2, 3], ["16", 1], None)),
                 *({**FILTER, "writable": ["dev/kvm"]}, {**FILTER, "readable": "/a"}),
+                *({**FILTER, "until_told": 1}, {**FILTER, "any_path": None}),
             ],
             "privileges": [
                 *(7, [], {}, {**PRIVILEGES, "user": 0}, {k: v for k, v in PRIVILEGES.items() if k != "proc"}),
                 *({**PRIVILEGES, key: value} for key in ("files", "data") for value in (None, "/a", ["a"])),
                 *({**PRIVILEGES, "devices": value} for value in (["/etc/x"], ["/dev/../x"], ["kvm"], None)),
                 *({**PRIVILEGES, "files": ["/a"] * 65}, {**PRIVILEGES, "proc": 1}),
+                *({**PRIVILEGES, "written": value} for value in (None, 5, [-1], ["5"], [256])),
+                *({**PRIVILEGES, "serves": value} for value in ("shared", 7, "")),
+                {**PRIVILEGES, "network": None},
+                *({**PRIVILEGES, "jailer": value} for value in (None, 0, "no")),
                 *({**PRIVILEGES, "open_files": value} for value in (None, True, 0, "64", 2**21)),
+                *({**PRIVILEGES, "file_size": value} for value in (True, -1, "0", 1.5, 2**63)),
+                *({**PRIVILEGES, "disks": []}, {**PRIVILEGES, "disks": {"/a": True}}),
+                *({**PRIVILEGES, "disks": {"/dev/a": 1}}, {**PRIVILEGES, "disks": {"/dev/../a": True}}),
+                *({**PRIVILEGES, "run_directory": value} for value in ("a", 1, ["/a"])),
+                *({**PRIVILEGES, "writable": value} for value in ("/a", ["a"], ["/a"] * 5)),
             ],
         },
     ),
@@ -100,6 +128,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
         {"pid": 100, "tid": 100, "beyond": 0},
         {"pid": PIDS, "tid": PIDS, "beyond": [None, False, "0", -1, 1001]},
     ),
+    "end_loading": ({"pid": 100}, {"pid": PIDS}),
     "make_jail": (
         {"root": "/j/root", "files": {"vmlinuz": "/boot/vmlinuz"}},
         {
@@ -129,9 +158,18 @@ EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
         {"source": "/a", "target": "/b", "readonly": True, "recursive": False},
         {"source": PATHS, "target": PATHS, "readonly": FLAGS, "recursive": FLAGS},
     ),
+    "find_memory": ({"source": "/a"}, {"source": PATHS}),
+    "share": (
+        {"source": "/a", "readonly": True, "recursive": False, "readonly_below": True},
+        {"source": PATHS, "readonly": FLAGS, "recursive": FLAGS, "readonly_below": FLAGS},
+    ),
+    "unshare": ({"place": ".volumes/0/x"}, {"place": [*TEXTS, "", "x" * 4200]}),
     "unmount": ({"target": "/t"}, {"target": PATHS}),
     "remove": ({"path": "/p"}, {"path": PATHS}),
-    "discard": ({"path": "/p"}, {"path": PATHS}),
+    "start_logger": (
+        {"uri": "binary:///bin/logger?a=b"},
+        {"uri": [None, "", "binary:///a\0", "\ud800", ["x"], 1, "x" * (1 << 15)]},
+    ),
     "open_fifo": ({"path": "/f", "mode": "rw"}, {"path": PATHS, "mode": [None, "", "x", "wr", ["r"], 0]}),
     "open_log": ({"path": "/l"}, {"path": PATHS}),
     "open_in_image": (
@@ -139,23 +177,69 @@ EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
         {"root": PATHS, "name": [*TEXTS, "", "x" * 4096], "write": FLAGS},
     ),
     "make_image": ({"root": "/r"}, {"root": PATHS}),
+    "give_device": (
+        {"device": "259:1048575", "write": False},
+        {
+            "device": [None, "", "7", "7:", ":0", "7:0:0", "7:-1", "/dev/loop0", ["7:0"], 7, "1" * 20 + ":1"],
+            "write": FLAGS,
+        },
+    ),
     "open_image": (
         {"name": "a" * 64},
         {"name": [None, "", "a" * 63, "a" * 65, "A" * 64, "../" + "a" * 61, "/" * 64, ["a"] * 64]},
     ),
+    "show_image": (
+        {"disk": "rootfs_1", "image": "a" * 64},
+        {"disk": NAMES, "image": [None, "", "a" * 63, "A" * 64, "../" + "a" * 61]},
+    ),
+    "hide_image": ({"disk": "rootfs_1"}, {"disk": NAMES}),
     "register_guest": (
         {"address": 77},
         {"address": [None, True, 0, 1, 2, -1, 2**32 - 1, 3.0, *(path for path in PATHS if path != 7)]},
     ),
     "late_interfaces": ({}, {}),
-    "hold_monitor": ({"driver": "qemu"}, {"driver": [None, "", "bash", ["qemu"], "QEMU"]}),
+    "listen_for_vmm": ({"path": "/p"}, {"path": PATHS}),
+    "connect_vmm": ({"path": "/p"}, {"path": PATHS}),
+    "hold_monitor": (
+        {"driver": "qemu", "saved": None},
+        {
+            "driver": [None, "", "bash", ["qemu"], "QEMU"],
+            "saved": PATHS[1:],
+        },
+    ),
     "connect_guest": ({"port": 1024}, {"port": [None, True, "1", 0, -1, 2**32 - 1, 1.0]}),
     "connect_events": ({}, {}),
+    "relay_log": ({}, {}),
     "probe_kvm": ({}, {}),
-    "attach_network": ({"path": "/run/netns/x"}, {"path": PATHS}),
+    "learn_hooks": ({}, {}),
+    "run_hooks": ({"kind": "poststop"}, {"kind": [None, "", "startContainer", ["poststop"], "prestart "]}),
+    "learn_network": (
+        {"path": "/run/netns/x", "outside": False},
+        {"path": [path for path in PATHS if path is not None], "outside": FLAGS},
+    ),
+    "network_state": ({}, {}),
+    "attach_network": ({}, {}),
+    "open_tap": (
+        {"tap": "tap0", "queues": 1},
+        {
+            "tap": [None, "", "a/b", "a b", "..", "tap%d", "a:b", "sixteen-letters-", "\ud800", "a\0"],
+            "queues": [None, 0, 65, True, "1"],
+        },
+    ),
+    "confine_broker": (
+        {"features": ["network", "kvm"], "code": "AAAAAAAAAAA="},
+        {
+            "features": [None, "kvm", ["shell"], [None], ["kvm"] * (len(lifecycle.FEATURES) + 1)],
+            "code": [None, "", "AAAA", "!", 7, ["AAAAAAAAAAA="]],
+        },
+    ),
     "announce_seal": (
-        {"mode": "enforce", "policy": "x86_64 [base]"},
-        {"mode": [None, "", "off", ["log"]], "policy": LABELS},
+        {"mode": "enforce", "policy": "x86_64 [base]", "within": 60},
+        {
+            "mode": [None, "", "off", ["log"]],
+            "policy": LABELS,
+            "within": [None, 0, 3601, 0.5, "60", [60], True],
+        },
     ),
     "supervise": ({}, {}),
     "close": ({}, {}),
@@ -189,6 +273,15 @@ def test_an_operation_is_declared_whole(operation: Operation[...]) -> None:
     assert operation.phases in (BEFORE_SEAL, AFTER_SEAL, ALWAYS)
     assert operation.__doc__
     assert getattr(inspect.getmodule(operation.handler), operation.name) is operation
+
+
+WHILE_IT_RUNS = {"confinement", "connect_guest", "end_loading", "hide_image", "kill", "show_image"}
+"""What drivers ask of their host from `run` on, which follows the seal."""
+
+
+def test_what_a_driver_asks_for_a_machine_that_runs_is_allowed_after_the_seal() -> None:
+    allowed = {operation.name for operation in OPERATIONS if Phase.SEALED in operation.phases}
+    assert allowed >= WHILE_IT_RUNS
 
 
 def test_no_two_operations_have_one_name() -> None:
@@ -237,8 +330,6 @@ def bed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bed]:
 def test_what_is_asked_wrongly_is_refused_by_a_broker_that_goes_on(
     bed: Bed, phase: Phase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "HANDOVER", 1e6)
-
     def ask(channel: socket.socket, number: int, op: str, arguments: dict[str, Any], fds: list[int]) -> Any:
         messages.send(channel, messages.encode({"id": number, "op": op, **arguments}), fds)
         reply, descriptors = messages.receive(channel)
@@ -249,7 +340,7 @@ def test_what_is_asked_wrongly_is_refused_by_a_broker_that_goes_on(
     def act(channel: socket.socket) -> object:
         surprises: list[object] = []
         if phase is Phase.SEALED:
-            ask(channel, 0, "announce_seal", {"mode": "enforce", "policy": "p"}, [])
+            ask(channel, 0, "announce_seal", {"mode": "enforce", "policy": "p", "within": 3600}, [])
         null = os.open(os.devnull, os.O_RDONLY)
         number = 0
         for operation in OPERATIONS:
@@ -311,6 +402,7 @@ def test_whatever_is_asked_is_checked_or_refused(message: dict[str, Any], op: st
 CHEAP = {
     *("__future__", "base64", "binascii", "copyreg", "ctypes", "_ctypes", "fcntl", "json", "_json"),
     *(
+        "kata_agent",
         "kata_hypervisor",
         "kata_runtime",
         "re",
@@ -325,11 +417,13 @@ CHEAP = {
 }
 DECLARATIONS = {
     *("kata_runtime", "kata_runtime.broker", "kata_runtime.broker.errors", "kata_runtime.broker.messages"),
-    *("kata_runtime.broker.phase", "kata_runtime.errors"),
+    *("kata_runtime.broker.hook_kinds", "kata_runtime.broker.phase", "kata_runtime.errors"),
+    *("kata_runtime.confinement", "kata_runtime.confinement.mechanisms"),
 }
 # The drivers' declarations, for the roles of children: 1.9 ms.
 DRIVERS = {
     *("kata_hypervisor", "kata_hypervisor.registry", "kata_hypervisor.driver_info", "kata_hypervisor.errors"),
+    "kata_hypervisor.api_request",
     *(
         f"kata_hypervisor.{folder}{module}"
         for folder in ("cloud_hypervisor", "dragonball", "firecracker", "qemu", "solo5")

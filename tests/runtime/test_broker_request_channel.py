@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -27,7 +26,10 @@ class Peer:
         self.lost = anyio.Event()
         self.faults: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, fault: self.faults.append(fault))
-        self.channel = RequestChannel(ours, "the broker has exited", self.notices.append, self.lost.set)
+        self.patience = 60.0
+        self.channel = RequestChannel(
+            ours, "the broker has exited", self.notices.append, self.lost.set, patience=lambda: self.patience
+        )
 
     async def take(self) -> dict[str, Any]:
         """The next request."""
@@ -70,34 +72,64 @@ async def still_works(peer: Peer) -> None:
         assert (await peer.channel.request(cgroup.oom_kills)).result == {"count": 3}
 
 
-async def test_a_reply_that_comes_after_a_cancellation_is_dropped_with_its_descriptors(
-    peer: Peer, pipe: tuple[int, int], caplog: pytest.LogCaptureFixture
+async def receiving(peer: Peer, got: list[Any]) -> None:
+    """Ask for a FIFO, keep the reply, and wait for more."""
+    got.append(await peer.channel.request(streams.open_fifo, path="/f", mode="r"))
+    await anyio.sleep_forever()
+
+
+@pytest.mark.parametrize("cancellations", [1, 3])
+async def test_one_that_is_cancelled_gets_its_reply_and_then_the_cancellation(
+    peer: Peer, pipe: tuple[int, int], cancellations: int
 ) -> None:
-    caplog.set_level(logging.DEBUG)
     read, write = pipe
-    task = await asked(peer)
-    task.cancel()  # as asyncio itself does it: no shield holds against that
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    got: list[Any] = []
+    task = asyncio.create_task(receiving(peer, got))
+    await peer.take()
+    for _ in range(cancellations):
+        task.cancel()  # as asyncio itself does it: no shield of anyio holds against that
+        await asyncio.sleep(0)
+    assert not task.done()
     peer.reply(1, write, result={})
     os.close(write)
-    await still_works(peer)
+    await asyncio.wait({task})
+    assert task.cancelled()
+    (descriptor,) = got[0].descriptors
+    os.close(descriptor)
     assert os.read(read, 1) == b""
     os.close(read)
-    assert "the broker's reply to request 1 came after its caller was cancelled" in caplog.messages
+    await still_works(peer)
+
+
+async def test_a_deadline_of_the_caller_is_a_timeout_after_the_reply(peer: Peer) -> None:
+    got: list[Any] = []
+
+    async def ask() -> None:
+        async with asyncio.timeout(0):
+            await receiving(peer, got)
+
+    task = asyncio.create_task(ask())
+    await peer.take()
+    peer.reply(1, result={})
+    with pytest.raises(TimeoutError):
+        await task
+    assert len(got) == 1
 
 
 async def test_a_reply_that_comes_with_a_cancellation_leaks_no_descriptor(
     peer: Peer, pipe: tuple[int, int]
 ) -> None:
     read, write = pipe
-    task = await asked(peer)
+    got: list[Any] = []
+    task = asyncio.create_task(receiving(peer, got))
+    await peer.take()
     peer.reply(1, write, result={})
     os.close(write)
     peer.channel._receive()  # the reply is there, and its task has not run yet
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    messages.close_all(got[0].descriptors)
     assert os.read(read, 1) == b""
     os.close(read)
     await still_works(peer)
@@ -146,3 +178,32 @@ async def test_a_lost_broker_fails_every_request(peer: Peer, packet: bytes) -> N
         await task
     with pytest.raises(BrokerLostError, match=r"^the broker has exited"):
         await peer.channel.request(cgroup.oom_kills)
+
+
+async def test_a_broker_that_stands_still_is_lost_and_named_for_every_request(
+    peer: Peer, pipe: tuple[int, int]
+) -> None:
+    waiting = await asked(peer)
+    peer.patience = 0.05
+    with pytest.raises(BrokerLostError, match=r"the broker did not answer the request oom_kills within 0"):
+        await peer.channel.request(cgroup.oom_kills)
+    with pytest.raises(BrokerLostError, match="did not answer the request oom_kills"):
+        await waiting  # it would have waited longer, but the broker cannot be asked any more
+    assert peer.lost.is_set()
+    assert peer.channel.gave_up
+    with pytest.raises(BrokerLostError, match="did not answer"):
+        await peer.channel.request(cgroup.oom_kills)
+    read, write = pipe
+    with pytest.raises(BrokenPipeError):  # what it answers later reaches nobody, and it sees the end
+        peer.reply(1, write, result={})
+    os.close(write)
+    assert os.read(read, 1) == b""
+    os.close(read)
+
+
+async def test_a_broker_whose_socket_is_full_is_lost_as_well(peer: Peer) -> None:
+    peer.patience = 0.2
+    many = [asyncio.create_task(peer.channel.request(files.unmount, target="/x" * 900)) for _ in range(600)]
+    results = await asyncio.gather(*many, return_exceptions=True)
+    assert all(isinstance(one, BrokerLostError) for one in results)
+    assert peer.channel.gave_up

@@ -9,12 +9,14 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from broker_bed import Bed, Shim, ask, make_bed, wait_for_end
+from kata_agent.constants import AGENT_PORT, FORWARD_PORT, STREAM_PORT
 from kata_hypervisor.seccomp import actions
 from kata_hypervisor.seccomp import filter as kernel
 from kata_hypervisor.seccomp.compiler import compile_rules
@@ -48,7 +50,7 @@ CODE = everything_but("mkdir", "mkdirat", "getpgid")
 
 def seal(channel: socket.socket, mode: str = "enforce") -> dict[str, Any]:
     """Announce, install, hand over; returns the broker's answer."""
-    assert "result" in ask(channel, "announce_seal", mode=mode, policy=POLICY)
+    assert "result" in ask(channel, "announce_seal", mode=mode, policy=POLICY, within=3600)
     listener = kernel.install(CODE, all_threads=True, listener=True)
     assert listener is not None
     messages.send(channel, messages.encode({"id": 2, "op": "supervise"}), [listener])
@@ -75,7 +77,7 @@ def violate(channel: socket.socket) -> dict[str, Any]:
 
 LATE: dict[str, dict[str, Any]] = {
     "prepare": {"cgroup": None},
-    "announce_seal": {"mode": "log", "policy": "weaker"},
+    "announce_seal": {"mode": "log", "policy": "weaker", "within": 9},
     "register_guest": {"address": 77},
 }
 
@@ -106,8 +108,11 @@ def test_a_refused_call_is_named_reported_and_ends_the_shim(
     assert sentence.startswith(called)
     assert f"which policy {POLICY} does not allow: the call was refused and the pod ended" in sentence
     assert all("is refused after the seal" in message for message in shim.result["refused"])
-    assert [line for line in log if "getpgid" in line and "level=error" in line] == log
-    assert len(log) == 1
+    named, *late = log
+    assert "getpgid" in named
+    assert "level=error" in named
+    assert len(late) == len(LATE)
+    assert all("level=warning" in line and "refused what the sealed shim asked for" in line for line in late)
     # It does not exit by itself; the broker kills it, undoes everything, and leaves the sentence.
     assert os.waitstatus_to_exitcode(os.waitpid(shim.pid, 0)[1]) == -signal.SIGKILL
     wait_for_end(shim.broker)
@@ -140,10 +145,8 @@ def test_in_log_mode_calls_are_made_and_counted(bed: Bed) -> None:
 def test_a_shim_that_does_not_hand_over_its_listener_is_killed(
     bed: Bed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "HANDOVER", 0.3)
-
     def act(channel: socket.socket) -> object:
-        return ask(channel, "announce_seal", mode="enforce", policy=POLICY)
+        return ask(channel, "announce_seal", mode="enforce", policy=POLICY, within=1)
 
     shim, _ = run(bed, act)
     assert os.waitstatus_to_exitcode(os.waitpid(shim.pid, 0)[1]) == -signal.SIGKILL
@@ -323,10 +326,41 @@ def directory(tmp_path: Path) -> Iterator[int]:
     os.close(fd)
 
 
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not os.path.exists("/dev/vsock"), reason="needs root, and a kernel with vsock"
+)
+def test_a_guest_on_vsock_is_called_from_a_port_that_only_root_has(tmp_path: Path, directory: int) -> None:
+    """But for streams, of which a node has more than such ports."""
+    where = connections.Connections("", str(tmp_path), directory, os.geteuid)
+    where.register_guest(4711)
+    for port, is_reserved in ((AGENT_PORT, True), (FORWARD_PORT, True), (STREAM_PORT, False)):
+        with socket.socket(fileno=where.connect_guest(port)) as connection:
+            assert (connection.getsockname()[1] < 1024) == is_reserved
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not os.path.exists("/dev/vsock"), reason="needs root, and a kernel with vsock"
+)
+def test_a_pod_has_so_many_reserved_ports_at_a_time(
+    tmp_path: Path, directory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MAX_RESERVED", 3)
+    where = connections.Connections("", str(tmp_path), directory, os.geteuid)
+    where.register_guest(4711)
+    kept = [where.connect_guest(port) for port in (AGENT_PORT, FORWARD_PORT, AGENT_PORT)]
+    with pytest.raises(RequestFailedError, match="has 3 connections to its guest's agent"):
+        where.connect_guest(AGENT_PORT)
+    os.close(where.connect_guest(STREAM_PORT))
+    os.close(kept.pop())
+    kept.append(where.connect_guest(FORWARD_PORT))
+    for connection in kept:
+        os.close(connection)
+
+
 def test_connections_lead_to_two_places_only(tmp_path: Path, directory: int) -> None:
     (tmp_path / "jail").mkdir()
     events, guest = str(tmp_path / "events"), str(tmp_path / "jail" / "guest")
-    where = connections.Connections(events, str(tmp_path), directory)
+    where = connections.Connections(events, str(tmp_path), directory, os.geteuid)
     with pytest.raises(RequestFailedError, match="the guest has no address yet"):
         where.connect_guest(1024)
     with pytest.raises(RequestFailedError, match=r"cannot connect to .*/events: No such file"):
@@ -345,13 +379,13 @@ def test_connections_lead_to_two_places_only(tmp_path: Path, directory: int) -> 
                 assert ours.recv(1) == b"x"
     with pytest.raises(RequestFailedError, match="Connection refused"):
         where.connect_guest(5)  # whoever listened there is gone
-    where = connections.Connections("x" * 200, str(tmp_path), directory)
+    where = connections.Connections("x" * 200, str(tmp_path), directory, os.geteuid)
     with pytest.raises(RequestFailedError, match="too long"):
         where.connect_events()
 
 
 def test_a_guest_is_reached_in_the_sandboxs_directory_only(tmp_path: Path, directory: int) -> None:
-    where = connections.Connections("", str(tmp_path), directory)
+    where = connections.Connections("", str(tmp_path), directory, os.geteuid)
     for path in ("/run/containerd/containerd.sock", f"{tmp_path}x/s", f"{tmp_path}/../s", f"{tmp_path}/"):
         with pytest.raises(RequestRefusedError, match="is not below the sandbox's directory"):
             where.register_guest(path)
@@ -366,7 +400,7 @@ def test_a_link_in_the_place_of_the_guests_socket_is_not_followed(tmp_path: Path
         api.listen()
         (tmp_path / "pod" / "jail").mkdir(parents=True)
         held = os.open(tmp_path / "pod", os.O_PATH)
-        where = connections.Connections("", str(tmp_path / "pod"), held)
+        where = connections.Connections("", str(tmp_path / "pod"), held, os.geteuid)
         where.register_guest(str(tmp_path / "pod" / "jail" / "guest"))
         if link == "socket":
             (tmp_path / "pod" / "jail" / "guest").symlink_to(tmp_path / "host" / "guest")
@@ -380,7 +414,21 @@ def test_a_link_in_the_place_of_the_guests_socket_is_not_followed(tmp_path: Path
 
 def test_a_file_in_the_place_of_the_guests_socket_is_refused(tmp_path: Path, directory: int) -> None:
     (tmp_path / "guest").touch()
-    where = connections.Connections("", str(tmp_path), directory)
+    where = connections.Connections("", str(tmp_path), directory, os.geteuid)
     where.register_guest(str(tmp_path / "guest"))
     with pytest.raises(RequestRefusedError, match="it is not a socket"):
         where.connect_guest(1024)
+
+
+def test_a_socket_that_another_user_listens_on_is_refused(tmp_path: Path, directory: int) -> None:
+    where = connections.Connections("", str(tmp_path), directory, lambda: 1_900_000_007)
+    before = os.listdir("/proc/self/fd")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "guest"))
+        listener.listen()
+        path = str(tmp_path / "guest")
+        where.register_guest(path)
+        for connect in (partial(where.connect_guest, 1024), partial(where.connect_vmm, path)):
+            with pytest.raises(RequestRefusedError, match=r"user \d+ listens on it, not 1900000007"):
+                connect()
+    assert os.listdir("/proc/self/fd") == before

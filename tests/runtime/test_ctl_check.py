@@ -82,6 +82,30 @@ def test_qemu(setup: Setup, body: str, status: str, cause: str) -> None:
     assert cause in found.cause
 
 
+@pytest.mark.parametrize(
+    ("version", "kernel", "status"),
+    [
+        ("1.16.1", "bzImage", "fail"),
+        ("1.16.1", "ELF", "ok"),
+        ("1.16.1", "none", "ok"),
+        ("1.17.0-dev", "bzImage", "ok"),
+    ],
+)
+def test_a_kernel_that_this_firecracker_does_not_boot(
+    setup: Setup, tmp_path: Path, version: str, kernel: str, status: str
+) -> None:
+    assert setup.program is not None
+    script(setup.program, f"echo 'Firecracker v{version}'")
+    heads = {"bzImage": bytes(0x1FE) + b"\x55\xaa\xeb\x66HdrS", "ELF": b"\x7fELF"}
+    path = tmp_path / "kernel"
+    if kernel in heads:
+        path.write_bytes(heads[kernel])
+    found = check.check_vmm(replace(setup, hypervisor="firecracker", artifacts=(path,)))
+    assert found.status == status
+    sentence = f"firecracker 1.16.1 loads ELF kernels only, and {path} is a bzImage: install 1.17 or later"
+    assert (sentence in found.cause) == (status == "fail")
+
+
 def test_qemu_is_missing(setup: Setup) -> None:
     found = check.check_vmm(setup)
     assert (found.status, found.fix) == (Status.FAIL, "apt-get install qemu-system-x86")
@@ -100,6 +124,23 @@ def test_virtiofsd_is_missing(setup: Setup) -> None:
     found = check.check_virtiofsd(setup)
     assert found.status is Status.FAIL
     assert found.fix.startswith("apt-get install virtiofsd")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "nr_open", "status", "most"),
+    [(1 << 24, 1 << 20, "ok", 1_000_000), (1 << 24, 5000, "warn", 5000), (0, 1 << 20, "warn", 4096)],
+)
+def test_open_files(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, capabilities: int, nr_open: int, status: str, most: int
+) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _: (1024, 4096))
+    for name, text in {"self/status": f"CapEff:\t{capabilities:x}", "sys/fs/nr_open": str(nr_open)}.items():
+        path = setup.root / "proc" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    found = check.check_open_files(setup)
+    assert (found.status, str(most) in found.cause) == (status, True)
+    assert check.check_open_files(replace(setup, virtiofsd=None)).status is Status.OK
 
 
 def test_containerd(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:

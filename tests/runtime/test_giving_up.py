@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from forked import in_child
-from kata_runtime.broker.shim_privileges import find_privilege
+from kata_runtime.confinement import judging, reading
+from kata_runtime.confinement.rows import ROWS, SHIM
 from kata_runtime.pod.giving_up import give_up
 from kata_runtime.syscalls import landlock_version
 
@@ -34,7 +35,7 @@ def test_what_is_open_stays_and_nothing_else_is_reached(tmp_path: Path) -> None:
 
     def attempt() -> dict[str, Any]:
         file = os.open(tmp_path / "readable", os.O_RDONLY)
-        lacking = give_up(USER)
+        landlock = give_up(USER)
         status = Path(f"/proc/{os.getpid()}/status")
         found = {
             "user": os.getresuid() + os.getresgid() + tuple(os.getgroups()),
@@ -42,7 +43,7 @@ def test_what_is_open_stays_and_nothing_else_is_reached(tmp_path: Path) -> None:
             "back": errno_of(os.setuid, 0),
             "chown": errno_of(os.fchown, file, 0, 0),
         }
-        if not lacking:
+        if landlock:
             found["open"] = errno_of(os.open, tmp_path / "readable", os.O_RDONLY)
             found["make"] = errno_of(os.mkdir, tmp_path / "new")
             found["status"] = errno_of(status.read_text)
@@ -84,14 +85,14 @@ def test_who_has_given_up_is_found_without_privileges_and_root_is_not() -> None:
     try:
         os.close(done)
         os.read(read, 1)
-        assert find_privilege(pid, USER) is None
-        assert (
-            find_privilege(pid, USER + 1)
-            == f"thread {pid} has Uid {' '.join([str(USER)] * 4)}, not {USER + 1}"
-        )
-        found = find_privilege(os.getpid(), 0)
-        assert found is not None
-        assert "has the groups" in found or "has capabilities: Cap" in found
+        host = reading.read_place(os.getpid())
+        shim, ours = reading.read(pid), reading.read(os.getpid())
+        row = ROWS[SHIM]
+        assert not list(judging.find_weaknesses(row, shim, host, user=USER))
+        (other,) = judging.find_weaknesses(row, shim, host, user=USER + 1)
+        assert other.reason == f"has the user {' '.join([str(USER)] * 4)}, and not {USER + 1}"
+        cells = [found.cell for found in judging.find_weaknesses(row, ours, host, user=USER)]
+        assert cells[:2] == ["user", "capabilities"]
     finally:
         os.close(end)
         os.waitpid(pid, 0)

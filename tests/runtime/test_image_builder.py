@@ -14,10 +14,10 @@ import pytest
 
 from kata_runtime.image import builder, distribution, manifest
 from kata_runtime.image.apt import Apt, Package
+from kata_runtime.image.build_directory import build_directory, locked, publish
 from kata_runtime.image.errors import OutputError
 from kata_runtime.image.manifest import Artifact, Manifest
 from kata_runtime.image.rootfs import Agent
-from kata_runtime.image.workspace import locked, publish, workspace
 
 
 def never() -> None:
@@ -27,7 +27,7 @@ def never() -> None:
 def test_publishing_replaces_the_whole_directory(tmp_path: Path) -> None:
     output = tmp_path / "image"
     for number in (1, 2):
-        with workspace(output, never) as scratch:
+        with build_directory(output, never) as scratch:
             (scratch / "new").mkdir()
             (scratch / f"new/file{number}").write_text("x")
             publish(scratch / "new", output)
@@ -39,7 +39,7 @@ def test_what_a_killed_build_left_is_removed(tmp_path: Path) -> None:
     left = tmp_path / ".image.build/new/deep"
     left.mkdir(parents=True)
     (left / "half").touch()
-    with workspace(tmp_path / "image", never) as scratch:
+    with build_directory(tmp_path / "image", never) as scratch:
         assert list(scratch.iterdir()) == []
     assert list(tmp_path.iterdir()) == []
 
@@ -48,7 +48,7 @@ def test_what_a_killed_build_left_is_removed(tmp_path: Path) -> None:
 def holder(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that holds the lock of tmp_path until it is killed."""
     code = (
-        "import sys, time; from pathlib import Path; from kata_runtime.image.workspace import locked\n"
+        "import sys, time; from pathlib import Path; from kata_runtime.image.build_directory import locked\n"
         "with locked(Path(sys.argv[1]), lambda: None): print('held', flush=True); time.sleep(60)"
     )
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -79,7 +79,7 @@ PACKAGE = Package("crun", "1.8", "crun_1.8_amd64.deb", 4, "ab" * 32)
 def make_manifest(directory: Path) -> Manifest:
     (directory / "vmlinuz").write_bytes(b"kernel")
     artifacts = {"vmlinuz": Artifact.of(directory / "vmlinuz")}
-    made = Manifest("cafe", "bookworm", "6.1.0", [PACKAGE], artifacts)
+    made = Manifest("cafe", "bookworm", "6.1.0", "2026-11-30", "root_hash=ab", [PACKAGE], artifacts)
     made.write(directory)
     return made
 
@@ -94,7 +94,9 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert not made.intact(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 1, "packages": 3}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"format": 1}', '{"format": 3, "packages": 3}', '{"format": 2}']
+)
 def test_a_manifest_that_is_not_ours_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     assert manifest.read(tmp_path) is None
@@ -140,10 +142,14 @@ def test_a_plan_is_remembered_until_its_question_changes(
     apt = Apt(tmp_path / "cache", "bookworm", "bookworm", etc)
     kernel = Package("linux-image-6.1.0", "6.1", "linux-image-6.1.0_6.1_amd64.deb", 1, "cd" * 32)
     helper = Package("initramfs-tools", "1", "initramfs-tools_1_all.deb", 1, "ef" * 32)
-    monkeypatch.setattr(apt, "resolve", lambda names: [PACKAGE] if "crun" in names else [kernel, helper])
+    checker = Package("dmsetup", "2", "dmsetup_2_amd64.deb", 1, "12" * 32)
+    answers = {"crun": [PACKAGE], "busybox-static": [kernel, helper], "dmsetup": [checker]}
+    monkeypatch.setattr(
+        apt, "resolve", lambda names: next(found for name, found in answers.items() if name in names)
+    )
     apt.directory.mkdir()
     plan = builder._new_plan(apt, "linux-image-cloud-amd64")
-    assert plan.packages == [PACKAGE, kernel]
+    assert plan.packages == [PACKAGE, checker, kernel]
     assert builder._known_plan(apt, "linux-image-cloud-amd64") == plan
     assert builder._known_plan(apt, "linux-image-other") is None
     (etc / "sources.list").write_text("deb http://mirror bookworm main contrib\n")

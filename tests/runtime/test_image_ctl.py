@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kata_runtime.ctl import main as ctl
 from kata_runtime.image import builder
+from kata_runtime.image.apt import Package
 from kata_runtime.image.builder import Build, Outcome, Progress
 from kata_runtime.image.errors import PackageError
 from kata_runtime.image.manifest import Artifact, Manifest
 
-MANIFEST = Manifest("cafe", "trixie", "6.12.1-cloud-amd64", [], {"vmlinuz": Artifact(12_300_000, "ab" * 32)})
+HASHES = "root_hash=ab,salt=cd,data_blocks=1,data_block_size=4096,hash_block_size=4096"
+ARTIFACTS = {"vmlinuz": Artifact(12_300_000, "ab" * 32)}
+MANIFEST = Manifest("cafe", "trixie", "6.12.1-cloud-amd64", "2026-11-30", HASHES, [], ARTIFACTS)
 
 
 def test_the_arguments_reach_the_builder(
@@ -34,8 +38,9 @@ def test_the_arguments_reach_the_builder(
     assert (request.suite, request.force) == ("trixie", True)
     printed = capsys.readouterr()
     assert printed.err == "image: packages\n"
-    assert "kernel 6.12.1-cloud-amd64, 0 packages" in printed.out
-    assert "vmlinuz              12.3 MB  sha256 abababababababab" in printed.out
+    assert "kernel 6.12.1-cloud-amd64, 0 packages of trixie, the newest of 2026-11-30" in printed.out
+    assert "vmlinuz                  12.3 MB  sha256 abababababababab" in printed.out
+    assert f'kernel_verity_params = "{HASHES}"' in printed.out
 
 
 def test_an_image_that_is_up_to_date_is_said_so(
@@ -66,3 +71,19 @@ def test_a_failure_is_one_line(
     monkeypatch.setattr(builder, "build", build)
     assert ctl.main(["image", "build"]) == status
     assert capsys.readouterr().err == message
+
+
+def test_env_shows_what_the_guest_is_made_of_and_how_old_that_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(builder, "DEFAULT_OUTPUT", tmp_path)
+    monkeypatch.setenv("KATA_CONF_FILE", "/nowhere.toml")
+    ctl.main(["env"])
+    assert f"directory:      {tmp_path} has no manifest.json" in capsys.readouterr().out
+    packages = [Package("crun", "1.8.1-1", "crun_1.8.1-1_amd64.deb", 4, "ab" * 32)]
+    replace(MANIFEST, packages=packages).write(tmp_path)
+    ctl.main(["env"])
+    shown = capsys.readouterr().out
+    assert "kernel:         6.12.1-cloud-amd64" in shown
+    assert "as of:          2026-11-30, when the newest of its packages was made" in shown
+    assert "    crun 1.8.1-1\n" in shown

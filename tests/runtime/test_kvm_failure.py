@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -22,6 +23,9 @@ from kata_runtime.errors import SandboxError
 from kata_runtime.identity import SandboxIdentity
 from kata_runtime.pod import kvm_failure
 from kata_runtime.pod.boot import Boot
+
+if TYPE_CHECKING:
+    from kata_hypervisor.contract import Vmm
 
 EMULATES = "this KVM only emulates: SSE2 arithmetic in the guest's kernel ended with KVM_EXIT_INTERNAL_ERROR"
 ABORTED = "qemu was killed by SIGABRT before the guest was ready: kvm_buf_set_msrs: Assertion failed"
@@ -54,6 +58,9 @@ class ProbingBroker:
 
     async def take_user(self, base: int, count: int) -> int:
         return base
+
+    async def learn_network(self, path: str | None, *, outside: bool) -> int:
+        return 1
 
     async def missing_kvm_support(self) -> str:
         self.asked += 1
@@ -130,6 +137,7 @@ class FailingGuest(GuestBoot):
 
     def __init__(self, failure: Exception) -> None:
         self._failure = failure
+        self.machine = cast("Vmm", SimpleNamespace(console_tail="", warnings=()))
         self.stopped = False
 
     async def prepare(self) -> None:
@@ -157,9 +165,10 @@ async def test_a_sandbox_ends_with_the_first_line_as_its_reason(
     identity = SandboxIdentity("/run/containerd/containerd.sock", "default", "pod")
     chosen, guest = configuration(tmp_path, "qemu"), FailingGuest(error)
     broker = cast("Broker", ProbingBroker(reason))
-    boot = Boot(identity, broker, {}, inherited=0)
+    boot = Boot(identity, broker, {"linux": {"namespaces": [{"type": "network"}]}}, inherited=0)
+    await boot.prepare(chosen, make_boot)
     expected = HostUnfitError if reason == EMULATES else type(error)
     with pytest.raises(expected) as caught:
-        await boot.run(chosen, make_boot, lambda: None)
+        await boot.run(chosen, lambda: None)
     assert str(caught.value).startswith("cannot run a guest with KVM: ") == (reason == EMULATES)
     assert guest.stopped

@@ -31,6 +31,8 @@ TIER_0 = {
     "kata_runtime.shim.bootstrap",
     "kata_runtime.shim.launcher",
     "kata_runtime.shim.protobuf_lite",
+    "kata_runtime.shim.setup",
+    "kata_runtime.shim.zygote_call",
     "kata_runtime.version",
 }
 
@@ -118,6 +120,10 @@ class TestDialects:
     def test_info_and_delete_are_protobuf(self) -> None:
         info = types_pb2.RuntimeInfo.FromString(bootstrap.runtime_info("io.containerd.kata.v2", "1.2"))
         assert (info.name, info.version.version) == ("io.containerd.kata.v2", "1.2")
+        assert info.features.type_url.endswith("runtime-spec/1/features/Features")
+        features = json.loads(info.features.value)
+        assert "rro" in features["mountOptions"]
+        assert features["linux"]["mountExtensions"]["idmap"] == {"enabled": False}
         deleted = task_pb2.DeleteResponse.FromString(bootstrap.delete_response(7, 137, 1_500_000_000))
         assert (deleted.pid, deleted.exit_status) == (7, 137)
         assert (deleted.exited_at.seconds, deleted.exited_at.nanos) == (1, 500_000_000)

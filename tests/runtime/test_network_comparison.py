@@ -7,7 +7,7 @@ from socket import AF_INET, AF_INET6
 import pytest
 
 from kata_agent.protos import agent_pb2, types_pb2
-from kata_runtime.network.comparison import differences
+from kata_runtime.network.comparison import MOST, differences
 from kata_runtime.network.model import Address, Link, Route
 from kata_runtime.network.plan import TCFILTER, Attachment, Plan
 
@@ -85,3 +85,20 @@ def test_routes() -> None:
         "the guest lacks the route default via 10.9.0.1 dev eth0 metric 5",
         "the guest lacks the route default (IPv6) via fd00:9::1 dev eth0",
     ]
+
+
+def test_a_guest_that_says_much_fills_no_log() -> None:
+    eth0, routes = answers()
+    eth0.hwAddr = "x" * 100_000
+    for number in range(10_000):
+        eth0.IPAddresses.add(address=f"{number}{'y' * 1000}", mask="8")
+    found = compare(eth0, routes)
+    assert (len(found), found[-1]) == (MOST + 1, f"and {10_001 - MOST} differences more")
+    assert max(map(len, found)) < 250
+
+
+def test_what_is_no_address_is_a_difference() -> None:
+    eth0, routes = answers()
+    eth0.IPAddresses.add(address="no address", mask="x")
+    routes.Routes.add(dest="nowhere", device="eth0")
+    assert compare(eth0, routes) == ["eth0 has the address no address/x in the guest only"]

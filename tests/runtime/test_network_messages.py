@@ -6,12 +6,14 @@ import struct
 from socket import AF_INET, AF_INET6
 from typing import Any
 
+import pytest
+
 from kata_runtime.network import messages
+from kata_runtime.network.errors import NetworkError
 from kata_runtime.network.model import (
     NETKIT_L2,
     TC_H_INGRESS,
     Address,
-    Filter,
     Namespace,
     Neighbour,
     Qdisc,
@@ -20,7 +22,7 @@ from kata_runtime.network.model import (
 
 
 def namespace(**dumps: list[dict[str, Any]]) -> Namespace:
-    kinds = ("links", "addresses", "routes", "neighbours", "qdiscs", "filters", "rules")
+    kinds = ("links", "addresses", "routes", "neighbours", "qdiscs", "rules")
     return messages.namespace(**{kind: dumps.get(kind, []) for kind in kinds})
 
 
@@ -42,24 +44,38 @@ def info(kind: str, data: Any = None) -> dict[str, Any]:
     return message({}, IFLA_INFO_KIND=kind, **({"IFLA_INFO_DATA": data} if data is not None else {}))
 
 
+def test_a_name_that_is_no_text_is_refused_with_a_sentence() -> None:
+    with pytest.raises(NetworkError, match=r"cannot read the interface b'.xff': its name is not UTF-8"):
+        namespace(links=[message({"index": 2, "flags": 1}, IFLA_IFNAME=b"\xff")])
+
+
 def test_links_with_their_addresses() -> None:
     own = {"index": 2, "prefixlen": 24, "scope": 0, "flags": 0x80, "family": AF_INET}
     made = namespace(
         links=[a_link(2, "eth0", IFLA_LINKINFO=info("veth"))],
         addresses=[
-            message(own, IFA_ADDRESS="10.9.0.99", IFA_LOCAL="10.9.0.2", IFA_FLAGS=0x280),
+            message(
+                own,
+                IFA_ADDRESS="10.9.0.99",
+                IFA_LOCAL="10.9.0.2",
+                IFA_FLAGS=0x280,
+                IFA_BROADCAST="10.9.0.255",
+            ),
             message({**own, "prefixlen": 64, "scope": 253}, IFA_ADDRESS="fe80::2"),
         ],
     )
     (link,) = made.links
     assert (link.name, link.kind, link.mac, link.mtu) == ("eth0", "veth", "02:00:00:00:00:02", 1500)
-    assert link.addresses == (Address("10.9.0.2", 24, 0, 0x280), Address("fe80::2", 64, 253, 0x80))
+    assert link.addresses == (
+        Address("10.9.0.2", 24, 0, 0x280, "10.9.0.255"),
+        Address("fe80::2", 64, 253, 0x80),
+    )
 
 
 def test_modes() -> None:
-    netkit = (struct.pack("=HHI", 8, 1, 7) + struct.pack("=HHI", 8, 5, 1)).hex(":")
-    l2 = struct.pack("=HHI", 8, 5, NETKIT_L2).hex(":")
-    tap = message({}, IFLA_TUN_TYPE=2)
+    netkit = struct.pack("=HHI", 8, 1, 7) + struct.pack("=HHI", 8, 5, 1)
+    l2 = struct.pack("=HHI", 8, 5, NETKIT_L2)
+    tap = struct.pack("=HHBxxx", 5, 3, 2)
     made = namespace(
         links=[
             a_link(2, "a", IFLA_LINKINFO=info("netkit", netkit)),
@@ -122,17 +138,8 @@ def test_neighbours_without_those_of_multicast() -> None:
 
 
 def test_traffic_control() -> None:
-    action = message({}, TCA_ACT_OPTIONS=message({}, TCA_MIRRED_PARMS={"ifindex": 5}))
-    options = message({}, TCA_U32_ACT=message({}, TCA_ACT_PRIO_1=action))
-    made = namespace(
-        qdiscs=[message({"index": 2, "parent": TC_H_INGRESS}, TCA_KIND="ingress")],
-        filters=[
-            message({"index": 2, "info": 2 << 16}, TCA_KIND="u32"),
-            message({"index": 2, "info": 2 << 16 | 0x300}, TCA_KIND="u32", TCA_OPTIONS=options),
-        ],
-    )
+    made = namespace(qdiscs=[message({"index": 2, "parent": TC_H_INGRESS}, TCA_KIND="ingress")])
     assert made.qdiscs == (Qdisc(2, "ingress", TC_H_INGRESS),)
-    assert made.filters == (Filter(2, "u32", 2, 5),)
 
 
 def test_only_rules_of_others_are_counted() -> None:

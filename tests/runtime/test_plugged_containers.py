@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from kata_runtime.pod.creation import CreateRequest, Creation
 from kata_runtime.pod.linux_guest import LinuxGuest
 from kata_runtime.resource.block_rootfs import BlockRootfs, overlay_storages
 from kata_runtime.stdio.files import StdioPaths
+from pod_bed import fixed_room
 from tables import make_table
 
 
@@ -87,12 +88,12 @@ class Pod:
             agent=SimpleNamespace(health_check_request_timeout_ms=1000),
         )
         agent: Any = self.agent
-        self.guest = LinuxGuest(configuration, self.machine, agent, streams=True)
+        self.guest = LinuxGuest(configuration, self.machine, agent, streams=True, room=fixed_room())
         sandbox: Any = self
         self.creation = Creation(sandbox, self.broker, self.group)
 
-    @contextlib.contextmanager
-    def asked_to(self, action: str) -> Iterator[LinuxGuest]:
+    @contextlib.asynccontextmanager
+    async def asked_to(self, action: str) -> AsyncIterator[LinuxGuest]:
         """See Sandbox."""
         yield self.guest
 
@@ -100,7 +101,8 @@ class Pod:
         bundle = self.directory / name
         bundle.mkdir()
         spec = {"process": {"args": ["sh"], "cwd": "/"}, "root": {"path": "rootfs"}}
-        spec["linux"] = {"namespaces": [{"type": "network"}]}
+        kinds = ("pid", "ipc", "uts", "network")
+        spec["linux"] = {"namespaces": [{"type": kind} for kind in kinds]}
         (bundle / "config.json").write_text(json.dumps(spec))
         return CreateRequest(name, str(bundle), (), StdioPaths(), None)
 

@@ -120,7 +120,7 @@ def test_a_tree_that_changes_while_it_is_read_has_a_true_image(
     cache = tmp_path / "cache"
     asked = identity(str(tree))
 
-    def run(command: list[str], root: str) -> None:
+    def run(command: list[str]) -> None:
         (tree / "bin/tool").write_text(f"written by the guest before {command[0]}")
         if command[0] == "cp":
             subprocess.run(command, check=True)
@@ -199,12 +199,17 @@ def test_without_a_maker_the_package_is_named(
 @needs_maker
 def test_the_program_runs_without_any_package(tree: Path, tmp_path: Path) -> None:
     def run(root: Path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-IS", rootfs_image.__file__, str(root), str(tmp_path / "cache")]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
+        fd = os.open(root, os.O_RDONLY)
+        arguments = ["/its/name", str(fd), str(tmp_path / "cache")]
+        command = [sys.executable, "-IS", rootfs_image.__file__, *arguments]
+        try:
+            return subprocess.run(command, pass_fds=[fd], capture_output=True, text=True, check=False)
+        finally:
+            os.close(fd)
 
     tree.chmod(0o750)
     path, mode = run(tree).stdout.split()
     assert (Path(path).exists(), mode) == (True, "750")
-    failed = run(tmp_path / "nothing")
+    failed = run(tree / "bin" / "tool")
     assert failed.returncode == 1
-    assert failed.stderr.endswith("nothing: No such file or directory\n")
+    assert failed.stderr == "cannot make an image of /its/name: Not a directory\n"

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 
 from kata_configuration import Configuration, ConfigurationError
+from kata_configuration.plain_table import PlainTable
 from kata_runtime.broker.client import Broker
 from kata_runtime.identity import SandboxIdentity
+from kata_runtime.logging import HYPERVISOR
 from kata_runtime.pod.boot import Boot
 
 PREFIX = "io.katacontainers.config."
@@ -22,15 +25,19 @@ OWN_NETWORK = {"linux": {"namespaces": [{"type": "network"}]}}
 async def load(path: Path, annotations: dict[str, str]) -> Configuration:
     """Take a boot's first stage, which asks nothing of the broker."""
     identity = SandboxIdentity("/run/containerd/containerd.sock", "default", "pod")
-    boot = Boot(identity, cast("Broker", None), {"annotations": annotations, **OWN_NETWORK}, inherited=0)
+    boot = Boot(
+        identity, cast("Broker", SimpleNamespace()), {"annotations": annotations, **OWN_NETWORK}, inherited=0
+    )
     return await boot.configure(str(path))
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A configuration of which this host has everything, and which allows one annotation."""
+    monkeypatch.setattr("kata_configuration.kept.ROOT", tmp_path / "kept")
+    monkeypatch.setattr("kata_configuration.judge.host.JIT", tmp_path / "jit")
     program = tmp_path / "program"
-    program.write_bytes(b"x")
+    program.write_bytes(b"\x7fELF")
     program.chmod(0o755)
     path = tmp_path / "configuration.toml"
     path.write_text(
@@ -65,13 +72,20 @@ async def test_drop_ins_are_in_force(path: Path) -> None:
     assert len(configuration.drop_ins) == 1
 
 
-@pytest.fixture
+async def test_what_one_pod_has_loaded_the_next_one_needs_not_parse(path: Path) -> None:
+    first, second = await load(path, {}), await load(path, {})
+    assert isinstance(second.hypervisor, PlainTable)
+    assert str(second) == str(first)
+
+
+@pytest.fixture(autouse=True)
 def root_logger() -> Iterator[logging.Logger]:
-    """The root logger, whose level is afterwards what it was."""
-    root = logging.getLogger()
-    before = root.level
-    yield root
-    root.setLevel(before)
+    """The root logger; its level and the hypervisor's are afterwards what they were."""
+    loggers = [logging.getLogger(), logging.getLogger(HYPERVISOR)]
+    before = [logger.level for logger in loggers]
+    yield loggers[0]
+    for logger, level in zip(loggers, before, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.mark.parametrize(
@@ -91,6 +105,21 @@ async def test_the_log_level_is_in_force(
         file.write(f"[runtime]\n{setting}\n")
     await load(path, {})
     assert root_logger.level == level
+
+
+@pytest.mark.parametrize(
+    ("setting", "level"),
+    [
+        ("", logging.INFO),
+        ('log_level = "warn"', logging.WARNING),
+        ('log_level = "warn"\nenable_debug = true', logging.DEBUG),
+    ],
+)
+async def test_the_hypervisors_log_level_is_in_force(path: Path, setting: str, level: int) -> None:
+    with path.open("a") as file:
+        file.write(f"{setting}\n")
+    await load(path, {})
+    assert logging.getLogger(HYPERVISOR).level == level
 
 
 async def test_debug_of_containerd_stays(path: Path, root_logger: logging.Logger) -> None:

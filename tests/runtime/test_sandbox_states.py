@@ -121,7 +121,7 @@ def test_every_pair_follows_the_table_or_is_refused(state: State, event: Event) 
         life.apply(event)
         assert life.state is TRANSITIONS[state, event]
     else:
-        with pytest.raises(StateError, match=f"^cannot {event.value} sandbox pod: it (is|has)"):
+        with pytest.raises(StateError, match=f"^cannot {event.value} sandbox pod: it (is|has|waits)"):
             life.apply(event)
         assert life.state is state
 
@@ -204,8 +204,12 @@ async def test_one_that_is_stopped_while_it_boots_leaves_nothing(
     async with anyio.create_task_group() as group:
         group.start_soon(outcome, errors, pod.tasks.create, pod.request())
         await gate.reached.wait()
+        group.start_soon(pod.sandbox.stop, "the shim was shut down")
+        await settle()
+        if stage in (_host, _files):  # a request to the broker is not broken off: it happens or does not
+            gate.open()
         with anyio.fail_after(10):
-            await pod.sandbox.stop("the shim was shut down")
+            await pod.sandbox.wait_ended()
     (error,) = errors
     assert isinstance(error, SandboxError)
     assert "sandbox pod has ended: the shim was shut down" in str(error)

@@ -32,6 +32,10 @@ async def open_log(path: str) -> int:
     return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
+async def no_logger(uri: str) -> tuple[int, int]:
+    raise AssertionError(f"a logger was asked for: {uri}")
+
+
 class Guest:
     """The guest's ends of the streams, by name, in the order in which they are opened."""
 
@@ -75,7 +79,7 @@ def write_all(path: str, data: bytes) -> None:
 
 async def connected(given: StdioPaths, names: list[str]) -> tuple[Stdio, Guest]:
     guest = Guest(names)
-    files = await StdioFiles.open(given, open_fifo, open_log)
+    files = await StdioFiles.open(given, open_fifo, open_log, no_logger)
     streams, ports = await connect(files, guest.connect)
     stdio = Stdio(files, streams)
     assert sorted(ports) == ["stderr", "stdin", "stdout"]
@@ -159,12 +163,57 @@ async def test_a_log_file_takes_output_too(tasks: anyio.abc.TaskGroup, tmp_path:
     assert log.read_bytes() == b"before\nafter\n"
 
 
-async def test_a_binary_logger_is_refused_and_nothing_stays_open(paths: Callable[[str], str]) -> None:
+async def test_the_path_of_a_log_is_that_of_a_uri(tmp_path: Path) -> None:
+    log = tmp_path / "a log"
+    uri = f"file://{tmp_path}/a%20log?ignored=1"
+    files = await StdioFiles.open(StdioPaths(stdout=uri, stderr=uri), open_fifo, open_log, no_logger)
+    os.write(files.stdout, b"out\n")
+    os.write(files.stderr, b"err\n")
+    files.close()
+    assert log.read_text() == "out\nerr\n"
+
+
+@pytest.mark.parametrize(
+    ("stdout", "stderr"),
+    [
+        ("binary:///bin/logger", "file:///log"),
+        ("binary:///bin/logger", "binary:///bin/other"),
+        ("", "binary:///bin/logger"),
+        ("fd://3", ""),
+    ],
+)
+async def test_what_takes_no_output_is_refused_and_nothing_stays_open(
+    paths: Callable[[str], str], stdout: str, stderr: str
+) -> None:
     path = paths("in")
-    with pytest.raises(UnsupportedError, match="binary"):
-        await StdioFiles.open(StdioPaths(stdin=path, stdout="binary:///bin/logger"), open_fifo, open_log)
+    given = StdioPaths(stdin=path, stdout=stdout, stderr=stderr)
+    with pytest.raises(UnsupportedError, match="use a FIFO, file:///path, or for both streams one binary"):
+        await StdioFiles.open(given, open_fifo, open_log, no_logger)
     with pytest.raises(OSError, match="No such device"):
         os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+
+
+@pytest.mark.parametrize("scheme", ["binary", "binary-v2"])
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("named_twice", [False, True])
+async def test_a_logger_gets_both_outputs(scheme: str, terminal: bool, named_twice: bool) -> None:
+    uri, asked = f"{scheme}:///bin/logger?a=b", []
+    ends = [os.pipe(), os.pipe()]
+
+    async def start_logger(uri: str) -> tuple[int, int]:
+        asked.append(uri)
+        return ends[0][1], ends[1][1]
+
+    given = StdioPaths(stdout=uri, stderr=uri if named_twice else "", terminal=terminal)
+    files = await StdioFiles.open(given, open_fifo, open_log, start_logger)
+    assert asked == [uri]
+    assert files.names == (["stdout"] if terminal else ["stdout", "stderr"])
+    os.write(files.stdout, b"x")
+    assert files.unread(files.stdout) == 1
+    files.close()
+    for read, data in zip((ends[0][0], ends[1][0]), (b"x", b""), strict=True):
+        assert os.read(read, 10) == data
+        os.close(read)
 
 
 async def test_a_reader_that_never_comes_does_not_hold_the_end_up(

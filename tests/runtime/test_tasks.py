@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from kata_agent.ttrpc.status import Code, RpcError
@@ -20,7 +21,7 @@ from kata_runtime.errors import (
     UnsupportedError,
 )
 from kata_runtime.stdio.files import StdioPaths
-from pod_bed import PodBed, pod_bed, settle
+from pod_bed import TYPE, PodBed, pod_bed, settle
 
 
 @pytest.fixture
@@ -53,9 +54,9 @@ async def test_a_duplicate_id_is_refused_and_harmless(pod: PodBed) -> None:
 async def test_a_network_that_came_after_create_is_refused(pod: PodBed) -> None:
     await pod.tasks.create(pod.request())
     pod.broker.late = ["eth0"]
-    with pytest.raises(UnsupportedError, match=r"container web: .* got eth0 after Create") as caught:
+    with pytest.raises(UnsupportedError, match=r"container web: .* got eth0 after its machine was") as caught:
         await pod.tasks.start("web", "")
-    assert "complete at Create" in str(caught.value)
+    assert "give the pod all of its interfaces" in str(caught.value)
     assert pod.tasks.process("web", "").state is State.CREATED
 
 
@@ -178,7 +179,24 @@ async def test_a_size_before_the_start_is_kept_for_it(pod: PodBed) -> None:
     pod.tasks.container("web").init.paths = StdioPaths(terminal=True)
     await pod.tasks.resize("web", "", 120, 40)
     assert pod.agent.called("tty_win_resize") == []
-    await pod.tasks.start("web", "")
+    gate = pod.agent.gate("start_container")
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(pod.tasks.start, "web", "")
+        await settle()
+        before_its_program = [(r.column, r.row) for r in pod.agent.called("tty_win_resize")]
+        gate.open()
+    assert before_its_program == [(120, 40)]
+    assert len(pod.agent.called("tty_win_resize")) == 1
+
+
+async def test_an_exec_has_its_size_from_its_first_call_on(pod: PodBed) -> None:
+    await pod.started()
+    spec = {"args": ["sh"], "cwd": "/", "terminal": True}
+    await pod.tasks.exec("web", "shell", spec, StdioPaths(terminal=True))
+    await pod.tasks.resize("web", "shell", 120, 40)
+    await pod.tasks.start("web", "shell")
+    (request,) = pod.agent.called("exec_process")
+    assert (request.process.ConsoleSize.Width, request.process.ConsoleSize.Height) == (120, 40)
     assert [(r.column, r.row) for r in pod.agent.called("tty_win_resize")] == [(120, 40)]
 
 
@@ -204,3 +222,41 @@ async def test_oom_is_published_for_known_containers_only(pod: PodBed) -> None:
     pod.tasks.oom("web")
     pod.tasks.oom("other")
     assert pod.topics().count("TaskOOM") == 1
+
+
+async def test_a_later_create_that_times_out_in_the_guest_is_removed_there(pod: PodBed) -> None:
+    await pod.started()
+    pod.agent.failures["create_container"] = RpcError(Code.DEADLINE_EXCEEDED, "not done within 60 s")
+    annotations = {TYPE: "container"}
+    with pytest.raises(RpcError, match="cannot create container app: not done within 60 s"):
+        await pod.tasks.create(pod.request("app", annotations=annotations))
+    assert [request.container_id for request in pod.agent.called("remove_container")] == ["app"]
+    del pod.agent.failures["create_container"]
+    await pod.tasks.create(pod.request("app", annotations=annotations))
+
+
+async def test_a_size_that_cannot_be_set_any_more_does_not_fail_the_start(pod: PodBed) -> None:
+    await pod.tasks.create(pod.request())
+    pod.tasks.container("web").init.paths = StdioPaths(terminal=True)
+    await pod.tasks.resize("web", "", 120, 40)
+    pod.agent.failures["tty_win_resize"] = RpcError(Code.NOT_FOUND, "process web has ended")
+    await pod.tasks.start("web", "")
+    assert pod.tasks.process("web", "").state is State.RUNNING
+
+
+async def test_a_kill_while_the_machine_dies_finds_nothing(pod: PodBed) -> None:
+    await pod.started()
+    gate = pod.agent.gate("signal_process")
+    errors: list[Exception] = []
+
+    async def kill() -> None:
+        try:
+            await pod.tasks.kill("web", "", 9, everyone=True)
+        except NotFoundError as error:
+            errors.append(error)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(kill)
+        await gate.reached.wait()
+        await pod.machine.hang_up()
+    assert "cannot signal container web: its guest has ended" in str(errors[0])

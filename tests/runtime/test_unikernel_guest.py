@@ -5,27 +5,29 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
 import pytest
 
-from kata_agent.protos import oci_pb2
 from kata_hypervisor import registry
-from kata_hypervisor.contract import Disk, UnikernelSpec, VmExit
+from kata_hypervisor.contract import Disk, UnikernelCapabilities, UnikernelSpec, VmExit
 from kata_hypervisor.errors import UnikernelError
 from kata_hypervisor.host import ExitStatus
 from kata_runtime.broker import client
 from kata_runtime.broker.errors import RequestFailedError
 from kata_runtime.container.process import Container, Process
 from kata_runtime.errors import InvalidRequestError, UnsupportedError
+from kata_runtime.network.model import Link
 from kata_runtime.stdio.files import STREAMS, StdioFiles, StdioPaths
 from kata_runtime.stdio.pumps import Stream
 from kata_runtime.unikernel.boot import UnikernelBoot
 from kata_runtime.unikernel.description import Unikernel
 from kata_runtime.unikernel.finding import find_unikernel, refuse_unikernel
 from kata_runtime.unikernel.guest import UnikernelGuest
+from network_program import ETH0, NetworkProgram
 from unikernel_description import GOOD
 
 ALL = StdioPaths("/in", "/out", "/err")
@@ -35,6 +37,8 @@ T = TypeVar("T")
 
 class MachineDouble:
     """Takes orders; `end` ends it."""
+
+    capabilities = UnikernelCapabilities(tap_descriptors=True, tap_header=False)
 
     def __init__(self) -> None:
         self.orders: list[str] = []
@@ -66,10 +70,11 @@ class MachineDouble:
         return await asyncio.shield(self._end)
 
 
-class Broker:
-    """Has an image's files."""
+class Broker(NetworkProgram):
+    """Has an image's files, and a network of these links."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *links: Link) -> None:
+        super().__init__(*links)
         self.root = root
         self.opened: list[tuple[str, str, bool]] = []
 
@@ -112,7 +117,7 @@ async def prepared(
     configuration: Any = SimpleNamespace(
         hypervisor_name=hypervisor,
         hypervisor=SimpleNamespace(default_memory=99),
-        runtime=SimpleNamespace(internetworking_model="tcfilter"),
+        runtime=SimpleNamespace(internetworking_model="tcfilter", spoof_protection=True, dan_conf=None),
     )
     identity: Any = SimpleNamespace(id="one", directory="/run/one")
     unikernel, files = Unikernel("annotation", "/app.hvt", kind, **keys), cast(client.Broker, broker)
@@ -166,6 +171,37 @@ async def test_what_the_vmm_is_given(broker: Broker, machine: MachineDouble) -> 
     assert machine.spec.block is not None
     assert [(name, write) for _, name, write in broker.opened] == [("/app.hvt", False), ("/disk", True)]
     await guest.stop()
+
+
+@pytest.mark.parametrize("way", ["tap_descriptors", "tap_names"])
+async def test_its_network_is_attached_and_its_address_told(
+    broker: Broker, machine: MachineDouble, way: str
+) -> None:
+    broker.links = (ETH0,)
+    names = way == "tap_names"
+    machine.capabilities = UnikernelCapabilities(**{way: True}, tap_header=names)
+    before = len(os.listdir("/proc/self/fd"))
+    guest = await prepared(broker, kind="mirage")
+    broker.close()
+    assert machine.spec is not None
+    assert machine.spec.command_line == "--ipv4=10.9.0.2/24 a b"
+    net = machine.spec.net
+    assert net is not None
+    assert (net.mac.hex(":"), net.mtu, net.name) == (ETH0.mac, ETH0.mtu, "tap0_kata")
+    assert (net.descriptor < 0) is names
+    assert (broker.asked["named"], broker.asked["header"], broker.asked["forward"]) == (names, names, False)
+    await guest.stop()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_network_that_it_cannot_have_is_refused(broker: Broker, machine: MachineDouble) -> None:
+    broker.links = (ETH0, replace(ETH0, index=3, name="net1", mac="02:00:00:00:00:03"))
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(UnsupportedError, match="cannot attach net1: a unikernel has one interface"):
+        await prepared(broker, kind="mirage")
+    broker.close()
+    assert machine.spec is None
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 async def test_an_initrd_is_opened_and_the_environment_is_given(
@@ -268,7 +304,7 @@ async def test_what_needs_an_agent_is_unsupported(broker: Broker, machine: Machi
     guest = await prepared(broker, container(StdioPaths()))
     calls = {
         "run another process in it": guest.exec_process(process("job"), StdioFiles()),
-        "change its limits": guest.update_container("one", oci_pb2.LinuxResources()),
+        "change its limits": guest.update_container(container(), {}),
         "count what it uses": guest.container_stats("one"),
         "set the size of its terminal": guest.resize_terminal(process(), 80, 25),
         "plug in a disk": guest.add_disk(Disk("rootfs_1", Path("/image"))),

@@ -49,6 +49,7 @@ class Bed:
 def make_bed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bed]:
     """A bed that is gone afterwards; it must be empty of sandboxes by then."""
     root = Path(tempfile.mkdtemp(prefix="kb-"))
+    (root / "state").mkdir(mode=0o711)
     monkeypatch.setattr(identity_module, "STATE_ROOT", str(root / "state"))
     try:
         yield Bed(root)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from kata_configuration.judge.rules import VIRTIOFSD_PLACES
+from kata_configuration.judge.host import VIRTIOFSD_PLACES
 from kata_configuration.models.cloud_hypervisor import CloudHypervisor
 from kata_configuration.models.dragonball import Dragonball
 from kata_configuration.models.firecracker import Firecracker
@@ -43,7 +43,7 @@ class Bench:
     """One machine to be made. vmm: the name of its process. runs_guests: None, or why no guest
     gets far here. kept: what of the directory is not the machine's. snapshots: None, or why
     none can be made here. agentless: None, or why no agent will answer. in_process: None, or why there
-    is no process to look at, or to start. plugs: None, or why nothing can be plugged into its guests.
+    is no process to look at, or to start. plugs: None, or why nothing can be plugged into its guests here.
     plugs_when_booted: whether a guest has to have booted for that.
     killed: how the machine ends whose process is killed, and the start of the sentence."""
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kata_runtime.image.apt import Apt
+from kata_runtime.image.build_directory import locked
 from kata_runtime.image.errors import ImageError
-from kata_runtime.image.workspace import locked
 
 SYSTEM, SECOND = "system", "2.x"
 VARIABLE = "KATA_TEST_CONTAINERD2"

@@ -123,8 +123,8 @@ def _host(files: Mapping[str, str]) -> Iterator[None]:
         mock.patch("os.access", access),
         mock.patch("os.cpu_count", return_value=CPUS),
         mock.patch("os.sysconf", PAGES.__getitem__),
-        mock.patch("kata_configuration.judge.rules.KVM", Path("/")),
-        mock.patch("kata_configuration.judge.rules.JIT", Path("/nonexistent")),
+        mock.patch("kata_configuration.judge.host.KVM", Path("/")),
+        mock.patch("kata_configuration.judge.host.JIT", Path("/nonexistent")),
     ):
         yield
 

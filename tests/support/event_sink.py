@@ -14,9 +14,8 @@ from google.protobuf.empty_pb2 import Empty
 from kata_agent.ttrpc.server import Handler, Server
 from kata_agent.ttrpc.service import service_of
 from kata_runtime.containerd_api import events_pb2, forward_pb2, types_pb2
+from patience import PATIENCE
 
-PATIENCE = 50.0
-"""Seconds that any one call or event may take; less than the timeout of a whole test."""
 KNOWN = events_pb2.DESCRIPTOR
 """Imported for its message types, by whose names events come."""
 

@@ -17,11 +17,16 @@ from kata_hypervisor.host import Child, ExitStatus
 from kata_hypervisor.privileges import Privileges
 from kata_hypervisor.qemu.command import MONITOR, STDERR
 from kata_hypervisor.seccomp.child_filter import ChildFilter
-from kata_hypervisor.seccomp.confinement import ThreadConfinement
+from kata_hypervisor.seccomp.confinement import ThreadConfinement, inherited_filters
 
 VERSION = b'{"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": ""}'
 GREETING = b'{"QMP": {"version": %s, "capabilities": []}}\n' % VERSION
-CONFINED = [ThreadConfinement(10, "qemu", 2, 1, True), ThreadConfinement(11, "CPU 0/TCG", 2, 1, True)]
+OURS = inherited_filters() + 1
+"""Filters of a QEMU before it puts on its own."""
+
+CONFINED = [
+    ThreadConfinement(tid, name, 2, OURS + 1, True) for tid, name in ((10, "qemu"), (11, "CPU 0/TCG"))
+]
 UNCONFINED = [ThreadConfinement(10, "qemu", 0, 0, False), ThreadConfinement(11, "CPU 0/TCG", 0, 0, False)]
 
 Behaviour = Callable[["FakeChild"], Awaitable[None]]
@@ -30,7 +35,8 @@ Behaviour = Callable[["FakeChild"], Awaitable[None]]
 class FakeChild:
     """A child that lives until its behaviour, or a signal, ends it.
 
-    fds: its own copies of what it inherited. commands: what its monitor was asked, if it has one.
+    fds: its own copies of what it inherited. commands, arguments: what its monitor was asked, if
+    it has one.
     """
 
     def __init__(self, name: str, pid: int, fds: Mapping[int, int]) -> None:
@@ -38,8 +44,10 @@ class FakeChild:
         self.pid = pid
         self.exited: ExitStatus | None = None
         self.violation = ""
+        self.loading = True
         self.fds = {number: os.dup(fd) for number, fd in fds.items()}
         self.commands: list[str] = []
+        self.arguments: list[dict[str, Any]] = []
         self._ended = asyncio.Event()
         self._task: asyncio.Future[None] | None = None
 
@@ -81,12 +89,18 @@ class FakeChild:
 class FakeHost:
     """Starts fake children. behaviours: by name; an exception in its place is what `spawn` raises."""
 
+    patience = 20.0
+
+    user = 1_900_000_000
+
     def __init__(self, **behaviours: Behaviour | Exception) -> None:
         self.behaviours = behaviours
         self.children: dict[str, FakeChild] = {}
         self.argv: dict[str, Sequence[str]] = {}
         self.threads: list[ThreadConfinement] | Exception = CONFINED
+        self.effective: bool | Exception = True
         self.guest: int | str | None = None
+        self.given: list[tuple[Path, bool]] = []
 
     async def spawn(
         self,
@@ -99,9 +113,9 @@ class FakeHost:
         seccomp: ChildFilter | None = None,
         privileges: Privileges | None = None,
     ) -> FakeChild:
-        """See Host. QEMU has a filter of its own, and waits by itself."""
+        """See Host. QEMU waits by itself; it has a filter of ours, unless it is to be unconfined."""
         assert gate is None
-        assert seccomp is None
+        assert (seccomp is not None) == (name == "virtiofsd" or "-sandbox" in argv)
         behaviour = self.behaviours[name]
         await asyncio.sleep(0)
         if isinstance(behaviour, Exception):
@@ -115,7 +129,9 @@ class FakeHost:
         """See Host."""
         self.guest = address
 
-    async def hold_monitor(self, driver: str, monitor: socket.socket) -> socket.socket:
+    async def hold_monitor(
+        self, driver: str, monitor: socket.socket, *, saved_to: Path | None = None
+    ) -> socket.socket:
         """See Host. Nobody stands between."""
         return monitor
 
@@ -125,21 +141,51 @@ class FakeHost:
 
     async def confinement(self, child: Child) -> list[ThreadConfinement]:
         """See Host."""
+        if child.name == "virtiofsd":
+            if child.exited is not None:
+                raise ProcessLookupError("virtiofsd has exited")
+            return [ThreadConfinement(child.pid, child.name, 2, inherited_filters() + 2, True)]
         if isinstance(self.threads, Exception):
             raise self.threads
         return self.threads
 
-    async def discard(self, path: Path) -> None:
+    async def listen_for_vmm(self, path: Path) -> socket.socket:
+        """See Host. QEMU makes no socket that has a name."""
+        raise NotImplementedError(f"QEMU's driver asked for {path}")
+
+    async def connect_vmm(self, path: Path) -> socket.socket:
         """See Host."""
-        path.unlink(missing_ok=True)
+        raise NotImplementedError(f"QEMU's driver asked for {path}")
+
+    async def show_disk(self, name: str, path: Path) -> Path:
+        """See Host. QEMU takes no disk later."""
+        raise NotImplementedError(f"QEMU's driver asked for {name}")
+
+    async def give_device(self, path: Path, *, write: bool) -> None:
+        """See Host. Nothing goes along: this QEMU opens nothing."""
+        self.given.append((path, write))
+
+    async def hide_disk(self, name: str) -> None:
+        """See Host."""
+        raise NotImplementedError(f"QEMU's driver asked for {name}")
 
     async def open_disk(self, path: Path, *, write: bool) -> tuple[int, int]:
         """See Host. QEMU opens its disks itself."""
         raise NotImplementedError(f"QEMU asked for {path}")
 
     async def filters_effective(self, child: Child, tid: int, beyond: int = 0) -> bool:
-        """See Host. Of QEMU's filter, its mode and number are asked."""
-        raise NotImplementedError(f"QEMU's driver asked for the filters of {tid}")
+        """See Host."""
+        if child.name == "virtiofsd":
+            return True
+        assert beyond == OURS
+        if isinstance(self.effective, Exception):
+            raise self.effective
+        return self.effective
+
+    async def end_loading(self, child: Child) -> None:
+        """See Host. Before this QEMU's virtual CPUs do not run."""
+        assert isinstance(child, FakeChild)
+        child.loading = False
 
     async def make_jail(self, root: Path, files: Mapping[str, Path]) -> None:
         """See Host. QEMU has none."""
@@ -194,7 +240,7 @@ class FakeQemu:
 
     greeting: what it says first. silent_at: the command that it never answers. end_at: what it does instead
     of answering a command. events: written after the answer to a command. answers: other
-    than an empty object.
+    than an empty object. errors: what commands are refused with.
     """
 
     def __init__(
@@ -205,12 +251,14 @@ class FakeQemu:
         end_at: Mapping[str, Callable[[FakeChild], None]] | None = None,
         events: Mapping[str, bytes] | None = None,
         answers: Mapping[str, object] | None = None,
+        errors: Mapping[str, str] | None = None,
     ) -> None:
         self._greeting = greeting
         self._silent_at = silent_at
         self._end_at = end_at or {}
         self._events = events or {}
         self._answers = answers or {}
+        self._errors = errors or {}
 
     async def __call__(self, child: FakeChild) -> None:
         """Serve the monitor until the other end hangs up or the process ends."""
@@ -234,14 +282,16 @@ class FakeQemu:
         async for request in _requests(reader):
             name = request["execute"]
             child.commands.append(name)
+            child.arguments.append(request.get("arguments", {}))
             if name in self._end_at:
                 self._end_at[name](child)
                 return
             if name == self._silent_at:
                 continue
-            answer = {"return": self._answers.get(name, {})} | (
-                {"id": request["id"]} if "id" in request else {}
-            )
+            said: dict[str, object] = {"return": self._answers.get(name, {})}
+            if name in self._errors:
+                said = {"error": {"class": "GenericError", "desc": self._errors[name]}}
+            answer = said | ({"id": request["id"]} if "id" in request else {})
             writer.write(json.dumps(answer).encode() + b"\n" + self._events.get(name, b""))
             if name == "quit":
                 await writer.drain()

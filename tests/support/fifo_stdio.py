@@ -8,10 +8,10 @@ from pathlib import Path
 
 import anyio
 
+from patience import PATIENCE
+
 F_SETPIPE_SZ = 1031
 CHUNK = 1 << 20
-PATIENCE = 30.0
-"""Seconds without a byte after which a reader or writer gives up: TimeoutError."""
 
 
 class Output:
@@ -51,10 +51,17 @@ class Output:
         return b"".join(parts)
 
     async def read_until(self, mark: bytes) -> bytes:
-        """Everything up to the mark and what came with it. Raises EOFError when the stream ends before."""
+        """Everything up to the mark and what came with it.
+
+        Raises:
+            EOFError: the stream ends before. TimeoutError: nothing more came.
+        """
         seen = b""
         while mark not in seen:
-            data = await self.read()
+            try:
+                data = await self.read()
+            except TimeoutError:
+                raise TimeoutError(f"nothing came after {seen!r} for {PATIENCE:g} s") from None
             if not data:
                 raise EOFError(f"the stream ended before {mark!r}: {seen!r}")
             seen += data

@@ -47,7 +47,7 @@ def ttrpc_client(data: bytes) -> None:
 async def _call(data: bytes) -> None:
     ours, theirs = fuzz_loop.peer_that_sends(data)
     with theirs:
-        agent = AgentClient(await Client.from_socket(ours))
+        agent = AgentClient(await Client.from_socket(ours), timeout=60)
         answers = await asyncio.gather(
             agent.wait_process(pb.WaitProcessRequest()),
             agent.stats_container(pb.StatsContainerRequest()),
@@ -246,8 +246,9 @@ def agent_replies(data: bytes) -> None:
         stats = pb.StatsContainerResponse.FromString(data[1:])
     except DecodeError:
         return
-    encoded = metrics.encode(stats).value
-    assert metrics_pb2.Metrics.FromString(encoded) == metrics.to_metrics(stats)
+    found = metrics.to_metrics(stats)
+    assert metrics_pb2.Metrics.FromString(metrics.encode(found).value) == found
+    assert metrics.total([found, found]).pids.current >= found.pids.current
 
 
 class _Answers:
@@ -287,7 +288,7 @@ async def _poll(data: bytes) -> None:
     files = StdioFiles(stdin, outputs[0][1], outputs[1][1])
     try:
         async with anyio.create_task_group() as tasks:
-            agent = AgentClient(cast(Client, _Answers(data[: fuzz_loop.LONGEST])))
+            agent = AgentClient(cast(Client, _Answers(data[: fuzz_loop.LONGEST])), timeout=60)
             stdio = PolledStdio(files, agent, "c", "c", terminal=False)
             stdio.start(tasks)
             await stdio.drained.wait()

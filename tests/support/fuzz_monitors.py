@@ -93,7 +93,7 @@ def rest(data: bytes) -> None:
 async def _ask(data: bytes) -> None:
     ours, theirs = fuzz_loop.peer_that_sends(data)
     with theirs:
-        client = RestClient(ours, "the VMM", base="/api")
+        client = RestClient(ours, "the VMM", base="/api", budget=60)
         try:
             for body in (None, {"a": 1}, None):
                 json.dumps(await client.request("PUT", "/machine", body))

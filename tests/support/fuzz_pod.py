@@ -15,10 +15,13 @@ from google.protobuf.message import DecodeError
 import fuzz_scratch
 from kata_agent import oci
 from kata_agent.protos import oci_pb2
+from kata_hypervisor import registry
 from kata_runtime.broker import cgroups, cleanup, messages, operations, processes
+from kata_runtime.broker.api_filter import RequestFilter
 from kata_runtime.broker.errors import RequestRefusedError
+from kata_runtime.broker.monitor import CommandFilter, NotAllowedError
 from kata_runtime.broker.rollback import NAME, RollbackJournal
-from kata_runtime.container import bundle, guest_spec
+from kata_runtime.container import bundle, devices, guest_spec, namespaces, propagation, resources
 from kata_runtime.containerd_api import bootstrap_pb2
 from kata_runtime.errors import InvalidRequestError, UnsupportedError
 from kata_runtime.resource import sizing
@@ -68,7 +71,11 @@ def oci_config(data: bytes) -> None:
         spec = bundle.parse_spec(data, "config.json")
         bundle.container_type(spec)
         message = oci.spec_to_proto(spec)
-        oci.lost_fields(spec)
+        guest_spec.left_out(spec)
+        devices.check(ID, spec)
+        propagation.check(spec, ID)
+        namespaces.refuse(spec, ID, first=False)
+        resources.check(f"create container {ID}", (spec.get("linux") or {}).get("resources") or {})
     except REFUSED as error:
         assert str(error)
         return
@@ -125,6 +132,24 @@ def broker_messages(data: bytes) -> None:
     assert operation in operations.OPERATIONS
     assert arguments.keys() == operation.arguments.keys()
     assert messages.decode(messages.encode(message)) == message
+
+
+def vmm_commands(data: bytes) -> None:
+    """The data is what a sealed shim sends to its VMM's monitor, in two pieces; the first byte: which VMM."""
+    info = registry.DRIVERS[data[0] % len(registry.DRIVERS)] if data else registry.DRIVERS[0]
+    at, sent = len(data) // 2, data[1:]
+    rules: CommandFilter | RequestFilter = CommandFilter(info.monitor_commands)
+    if info.api_requests:
+        rules = RequestFilter(info.api_requests, {"/disks/a"}, "/saved")
+    try:
+        passed = rules.take(sent[:at]) + rules.take(sent[at:])
+    except NotAllowedError as error:
+        assert len(str(error)) < 1000
+        assert str(error).isprintable()
+        return
+    # What was passed is what passes.
+    again = RequestFilter(info.api_requests, {"/disks/a"}, "/saved") if info.api_requests else None
+    assert (again or CommandFilter(info.monitor_commands)).take(passed) == passed
 
 
 class _Nowhere:

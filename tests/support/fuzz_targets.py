@@ -34,4 +34,5 @@ TARGETS: Mapping[str, Callable[[bytes], None]] = {
     "unikernel": fuzz_unikernel.file,
     "urunc": fuzz_pod.urunc,
     "vhost_user": fuzz_devices.vhost_user,
+    "vmm_commands": fuzz_pod.vmm_commands,
 }

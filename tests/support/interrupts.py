@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 
-PATIENCE = 30.0
+from patience import PATIENCE
 
 
 class RecordedInterrupts:

@@ -1,6 +1,7 @@
 """What the sandboxes of one containerd leave on the host, whatever other containerds do there meanwhile.
 
-Processes, mounts, sockets, directories, cgroups, network namespaces: a listing of now against one of before.
+Processes, mounts, sockets, directories, cgroups: a listing of now against one of before. Network namespaces
+with a name are not in it: the runtime gives none a name, and a name does not say whose it is.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from pathlib import Path
 
 from kata_runtime.broker.cgroups import hierarchies
 from kata_runtime.identity import SandboxIdentity
+from patience import PATIENCE
 
-PATIENCE = 10.0
 CLIENTS = ("containerd", "ctr")
 
 
@@ -25,7 +26,10 @@ class Leftovers:
     """
 
     def __init__(
-        self, root: Path, namespace: str, sandboxes: Callable[[], Iterable[SandboxIdentity]]
+        self,
+        root: Path,
+        namespace: str,
+        sandboxes: Callable[[], Iterable[SandboxIdentity]],
     ) -> None:
         self._root = root
         self._namespace = namespace
@@ -46,7 +50,6 @@ class Leftovers:
         found |= {
             f"path {path}" for path in self._root.glob(f"state/io.containerd.*.task/{self._namespace}/*")
         }
-        found |= {f"network namespace {path}" for path in Path("/run/netns").glob("*")}
         found |= {f"mount {line}" for line in _mounts() if _mentions(line, [str(self._root), *paths])}
         found |= {f"cgroup {path}" for path in self._cgroups()}
         marks = [str(self._root), *paths, *(f"sandbox-{one.id}" for one in sandboxes)]

@@ -37,6 +37,7 @@ class LocalChild:
         self.pid = pid
         self.exited: ExitStatus | None = None
         self.violation = ""
+        self.run_directory: Path | None = None
         self._ended = asyncio.Event()
         self._pidfd = os.pidfd_open(pid)
         asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
@@ -47,6 +48,8 @@ class LocalChild:
         _, status = os.waitpid(self.pid, 0)
         code = os.waitstatus_to_exitcode(status)
         self.exited = ExitStatus(code=code) if code >= 0 else ExitStatus(signal=-code)
+        if self.run_directory is not None:
+            shutil.rmtree(self.run_directory)
         self._ended.set()
 
     async def wait(self) -> ExitStatus:
@@ -62,13 +65,22 @@ class LocalChild:
 
 
 class LocalHost:
-    """Starts children with posix_spawn. children: all of them, by name."""
+    """Starts children with posix_spawn.
+
+    children: all of them, by name. privileges: what each would have been shown, by name. user: what a jailer
+    is told.
+    """
+
+    user = 1879048192
+    patience = 60.0
 
     def __init__(self) -> None:
         self.children: dict[str, LocalChild] = {}
+        self.privileges: dict[str, Privileges | None] = {}
+        self._run_directory: Path | None = None
         self.dial: Dial
         self._views: list[Path] = []
-        self._watches: list[ChildFilterSupervisor] = []
+        self._watches: dict[int, ChildFilterSupervisor] = {}
 
     async def make_jail(self, root: Path, files: Mapping[str, Path]) -> None:
         """See Host; needs root. Its files are removed with `aclose`."""
@@ -90,6 +102,28 @@ class LocalHost:
         privileges: Privileges | None = None,
     ) -> LocalChild:
         """See Host. With a gate or a filter, the broker's own code forks."""
+        self.privileges[name] = privileges
+        directory = privileges.run_directory if privileges is not None else None
+        if directory is not None:
+            directory.mkdir(exist_ok=True)
+        try:
+            child = self._start(name, argv, fds, environment, gate, seccomp)
+        except LaunchError:
+            for made in filter(None, (self._run_directory, directory)):
+                shutil.rmtree(made, ignore_errors=True)
+            raise
+        child.run_directory = directory
+        return child
+
+    def _start(
+        self,
+        name: str,
+        argv: Sequence[str],
+        fds: Mapping[int, int],
+        environment: Mapping[str, str] | None,
+        gate: int | None,
+        seccomp: ChildFilter | None,
+    ) -> LocalChild:
         if gate is not None or seccomp is not None:
             return self._fork(name, argv, fds, environment, gate, seccomp)
         copies = {
@@ -100,9 +134,7 @@ class LocalHost:
         ]
         actions += [(os.POSIX_SPAWN_DUP2, copy, target) for target, copy in copies.items()]
         try:
-            pid = os.posix_spawn(  # noqa: ASYNC221 - returns as soon as the program is loaded
-                argv[0], list(argv), dict(environment or {}), file_actions=actions
-            )
+            pid = os.posix_spawn(argv[0], list(argv), dict(environment or {}), file_actions=actions)
         except OSError as error:
             raise LaunchError(f"cannot start {name}: {argv[0]}: {error.strerror}") from error
         finally:
@@ -120,17 +152,19 @@ class LocalHost:
         gate: int | None,
         seccomp: ChildFilter | None,
     ) -> LocalChild:
-        seen = ChildFilterSupervisor(name, seccomp.to_json()) if seccomp is not None else None
+        supervised = seccomp is not None and bool(seccomp.loading)
+        seen = ChildFilterSupervisor(name, seccomp.to_json()) if seccomp is not None and supervised else None
+        code = seccomp.code if seccomp is not None else b""
         try:
             pid = spawn.spawn(
-                name, argv, fds, environment, lambda pid, start: None, gate=gate, supervisor=seen
+                name, argv, fds, environment, lambda pid, start: None, gate=gate, code=code, supervisor=seen
             )
         except RequestFailedError as error:
             raise LaunchError(str(error)) from None
         child = self.children[name] = LocalChild(name, pid)
         if seen is not None:
             asyncio.get_running_loop().add_reader(seen.listener, self._judge, child, seen)
-            self._watches.append(seen)
+            self._watches[pid] = seen
         return child
 
     def _judge(self, child: LocalChild, seen: ChildFilterSupervisor) -> None:
@@ -147,15 +181,41 @@ class LocalHost:
             asyncio.get_running_loop().remove_reader(seen.listener)
             seen.close()
 
-    async def discard(self, path: Path) -> None:
+    async def listen_for_vmm(self, path: Path) -> socket.socket:
         """See Host."""
-        path.unlink(missing_ok=True)
+        self._run_directory = path.parent
+        path.parent.mkdir(exist_ok=True)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(os.fspath(path))
+        listener.listen(1)
+        return listener
+
+    async def connect_vmm(self, path: Path) -> socket.socket:
+        """See Host."""
+        connection = socket.socket(socket.AF_UNIX)
+        if code := connection.connect_ex(os.fspath(path)):
+            connection.close()
+            raise OSError(code, os.strerror(code), os.fspath(path))
+        return connection
+
+    async def show_disk(self, name: str, path: Path) -> Path:
+        """See Host. Children see all of the host."""
+        return path
+
+    async def give_device(self, path: Path, *, write: bool) -> None:
+        """See Host. Nobody stands between, so nobody sends it along."""
+        raise NotImplementedError(f"there is no broker that sends {path}")
+
+    async def hide_disk(self, name: str) -> None:
+        """See Host."""
 
     async def register_guest(self, address: int | str) -> None:
         """See Host."""
         self.dial = dial_vsock(address) if isinstance(address, int) else dial_unix(address)
 
-    async def hold_monitor(self, driver: str, monitor: socket.socket) -> socket.socket:
+    async def hold_monitor(
+        self, driver: str, monitor: socket.socket, *, saved_to: Path | None = None
+    ) -> socket.socket:
         """See Host. Nobody stands between."""
         return monitor
 
@@ -176,13 +236,21 @@ class LocalHost:
         """See Host."""
         return effectiveness.are_effective(tid, beyond)
 
+    async def end_loading(self, child: Child) -> None:
+        """See Host."""
+        if child.exited is not None:
+            raise ProcessLookupError(child.pid)
+        self._watches[child.pid].end_loading()
+
     async def aclose(self) -> None:
         """End what a failed test has left, and take the jail apart."""
         for child in self.children.values():
             await child.kill()
             await child.wait()
-        for seen in self._watches:
+        for seen in self._watches.values():
             self._leave(seen)
+        if self._run_directory is not None:
+            shutil.rmtree(self._run_directory, ignore_errors=True)
         for view in self._views:
             syscalls.unmount(str(view))
         if self._views:

@@ -180,6 +180,9 @@ class PodNetwork:
             self.pod.ip("route", "add", "default", "via", default, "dev", name)
         if any(":" in address for address in addresses):
             self.pod.ip("-6", "route", "add", "default", "via", "fd00:9::1", "dev", name)
+        # The kernel makes an address of its own some time after the link is up, which is no change of ours.
+        while "inet6 fe80:" not in self.pod.ip("address", "show", "dev", name):
+            threading.Event().wait(0.05)
         self.settle(self.pod)
         self.settle(self.node)
 
@@ -221,22 +224,22 @@ class PodNetwork:
     def dump(self) -> Namespace:
         """What the program reads."""
         with self.program() as channel:
-            return exchange.dump(channel)
+            return exchange.ask(channel, exchange.dump())
 
     def attach(self, model: str = "tcfilter", **options: Any) -> Attached:
         """Attach the pod's interfaces."""
         with self.program() as channel:
-            return exchange.attach(channel, model, **options)
+            return exchange.ask(channel, exchange.attach(model, **options))
 
     def attach_with(self, prefix: Sequence[str]) -> Attached:
         """Attach the pod's interfaces by a program that another one runs."""
         with self.program(prefix) as channel:
-            return exchange.attach(channel, "tcfilter")
+            return exchange.ask(channel, exchange.attach("tcfilter"))
 
     def detach(self) -> None:
         """Undo what was attached."""
         with self.program() as channel:
-            exchange.detach(channel)
+            exchange.ask(channel, exchange.detach())
 
 
 class GuestStandIn:
@@ -345,7 +348,50 @@ def fail_at(bed: PodNetwork, model: str, change: int, instead: Callable[[], obje
     return bed.pod.call(attach)
 
 
+def attach_with_kernel(bed: PodNetwork, spoil: Callable[[Any], object], model: str = "tcfilter") -> str:
+    """Attach in this program's child, with a Kernel that is spoilt before; returns the error's sentence."""
+
+    def attach() -> str:
+        from kata_runtime.network import attachment, plan
+        from kata_runtime.network.errors import NetworkError
+        from kata_runtime.network.kernel import Kernel
+        from kata_runtime.network.record import RecordFile
+
+        with Kernel() as kernel, bed.record.open("w+b") as file:
+            namespace = kernel.read()
+            spoil(kernel)
+            records = RecordFile(file.fileno())
+            planned = plan.plan(namespace, model)
+            try:
+                attachment.attach(kernel, namespace, planned, attachment.Wanted(), records)
+            except NetworkError as error:
+                assert records.load() is None
+                return str(error)
+        return ""
+
+    return bed.pod.call(attach)
+
+
+def attach_and_detach(bed: PodNetwork) -> list[str]:
+    """Attach in this program's child, with ports forwarded, and take it away again; returns the warnings."""
+
+    def attach() -> list[str]:
+        from kata_runtime.network import attachment, plan
+        from kata_runtime.network.kernel import Kernel
+        from kata_runtime.network.record import RecordFile
+
+        with Kernel() as kernel, bed.record.open("w+b") as file:
+            namespace, records = kernel.read(), RecordFile(file.fileno())
+            wanted = attachment.Wanted(forward=True)
+            attached = attachment.attach(kernel, namespace, plan.plan(namespace, "tcfilter"), wanted, records)
+            attached.close()
+            attachment.detach(kernel, records)
+            return attached.warnings
+
+    return bed.pod.call(attach)
+
+
 CHANGES = (
-    *("set_mtu", "set_mac", "set_up", "add_macvtap", "drop_queue", "add_ingress", "redirect"),
+    *("set_mtu", "set_mac", "set_up", "add_macvtap", "drop_queue", "add_ingress", "judge", "redirect"),
     "delete_address",
 )

@@ -18,10 +18,11 @@ import busybox_image
 import shipped_configuration
 from containerd_versions import Programs
 from kata_runtime.broker import processes
-from kata_runtime.ctl.running import running_sandboxes
+from kata_runtime.ctl.running import RecordedSandbox, running_sandboxes
 from kata_runtime.ctl.shim import NAMES, install_launcher
 from kata_runtime.identity import SandboxIdentity
 from leftovers import Leftovers
+from patience import PATIENCE
 from private_containerd import PrivateContainerd
 from shipped_configuration import Value
 
@@ -32,16 +33,18 @@ FOREVER = ("sleep", "3600")
 _TYPE = "io.kubernetes.cri.container-type"
 _SANDBOX = "io.kubernetes.cri.sandbox-id"
 # Seconds; a machine in an emulated machine takes more.
-_PATIENCE = float(os.environ.get("KATA_TEST_PATIENCE", "60"))
-_CTR_BUDGET = max(110.0, _PATIENCE)
+_CTR_BUDGET = max(110.0, PATIENCE)
 
 Result = subprocess.CompletedProcess[str]
 
 
 class Node:
-    """One containerd and what runs on it. image: directory of the guest image."""
+    """One containerd and what runs on it.
 
-    def __init__(self, programs: Programs, image: Path) -> None:
+    image: directory of the guest image. cri: settings of the CRI plugin, which is off without.
+    """
+
+    def __init__(self, programs: Programs, image: Path, *, cri: str = "") -> None:
         self.programs = programs
         # Short, because the paths of sockets below it may have 107 bytes only; root's alone, because the
         # shim takes a configuration from its environment only if nobody else could have changed it.
@@ -54,6 +57,9 @@ class Node:
         shims.mkdir()
         for name in NAMES:
             install_launcher(shims / name)
+        runc = programs.ctr.parent / "containerd-shim-runc-v2"
+        if runc.exists():  # another version's does not understand this containerd
+            (shims / runc.name).symlink_to(runc)
         self.containerd = PrivateContainerd(
             self.root / "data",
             self.root,
@@ -61,7 +67,11 @@ class Node:
             environment={"KATA_CONF_FILE": str(self.configuration("default"))},
             containerd=str(programs.containerd),
             ctr=str(programs.ctr),
+            cri=bool(cri),
+            extra_config=cri,
         )
+        if cri:
+            self.namespace = "k8s.io"
 
     def start(self) -> None:
         """Start containerd and import the container image."""
@@ -170,15 +180,28 @@ class Node:
         """What containerd and the shims have logged."""
         return self.containerd.log_path.read_text(errors="replace")
 
+    def nested_virtualization(self, container: str) -> int:
+        """How many processors of a container's guest have virtualization of their own, as it reads them."""
+        look = "grep -cE '^flags.* (vmx|svm)( |$)' /proc/cpuinfo; true"
+        found = self.ctr("task", "exec", "--exec-id", secrets.token_hex(4), container, "sh", "-c", look)
+        return int(found.stdout)
+
     def sandboxes(self) -> list[str]:
         """Ids of the running sandboxes of this node."""
-        return [sandbox.id for sandbox in running_sandboxes() if sandbox.namespace == self.namespace]
+        return [sandbox.id for sandbox in running_sandboxes() if self._owns(sandbox)]
+
+    def _owns(self, sandbox: RecordedSandbox) -> bool:
+        # Every node with the CRI has the namespace k8s.io: only containerd's address tells them apart.
+        identity = SandboxIdentity(str(self.containerd.address), self.namespace, sandbox.id)
+        return identity.directory == sandbox.directory
 
     def leftovers(self) -> Leftovers:
         """The state of the host now, to compare with later."""
         address, namespace = str(self.containerd.address), self.namespace
         return Leftovers(
-            self.root, namespace, lambda: [SandboxIdentity(address, namespace, name) for name in self._ids]
+            self.root,
+            namespace,
+            lambda: [SandboxIdentity(address, namespace, name) for name in self._ids],
         )
 
     def pids(self, sandbox: str) -> dict[str, int]:
@@ -192,7 +215,7 @@ class Node:
         pid = self.pids(sandbox)[role]
         assert processes.end(pid, processes.start_time(pid))
 
-    def until(self, condition: Callable[[], object], what: str, budget: float = _PATIENCE) -> None:
+    def until(self, condition: Callable[[], object], what: str, budget: float = PATIENCE) -> None:
         """Wait until a condition holds; fail when it does not within the budget, in seconds."""
         deadline = time.monotonic() + budget
         while not condition():
@@ -245,7 +268,7 @@ class Client:
         """Whether it has ended."""
         return self._process.poll() is not None
 
-    def wait(self, budget: float = _PATIENCE) -> int:
+    def wait(self, budget: float = PATIENCE) -> int:
         """Its exit status, within so many seconds."""
         return self._process.wait(budget)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import json
 import os
 import socket
@@ -25,18 +26,22 @@ from kata_agent.protos import agent_pb2
 from kata_agent.ttrpc.server import Handler, Server
 from kata_agent.ttrpc.status import RpcError
 from kata_hypervisor import registry
+from kata_hypervisor.concurrency import uninterrupted
 from kata_hypervisor.contract import Capabilities, Hypervisor, VmExit, Vmm, VmmProcess, VmSpec
 from kata_hypervisor.host import ExitStatus
 from kata_runtime.broker.errors import RequestFailedError
+from kata_runtime.broker.shared_source import SharedSource
 from kata_runtime.identity import SandboxIdentity
 from kata_runtime.pod import sealing
 from kata_runtime.pod.creation import CreateRequest
+from kata_runtime.pod.room import Room
 from kata_runtime.pod.sandbox import Sandbox
 from kata_runtime.pod.tasks import Tasks
 from kata_runtime.stdio.files import StdioPaths
 
 TYPE = "io.kubernetes.cri.container-type"
 VMM_PID = 4242
+INIT_PID = 4241
 
 
 class Gate:
@@ -59,6 +64,12 @@ class Gate:
         """Wait until it is open."""
         self.reached.set()
         await self._open.wait()
+
+
+def fixed_room(machine: Any = None, agent: Any = None) -> Room:
+    """The room of a machine that keeps its size."""
+    spec = VmSpec("pod", Path("/run/pod"), vcpus=1, memory_mib=256, kernel=Path("/k"))
+    return Room(machine, agent, spec, "with static_sandbox_resource_mgmt")
 
 
 class AgentDouble:
@@ -146,6 +157,10 @@ class MachineDouble(Hypervisor):
         self.steps.append("stop")
         await self.stopping.passed()
         self.end("it was stopped", requested=True)
+        await self.hang_up()
+
+    async def hang_up(self) -> None:
+        """Close every connection to the agent."""
         for one in self._serving:
             one.cancel()
         await asyncio.gather(*self._serving, return_exceptions=True)
@@ -209,11 +224,27 @@ class BrokerDouble:
         self.mounted: list[str] = []
         self.made: list[str] = []
         self.late: list[str] = []
+        self.configured = True
+        self.hooks: dict[str, list[str]] = {}
+        self.ran: list[str] = []
         self.preparing = Gate()
         self.binding = Gate()
 
     async def late_interfaces(self) -> list[str]:
         return self.late
+
+    async def learn_network(self, path: str | None, *, outside: bool) -> int:
+        return INIT_PID
+
+    async def network_state(self) -> tuple[list[str], bool]:
+        return [], self.configured
+
+    async def learn_hooks(self) -> list[str]:
+        return list(self.hooks)
+
+    async def run_hooks(self, kind: str) -> list[str]:
+        self.ran.append(kind)
+        return self.hooks[kind]
 
     async def prepare(self, cgroup: str | None) -> str:
         await self.preparing.passed()
@@ -240,6 +271,20 @@ class BrokerDouble:
         self.mounted.append(target)
         self.made.append(target)
 
+    async def find_memory(self, source: str) -> dict[str, Any] | None:
+        return None
+
+    async def share(
+        self, source: str, *, readonly: bool, recursive: bool = True, readonly_below: bool = False
+    ) -> SharedSource:
+        place = f".volumes{source}"
+        await self.bind(source, place, readonly=readonly, recursive=recursive)
+        return SharedSource(place)
+
+    async def unshare(self, place: str) -> None:
+        await self.unmount(place)
+        await self.remove(place)
+
     async def unmount(self, target: str) -> None:
         self.mounted.remove(target)
 
@@ -256,6 +301,24 @@ class BrokerDouble:
         raise RequestFailedError(f"cannot open {name} in the image: there is none")
 
 
+class SuspendingBroker:
+    """A broker of which every request takes a turn of the event loop, as one over a channel does."""
+
+    def __init__(self, broker: BrokerDouble) -> None:
+        self._broker = broker
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._broker, name)
+        if not inspect.iscoroutinefunction(found):
+            return found
+
+        async def exchange(*arguments: Any, **named: Any) -> Any:
+            await asyncio.sleep(0)
+            return await found(*arguments, **named)
+
+        return lambda *arguments, **named: uninterrupted(exchange(*arguments, **named))
+
+
 class PodBed:
     """A sandbox and its tasks. events: what was published. reasons: of the sandbox's end, as reported."""
 
@@ -270,7 +333,7 @@ class PodBed:
         self.reasons: list[str] = []
         self.configuration = self._configure()
         identity = SandboxIdentity("/run/containerd.sock", "test", "pod")
-        broker: Any = self.broker
+        broker: Any = SuspendingBroker(self.broker)
         self.sandbox = Sandbox(identity, broker, group, on_end=self._on_end, on_oom=lambda _: None)
         self.tasks = Tasks(self.sandbox, broker, group, self.events.append)
 
@@ -303,7 +366,7 @@ class PodBed:
         spec = {
             "process": {"args": ["sh"], "cwd": "/"},
             "root": {"path": "rootfs"},
-            "linux": {"namespaces": [{"type": "network"}]},
+            "linux": {"namespaces": [{"type": kind} for kind in ("pid", "ipc", "uts", "network")]},
             "annotations": dict(annotations or {}),
         } | changes
         (bundle / "config.json").write_text(json.dumps(spec))

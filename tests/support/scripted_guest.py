@@ -14,9 +14,10 @@ from kata_hypervisor.dragonball.driver import Dragonball
 from kata_runtime.image import cpio
 from kata_runtime.image.tree import Tree
 from local_host import LocalHost
+from patience import PATIENCE
 
 IMAGE = Path(os.environ.get("KATA_TEST_IMAGE", "/var/lib/kata-containers/image"))
-BUDGET = 120.0
+BUDGET = max(120.0, PATIENCE)
 PROLOGUE = """#!/bin/busybox sh
 export PATH=/bin
 /bin/busybox --install -s /bin

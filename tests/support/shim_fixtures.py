@@ -36,4 +36,5 @@ async def shim_pod(lab: Lab) -> AsyncIterator[Pod]:
         yield pod
     finally:
         await pod.shim.close()
-    assert before.settle() == []
+    left = before.settle()
+    assert left == [], left

@@ -23,7 +23,8 @@ from kata_runtime.ctl.shim import install_launcher
 from kata_runtime.identity import SandboxIdentity
 from leftovers import Leftovers
 from oci_bundle import write_bundle, write_rootfs
-from shim_process import PATIENCE, Process, Streams
+from patience import PATIENCE
+from shim_process import Process, Streams
 from shipped_configuration import Value
 
 SHIM = "containerd-shim-kata-v2"
@@ -40,7 +41,7 @@ class Lab:
         self.sink = EventSink(self.directory / "events.sock")
         # containerd's root, with the directory of a snapshotter.
         self.root = self.directory / "root"
-        self.snapshots = self.root / "io.containerd.snapshotter.v1.lab"
+        self.snapshots = self.root / "io.containerd.snapshotter.v1.lab" / "snapshots"
         self.rootfs = self.snapshots / "rootfs"
         self.launcher = self.directory / SHIM
         self.address = f"{self.directory}/containerd.sock"

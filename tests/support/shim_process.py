@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from fifo_stdio import Input, Output
+from patience import PATIENCE
 
 if TYPE_CHECKING:
     from shim_harness import Shim
-
-PATIENCE = 50.0
-"""Seconds that any one call or event may take; less than the timeout of a whole test."""
 
 
 @dataclass(frozen=True)

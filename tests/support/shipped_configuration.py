@@ -7,14 +7,15 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from kata_configuration.judge.rules import VIRTIOFSD_PLACES
+from kata_configuration.judge.host import VIRTIOFSD_PLACES
 from kata_configuration.tell.template import SHIPPED
 from kata_hypervisor.kvm.probe import probe_kvm
+from patience import PATIENCE
 
-Value = str | int | float | bool | Path
+Value = str | int | float | bool | Path | list[str]
 
 # The emulated machine of a busy host takes its time.
-BOOT_BUDGET_MS = 100_000
+BOOT_BUDGET_MS = int(max(100.0, PATIENCE) * 1000)
 
 
 def for_image(image: Path) -> dict[str, Value]:

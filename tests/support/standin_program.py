@@ -11,19 +11,16 @@ SUPPORT = Path(__file__).parent
 
 
 class StandInProgram:
-    """An executable that behaves as `standin_vmm` says. directory: where it is written."""
+    """An executable that behaves as `standin_vmm` says.
 
-    def __init__(self, directory: Path, kind: str, mode: str = "") -> None:
+    directory: where it is written. record: where its record is, if not there, for a program that sees nothing
+    of the host but itself and may write in one place only.
+    """
+
+    def __init__(self, directory: Path, kind: str, mode: str = "", record: Path | None = None) -> None:
         self.path = directory / f"{kind}-standin"
-        self._record = directory / "record.jsonl"
-        self.path.write_text(
-            f"#!{sys.executable} -IS\n"
-            "import sys\n"
-            f"sys.path.insert(0, {str(SUPPORT)!r})\n"
-            "import standin_vmm\n"
-            f"standin_vmm.main({kind!r}, {mode!r}, {str(self._record)!r})\n"
-        )
-        self.path.chmod(0o755)
+        self._record = record or directory / "record.jsonl"
+        _write(self.path, f"main({kind!r}, {mode!r}, {str(self._record)!r})\n", kind)
 
     @property
     def record(self) -> list[dict[str, Any]]:
@@ -45,15 +42,22 @@ class StandInProgram:
 
 
 FAKE_VIRTIOFSD = """\
-#!/bin/sh
-# announce_submounts
-exec sleep 600
+standin = StandIn("virtiofsd", {mode!r}, "")
+standin.sealed = True
+standin.filter()
+time.sleep(600)
 """
 
 
-def write_virtiofsd(directory: Path) -> Path:
-    """Write a program that is there, and serves nothing."""
+def write_virtiofsd(directory: Path, mode: str = "") -> Path:
+    """Write a program that is there under a filter, and serves nothing. mode: as of a StandIn."""
     path = directory / "virtiofsd"
-    path.write_text(FAKE_VIRTIOFSD)
-    path.chmod(0o755)
+    _write(path, FAKE_VIRTIOFSD.format(mode=mode), "announce_submounts")
     return path
+
+
+def _write(path: Path, action: str, comment: str) -> None:
+    """Write a program that needs nothing but itself: what `standin_vmm` has, and then an action."""
+    text = (SUPPORT / "standin_vmm.py").read_text()
+    path.write_text(f"#!{sys.executable} -IS\n# {comment}\n{text}\n\n{action}")
+    path.chmod(0o755)

@@ -52,3 +52,11 @@ def read_and_say(port: int, size: int = 1) -> bytes:
     """mov dx, port; in al (ax, eax), dx; then the lowest byte to the first serial port"""
     read = {1: b"\xec", 2: b"\x66\xed", 4: b"\xed"}[size]
     return b"\x66\xba" + struct.pack("<H", port) + read + b"\x66\xba\xf8\x03\xee"
+
+
+def say_cpuid(leaf: int, bit: int) -> bytes:
+    """mov eax, leaf; xor ecx, ecx; cpuid; then a bit of ECX, as "0" or "1", to the first serial port"""
+    ask = b"\xb8" + struct.pack("<I", leaf) + b"\x31\xc9\x0f\xa2"
+    # mov eax, ecx; shr eax, bit; and al, 1; add al, "0"
+    digit = b"\x89\xc8\xc1\xe8" + bytes([bit]) + b"\x24\x01\x04\x30"
+    return ask + digit + b"\x66\xba\xf8\x03\xee"

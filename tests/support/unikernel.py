@@ -16,6 +16,7 @@ from unikernel_image import FLAGS, TOOLS, compile_unikernel  # noqa: E402
 
 GUESTS = ROOT / "tests" / "guests"
 COMMANDS = GUESTS / "commands.c"
+FRAMES_SPT = GUESTS / "frames_spt.c"
 HELLO = TOOLS / "hello.c"
 
 

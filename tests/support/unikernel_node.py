@@ -11,11 +11,12 @@ from pathlib import Path
 
 from kata_runtime.ctl.shim import NAMES, install_launcher
 from kata_runtime.identity import SandboxIdentity
+from patience import PATIENCE
 from private_containerd import PrivateContainerd
 from unikernel_image import write_image
 
 RUNTIME = "io.containerd.kata.v2"
-BUDGET = 60.0
+BUDGET = PATIENCE
 
 TABLE = 'kernel = ""\n'  # a unikernel brings its own
 
@@ -30,9 +31,11 @@ hypervisor_name = "{name}"
 
 
 class UnikernelNode:
-    """One containerd whose containers are unikernels."""
+    """One containerd whose containers are unikernels. environment: more of containerd's and its shims'."""
 
-    def __init__(self, name: str = "dragonball", table: str = TABLE) -> None:
+    def __init__(
+        self, name: str = "dragonball", table: str = TABLE, environment: Mapping[str, str] | None = None
+    ) -> None:
         self.root = Path("/run") / f"ku{secrets.token_hex(3)}"  # short, for the paths of sockets below it
         self.root.mkdir(mode=0o700)
         shims = self.root / "bin"
@@ -41,9 +44,11 @@ class UnikernelNode:
             install_launcher(shims / launcher)
         configuration = self.root / "configuration.toml"
         configuration.write_text(CONFIGURATION.format(name=name, table=table), encoding="utf-8")
-        environment = {"KATA_CONF_FILE": str(configuration)}
         self.containerd = PrivateContainerd(
-            self.root / "data", self.root, shim_directory=shims, environment=environment
+            self.root / "data",
+            self.root,
+            shim_directory=shims,
+            environment={"KATA_CONF_FILE": str(configuration), **(environment or {})},
         )
         self.containerd.start()
         self._count = 0
@@ -68,6 +73,11 @@ class UnikernelNode:
         """Run ctr to its end."""
         command = self.containerd.command(list(arguments))
         return subprocess.run(command, capture_output=True, text=True, timeout=BUDGET, check=False)
+
+    def vmm(self, container: str) -> int:
+        """The process id of a container's VMM, as `ctr task ps` shows it."""
+        _, row = self.ctr("task", "ps", container).stdout.splitlines()
+        return int(row.split()[0])
 
     def new_id(self) -> str:
         """An id that no container of this node has."""

@@ -40,6 +40,7 @@ MODELS: dict[str, Callable[..., Any]] = {"solo5-hvt": Solo5Hvt, "solo5-spt": Sol
 TARGETS = {"solo5-hvt": 1, "solo5-spt": 2, "dragonball": 1}
 BARE = ("qemu", "firecracker")  # whose guests declare no devices
 BLOCK, NET = 1, 2
+OLD = frozenset({"tap_names"})
 QEMU = Path("/usr/bin/qemu-system-x86_64")
 
 TENDER = """\
@@ -66,7 +67,8 @@ class Bench:
     """One unikernel to be run. spec: without a file. output: what it prints. file_for: a file that does what
     a command line says. killed: how it ends when its process is killed, and the start of that sentence.
     in_process: None, or why there is no process to look at, or to start. real_taps: whether a network device
-    must be on a tap. added: what is put behind a command line."""
+    must be on a tap. added: what is put behind a command line. lacks: capabilities that this version has not.
+    """
 
     name: str
     spec: UnikernelSpec
@@ -78,6 +80,7 @@ class Bench:
     in_process: str | None = None
     real_taps: bool = False
     added: bytes = b""
+    lacks: frozenset[str] = frozenset()
 
     def spec_for(self, line: str) -> UnikernelSpec:
         """The specification of a unikernel with this command line."""
@@ -146,12 +149,13 @@ def _old_tender(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     path = os.environ.get("KATA_TEST_SOLO5_HVT_OLD", "")
     if not Path(path).is_file():
         pytest.skip("an old tender is missing: name a solo5-hvt before 0.11 in KATA_TEST_SOLO5_HVT_OLD")
-    return _bench("solo5-hvt", directory, _at("solo5-hvt", Path(path)), _files("solo5-hvt", directory))
+    bench = _bench("solo5-hvt", directory, _at("solo5-hvt", Path(path)), _files("solo5-hvt", directory))
+    return replace(bench, lacks=OLD)
 
 
 def _old_standin(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     program, file = build_old_tender(directory), unikernel_file()
-    return _bench("solo5-hvt", directory, _at("solo5-hvt", program), lambda line: file)
+    return replace(_bench("solo5-hvt", directory, _at("solo5-hvt", program), lambda line: file), lacks=OLD)
 
 
 def _standin(name: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, NoReturn
 
-from kata_agent.constants import AGENT_PORT, STREAM_PORT
-from kata_agent.guest import VERSION, cgroup, log, mounts, syscalls
-from kata_agent.guest.errors import InvalidRequestError, NotFoundError
+from kata_agent import reserved_ports
+from kata_agent.constants import AGENT_PORT, FORWARD_PORT, STREAM_PORT
+from kata_agent.guest import VERSION, cgroup, forwarding, log, mounts, syscalls
+from kata_agent.guest.errors import InvalidRequestError
 from kata_agent.guest.reaper import Reaper
 from kata_agent.guest.runtime import Crun
 from kata_agent.guest.sandbox import BASE, Sandbox
@@ -32,16 +35,19 @@ _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 1
 _RETRY_PAUSE = 0.1
 _LOOK_PAUSE = 0.01
+_MANY_LOOKS = 500  # after which the console tells what is waited for
 
 
 class Options(NamedTuple):
     """What the kernel's command line asks of the agent.
 
-    verbose: agent.log=debug or trace. pipe_size: agent.container_pipe_size, in bytes.
+    verbose: agent.log=debug or trace. pipe_size: agent.container_pipe_size, in bytes. reserved: whether the
+    host calls from reserved ports of vsock, see `reserved_ports`.
     """
 
     verbose: bool = False
     pipe_size: int = PIPE_SIZE
+    reserved: bool = False
 
 
 def parse_options(command_line: str) -> Options:
@@ -61,6 +67,7 @@ def parse_options(command_line: str) -> Options:
     return Options(
         verbose=values.get("agent.log", "") in ("debug", "trace"),
         pipe_size=size if size > 0 else PIPE_SIZE,
+        reserved=reserved_ports.PARAMETER in command_line.split(),
     )
 
 
@@ -99,7 +106,7 @@ def _run() -> NoReturn:
     with open("/proc/uptime", encoding="ascii") as file:
         log.info(f"version {VERSION} ready on {port or 'vsock'} after {file.read().split()[0]} s")
     if port is None:
-        serve_vsock(server, sandbox.streams)
+        serve_vsock(server, sandbox.streams, reserved=options.reserved)
     serve_serial(port, server, sandbox.streams)
 
 
@@ -111,22 +118,19 @@ def bring_up_loopback() -> None:
         fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
 
 
-def find_port(timeout: float = 5.0) -> str | None:
+def find_port() -> str | None:
     """The device node of the agent's serial port, or None for vsock; whichever the machine turns out to have.
 
-    The host tells a port's name in a message of its own, which may come after the agent.
-
-    Raises:
-        NotFoundError: neither came in `timeout` seconds.
+    The host tells a port's name in a message of its own, which may come after the agent. It is waited for
+    until the host loses patience, which shows the console then.
     """
-    deadline = time.monotonic() + timeout
-    while (port := serial_port()) is None and not has_vsock():
-        if time.monotonic() >= deadline:
-            raise NotFoundError(
-                f"this machine has neither a serial port named {PORT_NAME} nor a vsock device"
-            )
+    for look in itertools.count():
+        if (port := serial_port()) is not None or has_vsock():
+            return port
+        if look == _MANY_LOOKS:
+            log.info(f"this machine has neither a serial port named {PORT_NAME} nor a vsock device so far")
         time.sleep(_LOOK_PAUSE)
-    return port
+    raise AssertionError
 
 
 def has_vsock(sysfs: str = "/sys/bus/virtio/drivers/vmw_vsock_virtio_transport") -> bool:
@@ -149,6 +153,8 @@ def serve_serial(port: str, server: BlockingServer, streams: StreamTable) -> NoR
         descriptor = os.open(port, os.O_RDWR | os.O_CLOEXEC)
         try:
             guest = MuxGuest(descriptor)
+            forwarded = guest.listen(FORWARD_PORT)
+            _start("forwarding", partial(forwarding.serve_forever, forwarded))
             start_serving(guest.listen(AGENT_PORT), guest.listen(STREAM_PORT), server, streams)
             guest.run()
             log.debug("the host closed the serial port")
@@ -159,10 +165,13 @@ def serve_serial(port: str, server: BlockingServer, streams: StreamTable) -> NoR
             os.close(descriptor)
 
 
-def serve_vsock(server: BlockingServer, streams: StreamTable) -> NoReturn:
-    """Serve what the host connects to over vsock."""
-    stdio = VsockAcceptor(STREAM_PORT)
-    calls = VsockAcceptor(AGENT_PORT)  # the last: whoever gets through to it finds all the rest
+def serve_vsock(server: BlockingServer, streams: StreamTable, *, reserved: bool) -> NoReturn:
+    """Serve what the host connects to over vsock. reserved: see `Options`."""
+    forwarded = VsockAcceptor(FORWARD_PORT, reserved=reserved)
+    _start("forwarding", partial(forwarding.serve_forever, forwarded))
+    stdio = VsockAcceptor(STREAM_PORT, reserved=reserved)
+    # The last: whoever gets through to it finds all the rest.
+    calls = VsockAcceptor(AGENT_PORT, reserved=reserved)
     _start("streams", lambda: streams.accept_forever(stdio))
     accept_calls(calls, server)
 
@@ -193,9 +202,13 @@ def _start(name: str, function: Callable[[], object]) -> None:
 
 
 class VsockAcceptor:
-    """Listens on a port of the kernel's vsock; the number of a stream is the host's port."""
+    """Listens on a port of the kernel's vsock; the number of a stream is the host's port.
 
-    def __init__(self, port: int) -> None:
+    Takes connections of the host only, where `reserved` says so of its root only; see `reserved_ports`.
+    """
+
+    def __init__(self, port: int, *, reserved: bool) -> None:
+        self._reserved = reserved and reserved_ports.is_guarded(port)
         self._sock = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
         self._sock.bind((socket.VMADDR_CID_ANY, port))
         self._sock.listen(128)
@@ -204,11 +217,17 @@ class VsockAcceptor:
         """The next connection; waits a little where the guest is out of descriptors."""
         while True:
             try:
-                connection, (_, port) = self._sock.accept()
+                connection, (context, port) = self._sock.accept()
             except OSError as error:
                 if error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ECONNABORTED):
                     raise
                 log.info(f"accept a connection: {error}")
                 time.sleep(_RETRY_PAUSE)
                 continue
-            return connection, port
+            if self._is_trusted(context, port):
+                return connection, port
+            connection.close()
+            log.debug(f"refused a connection from port {port} of vsock {context}: it is not the host's root")
+
+    def _is_trusted(self, context: int, port: int) -> bool:
+        return context == socket.VMADDR_CID_HOST and (not self._reserved or reserved_ports.is_reserved(port))

@@ -9,17 +9,19 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from kata_agent.guest import files, log, mounts
-from kata_agent.guest.cgroup import Cgroup
+from kata_agent.guest import destinations, files, log, mounts
+from kata_agent.guest.cgroup import Cgroup, check_memory
 from kata_agent.guest.errors import ExistsError, GuestError, NotFoundError, StateError
 from kata_agent.guest.process import Process
 from kata_agent.guest.reaper import Reaper
-from kata_agent.guest.runtime import Crun
+from kata_agent.guest.runtime import Crun, SilentError
+from kata_agent.guest.signals import FirstSignals
 from kata_agent.guest.stdio import Stdio
 from kata_agent.guest.wiring import PIPE_SIZE, Wiring
+from kata_agent.ttrpc.blocking import caller_patience
 
 _MOST_ENDED = 256  # processes that ended and of which only the exit status is of interest
-_KILL_TIMEOUT = 10.0  # seconds; a process that takes longer to die hangs in the kernel
+_END_BUDGET = 1.0  # seconds in which a container that has ended is seen to have
 
 Start = Callable[[tuple[int, int, int], str | None], int]
 """Starts a process with these descriptors, or the terminal of this console socket; returns its pid."""
@@ -57,6 +59,7 @@ class Container:
         self._processes: dict[str, Process] = {}
         self._starting: set[str] = set()
         self._paused = False
+        self._first_signals: FirstSignals | None = None
 
     def create(self, stdio: Stdio) -> None:
         """Set the container up, short of starting its program. On failure nothing of it is left.
@@ -71,13 +74,23 @@ class Container:
                 self.cid,
                 stdio,
                 bool(process.get("terminal")),
-                lambda child, console: self._crun.create(self.cid, self._bundle, child, console),
+                lambda child, console: self._crun.create(
+                    self.cid, self._bundle, process["args"][0], child, console
+                ),
             )
         except BaseException:
             stdio.close()
-            self._crun.delete(self.cid)
-            self._remove_bundle()
+            self._undo_creation()
             raise
+
+    def _undo_creation(self) -> None:
+        """Leave nothing; a step that fails is logged, for the caller is told why the creation failed."""
+        steps: tuple[Callable[[], None], ...] = (lambda: self._crun.delete(self.cid), self._remove_bundle)
+        for step in steps:
+            try:
+                step()
+            except (GuestError, OSError) as error:
+                log.info(f"undo the creation of container {self.cid}: {error}")
 
     def _prepare_bundle(self) -> None:
         rootfs = f"{self._bundle}/rootfs"
@@ -89,6 +102,10 @@ class Container:
                 raise NotFoundError(f"rootfs {source} does not exist in the guest: is it shared?")
             mounts.bind(source, rootfs)
         root["path"] = rootfs
+        planned = self._spec.get("mounts", [])
+        found = destinations.resolve(rootfs, [mount.get("destination", "") for mount in planned])
+        for mount, destination in zip(planned, found, strict=True):
+            mount["destination"] = destination
         # Older releases of crun refuse the name of a newer version, whatever the document says.
         self._spec["ociVersion"] = OCI_VERSION
         with open(f"{self._bundle}/config.json", "w", encoding="utf-8") as file:
@@ -121,6 +138,8 @@ class Container:
         Raises:
             GuestError: crun's reason.
         """
+        if (init := self.init) is not None and self._first_signals is None:
+            self._first_signals = FirstSignals(init.pid, init.signal)
         self._crun.start(self.cid)
 
     def execute(self, exec_id: str, process: dict[str, Any], stdio: Stdio) -> None:
@@ -130,6 +149,7 @@ class Container:
             ExistsError: a process of that id runs. StateError: the container is paused or has ended.
             GuestError: crun's reason.
         """
+        kills = self.cgroup.memory_kills()
         try:
             self._reserve(exec_id)
             try:
@@ -144,8 +164,10 @@ class Container:
             finally:
                 with self._lock:
                     self._starting.discard(exec_id)
-        except BaseException:
+        except BaseException as error:
             stdio.close()
+            if isinstance(error, SilentError):
+                raise GuestError(f"{error.message}: {self._silence(kills)}") from None
             raise
 
     def _reserve(self, exec_id: str) -> None:
@@ -170,6 +192,17 @@ class Container:
             del self._processes[process.id]
             process.close()
 
+    def _silence(self, kills: int) -> str:
+        """Why a process that was to be started was killed before it could say anything.
+
+        kills: how many of the container's had been killed for its memory limit before.
+        """
+        if self.init is None or self.init.wait(_END_BUDGET) is not None:
+            return "the container ended meanwhile, and all its processes with it"
+        if self.cgroup.memory_kills() > kills:
+            return "its process was killed for the container's memory limit"
+        return "its process was killed, or had no room in the guest; try again"
+
     def process(self, exec_id: str) -> Process:
         """The process of that id; the first one for "" and for the container's own id.
 
@@ -190,15 +223,26 @@ class Container:
         Raises:
             NotFoundError: there never was such a process.
         """
-        if exec_id:
-            self.process(exec_id).signal(number)
+        if exec_id and (process := self.process(exec_id)) is not self.init:
+            process.signal(number)
+        elif exec_id:
+            self._signal_init(number)
         elif number == signal.SIGKILL:
             self._kill()
         else:
             self._signal_all(number)
 
+    def _signal_init(self, number: int) -> None:
+        if self._first_signals is not None:
+            self._first_signals.deliver(number)
+        elif self.init is not None:
+            self.init.signal(number)
+
     def _signal_all(self, number: int) -> None:
+        self._signal_init(number)
         for pid in self.cgroup.processes():
+            if self.init is not None and pid == self.init.pid:
+                continue
             try:
                 os.kill(pid, number)
             except ProcessLookupError:
@@ -226,18 +270,23 @@ class Container:
         self._paused = False
 
     def update(self, resources: dict[str, Any]) -> None:
-        """Change limits (an OCI linux.resources object)."""
+        """Change limits (an OCI linux.resources object).
+
+        Raises:
+            InvalidRequestError: the guest has less memory.
+        """
+        check_memory((resources.get("memory") or {}).get("limit", 0))
         self._crun.update(self.cid, resources)
 
     def remove(self, timeout: float = 0) -> None:
         """End the container: kill what runs, and take away all that it had in the guest.
 
         Raises:
-            GuestError: its first process did not die in `timeout` seconds (0: ten).
+            GuestError: a process did not die in `timeout` seconds (0: the caller's patience).
         """
         self._kill()
         for process in self._all():
-            if process.wait(timeout or _KILL_TIMEOUT) is None:
+            if process.wait(timeout or caller_patience()) is None:
                 raise GuestError(f"process {process.id} of container {self.cid} does not die")
         self._crun.delete(self.cid)
         self.cgroup.remove()

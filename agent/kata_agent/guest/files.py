@@ -153,17 +153,20 @@ def _discard(name: str, directory: int) -> None:
 
 
 def remove_tree(path: str) -> None:
-    """Remove a directory and all in it, without following links; not being there is not an error."""
-    for directory, directories, names in os.walk(path, topdown=False):
+    """Remove a directory and all in it, without following links, not even one in its place.
+
+    Not being there is not an error.
+    """
+    if os.path.islink(path):
+        os.unlink(path)
+    if not os.path.exists(path):
+        return
+    for _, directories, names, at in os.fwalk(path, topdown=False):
         for name in names:
-            os.unlink(f"{directory}/{name}")
+            os.unlink(name, dir_fd=at)
         for name in directories:
-            inner = f"{directory}/{name}"
-            if os.path.islink(inner):
-                os.unlink(inner)
+            if stat.S_ISLNK(os.stat(name, dir_fd=at, follow_symlinks=False).st_mode):
+                os.unlink(name, dir_fd=at)
             else:
-                os.rmdir(inner)
-    try:
-        os.rmdir(path)
-    except FileNotFoundError:
-        pass
+                os.rmdir(name, dir_fd=at)
+    os.rmdir(path)

@@ -12,6 +12,8 @@ import signal
 import threading
 from collections.abc import Callable
 
+from kata_agent.guest import log
+
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 # Python ignores some signals, and whoever started this process may have ignored others.
 _DEFAULTED = tuple(number for number in range(1, 32) if number not in (signal.SIGKILL, signal.SIGSTOP))
@@ -44,7 +46,7 @@ class Reaper:
         while (ended := self._collect_one()) is not None:
             watcher, status = ended
             if watcher is not None:
-                watcher(status)
+                _tell(watcher, status)
 
     def _collect_one(self) -> tuple[Callable[[int], None] | None, int] | None:
         with self._lock:
@@ -91,11 +93,13 @@ class Reaper:
                 return False
             return True
 
-    def run(self, command: list[str], stdio: tuple[int, int, int]) -> int:
+    def run(self, command: list[str], stdio: tuple[int, int, int], timeout: float | None = None) -> int:
         """Run a program to its end with these descriptors as its 0, 1 and 2; return its exit status.
 
+        timeout: seconds until it is killed.
+
         Raises:
-            OSError: it cannot be started.
+            OSError: it cannot be started. TimeoutError: it was killed.
         """
         ended = threading.Event()
         result: list[int] = []
@@ -114,7 +118,9 @@ class Reaper:
                 setsigdef=_DEFAULTED,
             )
             self._watchers[pid] = watcher
-        ended.wait()
+        if not ended.wait(timeout):
+            self.signal(pid, signal.SIGKILL)
+            raise TimeoutError(f"it did not end within {timeout:g} s and was killed")
         return result[0]
 
 
@@ -129,6 +135,14 @@ class Expectation:
 
     def __exit__(self, *_: object) -> None:
         self._reaper.expect(-1)
+
+
+def _tell(watcher: Callable[[int], None], status: int) -> None:
+    """A watcher's fault is its own: the other children have still to be collected."""
+    try:
+        watcher(status)
+    except Exception as error:  # noqa: BLE001 - whatever it is
+        log.info(f"the end of a process could not be recorded: {type(error).__name__}: {error}")
 
 
 def exit_status(wait_status: int) -> int:

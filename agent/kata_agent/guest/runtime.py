@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
+import re
+from collections.abc import Iterator
 from typing import Any
 
 from kata_agent.guest.errors import ExistsError, GuestError
 from kata_agent.guest.reaper import Reaper
+from kata_agent.ttrpc.blocking import caller_timeout
 
 PROGRAM = "/usr/bin/crun"
+
+
+class SilentError(GuestError):
+    """crun failed without a reason: what it started was killed before it could say one."""
+
+
 _NAMES = itertools.count()
 
 
@@ -39,9 +49,12 @@ class Crun:
             "--log-format=json",
         ]
 
-    def create(self, cid: str, bundle: str, stdio: tuple[int, int, int], console: str | None) -> int:
+    def create(
+        self, cid: str, bundle: str, program: str, stdio: tuple[int, int, int], console: str | None
+    ) -> int:
         """Set a container up, short of starting its program; returns the pid of its first process."""
-        return self._launch("create", ["--bundle", bundle], [cid], stdio, console)
+        with _named(program):
+            return self._launch("create", ["--bundle", bundle], [cid], stdio, console)
 
     def execute(
         self, cid: str, process: dict[str, Any], stdio: tuple[int, int, int], console: str | None
@@ -51,7 +64,8 @@ class Crun:
         try:
             with open(path, "x", encoding="utf-8") as file:
                 json.dump(process, file)
-            return self._launch("exec", ["--detach", "--process", path], [cid], stdio, console)
+            with _named(process["args"][0]):
+                return self._launch("exec", ["--detach", "--process", path], [cid], stdio, console)
         finally:
             _remove(path)
 
@@ -110,15 +124,17 @@ class Crun:
         arguments = [*self._command, f"--log={log}", command, *options, "--", *operands]
         try:
             if stdio is not None:
-                status = self._reaper.run(arguments, stdio)
+                status = self._reaper.run(arguments, stdio, patience())
             else:
                 null = os.open(os.devnull, os.O_RDWR)
                 try:
-                    status = self._reaper.run(arguments, (null, null, null))
+                    status = self._reaper.run(arguments, (null, null, null), patience())
                 finally:
                     os.close(null)
             if status != 0:
                 raise _failure(command, operands[0], status, _read(log))
+        except TimeoutError as error:
+            raise GuestError(f"crun {command} {operands[0]}: {error}") from None
         except OSError as error:
             raise GuestError(f"run {arguments[0]} {command}: {error}") from error
         finally:
@@ -128,13 +144,45 @@ class Crun:
         return f"{self._scratch}/crun-{next(_NAMES)}.{suffix}"
 
 
+def patience() -> float | None:
+    """Seconds that a command of crun may take: until its caller has given up, and as long again."""
+    timeout = caller_timeout()
+    return None if timeout is None else 2 * timeout
+
+
 def _failure(command: str, cid: str, status: int, log: str) -> GuestError | ExistsError:
     message = last_error(log)
     if message is None:
-        return GuestError(f"crun {command} {cid} ended with status {status} and without a word")
+        return SilentError(f"crun {command} {cid} ended with status {status} and gave no reason")
     if command == "create" and message.endswith("already exists"):
         return ExistsError(message)
     return GuestError(message)
+
+
+@contextlib.contextmanager
+def _named(program: str) -> Iterator[None]:
+    """Say of a program that cannot be run what runc says of it."""
+    try:
+        yield
+    except GuestError as error:
+        if (message := program_error(program, error.message)) is not None:
+            raise GuestError(message) from None
+        raise
+
+
+def program_error(program: str, message: str) -> str | None:
+    """The sentence for crun's error about a program that cannot be run; None if it is about something else.
+
+    Clients find "executable file not found in $PATH" and "permission denied" in it, and make the exit codes
+    127 and 126 of them.
+    """
+    if re.fullmatch(r"executable file `.*` not found in \$PATH(: .*)?", message, re.DOTALL):
+        return f'exec "{program}": executable file not found in $PATH: no such file or directory'
+    if not message.startswith("open executable"):
+        return None
+    if not program:
+        return 'exec "": executable file not found in $PATH: the command is empty'
+    return f'exec "{program}": permission denied: it is not a file that this user may execute'
 
 
 def last_error(log: str) -> str | None:

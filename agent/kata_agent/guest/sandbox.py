@@ -7,11 +7,13 @@ import re
 import threading
 from typing import Any
 
+from kata_agent.constants import PID_ANNOTATION
 from kata_agent.guest import devices, log, system
-from kata_agent.guest.cgroup import ROOT, Cgroup, container_path
+from kata_agent.guest.cgroup import ROOT, Cgroup, ContainersMemory, check_memory, container_path
 from kata_agent.guest.container import Container
 from kata_agent.guest.errors import (
     ExistsError,
+    GuestError,
     InvalidRequestError,
     NotFoundError,
     StateError,
@@ -21,6 +23,7 @@ from kata_agent.guest.namespaces import SharedNamespaces
 from kata_agent.guest.oom import OomWatcher
 from kata_agent.guest.reaper import Reaper
 from kata_agent.guest.runtime import Crun
+from kata_agent.guest.shares import SharedFiles
 from kata_agent.guest.stdio import Ports, Stdio
 from kata_agent.guest.storage import SANDBOX, StorageTable
 from kata_agent.guest.streams import StreamTable
@@ -29,7 +32,7 @@ from kata_agent.protos import agent_pb2
 
 BASE = "/run/kata-containers"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
-_RESERVED = ("shared", "sandbox")  # directories beside the bundles
+_RESERVED = ("shared", "sandbox", "watched")  # directories beside the bundles
 _SHM = {
     "destination": "/dev/shm",
     "type": "tmpfs",
@@ -53,7 +56,11 @@ class Sandbox:
         self.streams = streams
         self.reaper = reaper
         self.oom = OomWatcher()
+        self.memory = ContainersMemory(cgroup_root)
         self.storages = StorageTable()
+        self.shares = SharedFiles(
+            f"{BASE}/shared/containers", f"{BASE}/sandbox/memory", f"{BASE}/sandbox/volumes"
+        )
         self._crun = crun
         self._pipe_size = pipe_size
         self._cgroup_root = cgroup_root
@@ -61,6 +68,8 @@ class Sandbox:
         self._lock = threading.Lock()
         self._created = False
         self._busy: set[str] = set()  # ids of containers that are being created or removed
+        self._pid_owner = ""  # the container whose pid namespace is the sandbox's
+        self._unwanted: set[str] = set()  # of those that are being created, to be removed then
         self._containers: dict[str, Container] = {}
 
     def create(self, request: agent_pb2.CreateSandboxRequest) -> None:
@@ -108,6 +117,9 @@ class Sandbox:
         """Set a container up, short of starting its program. On failure nothing of it is left.
 
         spec: the OCI spec of the request.
+
+        Raises:
+            StateError: it was removed meanwhile: who asked for it had no more patience.
         """
         cid = check_id(request.container_id, "container id")
         stdio = Ports(request.stdin_port, request.stdout_port, request.stderr_port).claim(self.streams)
@@ -120,6 +132,11 @@ class Sandbox:
             finally:
                 with self._lock:
                     self._busy.discard(cid)
+                    unwanted = cid in self._unwanted
+                    self._unwanted.discard(cid)
+            if unwanted:
+                self.remove_container(cid)
+                raise StateError(f"container {cid} was removed while it was created")
         except BaseException:
             stdio.close()
             raise
@@ -139,7 +156,10 @@ class Sandbox:
     ) -> Container:
         cgroup = self._adapt(cid, request, spec)
         try:
+            for entry in request.storages:
+                self.shares.know(entry.source)
             self.storages.add(request.storages, cid)
+            self.shares.prepare(cid, spec)
             container = Container(
                 cid,
                 spec,
@@ -150,27 +170,47 @@ class Sandbox:
                 pipe_size=self._pipe_size,
             )
             container.create(stdio)
+            if request.sandbox_pidns and not self._namespaces.pid:
+                self._share_pid(container)
         except BaseException:
+            self.shares.release(cid)
             self.storages.release(cid)
             raise
-        if request.sandbox_pidns and not self._namespaces.pid:
-            self._namespaces.pid = f"/proc/{container.process(cid).pid}/ns/pid"
         self.oom.add(cid, cgroup.directory)
         return container
+
+    def _share_pid(self, container: Container) -> None:
+        """Make a container's pid namespace the sandbox's; a container that has ended meanwhile is removed."""
+        try:
+            self._namespaces.keep_pid(container.process(container.cid).pid)
+        except OSError as error:
+            container.remove()
+            raise GuestError(
+                f"the pid namespace of container {container.cid} cannot be shared: {error}"
+            ) from None
+        self._pid_owner = container.cid
 
     def _adapt(self, cid: str, request: agent_pb2.CreateContainerRequest, spec: dict[str, Any]) -> Cgroup:
         """What only the guest can put into a spec; returns the container's cgroup."""
         if "process" not in spec or not spec["process"].get("args"):
             raise InvalidRequestError(f"container {cid}: the spec has no process to run")
-        devices.apply(list(request.devices), spec)
-        self._namespaces.apply(spec, share_pid=request.sandbox_pidns)
+        devices.apply(list(request.devices), spec, self.reaper)
+        self._namespaces.apply(spec, pid=self._pid_namespace(request, spec))
         _set_network_parameters(spec["linux"])
+        memory = (spec["linux"].get("resources") or {}).get("memory") or {}
+        check_memory(memory.get("limit", 0), self._cgroup_root)
         path = container_path(spec["linux"].get("cgroupsPath", ""), cid)
         spec["linux"]["cgroupsPath"] = path
         mounts = spec.setdefault("mounts", [])
         if not any(mount.get("destination") == "/dev/shm" for mount in mounts):
             mounts.append(_SHM)
         return Cgroup(path, self._cgroup_root)
+
+    def _pid_namespace(self, request: agent_pb2.CreateContainerRequest, spec: dict[str, Any]) -> str:
+        """The path of the process namespace that a container joins; "" for one of its own."""
+        if other := (spec.get("annotations") or {}).pop(PID_ANNOTATION, None):
+            return f"/proc/{self.container(other).process(other).pid}/ns/pid"
+        return self._namespaces.pid if request.sandbox_pidns else ""
 
     def container(self, cid: str) -> Container:
         """The container of that id.
@@ -187,9 +227,15 @@ class Sandbox:
     def remove_container(self, cid: str, timeout: float = 0) -> None:
         """Kill a container if it runs, and take away all that it had in the guest.
 
+        One that is being created is removed by whoever creates it.
+
         Raises:
             NotFoundError: there is none.
         """
+        with self._lock:
+            if cid in self._busy and cid not in self._containers:
+                self._unwanted.add(cid)
+                return
         container = self.container(cid)
         with self._lock:
             if cid in self._busy or cid not in self._containers:
@@ -198,6 +244,10 @@ class Sandbox:
         try:
             container.remove(timeout)
             self.oom.remove(cid)
+            self.shares.release(cid)
+            if cid == self._pid_owner:
+                self._namespaces.drop_pid()
+                self._pid_owner = ""
             self.storages.release(cid)
             with self._lock:
                 del self._containers[cid]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,19 +10,21 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.message import Message
 
 from kata_agent import oci
-from kata_agent.constants import FEATURE_ROUTE_METRIC, FEATURE_STREAM_IO
-from kata_agent.guest import VERSION, files, mounts, network, storage, system
+from kata_agent.constants import FEATURE_PORT_FORWARD, FEATURE_ROUTE_METRIC, FEATURE_STREAM_IO
+from kata_agent.guest import VERSION, files, metrics, mounts, network, storage, system
 from kata_agent.guest.cgroup import network_stats
 from kata_agent.guest.devices import BLOCK_DRIVERS
 from kata_agent.guest.errors import GuestError, InvalidRequestError, UnsupportedError
 from kata_agent.guest.process import Process
-from kata_agent.guest.sandbox import BASE, Sandbox, check_id
+from kata_agent.guest.sandbox import Sandbox, check_id
 from kata_agent.guest.stdio import Ports
 from kata_agent.protos import agent_pb2, csi_pb2, health_pb2
 from kata_agent.ttrpc.blocking import BlockingHandler
+from kata_agent.ttrpc.envelope import Share
 
 _AGENT = "grpc.AgentService"
 _HEALTH = "grpc.Health"
+_WAITS = ("WaitProcess", "GetOOMEvent", "ReadStdout", "ReadStderr", "WriteStdin")
 _PROTOCOL_VERSION = "0.0.1"  # upstream's API_VERSION; hosts only log it
 
 _UNSERVED: dict[str, tuple[type[Message], str]] = {
@@ -31,16 +32,8 @@ _UNSERVED: dict[str, tuple[type[Message], str]] = {
     "GetDiagnosticData": (agent_pb2.GetDiagnosticDataRequest, "this agent keeps no diagnostic data"),
     "GetIPTables": (agent_pb2.GetIPTablesRequest, "the guest image has no iptables"),
     "SetIPTables": (agent_pb2.SetIPTablesRequest, "the guest image has no iptables"),
-    "GetMetrics": (
-        agent_pb2.GetMetricsRequest,
-        "this agent has no metrics of its own; ask for StatsContainer",
-    ),
     "MemAgentMemcgSet": (agent_pb2.MemAgentMemcgConfig, "this agent does not reclaim memory by itself"),
     "MemAgentCompactSet": (agent_pb2.MemAgentCompactConfig, "this agent does not compact memory by itself"),
-    "MemHotplugByProbe": (
-        agent_pb2.MemHotplugByProbeRequest,
-        "plugged memory announces itself in this guest",
-    ),
     "AddSwap": (agent_pb2.AddSwapRequest, "this guest does not swap"),
     "AddSwapPath": (agent_pb2.AddSwapPathRequest, "this guest does not swap"),
     "ResizeVolume": (agent_pb2.ResizeVolumeRequest, "volumes cannot be resized from within"),
@@ -76,13 +69,21 @@ class AgentService:
             "CloseStdin": (pb.CloseStdinRequest, self.close_stdin),
             "TtyWinResize": (pb.TtyWinResizeRequest, self.tty_win_resize),
             "GetOOMEvent": (pb.GetOOMEventRequest, self.get_oom_event),
+            "GetMetrics": (pb.GetMetricsRequest, lambda _: pb.Metrics(metrics=metrics.text())),
             "GetGuestDetails": (pb.GuestDetailsRequest, self.get_guest_details),
             "OnlineCPUMem": (pb.OnlineCPUMemRequest, self.online_cpu_mem),
+            "MemHotplugByProbe": (
+                pb.MemHotplugByProbeRequest,
+                lambda r: system.probe_memory(r.memHotplugProbeAddr),
+            ),
             "ReseedRandomDev": (pb.ReseedRandomDevRequest, lambda r: system.add_entropy(r.data)),
             "SetGuestDateTime": (pb.SetGuestDateTimeRequest, lambda r: system.set_time(r.Sec, r.Usec)),
             "CopyFile": (pb.CopyFileRequest, files.copy_file),
             "GetVolumeStats": (pb.VolumeStatsRequest, self.get_volume_stats),
-            "RemoveStaleVirtiofsShareMounts": (pb.RemoveStaleVirtiofsShareMountsRequest, self.look_at_shares),
+            "RemoveStaleVirtiofsShareMounts": (
+                pb.RemoveStaleVirtiofsShareMountsRequest,
+                lambda _: self._sandbox.shares.forget_removed(),
+            ),
             "UpdateInterface": (pb.UpdateInterfaceRequest, lambda r: network.update_interface(r.interface)),
             "UpdateRoutes": (pb.UpdateRoutesRequest, lambda r: network.update_routes(r.routes)),
             "ListInterfaces": (pb.ListInterfacesRequest, lambda _: network.list_interfaces()),
@@ -90,9 +91,12 @@ class AgentService:
             "AddARPNeighbors": (pb.AddARPNeighborsRequest, lambda r: network.add_neighbors(r.neighbors)),
             **{name: (request, _refusal(name, why)) for name, (request, why) in _UNSERVED.items()},
         }
-        handlers = {(_AGENT, name): _handler(*entry) for name, entry in served.items()}
-        handlers[_HEALTH, "Check"] = _handler(health_pb2.CheckRequest, self.check)
-        handlers[_HEALTH, "Version"] = _handler(health_pb2.CheckRequest, self.version)
+        handlers = {
+            (_AGENT, name): _handler(*entry, Share.WAIT if name in _WAITS else Share.WORK)
+            for name, entry in served.items()
+        }
+        handlers[_HEALTH, "Check"] = _handler(health_pb2.CheckRequest, self.check, Share.NONE)
+        handlers[_HEALTH, "Version"] = _handler(health_pb2.CheckRequest, self.version, Share.NONE)
         return handlers
 
     def check(self, _: health_pb2.CheckRequest) -> health_pb2.HealthCheckResponse:
@@ -197,7 +201,7 @@ class AgentService:
             device_handlers=BLOCK_DRIVERS,
             storage_handlers=storage.drivers(),
             supports_seccomp=os.path.exists("/proc/sys/kernel/seccomp/actions_avail"),
-            extra_features=[FEATURE_STREAM_IO, FEATURE_ROUTE_METRIC],
+            extra_features=[FEATURE_STREAM_IO, FEATURE_ROUTE_METRIC, FEATURE_PORT_FORWARD],
         )
         return agent_pb2.GuestDetailsResponse(
             mem_block_size_bytes=system.memory_block_size() if request.mem_block_size else 0,
@@ -206,12 +210,16 @@ class AgentService:
         )
 
     def online_cpu_mem(self, request: agent_pb2.OnlineCPUMemRequest) -> None:
-        """Switch on what was plugged."""
+        """Switch on what was plugged, and let containers have it."""
         system.bring_online(request.nb_cpus, wait=request.wait, memory=not request.cpu_only)
+        if not request.cpu_only:
+            self._sandbox.memory.follow()
 
     def get_volume_stats(self, request: agent_pb2.VolumeStatsRequest) -> csi_pb2.VolumeStatsResponse:
         """How full a volume is."""
-        path = mounts.check_target(request.volume_guest_path, "volume path")
+        path = request.volume_guest_path
+        if path.rstrip("/") != "/run":  # which holds all the others
+            path = mounts.check_target(path, "volume path")
         numbers = os.statvfs(path)
         bytes_, inodes = csi_pb2.VolumeUsage.BYTES, csi_pb2.VolumeUsage.INODES
         usage = (
@@ -228,17 +236,10 @@ class AgentService:
             volume_condition=csi_pb2.VolumeCondition(abnormal=False, message="OK"),
         )
 
-    def look_at_shares(self, _: agent_pb2.RemoveStaleVirtiofsShareMountsRequest) -> None:
-        """Look at every mount of the shared file system: the look drops what the host has removed."""
-        for path in mounts.mount_points():
-            if path.startswith(f"{BASE}/shared/containers/"):
-                try:
-                    stat.S_IFMT(os.stat(path).st_mode)
-                except OSError:
-                    pass  # removed on the host: that is what the look was for
 
-
-def _handler(request: type[Message], function: Callable[..., Message | None]) -> BlockingHandler:
+def _handler(
+    request: type[Message], function: Callable[..., Message | None], share: Share = Share.WORK
+) -> BlockingHandler:
     """A function that may fail as the guest does, and answer nothing, as a handler."""
 
     def handle(message: Message) -> Message:
@@ -248,7 +249,7 @@ def _handler(request: type[Message], function: Callable[..., Message | None]) ->
             raise GuestError(_describe(error)) from error
         return Empty() if answer is None else answer
 
-    return BlockingHandler(request, handle)
+    return BlockingHandler(request, handle, share)
 
 
 def _describe(error: OSError) -> str:

@@ -1,6 +1,8 @@
 """Storages: mounts that the host asks for, for the sandbox or for one container.
 
-A mount point may be asked for several times; it is mounted once, and goes away with its last owner.
+A mount point may be asked for several times; it is mounted once, and goes away with its last owner. What is
+mounted below _OF_SANDBOX is the pod's, whichever container asks for it first: what one container has put into
+a volume in memory is there for the next, also when the first has been removed.
 """
 
 from __future__ import annotations
@@ -9,21 +11,27 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 
-from kata_agent.guest import devices, mounts, syscalls
+from kata_agent.guest import devices, file_cache, mounts, syscalls
 from kata_agent.guest.errors import InvalidRequestError, UnsupportedError
 from kata_agent.guest.files import remove_tree
+from kata_agent.guest.watched import WatchedCopies
 from kata_agent.protos import agent_pb2, types_pb2
 
 SANDBOX = ""
 """The owner of storages that live as long as the sandbox; containers are owners by their id."""
 
+_WATCHED = "watchable-bind"
+_OF_SANDBOX = "/run/kata-containers/sandbox/"
 _FS_GROUP_OPTION = "fsgid="
+_OPEN_FILES_OPTION = "open_files="
 
 
 class StorageTable:
     """Which storages are mounted, and for whom."""
 
     def __init__(self) -> None:
+        self._copies = WatchedCopies()
+        self._drivers = {**_DRIVERS, _WATCHED: self._watch}
         self._lock = threading.Lock()
         self._owners: dict[str, set[str]] = {}
 
@@ -40,16 +48,16 @@ class StorageTable:
                 self._add(storage, owner)
 
     def _add(self, storage: agent_pb2.Storage, owner: str) -> None:
-        handler = _DRIVERS.get(storage.driver)
+        handler = self._drivers.get(storage.driver)
         if handler is None:
-            known = ", ".join(_DRIVERS)
+            known = ", ".join(self._drivers)
             raise InvalidRequestError(f"storage driver {storage.driver!r} is not known (known: {known})")
         target = storage.mount_point.rstrip("/")
         if target not in self._owners:
             target = mounts.check_target(storage.mount_point, "mount point")
             handler(storage, target)
             _give_to_group(storage, target)
-        self._owners.setdefault(target, set()).add(owner)
+        self._owners.setdefault(target, set()).add(SANDBOX if target.startswith(_OF_SANDBOX) else owner)
 
     def release(self, owner: str) -> None:
         """Unmount what only this owner still used, latest first."""
@@ -59,12 +67,26 @@ class StorageTable:
                 owners.discard(owner)
                 if not owners:
                     del self._owners[target]
+                    self._copies.remove(target)
                     _unmount(target)
+
+    def _watch(self, storage: agent_pb2.Storage, target: str) -> None:
+        """A copy of a volume that the host updates, see `watched`; what is none of these is bound."""
+        source = mounts.check_target(storage.source, "source")
+        if self._copies.add(source, target):
+            return
+        if os.path.isdir(source):
+            os.makedirs(target, mode=0o755, exist_ok=True)
+        else:
+            os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
+            with open(target, "a"):
+                pass
+        mounts.bind(source, target)
 
 
 def drivers() -> list[str]:
     """The drivers that `StorageTable.add` takes."""
-    return list(_DRIVERS)
+    return [*_DRIVERS, _WATCHED]
 
 
 def _unmount(target: str) -> None:
@@ -86,6 +108,10 @@ def _mount(storage: agent_pb2.Storage, target: str, source: str, fstype: str, op
 
 
 def _virtio_fs(storage: agent_pb2.Storage, target: str) -> None:
+    """The driver's option open_files=NUMBER says how many files the host's server may have open."""
+    for option in storage.driver_options:
+        if option.startswith(_OPEN_FILES_OPTION):
+            file_cache.keep(_number(option, 10))
     _mount(storage, target, storage.source, "virtiofs", list(storage.options))
 
 
@@ -129,18 +155,6 @@ def _overlay(storage: agent_pb2.Storage, target: str) -> None:
     _mount(storage, target, "overlay", "overlay", list(storage.options))
 
 
-def _bind(storage: agent_pb2.Storage, target: str) -> None:
-    """Upstream copies such volumes and watches for changes; a bind mount shows every change at once."""
-    source = mounts.check_target(storage.source, "source")
-    if os.path.isdir(source):
-        os.makedirs(target, mode=0o755, exist_ok=True)
-    else:
-        os.makedirs(os.path.dirname(target), mode=0o755, exist_ok=True)
-        with open(target, "a"):
-            pass
-    mounts.bind(source, target)
-
-
 def _give_to_group(storage: agent_pb2.Storage, target: str) -> None:
     """Hand a volume to the pod's file system group, as Kubernetes' fsGroup asks."""
     if not storage.HasField("fs_group"):
@@ -173,6 +187,5 @@ _DRIVERS: dict[str, Callable[[agent_pb2.Storage, str], None]] = {
     "ephemeral": _ephemeral,
     "local": _local,
     "overlayfs": _overlay,
-    "watchable-bind": _bind,
     **dict.fromkeys(devices.BLOCK_DRIVERS, _block),
 }

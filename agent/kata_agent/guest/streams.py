@@ -16,6 +16,7 @@ from typing import Protocol
 
 from kata_agent.guest import log
 from kata_agent.guest.errors import NotFoundError
+from kata_agent.ttrpc.blocking import caller_patience
 
 CHUNK = 1 << 20
 _SPLICE = 1 | 2  # SPLICE_F_MOVE, SPLICE_F_NONBLOCK
@@ -55,16 +56,38 @@ class StreamTable:
             if old is not None:
                 old.close()
 
-    def claim(self, number: int, timeout: float = 5.0) -> socket.socket:
+    def claim(self, number: int, timeout: float | None = None) -> socket.socket:
         """Take the stream of that number, which may arrive up to `timeout` seconds after its announcement.
+
+        One that the host has closed is not meant. A number is a port of the host's, and was perhaps somebody
+        else's before: any user of a host with vsock may connect, leave bytes for a program to read, and go.
+
+        timeout: without one, the caller's patience.
 
         Raises:
             NotFoundError: it did not arrive.
         """
+        timeout = caller_patience() if timeout is None else timeout
         with self._arrived:
-            if not self._arrived.wait_for(lambda: number in self._streams, timeout):
+            if not self._arrived.wait_for(lambda: self._is_there(number), timeout):
                 raise NotFoundError(f"no stdio stream {number} arrived from the host in {timeout:g} s")
             return self._streams.pop(number)
+
+    def _is_there(self, number: int) -> bool:
+        stream = self._streams.get(number)
+        if stream is None or _takes_output(stream):
+            return stream is not None
+        self._streams.pop(number).close()
+        return False
+
+
+def _takes_output(stream: socket.socket) -> bool:
+    """Whether the peer may still read: sending nothing is checked as all sending (af_vsock.c, af_unix.c)."""
+    try:
+        stream.send(b"", socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+    except OSError:
+        return False
+    return True
 
 
 def send_output(source: int, stream: socket.socket | None) -> None:

@@ -7,14 +7,17 @@ import os
 import re
 import struct
 import time
+from collections.abc import Iterable
 
-from kata_agent.guest.errors import GuestError, InvalidRequestError, NotFoundError
+from kata_agent.guest.errors import GuestError, InvalidRequestError, NotFoundError, UnsupportedError
 from kata_agent.guest.reaper import Reaper
+from kata_agent.ttrpc.blocking import caller_patience
 
 _MODPROBE = ("/sbin/modprobe", "/usr/sbin/modprobe")
 _BUSYBOX = ("/bin/busybox", "/usr/bin/busybox")
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
+_PROBE = "/sys/devices/system/memory/probe"
 _RESOLV_CONF = "/run/resolv.conf"
 
 
@@ -59,14 +62,15 @@ def _modprobe() -> list[str]:
 def bring_online(processors: int, *, wait: bool, memory: bool, sysfs: str = "/sys/devices/system") -> None:
     """Switch on what was plugged: processors (at most that many, 0 for all), and memory.
 
-    wait: give the kernel a moment to notice that many processors.
+    wait: give the kernel time to notice that many processors, the caller's patience.
 
     Raises:
         NotFoundError: fewer than `processors` could be switched on although `wait` is set.
     """
-    deadline = time.monotonic() + (2.0 if wait else 0)
+    patience = caller_patience() if wait else 0
+    deadline = None if patience is None else time.monotonic() + patience
     online = _switch_on(f"{sysfs}/cpu", "cpu", processors)
-    while online < processors and time.monotonic() < deadline:
+    while online < processors and (deadline is None or time.monotonic() < deadline):
         time.sleep(0.02)
         online += _switch_on(f"{sysfs}/cpu", "cpu", processors - online)
     if wait and online < processors:
@@ -102,7 +106,22 @@ def memory_block_size(path: str = "/sys/devices/system/memory/block_size_bytes")
 
 def can_probe_memory() -> bool:
     """Whether plugged memory has to be announced by its address."""
-    return os.path.exists("/sys/devices/system/memory/probe")
+    return os.path.exists(_PROBE)
+
+
+def probe_memory(addresses: Iterable[int], path: str = _PROBE) -> None:
+    """Announce plugged memory by its physical addresses.
+
+    Raises:
+        UnsupportedError: this kernel wants no announcement.
+    """
+    if not os.path.exists(path):
+        raise UnsupportedError(
+            "MemHotplugByProbe is not served by this agent: plugged memory announces itself in this guest"
+        )
+    for address in addresses:
+        with open(path, "w", encoding="ascii") as file:
+            file.write(f"{address:#x}")
 
 
 def add_entropy(data: bytes, device: str = "/dev/random") -> None:

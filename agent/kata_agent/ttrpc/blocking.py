@@ -15,6 +15,7 @@ from google.protobuf.message import Message
 from kata_agent.ttrpc.envelope import (
     Call,
     Handler,
+    Share,
     check_frame,
     error_frame,
     internal_error,
@@ -28,15 +29,34 @@ BlockingFunction = Callable[..., Message]
 BlockingHandler = Handler[BlockingFunction]
 
 MAX_REQUESTS = 256
+MAX_WAITS = 16384  # one for each process, more than which a guest hardly has
 _READ_SIZE = 64 << 10
+_current = threading.local()
+
+
+def caller_timeout() -> float | None:
+    """How many seconds the caller of the request that this thread serves waits; None: as long as it takes."""
+    timeout: float | None = getattr(_current, "timeout", None)
+    return timeout
+
+
+def caller_patience() -> float | None:
+    """Seconds for which the request that this thread serves may wait for something, so that its caller still
+    learns for what; None: as long as it takes.
+    """
+    timeout = caller_timeout()
+    return None if timeout is None else 0.9 * timeout
 
 
 class BlockingServer:
     """Serves the handlers on any number of connections, each request in a thread of its own.
 
+    A request of no share is answered by its connection's thread, so that it needs nothing that can run out.
+
     handlers: by (full service name, method name); called as `function(request)`, they return the response.
     log: takes a line of text. on_error: turns an unexpected exception of a handler into the answer.
-    max_requests: how many requests may run at once over all connections; more are RESOURCE_EXHAUSTED.
+    max_requests, max_waits: how many requests of each share may run at once over all connections; more are
+        RESOURCE_EXHAUSTED.
     """
 
     def __init__(
@@ -46,11 +66,15 @@ class BlockingServer:
         log: Callable[[str], None],
         on_error: Callable[[str, Exception], RpcError] = internal_error,
         max_requests: int = MAX_REQUESTS,
+        max_waits: int = MAX_WAITS,
     ) -> None:
         self._handlers = handlers
         self._log = log
         self._on_error = on_error
-        self._free = threading.BoundedSemaphore(max_requests)
+        self._free = {
+            Share.WORK: threading.BoundedSemaphore(max_requests),
+            Share.WAIT: threading.BoundedSemaphore(max_waits),
+        }
 
     def serve(self, sock: socket.socket) -> None:
         """Serve one connection until the peer closes it or breaks the protocol; closes the socket.
@@ -76,30 +100,41 @@ class BlockingServer:
         connection.begin(frame.stream_id)
         try:
             call = open_request(frame, self._handlers)
-            if not self._free.acquire(blocking=False):
+            free = self._free.get(call.handler.share)
+            if free is not None and not free.acquire(blocking=False):
                 raise RpcError(Code.RESOURCE_EXHAUSTED, f"{call.name}: too many requests at once")
         except RpcError as error:
             connection.finish(frame.stream_id, error_frame(frame.stream_id, error))
             return
+        if free is None:
+            connection.finish(frame.stream_id, self._run(frame.stream_id, call))
+            return
         thread = threading.Thread(
-            target=self._answer, args=(connection, frame.stream_id, call), name=call.name, daemon=True
+            target=self._answer, args=(connection, frame.stream_id, call, free), name=call.name, daemon=True
         )
         try:
             thread.start()
         except RuntimeError as error:  # the guest has no memory or pid left for a thread
-            self._free.release()
+            free.release()
             failure = RpcError(Code.RESOURCE_EXHAUSTED, f"{call.name}: {error}")
             connection.finish(frame.stream_id, error_frame(frame.stream_id, failure))
 
-    def _answer(self, connection: _Connection, stream_id: int, call: Call[BlockingFunction]) -> None:
+    def _answer(
+        self,
+        connection: _Connection,
+        stream_id: int,
+        call: Call[BlockingFunction],
+        free: threading.BoundedSemaphore,
+    ) -> None:
         try:
             connection.finish(stream_id, self._run(stream_id, call))
         except OSError as error:
             self._log(f"{call.name}: answer dropped: {error}")
         finally:
-            self._free.release()
+            free.release()
 
     def _run(self, stream_id: int, call: Call[BlockingFunction]) -> bytes:
+        _current.timeout = call.timeout
         try:
             return response_frame(stream_id, call.name, call.handler.function(call.request))
         except RpcError as error:

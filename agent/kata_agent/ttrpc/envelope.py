@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -15,11 +16,24 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 Function_co = TypeVar("Function_co", bound=Callable[..., Any], covariant=True)
 
 
+class Share(enum.Enum):
+    """Which share of a server's requests at once a method counts against, where a server keeps shares apart.
+
+    WORK: requests that do something, and end. WAIT: those that report an event, which may never come.
+    NONE: what is answered whatever else goes on, and must not wait for anything.
+    """
+
+    WORK = enum.auto()
+    WAIT = enum.auto()
+    NONE = enum.auto()
+
+
 class Handler(NamedTuple, Generic[Function_co]):
     """Serves one method: the type of its request, and the function that is called with it."""
 
     request: type[Message]
     function: Function_co
+    share: Share = Share.WORK
 
 
 class Call(NamedTuple, Generic[Function]):

@@ -53,6 +53,13 @@ class Server:
         self._handlers = handlers
         self._on_error = on_error or _log_error
         self._max_requests = max_requests
+        self._connections: set[_Connection] = set()
+
+    async def answered(self) -> None:
+        """Return when every request that runs now has been answered, or its connection has ended."""
+        running = {task for connection in self._connections for task in connection.requests}
+        if running:
+            await asyncio.wait(running)
 
     async def serve(self, listener: socket.socket) -> None:
         """Accept and serve connections until cancelled, which ends them all; the listener stays open."""
@@ -74,7 +81,12 @@ class Server:
 
         Requests that run when the connection ends are cancelled, and have ended when this returns.
         """
-        await _Connection(self._handlers, self._on_error, self._max_requests).run(sock)
+        connection = _Connection(self._handlers, self._on_error, self._max_requests)
+        self._connections.add(connection)
+        try:
+            await connection.run(sock)
+        finally:
+            self._connections.discard(connection)
 
 
 class _Connection:
@@ -91,6 +103,11 @@ class _Connection:
         self._max_requests = max_requests
         self._frames = FrameConnection(self._take, self._on_lost, strict=True)
         self._tasks: dict[int, asyncio.Task[None]] = {}
+
+    @property
+    def requests(self) -> list[asyncio.Task[None]]:
+        """Those that have not been answered."""
+        return list(self._tasks.values())
 
     async def run(self, sock: socket.socket) -> None:
         try:

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, quoted
-from kata_configuration.judge import names, rules
+from kata_configuration.judge import host, names, rules
 from kata_configuration.judge.context import Context, lookup
 from kata_configuration.judge.rule import Rule
 from kata_configuration.models import AVAILABLE, TABLES, Table, own_path
@@ -43,7 +43,7 @@ def judge(
     for path, raw in _tables(tree):
         own = own_path(path)
         on_host = check_host and (own[0] != "hypervisor" or own == selected)
-        applied = (*rules.HOST_RULES, *host_rules) if on_host else ()
+        applied = (*host.RULES, *host_rules) if on_host else ()
         table, found = _judge_table(path, TABLES[own], raw, context, applied)
         judgement.findings += found
         if table is not None:

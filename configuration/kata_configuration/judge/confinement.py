@@ -73,6 +73,19 @@ def _shim_is_confined(table: Any) -> Iterator[Finding]:
         yield Finding(Code.SHIM_UNENFORCED, ("shim_seccomp",), message, hint)
 
 
+def _network_is_the_pods(table: Any) -> Iterator[Finding]:
+    if not table.disable_new_netns:
+        return
+    if table.internetworking_model != "none":
+        model = quoted(table.internetworking_model)
+        message = f"contradicts internetworking_model = {model}, for which the VMM runs in the pod's network"
+        hint = 'set it to false, or internetworking_model to "none"'
+        yield Finding(Code.RELATION, ("disable_new_netns",), message, hint)
+        return
+    message = "the VMM runs in the host's network namespace"
+    yield Finding(Code.HOST_NETWORK, ("disable_new_netns",), message, "set it to false")
+
+
 def _arguments_are_allowed(table: Any) -> Iterator[Finding]:
     if table.virtio_fs_extra_args:
         from kata_configuration.virtiofsd_arguments import find_faults
@@ -94,13 +107,13 @@ def _properties_are_allowed(table: Any) -> Iterator[Finding]:
 
 
 def _boot_is_the_runtimes(table: Any) -> Iterator[Finding]:
-    names = [word.partition("=")[0] for word in table.kernel_parameters]
-    for word, name in zip(table.kernel_parameters, names, strict=True):
+    names = [parameter.partition("=")[0] for parameter in table.kernel_parameters]
+    for parameter, name in zip(table.kernel_parameters, names, strict=True):
         if name in BOOT_NAMES:
-            message = f"{quoted(word)} changes what the guest boots, which image and initrd name"
+            message = f"{quoted(parameter)} changes what the guest boots, which image and initrd name"
             yield Finding(Code.BOOT_CHANGED, ("kernel_params",), message, "remove it")
     for name, number in Counter(names).items():
-        values = [word for word in table.kernel_parameters if word.partition("=")[0] == name]
+        values = [parameter for parameter in table.kernel_parameters if parameter.partition("=")[0] == name]
         if number > 1 and name not in BOOT_NAMES and (len(set(values)) == 1 or LAST_COUNTS.fullmatch(name)):
             message = f"has {quoted(name)} {number} times, of which the last counts"
             yield Finding(Code.UNUSED, ("kernel_params",), message, "keep one of them")
@@ -116,4 +129,5 @@ RULES: tuple[Rule, ...] = (
     Rule("hypervisor", ("enable_annotations",), _entries_allow_what_they_name),
     Rule("runtime", ("disable_guest_seccomp",), _guest_is_confined),
     Rule("runtime", ("shim_seccomp",), _shim_is_confined),
+    Rule("runtime", ("disable_new_netns", "internetworking_model"), _network_is_the_pods),
 )

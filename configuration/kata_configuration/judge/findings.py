@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import re
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +17,7 @@ from kata_configuration.judge.context import Context
 from kata_configuration.judge.removed_keys import VALUES
 from kata_configuration.judge.unknown_keys import unknown_key
 from kata_configuration.models import Table
-from kata_configuration.models.base import About, Instead, Unit, inner_table
+from kata_configuration.models.base import About, Instead, Unit, inner_table, listed_values
 from kata_configuration.suggestions import closest, unmistakable
 
 # Checked in order: bool is an int to Python, and not to TOML.
@@ -141,7 +140,7 @@ def _not_finite(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) ->
 
 
 def _no_choice(path: KeyPath, detail: ErrorDetails, field: FieldInfo | None) -> Iterator[Finding]:
-    value, choices = detail["input"], typing.get_args(field.annotation) if field else ()
+    value, choices = detail["input"], listed_values(field.annotation) if field else ()
     wanted = type(choices[0]) if choices else str
     if type(value) is not wanted:
         message = f"is {_toml_name(value)}, must be {_toml_name(choices[0])}"

@@ -193,14 +193,17 @@ def _successor(
 
 def _unhonoured(path: KeyPath, model: type[Table], key: str, value: object, why: str) -> Finding:
     field = model.model_fields[model.aliases.get(key, key)]
-    if instead := next((item.clause for item in field.metadata if isinstance(item, Instead)), ""):
-        why += f": {instead}"
+    instead = next((item for item in field.metadata if isinstance(item, Instead)), Instead(""))
+    if not instead.lost and _is_valid(model, key, value):
+        return Finding(Code.INERT, path, f"is not needed: {instead.clause}", "remove it", on_key=True)
+    if instead.clause:
+        why += f": {instead.clause}"
     if _asks_for_nothing(model, key, value):
         return Finding(Code.INERT, path, f"{why}; {HARMLESS}", "remove it", on_key=True)
     if _protects(model, key, value):
         hint = "remove it only where pods can do without this protection"
         return Finding(Code.UNPROTECTED, path, why, hint, on_key=True, loss=Loss.PROTECTION)
-    return Finding(Code.UNSUPPORTED, path, why, "remove it", on_key=True)
+    return Finding(Code.UNSUPPORTED, path, why, instead.advice, on_key=True)
 
 
 def _protects(model: type[Table], key: str, value: object) -> bool:
@@ -228,7 +231,7 @@ def _asks_for_nothing(model: type[Table], key: str, value: object) -> bool:
     if name.startswith("valid_"):
         return True  # limits what annotations may do, and there is nothing that they could do
     try:
-        parsed = getattr(model.model_validate(model.example() | {name: value}), name)
+        parsed = _parsed(model, name, value)
     except ValidationError:
         return value in ("", []) or (value == 0 and not isinstance(value, bool))
     if isinstance(parsed, Table):
@@ -237,6 +240,19 @@ def _asks_for_nothing(model: type[Table], key: str, value: object) -> bool:
     if isinstance(parsed, bool):
         return bool(parsed == field.default)
     return not parsed or bool(parsed == field.default)
+
+
+def _parsed(model: type[Table], name: str, value: object) -> object:
+    """Return what a table makes of a key's value. Raises ValidationError."""
+    return getattr(model.model_validate(model.example() | {name: value}), name)
+
+
+def _is_valid(model: type[Table], key: str, value: object) -> bool:
+    try:
+        _parsed(model, model.aliases.get(key, key), value)
+    except ValidationError:
+        return False
+    return True
 
 
 def _misspelled(path: KeyPath, model: type[Table], table: KeyPath, context: Context) -> Finding:

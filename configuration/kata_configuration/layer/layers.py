@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import hashlib
 import re
 from dataclasses import dataclass, field
 from enum import Enum
@@ -12,11 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kata_configuration.diagnostics import Diagnostic, KeyPath
-from kata_configuration.errors import ConfigurationError
-from kata_configuration.layer import dropins
-from kata_configuration.parse import source
+from kata_configuration.layer import reading
 from kata_configuration.parse.syntax import SyntaxFault, parse
-from kata_configuration.parse.trust import Place, directories_of
+from kata_configuration.parse.trust import Place
 
 if TYPE_CHECKING:
     from kata_configuration.parse.spans import SpanIndex
@@ -95,50 +92,19 @@ def annotation_place(name: str) -> str:
 
 
 def read_files(path: Path) -> Files:
-    """Read a configuration file and its drop-ins.
-
-    The hash of a file without drop-ins is that of its bytes. With drop-ins it is that of the list of all
-    files' hashes as sha256sum prints it: `sha256sum FILE DROP-IN... | sha256sum`.
-
-    Raises:
-        ConfigurationError: the file itself cannot be read. A faulty drop-in is in `unreadable` instead.
-    """
-    base = source.read(path)
-    files = Files(path, [_layer_of(Kind.FILE, base)], [Place(path, base.status), *directories_of(path)])
-    hashes = [(hashlib.sha256(base.content).hexdigest(), path)]
-    try:
-        found = dropins.find(path)
-    except ConfigurationError as error:
-        files.unreadable += error.diagnostics
-        found = dropins.Found((), ())
-    files.places += found.directories
-    files.skipped = found.skipped
-    for drop_in in found.files:
-        try:
-            read = source.read(drop_in)
-        except ConfigurationError as error:
-            files.unreadable += error.diagnostics
-            continue
-        files.layers.append(_layer_of(Kind.DROP_IN, read))
-        files.places += [Place(drop_in, read.status), *directories_of(drop_in)]
-        hashes.append((hashlib.sha256(read.content).hexdigest(), drop_in))
-    files.sha256 = hashes[0][0] if len(hashes) == 1 else _hash_of_list(hashes)
-    return files
+    """Read and parse a configuration file and its drop-ins. Raises ConfigurationError; see `reading.read`."""
+    read = reading.read(path)
+    kinds = (Kind.FILE, *(Kind.DROP_IN for _ in read.files[1:]))
+    layers = [
+        file_layer(kind, str(file.path), file.text) for kind, file in zip(kinds, read.files, strict=True)
+    ]
+    return Files(path, layers, list(read.places), list(read.unreadable), read.sha256, read.skipped)
 
 
 def file_layer(kind: Kind, name: str, text: str) -> Layer:
     """Parse the text of a file, with plain newlines, into its layer."""
     parsed = parse(text)
     return Layer(kind, name, parsed.tree, text, parsed.text, parsed.faults)
-
-
-def _layer_of(kind: Kind, read: source.Source) -> Layer:
-    return file_layer(kind, str(read.path), read.text)
-
-
-def _hash_of_list(hashes: list[tuple[str, Path]]) -> str:
-    lines = "".join(f"{digest}  {path}\n" for digest, path in hashes)
-    return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
 
 
 def line_of(layer: Layer, path: KeyPath) -> int:

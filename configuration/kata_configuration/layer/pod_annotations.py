@@ -9,10 +9,12 @@ from __future__ import annotations
 import fnmatch
 import functools
 import json
+import math
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -33,7 +35,7 @@ from kata_configuration.models import (
     Runtime,
     Table,
 )
-from kata_configuration.models.base import Access, Annotation, Unit
+from kata_configuration.models.base import Access, Annotation, RoundedUp, Unit
 from kata_configuration.suggestions import closest
 
 Tree = dict[str, Any]
@@ -332,12 +334,14 @@ def _typed(text: str, info: FieldInfo) -> Any:
         return plain == "true"
     if kind is int and re.fullmatch(r"-?\d{1,18}", plain):
         return int(plain)
+    if kind is int and _is_rounded_up(info) and re.fullmatch(r"\d{1,9}\.\d{1,9}", plain):
+        return math.ceil(Decimal(plain))
     if kind is int and (match := re.fullmatch(r"(\d{1,12})(Mi|Gi|Ti)B?", plain)) and _in_mebibytes(info):
         return int(match[1]) * _MEBIBYTES[match[2]]
     if kind is float and re.fullmatch(r"-?\d{1,18}(\.\d{1,18})?", plain):
         return float(plain)
     if kind is tuple:
-        return [word.strip() for word in text.split(Annotation.of(info).separator) if word.strip()]
+        return [entry.strip() for entry in text.split(Annotation.of(info).separator) if entry.strip()]
     return text
 
 
@@ -345,11 +349,15 @@ def _in_mebibytes(info: FieldInfo) -> bool:
     return any(isinstance(item, Unit) and item.symbol == "MiB" for item in info.metadata)
 
 
+def _is_rounded_up(info: FieldInfo) -> bool:
+    return any(isinstance(item, RoundedUp) for item in info.metadata)
+
+
 def _combine(target: Target, current: Any, value: Any) -> Any:
     """Add to the value of the files: an array's elements, and parameters of the kernel's command line."""
     if isinstance(value, list) and isinstance(current, list):
         return [*current, *value]
-    if target.annotation.words and isinstance(current, str):
+    if target.annotation.by_parameter and isinstance(current, str):
         return " ".join(_replace_parameters(_parameters(current), _parameters(value)))
     return value
 

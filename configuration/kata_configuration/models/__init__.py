@@ -100,8 +100,6 @@ PLANNED: Models[tuple[str, ...]] = Models(
         ("hypervisor", "clh"): "cloud_hypervisor_planned:CloudHypervisorPlanned",
         ("hypervisor", "firecracker"): "firecracker_planned:FirecrackerPlanned",
         ("hypervisor", "dragonball"): "dragonball_planned:DragonballPlanned",
-        ("hypervisor", "solo5-hvt"): "solo5_planned:Solo5HvtPlanned",
-        ("hypervisor", "solo5-spt"): "solo5_planned:Solo5SptPlanned",
         ("agent", "kata"): "agent_planned:AgentPlanned",
         ("runtime",): "runtime_planned:RuntimePlanned",
     }

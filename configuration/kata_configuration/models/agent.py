@@ -21,7 +21,7 @@ from kata_configuration.models.base import (
 )
 
 # Why an annotation may set a key that is open.
-OWN_PATIENCE = "it is how long the runtime waits for the pod's own guest"
+OWN_PATIENCE = "it is how long the runtime waits for the pod's own guest and processes"
 
 
 class KataAgent(Table):
@@ -44,16 +44,17 @@ class KataAgent(Table):
             takes_effect_in=Effect.AGENT,
         ),
         Annotation(Access.OPEN, OWN_PATIENCE),
-    ] = Field(30000, ge=1, le=HOUR * 1000)
+    ] = Field(120000, ge=1, le=HOUR * 1000)
     create_container_timeout: Annotated[
         Seconds,
         About(
-            "Time that the agent has to answer a request, such as creating a container.",
+            "Time that the guest's agent, the pod's broker or the process that runs the machine has to "
+            "answer a request, such as creating a container.",
             "Kata 3.19.0",
             takes_effect_in=Effect.AGENT,
         ),
         Annotation(Access.OPEN, OWN_PATIENCE),
-    ] = Field(30, ge=1, le=HOUR)
+    ] = Field(120, ge=1, le=HOUR)
     health_check_request_timeout_ms: Annotated[
         Milliseconds,
         Plausible(1000),

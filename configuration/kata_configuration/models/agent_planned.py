@@ -85,6 +85,7 @@ class AgentPlanned(Table):
     enable_tracing: Annotated[
         bool,
         About("Let the agent send traces.", "Kata 3.0.0"),
+        Instead("no traces are sent; the log has the agent's messages, with enable_debug = true all of them"),
     ] = False
     debug_console_enabled: Annotated[
         bool, About("Open a console in the guest for whoever reaches it on the host.", "Kata 3.0.0")

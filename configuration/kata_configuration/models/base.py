@@ -46,12 +46,14 @@ __all__ = [
     "Plausible",
     "PowerOfTwo",
     "Protects",
+    "RoundedUp",
     "Seconds",
     "Strings",
     "Table",
     "Text",
     "Unit",
     "inner_table",
+    "listed_values",
     "malformed",
 ]
 
@@ -67,6 +69,11 @@ class Table(BaseModel):
 
     # Other spelling -> field.
     aliases: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def has_key(cls, name: str) -> bool:
+        """Whether this table has a key of that name."""
+        return name in cls.model_fields
 
     @classmethod
     def example(cls) -> dict[str, Any]:
@@ -112,6 +119,19 @@ class HypervisorTable(Table):
         return self.needs_kvm
 
     @property
+    def boots_linux(self) -> bool:
+        """Whether its machines boot a kernel with an agent; else it runs unikernels only."""
+        return False
+
+    @property
+    def shares_files(self) -> bool:
+        """Whether the guest sees files of the host; else a container's root file system is a disk.
+
+        True for a hypervisor that runs unikernels only: it leaves their files where they are.
+        """
+        return True
+
+    @property
     def program(self) -> Path | None:
         """The program that runs the virtual machine; None where that is the runtime's own process."""
         return None
@@ -143,11 +163,17 @@ class MachineTable(HypervisorTable):
         initrd: Path | None
         image: Path | None
         kernel_params: str
+        kernel_verity_params: str
         shared_fs: str
 
     @property
+    def boots_linux(self) -> bool:
+        """See HypervisorTable."""
+        return self.kernel is not None
+
+    @property
     def shares_files(self) -> bool:
-        """Whether the guest sees files of the host; else a container's root file system is a disk."""
+        """See HypervisorTable."""
         return self.shared_fs != "none"
 
     @property
@@ -157,7 +183,7 @@ class MachineTable(HypervisorTable):
 
     @property
     def kernel_parameters(self) -> tuple[str, ...]:
-        """kernel_params as words; a space between double quotes does not separate."""
+        """kernel_params one by one; a space between double quotes does not separate."""
         return tuple(re.findall(r'(?:[^ "]|"[^"]*")+', self.kernel_params))
 
 
@@ -192,6 +218,10 @@ class PowerOfTwo(NamedTuple):
     """That a number is a power of two."""
 
 
+class RoundedUp(NamedTuple):
+    """That an annotation may give a whole number with a fraction, which is rounded up: "0.75" CPUs."""
+
+
 class Indifferent(NamedTuple):
     """That either value of a planned key describes what happens: it switches off what no driver here does."""
 
@@ -205,11 +235,13 @@ class ActedOnBy(NamedTuple):
 class Instead(NamedTuple):
     """What this version does in place of a value or key that it does not honour.
 
-    clause: what. lost: whether something is missing then that the value asks for.
+    clause: what. lost: whether something is missing then that the value asks for. advice: what to do about a
+    key that is not honoured; it begins with "remove it".
     """
 
     clause: str
     lost: bool = True
+    advice: str = "remove it"
 
 
 class Needs(NamedTuple):
@@ -220,7 +252,7 @@ class Needs(NamedTuple):
     """
 
     key: str
-    without: str | None = None
+    without: str | bool | None = None
     table: str = ""
 
 
@@ -239,7 +271,8 @@ class Annotation(NamedTuple):
     name: of the annotation, where it differs from the key's (source: Kata Containers 4.1.0, runtime-rs, the
     constants KATA_ANNO_CFG_*). listed_in: the key with the shell patterns that the value must match.
     loosens: what a pod may do by it to its confinement, as a clause, or "".
-    separator: of an array's elements. words: whether words of the value replace those of the file one by one.
+    separator: of an array's elements. by_parameter: whether kernel parameters of the value replace those of
+    the file one by one.
     """
 
     access: Access = Access.GUARDED
@@ -248,7 +281,7 @@ class Annotation(NamedTuple):
     listed_in: str = ""
     loosens: str = ""
     separator: str = ","
-    words: bool = False
+    by_parameter: bool = False
 
     @classmethod
     def of(cls, field: FieldInfo) -> Annotation:
@@ -298,6 +331,13 @@ def inner_table(field: FieldInfo) -> type[Table] | None:
     return None
 
 
+def listed_values(annotation: Any) -> tuple[Any, ...]:
+    """Return the values that a type lists: of a key itself, or of each entry of an array; or none."""
+    if typing.get_origin(annotation) is typing.Literal:
+        return typing.get_args(annotation)
+    return next(filter(None, map(listed_values, typing.get_args(annotation))), ())
+
+
 def malformed(message: str, hint: str, **context: Any) -> PydanticCustomError:
     """Return the error that a validator raises: what is wrong with the value, and what to do."""
     return PydanticCustomError("malformed", "{message}", {"message": message, "hint": hint, **context})
@@ -324,7 +364,7 @@ def _absent(value: object) -> object:
 def _comma_separated(value: str) -> str:
     items = [item.strip() for item in value.split(",")] if value else []
     if any(not item or len(item.split()) > 1 for item in items):
-        raise malformed("is not a comma-separated list", "separate words by single commas")
+        raise malformed("is not a comma-separated list", "separate the entries by single commas")
     return ",".join(items)
 
 

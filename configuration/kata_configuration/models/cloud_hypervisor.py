@@ -26,14 +26,17 @@ class CloudHypervisor(MachineTable):
     image: machine.Image = None
     valid_image_paths: machine.ValidImagePaths = ()
     rootfs_type: machine.RootfsType = "erofs"
+    kernel_verity_params: machine.KernelVerityParams = ""
     kernel_params: machine.KernelParams = ""
     disable_nested_virtualization: machine.DisableNestedVirtualization = True
     default_vcpus: machine.DefaultVcpus = Field(1, ge=1, le=254)
     default_maxvcpus: machine.DefaultMaxVcpus = Field(0, ge=0, le=254)
     default_memory: machine.DefaultMemory = Field(512, ge=128, le=16 * 1024 * 1024)
-    overhead_vcpus: machine.OverheadVcpus = Field(0.0, ge=0, le=254)
-    overhead_memory: machine.OverheadMemory = Field(0, ge=0, le=16 * 1024 * 1024)
+    default_maxmemory: machine.DefaultMaxMemory = Field(0, ge=0, le=16 * 1024 * 1024)
+    overhead_vcpus: machine.OverheadVcpus = Field(0.2, ge=0, le=254)
+    overhead_memory: machine.OverheadMemory = Field(96, ge=0, le=16 * 1024 * 1024)
     enable_mem_prealloc: machine.EnableMemPrealloc = False
+    enable_hugepages: machine.EnableHugepages = False
     reclaim_guest_freed_memory: machine.ReclaimGuestFreedMemory = False
     disable_seccomp: machine.DisableSeccomp = False
     shared_fs: device.SharedFs = "virtio-fs"
@@ -55,6 +58,7 @@ class CloudHypervisor(MachineTable):
     valid_entropy_sources: machine.ValidEntropySources = ()
     enable_annotations: machine.EnableAnnotations = ()
     enable_debug: machine.EnableDebug = False
+    log_level: machine.HypervisorLogLevel = "info"
 
     @property
     def tap_queues(self) -> int:

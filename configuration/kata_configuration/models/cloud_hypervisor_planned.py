@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
-
 from kata_configuration.models import device_keys as device
 from kata_configuration.models import machine_keys as machine
-from kata_configuration.models.base import About, HypervisorTable, Needs
-from kata_configuration.models.subtables import Factory, RootlessUser
+from kata_configuration.models.base import About, HypervisorTable
+from kata_configuration.models.subtables import Factory, RootlessUserKey
 
 
 class CloudHypervisorPlanned(HypervisorTable):
@@ -18,9 +16,7 @@ class CloudHypervisorPlanned(HypervisorTable):
 
     firmware: machine.Firmware = None
     valid_firmware_paths: machine.ValidFirmwarePaths = ()
-    kernel_verity_params: machine.KernelVerityParams = ""
     cpu_features: machine.CpuFeatures = ""
-    default_maxmemory: machine.DefaultMaxMemory = Field(0, ge=0, le=16 * 1024 * 1024)
     enable_guest_swap: machine.EnableGuestSwap = False
     guest_swap_path: machine.GuestSwapPath = Path("/run/kata-containers/swap")
     guest_swap_size_percent: device.GuestSwapSize = 100
@@ -28,14 +24,7 @@ class CloudHypervisorPlanned(HypervisorTable):
     selinux_label: machine.SelinuxLabel = ""
     disable_selinux: machine.DisableSelinux = False
     rootless: machine.Rootless = False
-    rootless_user: Annotated[
-        RootlessUser | None,
-        About(
-            "The user that runs the machine where rootless is true; a new one where it is absent.",
-            "Kata 3.22.0",
-        ),
-        Needs("rootless"),
-    ] = None
+    rootless_user: RootlessUserKey = None
     vm_rootfs_driver: Annotated[Literal["virtio-blk-pci", "virtio-pmem"], device.VM_ROOTFS_DRIVER] = (
         "virtio-blk-pci"
     )
@@ -45,4 +34,3 @@ class CloudHypervisorPlanned(HypervisorTable):
     )
     confidential_guest: machine.ConfidentialGuest = False
     sev_snp_guest: machine.SevSnpGuest = False
-    log_level: machine.HypervisorLogLevel = "info"

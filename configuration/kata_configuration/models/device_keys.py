@@ -143,9 +143,12 @@ NetworkQueues = Annotated[
 DisableVhostNet = Annotated[
     bool,
     About(
-        "Move network packets in the process that runs the machine, and not in the host's kernel.",
+        "Move network packets in the process that runs the machine, and not in the host's kernel where that "
+        "has vhost-net.",
         "Kata 3.0.0",
+        takes_effect_in=Effect.MACHINE,
     ),
+    Needs("internetworking_model", without="none", table="runtime"),
 ]
 
 # Shared files.

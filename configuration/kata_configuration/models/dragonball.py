@@ -25,12 +25,13 @@ class Dragonball(MachineTable):
     image: machine.Image = None
     valid_image_paths: machine.ValidImagePaths = ()
     rootfs_type: machine.RootfsType = "erofs"
+    kernel_verity_params: machine.KernelVerityParams = ""
     kernel_params: machine.KernelParams = ""
     default_vcpus: machine.DefaultVcpus = Field(1, ge=1, le=32)
     default_maxvcpus: machine.DefaultMaxVcpus = Field(0, ge=0, le=32)
     default_memory: machine.DefaultMemory = Field(512, ge=128, le=16 * 1024 * 1024)
-    overhead_vcpus: machine.OverheadVcpus = Field(0.0, ge=0, le=32)
-    overhead_memory: machine.OverheadMemory = Field(0, ge=0, le=16 * 1024 * 1024)
+    overhead_vcpus: machine.OverheadVcpus = Field(0.2, ge=0, le=32)
+    overhead_memory: machine.OverheadMemory = Field(96, ge=0, le=16 * 1024 * 1024)
     enable_hugepages: machine.EnableHugepages = False
     hugepage_type: Annotated[
         Literal["hugetlbfs"],
@@ -68,6 +69,7 @@ class Dragonball(MachineTable):
     ] = Factory()
     enable_annotations: machine.EnableAnnotations = ()
     enable_debug: machine.EnableDebug = False
+    log_level: machine.HypervisorLogLevel = "info"
 
     @property
     def confined(self) -> bool:

@@ -15,7 +15,6 @@ from kata_configuration.models.base import HypervisorTable
 class DragonballPlanned(HypervisorTable):
     """What the in-process machine will honour."""
 
-    kernel_verity_params: machine.KernelVerityParams = ""
     default_maxmemory: machine.DefaultMaxMemory = Field(0, ge=0, le=16 * 1024 * 1024)
     enable_guest_swap: machine.EnableGuestSwap = False
     guest_swap_path: machine.GuestSwapPath = Path("/run/kata-containers/swap")
@@ -37,4 +36,3 @@ class DragonballPlanned(HypervisorTable):
     network_queues: device.NetworkQueues = 1
     disable_vhost_net: device.DisableVhostNet = False
     guest_hook_path: machine.GuestHookPath = ""
-    log_level: machine.HypervisorLogLevel = "info"

@@ -9,8 +9,6 @@ from kata_configuration.models.base import HypervisorTable
 class FirecrackerPlanned(HypervisorTable):
     """What the driver of Firecracker will honour."""
 
-    kernel_verity_params: machine.KernelVerityParams = ""
     selinux_label: machine.SelinuxLabel = ""
     disable_selinux: machine.DisableSelinux = False
     guest_hook_path: machine.GuestHookPath = ""
-    log_level: machine.HypervisorLogLevel = "info"

@@ -19,6 +19,7 @@ from kata_configuration.models.base import (
     Globs,
     HostPath,
     Indifferent,
+    Instead,
     Mebibytes,
     OptionalPath,
     Strings,
@@ -40,7 +41,14 @@ class HypervisorIneffective(Table):
     ] = None
     valid_ctlpaths: Annotated[Globs, About("Shell patterns for ctlpath.", "Kata 3.0.0")] = ()
     disable_block_device_use: Annotated[
-        bool, About("Do not give block devices to the guest.", "Kata 3.0.0"), GO
+        bool,
+        About("Do not give block devices to the guest.", "Kata 3.0.0"),
+        GO,
+        Instead(
+            "a root file system on a block device is mounted on the host and shared where files are shared, "
+            "and is a disk of the guest elsewhere",
+            advice="remove it, and choose by shared_fs",
+        ),
     ] = False
     block_device_cache_set: Annotated[
         bool, About("Set the cache options of block devices.", "Kata 3.0.0"), GO

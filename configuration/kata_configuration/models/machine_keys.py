@@ -6,6 +6,7 @@ annotations: Kata Containers 4.1.0, src/libs/kata-types.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator
@@ -20,11 +21,13 @@ from kata_configuration.models.base import (
     Form,
     Globs,
     HostPath,
+    Instead,
     LogLevel,
     Mebibytes,
     Needs,
     OptionalPath,
     Protects,
+    RoundedUp,
     Strings,
     Text,
     malformed,
@@ -36,22 +39,34 @@ OWN_SIZE = "a pod's author chooses the size of its machine, whose memory and CPU
 # What an annotation does that turns a filter off.
 NO_FILTER = "run their machine without its seccomp filter"
 
-VERITY_NUMBERS = ("data_blocks", "data_block_size", "hash_block_size")
-VERITY_PARAMETERS = ("root_hash", "salt", *VERITY_NUMBERS)
+_BLOCK = ("512|1024|2048|4096", "512, 1024, 2048 or 4096")
+# Parameter -> the form of its value, and in words. Source: the kernel's drivers/md/dm-verity-target.c.
+VERITY = {
+    "root_hash": ("[0-9a-f]{64}", "64 hexadecimal digits, in lower case"),
+    "salt": ("([0-9a-f]{2}){1,256}", "an even number of hexadecimal digits, in lower case"),
+    "data_blocks": ("[1-9][0-9]{0,11}", "the number of blocks"),
+    "data_block_size": _BLOCK,
+    "hash_block_size": _BLOCK,
+}
+_EACH = "".join(f"(?=(.*,)?{name}=({form})(,|$))" for name, (form, _) in VERITY.items())
+VERITY_FORM = f"^({_EACH}[^,]+(,[^,]+){{{len(VERITY) - 1}}})?$"
 
 
 def _verity_parameters(value: str) -> str:
-    given = dict(item.partition("=")[::2] for item in value.split(",")) if value else {}
+    if not value:
+        return value
+    items = value.split(",")
+    given = dict(item.partition("=")[::2] for item in items)
     for name in given:
-        if name not in VERITY_PARAMETERS:
-            raise malformed(f'has the unknown parameter "{name}"', f"use {', '.join(VERITY_PARAMETERS)}")
-    for name in VERITY_PARAMETERS if given else ():
+        if name not in VERITY:
+            raise malformed(f'has the unknown parameter "{name}"', f"use {', '.join(VERITY)}")
+    for name, (form, words) in VERITY.items():
         if not given.get(name):
             raise malformed(f"has no {name}", f"add {name}=...")
-    for name in VERITY_NUMBERS if given else ():
-        number, step = given[name], 1 if name == "data_blocks" else 512
-        if not (number.isdecimal() and int(number) > 0 and int(number) % step == 0):
-            raise malformed(f"has {name}={number}", f"write a multiple of {step}")
+        if not re.fullmatch(form, given[name]):
+            raise malformed(f"has {name}={given[name]}", f"write {words}")
+    if len(items) > len(given):
+        raise malformed("has a parameter twice", "keep one of them")
     return value
 
 
@@ -185,17 +200,21 @@ KernelParams = Annotated[
         takes_effect_in=Effect.KERNEL_LINE,
     ),
     Form(r'^[^"]*("[^"]*"[^"]*)*$'),
-    Annotation(words=True),
+    Annotation(by_parameter=True),
 ]
 KernelVerityParams = Annotated[
-    CommaList,
+    Text,
     AfterValidator(_verity_parameters),
     About(
         "What dm-verity needs to check the image: root_hash, salt, data_blocks, data_block_size and "
-        "hash_block_size, each with = and a value.",
+        "hash_block_size, each with = and a value, as kata-ctl image build prints them; the guest ends at "
+        "the first block that is not what its hash says.",
         "Kata 3.27.0",
+        takes_effect_in=Effect.KERNEL_LINE,
     ),
+    Form(VERITY_FORM),
     Protects(),
+    Needs("image"),
 ]
 
 # Processors.
@@ -209,8 +228,13 @@ CpuFeatures = Annotated[
 ]
 DefaultVcpus = Annotated[
     int,
-    About("Virtual CPUs of a virtual machine when it starts.", "Kata 3.0.0", takes_effect_in=Effect.SIZE),
+    About(
+        "Virtual CPUs of a virtual machine when it starts; an annotation with a fraction is rounded up.",
+        "Kata 3.0.0",
+        takes_effect_in=Effect.SIZE,
+    ),
     Annotation(Access.OPEN, OWN_SIZE),
+    RoundedUp(),
 ]
 DefaultMaxVcpus = Annotated[
     int,
@@ -248,12 +272,18 @@ DefaultMemory = Annotated[
 ]
 DefaultMaxMemory = Annotated[
     Mebibytes,
-    About("The most memory that a virtual machine may have; 0 is the host's memory.", "Kata 3.3.0"),
+    About(
+        "The most memory that a virtual machine may have; 0 is the host's memory.",
+        "Kata 3.3.0",
+        takes_effect_in=Effect.SIZE,
+    ),
+    Needs("static_sandbox_resource_mgmt", without=True, table="runtime"),
 ]
 OverheadMemory = Annotated[
     Mebibytes,
     About(
-        "Memory added to a container's limits when the machine is sized by them.",
+        "Memory added to a container's limits when the machine is sized by them, for the guest's kernel and "
+        "agent, beside a 16th of the limits.",
         "Kata 4.0.0",
         takes_effect_in=Effect.SIZE,
     ),
@@ -265,6 +295,7 @@ MemorySlots = Annotated[
         "How often memory can be added to a running machine.",
         "Kata 3.0.0",
     ),
+    Instead("memory is added by virtio-mem, as often as there is some to add", lost=False),
 ]
 EnableMemPrealloc = Annotated[
     bool,
@@ -274,14 +305,20 @@ EnableMemPrealloc = Annotated[
 ]
 EnableHugepages = Annotated[
     bool,
-    About("Back the guest's memory with huge pages.", "Kata 3.0.0", takes_effect_in=Effect.MACHINE),
+    About(
+        "Back the guest's memory with huge pages of 2 MiB, which the host has reserved.",
+        "Kata 3.0.0",
+        takes_effect_in=Effect.MACHINE,
+    ),
 ]
 EnableVirtioMem = Annotated[
     bool,
     About(
-        "Add and remove the guest's memory with virtio-mem.",
+        "Add and remove the guest's memory with virtio-mem; without it the machine's memory keeps its size.",
         "Kata 3.0.0",
+        takes_effect_in=Effect.SIZE,
     ),
+    Needs("static_sandbox_resource_mgmt", without=True, table="runtime"),
 ]
 ReclaimGuestFreedMemory = Annotated[
     bool,
@@ -335,7 +372,7 @@ Rootless = Annotated[
         "Run the virtual machine as an unprivileged user that the runtime makes.",
         "Kata 3.0.0",
     ),
-    Protects(),
+    Instead("every machine runs as a user of its pod, who has no privileges", lost=False),
 ]
 ConfidentialGuest = Annotated[
     bool,
@@ -374,7 +411,13 @@ EnableDebug = Annotated[
     ),
 ]
 HypervisorLogLevel = Annotated[
-    LogLevel, About("The least level of the messages about the hypervisor.", "Kata 3.0.0")
+    LogLevel,
+    About(
+        "The least level of the messages about the hypervisor in the runtime's log; the lines of the guest's "
+        "console and of the programs that run the machine are at debug.",
+        "Kata 3.0.0",
+        takes_effect_in=Effect.SHIM,
+    ),
 ]
 EntropySource = Annotated[
     HostPath,
@@ -394,5 +437,9 @@ GuestHookPath = Annotated[
     About(
         'The directory in the guest with OCI hooks that the agent adds to every container; "" is none.',
         "Kata 3.0.0",
+    ),
+    Instead(
+        "the agent runs the hooks that a container's specification names for it, and none of the image's",
+        advice="remove it, and name what must run in the guest as a startContainer hook of the container",
     ),
 ]

@@ -39,6 +39,7 @@ class QemuHypervisor(MachineTable):
     image: machine.Image = None
     valid_image_paths: machine.ValidImagePaths = ()
     rootfs_type: machine.RootfsType = "erofs"
+    kernel_verity_params: machine.KernelVerityParams = ""
     kernel_params: machine.KernelParams = ""
     machine_type: Annotated[
         Literal["q35", "pc"],
@@ -67,8 +68,12 @@ class QemuHypervisor(MachineTable):
     default_vcpus: machine.DefaultVcpus = Field(1, ge=1, le=255)
     default_maxvcpus: machine.DefaultMaxVcpus = Field(0, ge=0, le=255)
     default_memory: machine.DefaultMemory = Field(512, ge=128, le=16 * 1024 * 1024)
-    overhead_vcpus: machine.OverheadVcpus = Field(0.0, ge=0, le=255)
-    overhead_memory: machine.OverheadMemory = Field(0, ge=0, le=16 * 1024 * 1024)
+    default_maxmemory: machine.DefaultMaxMemory = Field(0, ge=0, le=16 * 1024 * 1024)
+    enable_virtio_mem: machine.EnableVirtioMem = True
+    overhead_vcpus: machine.OverheadVcpus = Field(0.2, ge=0, le=255)
+    overhead_memory: machine.OverheadMemory = Field(96, ge=0, le=16 * 1024 * 1024)
+    enable_mem_prealloc: machine.EnableMemPrealloc = False
+    enable_hugepages: machine.EnableHugepages = False
     seccompsandbox: Annotated[
         Text,
         About(
@@ -81,15 +86,20 @@ class QemuHypervisor(MachineTable):
         Annotation(loosens=machine.NO_FILTER),
     ] = DENY_ALL
     honor_unconfined: machine.HonorUnconfined = False
+    block_device_cache_direct: device.BlockDeviceCacheDirect = False
+    network_queues: device.NetworkQueues = 1
+    disable_vhost_net: device.DisableVhostNet = False
     shared_fs: device.SharedFs = "virtio-fs"
     virtio_fs_daemon: device.VirtioFsDaemon = Path("/usr/lib/qemu/virtiofsd")
     valid_virtio_fs_daemon_paths: device.ValidVirtioFsDaemonPaths = ()
     virtio_fs_extra_args: device.VirtioFsExtraArgs = ()
     virtio_fs_cache: device.VirtioFsCache = "auto"
+    virtio_fs_queue_size: device.VirtioFsQueueSize = Field(1024, ge=2, le=1024)
     entropy_source: machine.EntropySource = Path("/dev/urandom")
     valid_entropy_sources: machine.ValidEntropySources = ()
     enable_annotations: machine.EnableAnnotations = ()
     enable_debug: machine.EnableDebug = False
+    log_level: machine.HypervisorLogLevel = "info"
 
     @field_validator("seccompsandbox")
     @classmethod
@@ -98,6 +108,11 @@ class QemuHypervisor(MachineTable):
         if faults:
             raise malformed(faults[0].message, faults[0].hint, sandbox_faults=faults)
         return value
+
+    @property
+    def tap_queues(self) -> int:
+        """See HypervisorTable."""
+        return self.network_queues
 
     @property
     def confined(self) -> bool:

@@ -12,8 +12,10 @@ from pydantic import Field
 
 from kata_configuration.models import device_keys as device
 from kata_configuration.models import machine_keys as machine
-from kata_configuration.models.base import About, HypervisorTable, Indifferent, Needs, Protects
-from kata_configuration.models.subtables import Factory, GuestExtensionImage, RootlessUser
+from kata_configuration.models.base import About, HypervisorTable, Indifferent, Instead, Needs, Protects
+from kata_configuration.models.subtables import Factory, GuestExtensionImage, RootlessUserKey
+
+NO_IOMMU = "the machine has no virtual IOMMU"
 
 
 class QemuPlanned(HypervisorTable):
@@ -23,7 +25,6 @@ class QemuPlanned(HypervisorTable):
 
     firmware: machine.Firmware = None
     valid_firmware_paths: machine.ValidFirmwarePaths = ()
-    kernel_verity_params: machine.KernelVerityParams = ""
     guest_extension_images: Annotated[
         tuple[GuestExtensionImage, ...],
         Field(strict=False),
@@ -32,11 +33,7 @@ class QemuPlanned(HypervisorTable):
     disable_nesting_checks: Annotated[
         bool, About("Do not look whether the host itself is a virtual machine.", "Kata 3.0.0"), Indifferent()
     ] = False
-    default_maxmemory: machine.DefaultMaxMemory = Field(0, ge=0, le=16 * 1024 * 1024)
     memory_slots: machine.MemorySlots = Field(10, ge=1, le=256)
-    enable_mem_prealloc: machine.EnableMemPrealloc = False
-    enable_hugepages: machine.EnableHugepages = False
-    enable_virtio_mem: machine.EnableVirtioMem = False
     reclaim_guest_freed_memory: machine.ReclaimGuestFreedMemory = False
     vm_rootfs_driver: Annotated[device.BlockDriver, device.VM_ROOTFS_DRIVER] = "virtio-blk-pci"
     block_device_driver: Annotated[device.BlockDriver, device.BLOCK_DEVICE_DRIVER] = "virtio-blk-pci"
@@ -44,7 +41,6 @@ class QemuPlanned(HypervisorTable):
         Literal["io_uring", "native", "threads"],
         About("How QEMU reads and writes block devices.", "Kata 3.20.0"),
     ] = "io_uring"
-    block_device_cache_direct: device.BlockDeviceCacheDirect = False
     block_device_logical_sector_size: device.LogicalSectorSize = 0
     block_device_physical_sector_size: device.PhysicalSectorSize = 0
     enable_iothreads: Annotated[
@@ -64,9 +60,6 @@ class QemuPlanned(HypervisorTable):
     ] = Field(0, ge=0, le=256)
     queue_size: device.QueueSize = 128
     num_queues: device.NumQueues = 1
-    virtio_fs_queue_size: device.VirtioFsQueueSize = 1024
-    disable_vhost_net: device.DisableVhostNet = False
-    network_queues: device.NetworkQueues = 1
     default_bridges: Annotated[int, About("PCI bridges that devices can be added to.", "Kata 3.0.0")] = Field(
         1, ge=0, le=5
     )
@@ -90,13 +83,18 @@ class QemuPlanned(HypervisorTable):
             "Kata 3.17.0",
         ),
     ] = Field(0, ge=0, le=16)
-    enable_iommu: Annotated[bool, About("Give the machine a virtual IOMMU.", "Kata 3.0.0")] = False
+    enable_iommu: Annotated[
+        bool,
+        About("Give the machine a virtual IOMMU.", "Kata 3.0.0"),
+        Instead(f"{NO_IOMMU}, and no device of the host that its guest could put behind one"),
+    ] = False
     enable_iommu_platform: Annotated[
         bool,
         About(
             "Let virtio devices use the virtual IOMMU.",
             "Kata 3.0.0",
         ),
+        Instead(f"{NO_IOMMU}; the VMM reaches the guest's memory directly"),
     ] = False
     extra_monitor_socket: Annotated[
         Literal["", "hmp", "qmp", "qmp-pretty"],
@@ -104,14 +102,7 @@ class QemuPlanned(HypervisorTable):
     ] = ""
     guest_hook_path: machine.GuestHookPath = ""
     rootless: machine.Rootless = False
-    rootless_user: Annotated[
-        RootlessUser | None,
-        About(
-            "The user that runs the machine where rootless is true; a new one where it is absent.",
-            "Kata 3.22.0",
-        ),
-        Needs("rootless"),
-    ] = None
+    rootless_user: RootlessUserKey = None
     selinux_label: machine.SelinuxLabel = ""
     disable_selinux: machine.DisableSelinux = False
     disable_guest_selinux: machine.DisableGuestSelinux = True
@@ -127,4 +118,3 @@ class QemuPlanned(HypervisorTable):
     factory: Annotated[Factory, About("Starting virtual machines from a template.", "Kata 3.23.0")] = (
         Factory()
     )
-    log_level: machine.HypervisorLogLevel = "info"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from kata_configuration.models.base import (
     About,
-    Access,
-    Annotation,
+    Instead,
     OptionalPath,
     Protects,
     Strings,
@@ -18,6 +16,8 @@ from kata_configuration.models.base import (
     Text,
 )
 from kata_configuration.models.subtables import SharedMount
+
+NO_TRACES = Instead("no traces are sent; the log says how long each stage of a pod's start has taken")
 
 
 class RuntimePlanned(Table):
@@ -27,31 +27,21 @@ class RuntimePlanned(Table):
         Strings,
         About('Features on trial: "force_guest_pull".', "Kata 3.0.0"),
     ] = ()
-    disable_new_netns: Annotated[
-        bool,
-        About(
-            "Run the virtual machine in the host's network.",
-            "Kata 3.0.0",
-        ),
-    ] = False
-    sandbox_bind_mounts: Annotated[
-        Strings,
-        About(
-            "Directories of the host that every guest gets, each with :ro (the default) or :rw.", "Kata 3.0.0"
-        ),
-        Annotation(Access.CLOSED, "it opens directories of the host"),
-    ] = ()
     enable_vcpus_pinning: Annotated[
         bool,
         About(
             "Bind each virtual CPU to a CPU of the host where their numbers agree.",
             "Kata 3.30.0",
         ),
+        Instead(
+            "each virtual CPU runs on any CPU that the cgroup above the pod's has",
+            advice="remove it, and give that cgroup a cpuset if pods are to keep to some CPUs",
+        ),
     ] = False
-    enable_tracing: Annotated[bool, About("Send traces.", "Kata 3.0.0")] = False
-    jaeger_endpoint: Annotated[Text, About('Where traces go; "" is this host.', "Kata 3.0.0")] = ""
-    jaeger_user: Annotated[Text, About("The user at jaeger_endpoint.", "Kata 3.0.0")] = ""
-    jaeger_password: Annotated[Text, About("That user's password.", "Kata 3.0.0")] = ""
+    enable_tracing: Annotated[bool, About("Send traces.", "Kata 3.0.0"), NO_TRACES] = False
+    jaeger_endpoint: Annotated[Text, About('Where traces go; "" is this host.', "Kata 3.0.0"), NO_TRACES] = ""
+    jaeger_user: Annotated[Text, About("The user at jaeger_endpoint.", "Kata 3.0.0"), NO_TRACES] = ""
+    jaeger_password: Annotated[Text, About("That user's password.", "Kata 3.0.0"), NO_TRACES] = ""
     emptydir_mode: Annotated[
         Literal["shared-fs", "block-encrypted", "block-plain"],
         About("What emptyDir volumes are in the guest.", "Kata 3.31.0"),
@@ -67,14 +57,6 @@ class RuntimePlanned(Table):
     keep_abnormal: Annotated[
         bool, About("Clean nothing up after a failure, for debugging.", "Kata 3.2.0")
     ] = False
-    dan_conf: Annotated[
-        OptionalPath,
-        About(
-            "The directory of files that name the devices of a sandbox's network, where it has one.",
-            "Kata 3.3.0",
-        ),
-        Annotation(Access.CLOSED, "it names what the host's devices are"),
-    ] = Path("/run/kata-containers/dans")
     shared_mounts: Annotated[
         tuple[SharedMount, ...],
         Field(strict=False),

@@ -23,6 +23,7 @@ class Solo5Hvt(HypervisorTable):
     honor_unconfined: machine.HonorUnconfined = False
     enable_annotations: machine.EnableAnnotations = ()
     enable_debug: machine.EnableDebug = False
+    log_level: machine.HypervisorLogLevel = "info"
 
     @property
     def confined(self) -> bool:
@@ -55,6 +56,7 @@ class Solo5Spt(HypervisorTable):
     default_memory: machine.DefaultMemory = Field(512, ge=1, le=1024 * 1024)
     enable_annotations: machine.EnableAnnotations = ()
     enable_debug: machine.EnableDebug = False
+    log_level: machine.HypervisorLogLevel = "info"
 
     @property
     def program(self) -> Path | None:

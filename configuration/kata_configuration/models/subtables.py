@@ -7,7 +7,17 @@ from typing import Annotated
 
 from pydantic import Field
 
-from kata_configuration.models.base import About, CommaList, Effect, HostPath, OptionalPath, Table, Text
+from kata_configuration.models.base import (
+    About,
+    CommaList,
+    Effect,
+    HostPath,
+    Instead,
+    Needs,
+    OptionalPath,
+    Table,
+    Text,
+)
 
 Number = Annotated[int, Field(ge=1, le=2**32 - 2)]
 
@@ -45,6 +55,19 @@ class RootlessUser(Table):
         About("The numbers of further groups, such as that of /dev/kvm.", "Kata 3.22.0"),
     ] = ()
     user_name: Annotated[Text, About("The user's name, for the log.", "Kata 3.22.0")] = ""
+
+
+RootlessUserKey = Annotated[
+    RootlessUser | None,
+    About(
+        "The user that runs the machine where rootless is true; a new one where it is absent.", "Kata 3.22.0"
+    ),
+    Needs("rootless"),
+    Instead(
+        "every machine runs as a user that no other pod has",
+        advice="remove it, and set sandbox_uid_base and sandbox_uid_count in [runtime]",
+    ),
+]
 
 
 class GuestExtensionImage(Table):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from kata_configuration.diagnostics import Code, Diagnostic
 from kata_configuration.errors import ConfigurationError
@@ -16,8 +16,7 @@ MAX_SIZE = 256 * 1024
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """A file's bytes, its text with plain newlines (which moves no line and no column), and its status."""
 
     path: Path

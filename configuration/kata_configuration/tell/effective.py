@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from kata_configuration.configuration import Configuration
 from kata_configuration.diagnostics import KeyPath, key_name
 from kata_configuration.layer.layers import Kind
 from kata_configuration.layer.origins import Origin
-from kata_configuration.loading import Configuration
 from kata_configuration.models import Table
 from kata_configuration.parse.toml_text import key_text, value_text
 from kata_configuration.tell.reports import printable
@@ -73,6 +73,7 @@ def _line(item: Value, origins: bool) -> str:
 
 def _values(configuration: Configuration, path: KeyPath, table: Table) -> Iterator[Value]:
     """Yield a table's values; those of the tables in it come last, as TOML wants it."""
+    assert configuration.origins is not None
     below = []
     for name, value in table:
         here = (*path, name)

@@ -19,7 +19,7 @@ from kata_configuration.models import (
     HypervisorTable,
     Table,
 )
-from kata_configuration.models.base import About, Form, PowerOfTwo, Unit, inner_table
+from kata_configuration.models.base import About, Form, PowerOfTwo, Unit, inner_table, listed_values
 from kata_configuration.parse.toml_text import value_text
 
 HONOURED = "honoured"
@@ -102,8 +102,8 @@ def powers(field: FieldInfo) -> tuple[int, ...]:
 
 
 def choices(field: FieldInfo) -> tuple[Any, ...]:
-    """Return the values that a key may have, where they are listed."""
-    return typing.get_args(field.annotation) if typing.get_origin(field.annotation) is typing.Literal else ()
+    """Return the values that a key may have, or each entry of its array, where they are listed."""
+    return listed_values(field.annotation)
 
 
 def limits(field: FieldInfo) -> tuple[Any, Any]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kata_configuration.diagnostics import Code, Diagnostic, Edit, Severity
-from kata_configuration.layer.layers import Files, file_layer, read_files
-from kata_configuration.loading import Examination, examine_files
+from kata_configuration.judge.containerd import is_containerds
+from kata_configuration.layer.layers import Files, Layer, file_layer, read_files
+from kata_configuration.loading import Examination, containerds_diagnostics, examine_files
 from kata_configuration.parse import source
+from kata_configuration.tell import whole_file
 from kata_configuration.tell.reports import printable
 
 # Of one file's faults, so many are fixed in one run.
@@ -53,6 +53,8 @@ def find_changes(path: Path, *, check_host: bool) -> tuple[Change, ...]:
         ConfigurationError: the file itself cannot be read.
     """
     files = read_files(path)
+    if is_containerds(files.layers[0].tree):
+        return _containerds_changes(files.layers[0], check_host)
     fixed: dict[str, list[Diagnostic]] = {}
     raw = {layer.name: _raw_text(Path(layer.name)) for layer in files.layers}
     before = dict(raw)
@@ -67,27 +69,25 @@ def find_changes(path: Path, *, check_host: bool) -> tuple[Change, ...]:
     return tuple(Change(Path(name), before[name], raw[name], tuple(found)) for name, found in fixed.items())
 
 
+def _containerds_changes(layer: Layer, check_host: bool) -> tuple[Change, ...]:
+    """As `find_changes`, for containerd's own configuration: no fix of it is another's cause."""
+    found = [item for item in containerds_diagnostics(layer, check_host=check_host) if item.edits]
+    edits = [edit for item in found for edit in item.edits]
+    fixed = file_layer(layer.kind, layer.name, _apply(layer.text, edits))
+    if not edits or len(fixed.faults) > len(layer.faults):
+        return ()  # such as two misspellings of one key, of which a table may have one
+    before = _raw_text(Path(layer.name))
+    after = _apply_raw(before, edits)
+    return (Change(Path(layer.name), before, after, tuple(found)),)
+
+
 def write(change: Change) -> None:
     """Replace the file by its fixed text, as a whole; a link stays a link, mode and owner stay.
 
     Raises:
         OSError: its directory cannot be written.
     """
-    target = Path(os.path.realpath(change.path))
-    status = target.stat()
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with open(descriptor, "wb") as file:
-            os.fchmod(descriptor, status.st_mode & 0o7777)
-            if (status.st_uid, status.st_gid) != (os.geteuid(), os.getegid()):
-                os.fchown(descriptor, status.st_uid, status.st_gid)
-            file.write(change.after.encode())
-            file.flush()
-            os.fsync(descriptor)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    whole_file.rewrite(change.path, change.after.encode())
 
 
 def _one_step(examination: Examination, check_host: bool) -> tuple[Diagnostic, Examination] | None:

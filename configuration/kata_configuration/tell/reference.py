@@ -12,7 +12,7 @@ from kata_configuration.judge import removed_keys
 from kata_configuration.judge.removed_keys import RemovedKey
 from kata_configuration.layer.pod_annotations import annotation_of
 from kata_configuration.models import AVAILABLE, HYPERVISORS, OTHER_NAMES, TABLES, own_path
-from kata_configuration.models.base import About, Access, Annotation
+from kata_configuration.models.base import About, Access, Annotation, Instead
 from kata_configuration.parse.toml_text import value_text
 from kata_configuration.suggestions import closest
 from kata_configuration.tell import facts
@@ -103,6 +103,7 @@ def _lines(key: Key) -> tuple[str, ...]:
         "annotation": _annotation(key),
         "effect in": about.takes_effect_in.value if about.takes_effect_in and key.status == HONOURED else "",
         "status": key.status,
+        "instead": _instead(key),
     }
     return (about.sentence, *(f"{word:<11}{value}" for word, value in values.items() if value))
 
@@ -115,6 +116,18 @@ def _annotation(key: Key) -> str:
     if how.access is Access.OPEN:
         return f"{name}, open to patterns: {how.reason}"
     return f"{name}, guarded"
+
+
+def _instead(key: Key) -> str:
+    """Return what happens in place of a key that is not honoured, where its declaration says it."""
+    found = [item.clause for item in key.field.metadata if isinstance(item, Instead)]
+    return found[0] if found and key.status != HONOURED else ""
+
+
+def _with_instead(key: Key) -> str:
+    """Return a key's sentence, and what happens in its place."""
+    clause = _instead(key)
+    return f"{About.of(key.field).sentence}{f' Instead: {clause}.' if clause else ''}"
 
 
 def _access(key: Key) -> str:
@@ -195,7 +208,7 @@ def _table(keys: list[Key], path: tuple[str, ...]) -> str:
                 allowed,
                 *shown,
                 about.since,
-                f"{about.sentence}{aliases}",
+                f"{_with_instead(key)}{aliases}",
             )
         )
     return _markdown(rows)
@@ -237,7 +250,7 @@ def _mark(status: str | None) -> str:
 def _ineffective(keys: list[Key]) -> str:
     seen = {(key.path[0], key.name): key for key in keys if key.status == NO_EFFECT}
     rows = [("Key", "Of", "Meaning to Kata")]
-    rows += [(f"`{name}`", family, About.of(key.field).sentence) for (family, name), key in seen.items()]
+    rows += [(f"`{name}`", family, _with_instead(key)) for (family, name), key in seen.items()]
     text = "Kata reads these and acts on none of them; neither does this runtime, which says so."
     return f"## Keys without effect\n\n{text}\n\n{_markdown(rows)}"
 

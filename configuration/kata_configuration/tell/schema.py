@@ -77,7 +77,8 @@ def _value(field: FieldInfo) -> Schema:
     if kind.startswith("array"):
         item: Schema = {"type": "integer" if kind.endswith("integers") else "string"}
         if item["type"] == "string":
-            item |= PRINTABLE | {"pattern": facts.item_form(field) or ""}
+            choices = facts.choices(field)
+            item |= {"enum": [*choices]} if choices else PRINTABLE | {"pattern": facts.item_form(field) or ""}
         return {"type": "array", "items": item}
     if choices := facts.choices(field) or facts.powers(field):
         return {"enum": list(choices)}

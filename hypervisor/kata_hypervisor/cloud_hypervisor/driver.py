@@ -1,44 +1,48 @@
 """The Cloud Hypervisor driver: what it does its own way; the rest is `RestMachine`'s.
 
 What confines it: Cloud Hypervisor puts a filter on each thread as its first act, and a second, smaller one on
-each vCPU's. Its main thread has none: it starts the others, and then waits for their end. So what is verified
-is: every thread but the main one is under a filter, every vCPU under two; unconfined, none has any.
+each vCPU's. Its main thread has none: it starts the others, and then waits for their end. Below them all is
+ours, from before the program runs. So what is verified is: the main thread is under one filter, every other
+under two, every vCPU under three; unconfined, none has any.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import re
 import socket
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from kata_agent.transports import HybridVsockTransport
-from kata_configuration.models.cloud_hypervisor import CloudHypervisor as Table
 from kata_hypervisor import exit_reason, host_checks, sockets, virtiofsd
-from kata_hypervisor.cloud_hypervisor import machine
+from kata_hypervisor.cloud_hypervisor import allowlist, machine, saved
 from kata_hypervisor.cloud_hypervisor.events import EventStream
-from kata_hypervisor.cloud_hypervisor.info import CLOUD_HYPERVISOR
-from kata_hypervisor.cloud_hypervisor.saved import template_view
-from kata_hypervisor.contract import Capabilities, Disk, SharedDirectory, VmSpec
-from kata_hypervisor.errors import NotSupportedError
+from kata_hypervisor.cloud_hypervisor.info import API_BASE, CLOUD_HYPERVISOR
+from kata_hypervisor.concurrency import finish
+from kata_hypervisor.contract import (
+    Capabilities,
+    Disk,
+    MachineSize,
+    SharedDirectory,
+    VmSpec,
+    check_size,
+)
+from kata_hypervisor.errors import ConfinementError, NotSupportedError
 from kata_hypervisor.host import Host
-from kata_hypervisor.lifecycle import VIRTIOFSD
 from kata_hypervisor.rest import RestClient, RestError, Step
 from kata_hypervisor.rest_machine import CONSOLE, RestMachine
-from kata_hypervisor.seccomp import wrapper_filter
 from kata_hypervisor.seccomp.confinement import ThreadConfinement
+from kata_hypervisor.vmm_paths import RUN_DIRECTORY
+
+if TYPE_CHECKING:
+    from kata_configuration.models.cloud_hypervisor import CloudHypervisor as Table
 
 __all__ = ["CloudHypervisorDriver"]
 
-API_BASE = "/api/v1"
-WRAPPER_FILTER_ADVICE = (
-    "path in [hypervisor.clh] must name the program itself, not a script that starts it; "
-    "disable_seccomp = true runs it without any filter"
-)
 VCPU_THREAD = re.compile(r"vcpu\d+")
 VCPU_FILTERS = 2
 
@@ -74,12 +78,14 @@ class CloudHypervisorDriver(RestMachine):
     )
 
     def __init__(
-        self, table: Table, host: Host, *, start_budget: float = 30.0, stop_budget: float = 2.0
+        self, table: Table, host: Host, *, start_budget: float | None = None, stop_budget: float = 2.0
     ) -> None:
         super().__init__(table, host, start_budget=start_budget, stop_budget=stop_budget)
         self._table = table
+        self._file_server = virtiofsd.FileServer(table, self._children, host)
         self._api: socket.socket | None = None
         self._sockets: machine.Sockets | None = None
+        self._spec: VmSpec | None = None
         self._events = EventStream()
         self._event_received = asyncio.Event()
         self._reason: str | None = None
@@ -100,14 +106,18 @@ class CloudHypervisorDriver(RestMachine):
         host_checks.check_readable(
             "the source of random numbers", self._table.entropy_source, f"correct entropy_source {here}"
         )
-        return host_checks.check_memory(spec.memory_mib, host_checks.MEMINFO, self.section)
+        return host_checks.check_guest_memory(
+            spec.memory_mib, self.section, huge=self._table.enable_hugepages
+        )
 
     async def _spawn(self, spec: VmSpec) -> HybridVsockTransport:
-        vsock = sockets.check_path(spec.directory / "clh.vsock", "the guest's vsock socket")
-        filesystem = sockets.check_path(spec.directory / "clh-fs.sock", "virtiofsd's socket")
-        for path in (vsock, filesystem):
-            sockets.clear(path)
+        self._spec = spec
+        directory = spec.directory / RUN_DIRECTORY
+        vsock = sockets.check_path(directory / "clh.vsock", "the guest's vsock socket")
+        filesystem = sockets.check_path(directory / "clh-fs.sock", "virtiofsd's socket")
         self._sockets = machine.Sockets(vsock, filesystem)
+        if spec.template is not None:
+            self._children.ours.enter_context(saved.view(spec.directory))
         with contextlib.ExitStack() as theirs:
             if spec.shared is not None:
                 await self._start_virtiofsd(spec.shared, filesystem)
@@ -121,27 +131,15 @@ class CloudHypervisorDriver(RestMachine):
             }
             seccomp = None
             if self._confined:
-                seccomp, self._born_with = (
-                    wrapper_filter.build(self.vmm, WRAPPER_FILTER_ADVICE),
-                    self._inherited + 1,
-                )
-            await self._children.spawn(self.vmm, machine.command_line(self._table), fds, seccomp=seccomp)
+                seccomp, self._born_with = allowlist.build(self._table.path), self._inherited + 1
+            argv, shown = machine.command_line(self._table), machine.shown(self._table, spec)
+            await self._children.spawn(self.vmm, argv, fds, seccomp=seccomp, privileges=shown)
         return await self._hybrid_vsock(vsock)
 
     async def _start_virtiofsd(self, shared: SharedDirectory, path: Path) -> None:
         """Start virtiofsd on a socket with a name: Cloud Hypervisor connects to it when it boots."""
-        table = self._table
-        argv = virtiofsd.command_line(
-            table.virtio_fs_daemon,
-            virtiofsd.dialect_of(table.virtio_fs_daemon),
-            shared.path,
-            table.virtio_fs_cache,
-            table.virtio_fs_extra_args,
-        )
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(os.fspath(path))
-            listener.listen(1)
-            await self._children.spawn(VIRTIOFSD, argv, {virtiofsd.LISTENER: listener.fileno()})
+        with await self._host.listen_for_vmm(path) as listener:
+            await self._file_server.start(shared.path, listener)
 
     async def _connect(self) -> RestClient:
         """Wait for a sign of each thread that the main one starts, and that puts on its filter itself.
@@ -152,6 +150,13 @@ class CloudHypervisorDriver(RestMachine):
         assert self._api is not None
         await self._event_received.wait()
         return RestClient(self._api, self.vmm, base=API_BASE, budget=self._start_budget)
+
+    async def _verify_confinement(self) -> None:
+        """Verify virtiofsd too. One that waits for a connection filters itself when the machine boots."""
+        await super()._verify_confinement()
+        if not self._running and self._file_server.waits_for_connection:
+            return
+        self._warnings += await self._file_server.verify(self._start_budget, read_back=not self._running)
 
     async def _version(self, client: RestClient) -> str:
         answer = await client.request("GET", "/vmm.ping")
@@ -178,13 +183,23 @@ class CloudHypervisorDriver(RestMachine):
             )
         assert self._sockets is not None
         config = machine.vm_config(self._table, spec, self._sockets)
-        lent.enter_context(template_view(template, spec.directory, config))
-        yield Step("restoring the machine", "PUT", "/vm.restore", {"source_url": f"file://{spec.directory}"})
+        view = spec.directory / saved.VIEW
+        lent.enter_context(saved.template_view(template, view, config))
+        yield Step("restoring the machine", "PUT", "/vm.restore", {"source_url": f"file://{view}"})
 
     async def _boot(self, client: RestClient) -> None:
-        await client.request("PUT", "/vm.resume" if self._restored else "/vm.boot")
-        assert self._sockets is not None
-        await self._host.discard(self._sockets.filesystem)
+        """Boot it, which makes the machine and lets it run; a restored one is made, and goes on."""
+        if self._restored:
+            await self._end_loading()
+            await client.request("PUT", "/vm.resume")
+        else:
+            await client.request("PUT", "/vm.boot")
+            await self._end_loading()
+
+    async def _end_loading(self) -> None:
+        """Have our filter allow no more than a running machine needs."""
+        if self._confined:
+            await self._host.end_loading(self._children[self.vmm])
 
     # -- confinement ---------------------------------------------------------------------------------------
 
@@ -214,17 +229,35 @@ class CloudHypervisorDriver(RestMachine):
 
     async def add_disk(self, disk: Disk) -> None:
         """See the contract."""
-        await self._command(
-            f"plug the disk {disk.id}", "PUT", "/vm.add-disk", machine.disk_config(self._table, disk)
-        )
+        if not disk.read_only:
+            raise NotSupportedError(f"cannot plug the disk {disk.id}: {self.vmm}'s later disks are read-only")
+        shown = replace(disk, path=await self._host.show_disk(disk.id, disk.path))
+        config = machine.disk_config(self._table, shown)
+        try:
+            await self._command(f"plug the disk {disk.id}", "PUT", "/vm.add-disk", config)
+        except BaseException:
+            await finish(self._host.hide_disk(disk.id))
+            raise
 
     async def remove_disk(self, name: str) -> None:
         """See the contract; the guest lets go of it when it comes to that."""
         await self._command(f"take out the disk {name}", "PUT", "/vm.remove-device", {"id": name})
+        await self._host.hide_disk(name)
 
-    async def resize(self, *, vcpus: int) -> None:
-        """See the contract; Cloud Hypervisor takes no more than the machine was made for."""
-        await self._command(f"resize to {vcpus} vCPUs", "PUT", "/vm.resize", {"desired_vcpus": vcpus})
+    async def resize(self, size: MachineSize) -> MachineSize:
+        """See the contract; Cloud Hypervisor says what it has asked the guest for, not what that did."""
+        assert self._spec is not None
+        check_size(self._spec, size)
+        body = {"desired_vcpus": size.vcpus}
+        if self._spec.later_memory_mib:
+            body["desired_ram"] = size.memory_mib * machine.MIB
+        await self._command("resize the virtual machine", "PUT", "/vm.resize", body)
+        try:
+            await self.verify_confinement()
+        except ConfinementError:
+            await self.stop()
+            raise
+        return size
 
     async def snapshot(self, directory: Path) -> None:
         """See the contract."""
@@ -244,7 +277,3 @@ class CloudHypervisorDriver(RestMachine):
 
     async def _ask_to_quit(self, client: RestClient) -> None:
         await client.request("PUT", "/vmm.shutdown", budget=self._stop_budget)
-
-    @property
-    def _made(self) -> tuple[Path, ...]:
-        return (self._sockets.vsock, self._sockets.filesystem) if self._sockets is not None else ()

@@ -7,13 +7,18 @@ socket, the console and the events are descriptors that it inherits: of these it
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kata_configuration.models.cloud_hypervisor import CloudHypervisor as Table
+from kata_hypervisor.cloud_hypervisor import saved
 from kata_hypervisor.contract import Disk, Tap, VmSpec
-from kata_hypervisor.kernel_line import kernel_line
+from kata_hypervisor.kernel_line import is_partitioned, kernel_line
+from kata_hypervisor.machine_privileges import machine_privileges
+from kata_hypervisor.privileges import Privileges
+from kata_hypervisor.rate_limiter import rate_limiter
+
+if TYPE_CHECKING:
+    from kata_configuration.models.cloud_hypervisor import CloudHypervisor as Table
 
 API, CONSOLE, EVENTS = 3, 4, 5
 """Descriptors in Cloud Hypervisor: the API's listening socket, and two pipes to write to."""
@@ -22,13 +27,15 @@ GUEST_CID = 3
 """The guest's vsock id; each machine has its own socket, so all may have the same."""
 
 MIB = 1 << 20
-REFILL_MS = 1000
+
+HUGE_PAGES = {"hugepages": True, "hugepage_size": 2 * MIB}
+
+KERNEL_PARAMETERS = ("no_timer_check",)
 
 Json = dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Sockets:
+class Sockets(NamedTuple):
     """Paths of the sockets that Cloud Hypervisor makes (vsock) or connects to (filesystem)."""
 
     vsock: Path
@@ -46,6 +53,16 @@ def command_line(table: Table) -> list[str]:
     ]
 
 
+def shown(table: Table, spec: VmSpec) -> Privileges:
+    """What Cloud Hypervisor is shown of the host for this machine: what it is asked to open."""
+    data: list[Path] = []
+    if spec.template is not None:
+        data = [spec.directory / saved.VIEW, *(spec.template / name for name in saved.STATE)]
+    source = table.entropy_source
+    files, devices = ((), (source,)) if source.is_char_device() else ((source,), ())
+    return machine_privileges(spec, data=data, files=files, devices=devices, written=(CONSOLE,))
+
+
 def vm_config(table: Table, spec: VmSpec, sockets: Sockets) -> Json:
     """Describe the machine: the body of vm.create, without the network, which is added with descriptors.
 
@@ -54,16 +71,17 @@ def vm_config(table: Table, spec: VmSpec, sockets: Sockets) -> Json:
     """
     payload = {
         "kernel": str(spec.kernel),
-        "cmdline": kernel_line(("no_timer_check",), spec, quiet=not table.enable_debug),
+        "cmdline": kernel_line(
+            KERNEL_PARAMETERS, spec, quiet=not table.enable_debug, partitioned=is_partitioned(spec.image)
+        ),
     }
     if spec.initrd is not None:
         payload["initramfs"] = str(spec.initrd)
-    most = max(table.default_maxvcpus or spec.vcpus, spec.vcpus)
     config: Json = {
         "payload": payload,
         "cpus": {
             "boot_vcpus": spec.vcpus,
-            "max_vcpus": most,
+            "max_vcpus": spec.most.vcpus if spec.most is not None else spec.vcpus,
             "nested": not table.disable_nested_virtualization,
         },
         # Shared, because virtiofsd reads and writes what the guest hands it in its memory.
@@ -71,6 +89,8 @@ def vm_config(table: Table, spec: VmSpec, sockets: Sockets) -> Json:
             "size": spec.memory_mib * MIB,
             "shared": spec.shared is not None,
             "prefault": table.enable_mem_prealloc,
+            **(HUGE_PAGES if table.enable_hugepages else {}),
+            **_later_memory(spec.later_memory_mib),
         },
         "rng": {"src": str(table.entropy_source)},
         # A 16550: the kernel writes to it long before it knows virtio, so an early panic is seen.
@@ -93,6 +113,10 @@ def vm_config(table: Table, spec: VmSpec, sockets: Sockets) -> Json:
     return config
 
 
+def _later_memory(memory_mib: int) -> Json:
+    return {"hotplug_method": "VirtioMem", "hotplug_size": memory_mib * MIB} if memory_mib else {}
+
+
 def _disks(spec: VmSpec) -> Iterator[Disk]:
     if spec.image is not None:
         yield Disk("image", spec.image, read_only=True)
@@ -112,22 +136,9 @@ def disk_config(table: Table, disk: Disk) -> Json:
         "image_type": "Raw",
         "sparse": not disk.read_only,
     }
-    limits = {
-        "bandwidth": _bucket(
-            table.disk_rate_limiter_bw_max_rate // 8, table.disk_rate_limiter_bw_one_time_burst // 8
-        ),
-        "ops": _bucket(table.disk_rate_limiter_ops_max_rate, table.disk_rate_limiter_ops_one_time_burst),
-    }
-    if limits := {name: bucket for name, bucket in limits.items() if bucket}:
+    if limits := rate_limiter(table):
         config["rate_limiter_config"] = limits
     return config
-
-
-def _bucket(rate: int, burst: int) -> Json | None:
-    """A token bucket of so much a second; None where there is no limit."""
-    if not rate:
-        return None
-    return {"size": rate, "refill_time": REFILL_MS} | ({"one_time_burst": burst} if burst else {})
 
 
 def net_config(table: Table, tap: Tap) -> Json:

@@ -2,7 +2,7 @@
 
 It restores from a directory with the files of SAVED, the first of which describes the machine. That of the
 template names the sockets and disks of the machine that was saved: a new one gets a description of its own
-beside links to the rest, in its sandbox's directory, for as long as it takes to restore.
+beside links to the rest, in a directory of its sandbox's, for as long as it takes to restore.
 """
 
 from __future__ import annotations
@@ -16,8 +16,22 @@ from typing import Any
 from kata_hypervisor.errors import SnapshotError
 
 DESCRIPTION = "config.json"
-SAVED = (DESCRIPTION, "state.json", "memory-ranges")
+STATE = ("state.json", "memory-ranges")
+SAVED = (DESCRIPTION, *STATE)
+VIEW = "restored"
+"""In the sandbox's directory: what the VMM, which sees nothing else of it, restores from."""
 LIMIT = 1 << 20
+
+
+@contextmanager
+def view(directory: Path) -> Iterator[None]:
+    """Have the directory, still empty, below a sandbox's."""
+    path = directory / VIEW
+    path.mkdir(mode=0o755, exist_ok=True)
+    try:
+        yield
+    finally:
+        path.rmdir()
 
 
 @contextmanager
@@ -43,6 +57,7 @@ def template_view(template: Path, directory: Path, config: dict[str, Any]) -> It
                 if name != DESCRIPTION:
                     (directory / name).symlink_to(template / name)
             (directory / DESCRIPTION).write_text(description)
+            (directory / DESCRIPTION).chmod(0o444)
         except OSError as error:
             raise SnapshotError(
                 f"cannot start from {template}: {error.filename}: {error.strerror}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from ctypes import LittleEndianStructure, c_char, c_uint8, c_uint16, c_uint32, c_uint64, sizeof
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kata_hypervisor.dragonball import aml, layout
 
@@ -123,8 +123,7 @@ class MadtIoApic(LittleEndianStructure):
     )
 
 
-@dataclass(frozen=True, slots=True)
-class VirtioWindow:
+class VirtioWindow(NamedTuple):
     """One virtio-mmio device. address: of its registers. interrupt: its pin of the I/O APIC."""
 
     address: int

@@ -16,6 +16,7 @@ from kata_hypervisor.dragonball import layout
 from kata_hypervisor.dragonball.kernel import Entry, KernelImage, SetupHeader, parse_kernel
 from kata_hypervisor.dragonball.memory import GuestMemory, OutOfRangeError
 from kata_hypervisor.errors import LaunchError
+from kata_hypervisor.kernel_line import check_length
 
 E820_RAM, E820_RESERVED = 1, 2
 LOADER_UNDEFINED = 0xFF
@@ -87,11 +88,7 @@ def load(memory: GuestMemory, kernel: Path, initrd: Path | None, command_line: s
     image = _load_kernel(memory, kernel)
     module = _load_initrd(memory, initrd, image) if initrd is not None else (0, 0)
     line = command_line.encode()
-    if len(line) > layout.COMMAND_LINE_LIMIT:
-        raise LaunchError(
-            f"cannot boot the guest: its kernel command line has {len(line)} bytes, "
-            f"the kernel reads {layout.COMMAND_LINE_LIMIT}; shorten kernel_params"
-        )
+    check_length(line)
     memory.write(layout.COMMAND_LINE, line + b"\0")
     if image.entry is Entry.PVH:
         _write_start_info(memory, module)

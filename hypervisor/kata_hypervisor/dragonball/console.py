@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-from collections.abc import Callable
 
 import anyio
 
@@ -22,8 +22,8 @@ class Console:
         self._writer = writer
 
     @classmethod
-    async def open(cls, log: Callable[[str], None] | None) -> Console:
-        """Make the pipe and follow it. log: called with each complete line."""
+    async def open(cls, log: logging.Logger) -> Console:
+        """Make the pipe and follow it. log: gets each complete line, at debug."""
         reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             follower = await follow(os.fdopen(reader, "rb", buffering=0), log)

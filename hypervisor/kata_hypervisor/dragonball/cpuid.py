@@ -7,7 +7,7 @@ E; which fields to change: Firecracker's cpuid-normalization.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kata_hypervisor.errors import SnapshotError
 from kata_hypervisor.kvm.abi import (
@@ -20,8 +20,7 @@ from kata_hypervisor.kvm.abi import (
 INTEL, AMD = b"GenuineIntel", b"AuthenticAMD"
 
 
-@dataclass(frozen=True, slots=True)
-class Field:
+class Field(NamedTuple):
     """Bits `low` to `high` of a register."""
 
     register: str

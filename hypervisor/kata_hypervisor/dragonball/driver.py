@@ -14,18 +14,18 @@ import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 
+from kata_agent import reserved_ports
 from kata_agent.transport import GuestTransport
 from kata_agent.transports import VsockTransport
-from kata_configuration.models.dragonball import Dragonball as DragonballTable
 from kata_hypervisor.children import MOMENT, Children
-from kata_hypervisor.contract import Capabilities, VmExit, VmmProcess, VmSpec, check_supported
+from kata_hypervisor.contract import CRASHED, Capabilities, VmExit, VmmProcess, VmSpec, check_supported
 from kata_hypervisor.dragonball import boot_source
-from kata_hypervisor.dragonball.command import kernel_command_line
 from kata_hypervisor.dragonball.console import Console
-from kata_hypervisor.dragonball.file_server import NAME as FILE_SERVER
+from kata_hypervisor.dragonball.exits import Crash
 from kata_hypervisor.dragonball.file_server import STDERR as FILE_SERVER_STDERR
 from kata_hypervisor.dragonball.guest_devices import GuestDevices
 from kata_hypervisor.dragonball.hotplug import Hotplug, HotplugHypervisor
@@ -38,10 +38,22 @@ from kata_hypervisor.dragonball.template import Saving
 from kata_hypervisor.dragonball.thread_result import ThreadResult
 from kata_hypervisor.errors import HypervisorError, LaunchError, SnapshotError
 from kata_hypervisor.host import ExitStatus, Host
+from kata_hypervisor.kernel_line import is_partitioned, kernel_line
 from kata_hypervisor.kvm.vcpus import accept_kicks
 from kata_hypervisor.seccomp.seal import settle_libc
+from kata_hypervisor.virtiofsd import NAME as FILE_SERVER
+from kata_hypervisor.virtiofsd import FileServer
+
+if TYPE_CHECKING:
+    from kata_configuration.models.dragonball import Dragonball as DragonballTable
 
 __all__ = ["Dragonball"]
+
+# The last two: no exits to look for what is not there.
+KERNEL_PARAMETERS = (
+    *("tsc=reliable", "no_timer_check", "pci=off", "8250.nr_uarts=1"),
+    reserved_ports.PARAMETER,  # its vsock is the kernel's, to which every user of the host connects
+)
 
 
 class Dragonball(InProcessVmm[str], HotplugHypervisor):
@@ -67,6 +79,7 @@ class Dragonball(InProcessVmm[str], HotplugHypervisor):
         super().__init__(host)
         self._table = table
         self._children = Children(host, None)
+        self._file_server = FileServer(table, self._children, host)
         self._machine: Machine | None = None
         self._hotplug: Hotplug | None = None
         self._console: Console | None = None
@@ -123,11 +136,12 @@ class Dragonball(InProcessVmm[str], HotplugHypervisor):
         self._networked = bool(spec.taps or spec.spare_taps)
         with contextlib.ExitStack() as unused:
             devices = GuestDevices(unused)
-            await devices.open(self._table, self._host, self._children, spec)
+            await devices.open(self._table, self._host, self._file_server, spec)
             self._transport = devices.transport
             try:
                 await worker.run(lambda: self._build(devices, console, guest_end, spec))
-            except LaunchError:
+                self._warnings += await self._file_server.verify(self._host.patience)
+            except (LaunchError, ProcessLookupError):
                 await self._blame_file_server()
                 raise
             unused.pop_all()
@@ -136,8 +150,7 @@ class Dragonball(InProcessVmm[str], HotplugHypervisor):
         self._end = asyncio.create_task(self._supervise(self._machine), name="virtual machine's end")
 
     async def _open_console(self) -> Console:
-        debug = logging.getLogger(f"{__name__}.console").debug
-        self._console = await Console.open(debug if self._table.enable_debug else None)
+        self._console = await Console.open(logging.getLogger(f"{__name__}.console"))
         self._children.ours.push_async_callback(self._console.aclose)
         return self._console
 
@@ -145,7 +158,12 @@ class Dragonball(InProcessVmm[str], HotplugHypervisor):
         self, devices: GuestDevices, console: Console, guest_end: ThreadResult[str], spec: VmSpec
     ) -> None:
         """Put the machine together; blocks, on a thread of its own."""
-        line = kernel_command_line(spec, self._table.enable_debug)
+        line = kernel_line(
+            KERNEL_PARAMETERS,
+            spec,
+            quiet=not self._table.enable_debug,
+            partitioned=is_partitioned(spec.image),
+        )
         source, self._saving = boot_source.choose(
             spec, line, [*devices.present, *devices.spares], self._files
         )
@@ -172,6 +190,14 @@ class Dragonball(InProcessVmm[str], HotplugHypervisor):
                 f"virtiofsd exited before the guest was ready: {self._describe_file_server(status)}",
                 self._diagnostics(),
             )
+
+    async def verify_confinement(self) -> None:
+        """See the contract."""
+        await super().verify_confinement()
+        try:
+            await self._file_server.check()
+        except ProcessLookupError as error:
+            raise HypervisorError("cannot verify the confinement: virtiofsd has exited") from error
 
     # -- while it runs ---------------------------------------------------------------------------------------
 
@@ -236,6 +262,7 @@ class Dragonball(InProcessVmm[str], HotplugHypervisor):
     async def _supervise(self, machine: Machine) -> VmExit:
         """Wait for the first end, then end everything."""
         assert self._guest_ended is not None
+        own = ExitStatus(code=0)
         served = FILE_SERVER in self._children
         daemon = asyncio.ensure_future(self._children[FILE_SERVER].wait()) if served else None
         try:
@@ -244,12 +271,14 @@ class Dragonball(InProcessVmm[str], HotplugHypervisor):
             )
             requested = self._requested
             first = FILE_SERVER if not self._guest_ended.done() else NAME
-            status = daemon.result() if first == FILE_SERVER and daemon is not None else ExitStatus(code=0)
             machine.processors.end("virtiofsd exited")
+            if isinstance(machine.processors.outcome, Crash):
+                own = ExitStatus(signal=CRASHED)
+            status = daemon.result() if first == FILE_SERVER and daemon is not None else own
         finally:
             await self._release()
             if self._own is not None:
-                self._own.end()
+                self._own.end(own)
         reason = f"the guest ended: {machine.processors.outcome}"
         if first == FILE_SERVER:
             reason = f"virtiofsd exited: {self._describe_file_server(status)}"
@@ -257,18 +286,17 @@ class Dragonball(InProcessVmm[str], HotplugHypervisor):
 
     async def _release(self) -> None:
         """End virtiofsd and everything of ours; blocks the event loop for nothing."""
-        if self._machine is not None and self._worker is not None:
-            await self._worker.run(self._machine.close)
+        machine = self._machine
+        released = await self._release_machine(machine.close if machine is not None else lambda: None)
         await self._children.kill()
         await self._children.wait()
         await self._children.drain_outputs()
+        if not released:
+            return
         if self._console is not None:
             await self._console.finish(MOMENT)
         self._files.close()
         await self._children.ours.aclose()
-        if self._worker is not None:
-            self._worker.close()
-            self._worker = None
 
     def _describe_file_server(self, status: ExitStatus) -> str:
         """How it exited, and why by the last line that it wrote."""

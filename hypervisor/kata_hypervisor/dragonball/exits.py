@@ -10,6 +10,13 @@ from collections.abc import Callable, Mapping
 from kata_hypervisor.dragonball.bus import Bus
 from kata_hypervisor.kvm import abi
 
+
+class Crash(str):
+    """How a guest ended that did not mean to."""
+
+    __slots__ = ()
+
+
 Handler = Callable[[abi.KvmRun, memoryview, Bus], str | None]
 """Handles an exit: the processor's state, its page (where port data is) and the bus.
 
@@ -40,27 +47,27 @@ def _memory(run: abi.KvmRun, page: memoryview, bus: Bus) -> None:
 
 
 def _halt(run: abi.KvmRun, page: memoryview, bus: Bus) -> str:
-    return "a processor halted for good"
+    return Crash("a processor halted for good")
 
 
 def _triple_fault(run: abi.KvmRun, page: memoryview, bus: Bus) -> str:
-    return "it crashed with a triple fault"
+    return Crash("it crashed with a triple fault")
 
 
 def _entry_failed(run: abi.KvmRun, page: memoryview, bus: Bus) -> str:
     reason = run.fail_entry.hardware_entry_failure_reason
-    return f"the host's processor refused to run it: hardware reason {reason:#x}"
+    return Crash(f"the host's processor refused to run it: hardware reason {reason:#x}")
 
 
 def _internal_error(run: abi.KvmRun, page: memoryview, bus: Bus) -> str:
     if run.internal.suberror == abi.KVM_INTERNAL_ERROR_EMULATION:
-        return "KVM could not emulate one of its instructions"
-    return f"KVM gave up: internal error {run.internal.suberror}"
+        return Crash("KVM could not emulate one of its instructions")
+    return Crash(f"KVM gave up: internal error {run.internal.suberror}")
 
 
 def _system_event(run: abi.KvmRun, page: memoryview, bus: Bus) -> str:
     kinds = {abi.KVM_SYSTEM_EVENT_SHUTDOWN: "it powered off", abi.KVM_SYSTEM_EVENT_RESET: "it reset"}
-    return kinds.get(run.system_event.type, f"system event {run.system_event.type}")
+    return kinds.get(run.system_event.type, Crash(f"system event {run.system_event.type}"))
 
 
 def _interrupted(run: abi.KvmRun, page: memoryview, bus: Bus) -> None:
@@ -83,5 +90,5 @@ def handle(run: abi.KvmRun, page: memoryview, bus: Bus) -> str | None:
     """Handle the exit that the processor's state names; an unknown one ends the guest."""
     handler = HANDLERS.get(run.exit_reason)
     if handler is None:
-        return f"KVM reported exit reason {run.exit_reason}, which nobody asked for"
+        return Crash(f"KVM reported exit reason {run.exit_reason}, which nobody asked for")
     return handler(run, page, bus)

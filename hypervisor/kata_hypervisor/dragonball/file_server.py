@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from kata_configuration.models.dragonball import Dragonball
+import math
+import socket
+import struct
+
 from kata_hypervisor import virtiofsd
-from kata_hypervisor.children import Children
 from kata_hypervisor.contract import SharedDirectory, VmSpec
 from kata_hypervisor.dragonball.virtio.filesystem import FileSystem
 
-NAME = "virtiofsd"
-STDERR = f"{NAME} stderr"
+STDERR = f"{virtiofsd.NAME} stderr"
 """The heading under which `Children` keeps what it writes."""
 
 
-async def start(table: Dragonball, children: Children, spec: VmSpec, shared: SharedDirectory) -> FileSystem:
-    """Start it, as one of the machine's children; return the device that it serves.
+async def start(
+    server: virtiofsd.FileServer, spec: VmSpec, shared: SharedDirectory, queue_size: int, patience: float
+) -> FileSystem:
+    """Start it; return the device that it serves.
+
+    patience: seconds that it gets for each answer.
 
     Raises:
         HostUnfitError, LaunchError: there is none, or it cannot be started.
     """
-    daemon = table.virtio_fs_daemon
-    argv = virtiofsd.command_line(
-        daemon, virtiofsd.dialect_of(daemon), shared.path, table.virtio_fs_cache, table.virtio_fs_extra_args
-    )
     listener, connection = virtiofsd.rendezvous(spec.directory)
     try:
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            connection.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", math.ceil(patience), 0))
         with listener:
-            await children.spawn(NAME, argv, {virtiofsd.LISTENER: listener.fileno()})
-        return FileSystem(connection, shared.tag, table.virtio_fs_queue_size)
+            await server.start(shared.path, listener)
+        return FileSystem(connection, shared.tag, queue_size)
     except BaseException:
         connection.close()
         raise

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from kata_agent.transports import VsockTransport
-from kata_configuration.models.dragonball import Dragonball
 from kata_hypervisor import vhost_vsock
-from kata_hypervisor.children import Children
 from kata_hypervisor.contract import VmSpec
 from kata_hypervisor.dragonball import file_server
 from kata_hypervisor.dragonball.host_files import (
@@ -26,6 +25,10 @@ from kata_hypervisor.dragonball.virtio.network import Network
 from kata_hypervisor.dragonball.virtio.vsock import Socket
 from kata_hypervisor.errors import HostUnfitError
 from kata_hypervisor.host import Host
+from kata_hypervisor.virtiofsd import FileServer
+
+if TYPE_CHECKING:
+    from kata_configuration.models.dragonball import Dragonball
 
 
 class GuestDevices:
@@ -41,8 +44,8 @@ class GuestDevices:
         self.spares: list[Block | Network] = []
         self.transport: VsockTransport | None = None
 
-    async def open(self, table: Dragonball, host: Host, children: Children, spec: VmSpec) -> None:
-        """Open all of them. children: of which virtiofsd becomes one.
+    async def open(self, table: Dragonball, host: Host, server: FileServer, spec: VmSpec) -> None:
+        """Open all of them. server: serves the shared directory.
 
         Raises:
             HostUnfitError, LaunchError, NotSupportedError: the host lacks something, or it cannot be opened.
@@ -59,7 +62,8 @@ class GuestDevices:
         if spec.shared is not None and spec.saved_to is not None:
             self._add(FileSystem(None, spec.shared.tag, table.virtio_fs_queue_size))
         elif spec.shared is not None:
-            self._add(await file_server.start(table, children, spec, spec.shared))
+            served = file_server.start(server, spec, spec.shared, table.virtio_fs_queue_size, host.patience)
+            self._add(await served)
         if table.reclaim_guest_freed_memory:
             self._add(Balloon())
         self.spares = open_spares(spec, self._unused)

@@ -11,9 +11,9 @@ from kata_hypervisor.dragonball.virtio.block import Block, Medium
 from kata_hypervisor.dragonball.virtio.entropy import Entropy
 from kata_hypervisor.dragonball.virtio.network import NO_TAP, Network, set_up_tap
 from kata_hypervisor.errors import HostUnfitError, LaunchError, NotSupportedError
+from kata_hypervisor.privileges import VHOST_NET
 
 ENTROPY = "/dev/urandom"
-VHOST_NET = "/dev/vhost-net"
 
 
 def open_disk(path: Path, identity: str, *, read_only: bool) -> Block:
@@ -47,7 +47,7 @@ def open_network(tap: Tap) -> Network:
         set_up_tap(queue)
     except OSError as error:
         raise HostUnfitError(f"cannot use the tap {tap.name}: {error.strerror}") from error
-    return Network(os.dup(queue), open_vhost_net(), mac)
+    return Network(os.dup(queue), open_vhost_net(), mac, tap.mtu)
 
 
 def tap_queue(tap: Tap) -> tuple[int, bytes]:
@@ -64,7 +64,10 @@ def open_vhost_net() -> int:
     try:
         return os.open(VHOST_NET, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        raise HostUnfitError(f"cannot open {VHOST_NET}: {error.strerror}; load vhost_net") from error
+        raise HostUnfitError(
+            f"cannot open {VHOST_NET}: {error.strerror}; load the module vhost_net, and allow the device in "
+            "the pod's cgroup"
+        ) from error
 
 
 def open_spares(spec: VmSpec, unused: contextlib.ExitStack) -> list[Block | Network]:

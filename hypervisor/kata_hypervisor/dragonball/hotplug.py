@@ -9,17 +9,16 @@ from collections.abc import Callable, Sequence
 
 import anyio
 
+from kata_hypervisor.concurrency import finish
 from kata_hypervisor.contract import Disk, Hypervisor, Tap
 from kata_hypervisor.dragonball.host_files import tap_queue
 from kata_hypervisor.dragonball.machine import Machine
 from kata_hypervisor.dragonball.slots import D, Slot
 from kata_hypervisor.dragonball.virtio.block import Block, Medium
-from kata_hypervisor.dragonball.virtio.network import Network
-from kata_hypervisor.errors import HypervisorError
+from kata_hypervisor.dragonball.virtio.network import SLOT_MTU, Network
+from kata_hypervisor.errors import HypervisorError, NotSupportedError
 from kata_hypervisor.host import Host
 
-PATIENCE = 10.0
-"""Seconds in which the guest notices; it takes milliseconds, under emulation a tenth of a second."""
 PAUSE, TURNS = 0.005, 200
 """Seconds between two looks at whether it has, and looks between two reminders."""
 
@@ -58,6 +57,11 @@ class Hotplug:
         what = f"plug the network device {tap.id}"
         try:
             queue, mac = tap_queue(tap)
+            if tap.mtu > SLOT_MTU:
+                raise NotSupportedError(
+                    f"cannot {what}: its MTU is {tap.mtu}, and the slots that the machine was made with take "
+                    f"at most {SLOT_MTU}"
+                )
             slot = _take(self._nics, tap.id, what, lambda nic: nic.mac == mac)
         except BaseException:
             _close(tap)
@@ -96,9 +100,11 @@ class Hotplug:
 
     async def _vacate(self, slot: Slot[D]) -> None:
         """Empty a slot, whatever the guest thinks of it."""
-        with anyio.CancelScope(shield=True):
-            if self._machine.processors.outcome is None:  # else it is emptied by the machine's end
-                await self._machine.control.run(slot.device.eject)
+        await finish(self._empty(slot))
+
+    async def _empty(self, slot: Slot[D]) -> None:
+        if self._machine.processors.outcome is None:  # else it is emptied by the machine's end
+            await self._machine.control.run(slot.device.eject)
         if not slot.driven:
             self._machine.states.hide(slot.number)
         slot.holder = None
@@ -107,7 +113,7 @@ class Hotplug:
         self, noticed: Callable[[], bool], what: str, remind: Callable[[], object] = lambda: None
     ) -> None:
         """Wait for the guest, which has nobody to wake us."""
-        with anyio.move_on_after(PATIENCE):
+        with anyio.move_on_after(self._host.patience):
             for turn in itertools.count(1):
                 if noticed():
                     return
@@ -117,8 +123,8 @@ class Hotplug:
                 if turn % TURNS == 0:
                     remind()
         raise HypervisorError(
-            f"cannot {what}: the guest did not respond within {PATIENCE:g} s; check that its kernel has "
-            "virtio-mmio and ACPI's generic event device, and that it is not paused"
+            f"cannot {what}: the guest did not respond within {self._host.patience:g} s; check that its "
+            "kernel has virtio-mmio and ACPI's generic event device, and that it is not paused"
         )
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import logging
+import threading
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -23,6 +25,13 @@ from kata_hypervisor.seccomp.confinement import find_breach, inherited_filters
 
 SWITCH_INTERVAL = 0.0005
 """Seconds for which one thread may keep the others of this process waiting, vCPUs with an exit among them."""
+
+END_PATIENCE = 10.0
+"""Seconds for which the end of the machine's threads is waited for. They run nothing of the guest's any more;
+one that hangs in the host's kernel keeps its memory and its files until this process exits, and nothing else.
+"""
+
+_log = logging.getLogger(__name__)
 
 Outcome = TypeVar("Outcome")
 
@@ -46,6 +55,7 @@ class InProcessVmm(VmLifecycle, Generic[Outcome]):
         self._own: OwnProcess | None = None
         self._guest_ended: asyncio.Future[Outcome] | None = None
         self._running = False
+        self._hangs = False
 
     @property
     @abc.abstractmethod
@@ -64,6 +74,30 @@ class InProcessVmm(VmLifecycle, Generic[Outcome]):
         """Start the thread that may wait for the vCPUs, which wait for each other."""
         self._worker = Control("machine")
         return self._worker
+
+    async def _release_machine(self, close: Callable[[], None]) -> bool:
+        """Have the worker end the machine's threads and release what they use; whether that was done in time.
+
+        After False nothing that a thread may use can be closed.
+        """
+        if self._worker is None:
+            return not self._hangs
+        worker, self._worker = self._worker, None
+        closing = asyncio.ensure_future(worker.run(close))
+        await asyncio.wait({closing}, timeout=END_PATIENCE)
+        if closing.done():
+            closing.result()
+            worker.close()
+            return True
+        self._hangs = True
+        names = ", ".join(sorted(thread.name for thread in threading.enumerate() if thread.daemon))
+        _log.error(
+            "%s has ended, but threads of it hang (of %s): its memory and its files are released when this "
+            "process exits; a disk or a network file system of the host may not answer",
+            self._noun,
+            names,
+        )
+        return False
 
     def _guest_end(self) -> ThreadResult[Outcome]:
         """Make what the machine sets at the guest's end; the caller closes it."""

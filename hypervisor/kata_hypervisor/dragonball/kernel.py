@@ -6,9 +6,8 @@ Source: Linux' Documentation/x86/boot.rst. A kernel file is the operator's, and 
 from __future__ import annotations
 
 from ctypes import LittleEndianStructure, c_uint8, c_uint16, c_uint32, c_uint64, sizeof
-from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from kata_hypervisor import elf
 from kata_hypervisor.dragonball.layout import HIGH_MEMORY
@@ -88,8 +87,7 @@ class Entry(Enum):
     PVH = "pvh"
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """Bytes [offset, offset + length) of the file go to `address`, where the kernel owns `room` bytes."""
 
     address: int
@@ -98,8 +96,7 @@ class Segment:
     room: int
 
 
-@dataclass(frozen=True, slots=True)
-class KernelImage:
+class KernelImage(NamedTuple):
     """What a kernel file says. setup: its setup header, or None for an ELF file."""
 
     segments: tuple[Segment, ...]

@@ -9,7 +9,7 @@ import fcntl
 import mmap
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kata_hypervisor import libc
 from kata_hypervisor.dragonball.layout import HUGE_PAGE, MMIO_GAP, MMIO_GAP_END, PAGE
@@ -25,8 +25,7 @@ class OutOfRangeError(ValueError):
     """Somebody named an address at which the guest has no memory."""
 
 
-@dataclass(frozen=True, slots=True)
-class Region:
+class Region(NamedTuple):
     """A piece of the guest's physical memory. offset: where it begins in the file and in the mapping."""
 
     start: int

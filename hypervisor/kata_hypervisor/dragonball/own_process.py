@@ -23,9 +23,9 @@ class OwnProcess:
         self._kill = kill
         self._ended = asyncio.Event()
 
-    def end(self) -> None:
-        """Say that the machine has ended."""
-        self.exited = ExitStatus(code=0)
+    def end(self, status: ExitStatus) -> None:
+        """Say that the machine has ended, and how."""
+        self.exited = status
         self._ended.set()
 
     async def wait(self) -> ExitStatus:

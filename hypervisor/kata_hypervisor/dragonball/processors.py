@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 
 from kata_hypervisor.dragonball.bus import Bus
-from kata_hypervisor.dragonball.exits import handle
+from kata_hypervisor.dragonball.exits import Crash, handle
 from kata_hypervisor.kvm import abi
 from kata_hypervisor.kvm.vcpus import INTERRUPTED, Target, Vcpu, VcpuThreads
 
@@ -34,7 +34,7 @@ class Processors(VcpuThreads[str, memoryview]):
                 fcntl.ioctl(one.descriptor, abi.KVM_KVMCLOCK_CTRL)
 
     def _fault(self, what: str) -> str:
-        return what
+        return Crash(what)
 
     def _before_resuming(self) -> None:
         self.mark_clocks_stopped()

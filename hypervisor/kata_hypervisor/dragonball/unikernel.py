@@ -14,8 +14,8 @@ import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from kata_configuration.models.dragonball import Dragonball as DragonballTable
 from kata_hypervisor.contract import (
     CRASHED,
     UnikernelCapabilities,
@@ -36,11 +36,14 @@ from kata_hypervisor.solo5.hypercalls import End
 from kata_hypervisor.solo5.machine import Board, Machine
 from kata_hypervisor.solo5.processor import Processor
 
+if TYPE_CHECKING:
+    from kata_configuration.models.dragonball import Dragonball as DragonballTable
+
 
 class InProcessUnikernel(InProcessVmm[End], UnikernelVmm):
     """One unikernel in this process. table: [hypervisor.dragonball] of the configuration, without effect."""
 
-    capabilities = UnikernelCapabilities(tap_descriptors=True)
+    capabilities = UnikernelCapabilities(tap_descriptors=True, tap_header=False)
     _noun = "the unikernel"
 
     def __init__(self, table: DragonballTable, host: Host) -> None:
@@ -125,18 +128,15 @@ class InProcessUnikernel(InProcessVmm[End], UnikernelVmm):
     async def _supervise(self, machine: Machine) -> VmExit:
         """Wait for the guest's end, then release everything."""
         assert self._guest_ended is not None
-        assert self._worker is not None
         end = await self._guest_ended
-        await self._worker.run(machine.close)
-        self._worker.close()
-        self._worker = None
-        self._ours.close()
-        if self._own is not None:
-            self._own.end()
+        if await self._release_machine(machine.close):
+            self._ours.close()
         if end.status is not None:
             status = ExitStatus(code=end.status)
         else:
             status = ExitStatus(signal=signal.SIGKILL if self._requested else CRASHED)
+        if self._own is not None:
+            self._own.end(status)
         return VmExit(f"the unikernel {end.reason}", NAME, status, self._requested, self._diagnostics())
 
     def _diagnostics(self) -> Mapping[str, str]:

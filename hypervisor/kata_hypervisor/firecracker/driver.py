@@ -7,8 +7,8 @@ the API's thread; when it runs and the main thread has answered once more, every
 ignores its options is refused by the first of these, with no guest in it; and so is one whose filters, read
 back from the kernel, allow every call: those of a debug build, and of one for glibc.
 
-Where the jailer is configured, Firecracker has a root directory, a user and limits of its own besides. Its
-sockets are then reached through /proc/PID/root: nobody else's view of the file system has them.
+Without the jailer, Firecracker is the pod's user in a root of its own, as every VMM is. With it, it is in one
+that the jailer makes in a directory of the sandbox's, which only the host's side of the driver sees.
 """
 
 from __future__ import annotations
@@ -17,26 +17,30 @@ import contextlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from kata_agent.transports import HybridVsockTransport
-from kata_configuration.models.firecracker import Firecracker as Table
-from kata_hypervisor import exit_reason, host_checks, sockets, versions
+from kata_hypervisor import bootable, exit_reason, host_checks, sockets, versions
+from kata_hypervisor.concurrency import finish
 from kata_hypervisor.contract import Capabilities, Disk, VmSpec
 from kata_hypervisor.errors import HostUnfitError, HypervisorError, NotSupportedError
 from kata_hypervisor.firecracker import machine
-from kata_hypervisor.firecracker.info import FIRECRACKER
+from kata_hypervisor.firecracker.info import EMPTY, FIRECRACKER, MOST_SPARES
 from kata_hypervisor.host import Host
+from kata_hypervisor.privileges import Privileges
 from kata_hypervisor.rest import RestClient, RestError, Step
 from kata_hypervisor.rest_machine import CONSOLE, RestMachine
 from kata_hypervisor.seccomp.confinement import ThreadConfinement
+from kata_hypervisor.vmm_paths import RUN_DIRECTORY
+
+if TYPE_CHECKING:
+    from kata_configuration.models.firecracker import Firecracker as Table
 
 __all__ = ["FirecrackerDriver"]
 
 API_THREAD = "fc_api"
 API_SOCKET, VSOCK_SOCKET = "firecracker.sock", "firecracker.vsock"
 MOST_VCPUS = 32
-MOST_SPARES = 12  # of 19 interrupts, each device has one of its own
 RESTORES = (1, 16, 0)
 
 
@@ -55,7 +59,7 @@ class FirecrackerDriver(RestMachine):
     )
 
     def __init__(
-        self, table: Table, host: Host, *, start_budget: float = 30.0, stop_budget: float = 2.0
+        self, table: Table, host: Host, *, start_budget: float | None = None, stop_budget: float = 2.0
     ) -> None:
         super().__init__(table, host, start_budget=start_budget, stop_budget=stop_budget)
         self._table = table
@@ -76,7 +80,6 @@ class FirecrackerDriver(RestMachine):
         # As Firecracker sees them, and as we do.
         self._places: machine.Places | None = None
         self._api: Path | None = None
-        self._left: tuple[Path, ...] = ()
 
     # -- start ---------------------------------------------------------------------------------------------
 
@@ -98,28 +101,24 @@ class FirecrackerDriver(RestMachine):
             )
         if spec.vcpus > MOST_VCPUS:
             raise HostUnfitError(f"firecracker runs at most {MOST_VCPUS} vCPUs, {spec.vcpus} were asked for")
-        warnings = host_checks.check_memory(spec.memory_mib, host_checks.MEMINFO, self.section)
-        if self._table.jailer_path is None:
-            warnings.append(
-                f"firecracker runs without its jailer: set jailer_path {here} to confine it further"
-            )
-        return warnings
+        return host_checks.check_guest_memory(
+            spec.memory_mib, self.section, huge=self._table.enable_hugepages
+        )
 
     async def _spawn(self, spec: VmSpec) -> HybridVsockTransport | None:
         self._spec = spec
         self._spares = {disk.id: None for disk in machine.spares_of(self._table, spec)}
         if self._table.jailer_path is not None:
             return await self._spawn_jailed(spec)
-        api = sockets.check_path(spec.directory / API_SOCKET, "firecracker's API socket")
-        vsock = sockets.check_path(spec.directory / VSOCK_SOCKET, "the guest's vsock socket")
-        for path in (api, vsock):
-            sockets.clear(path)
-        self._left = (api, vsock)
+        directory = spec.directory / RUN_DIRECTORY
+        api = sockets.check_path(directory / API_SOCKET, "firecracker's API socket")
+        vsock = sockets.check_path(directory / VSOCK_SOCKET, "the guest's vsock socket")
         files = {path: path for path in machine.files_of(spec).values()}
         self._places = machine.Places(api, vsock, files)
         self._api = api
         argv = machine.command_line(self._table, spec, api)
-        await self._children.spawn(self.vmm, argv, {}, stdout=CONSOLE)
+        shown = machine.shown(spec)
+        await self._children.spawn(self.vmm, argv, {}, stdout=CONSOLE, privileges=shown)
         return await self._hybrid_vsock(vsock)
 
     async def _spawn_jailed(self, spec: VmSpec) -> HybridVsockTransport:
@@ -131,28 +130,31 @@ class FirecrackerDriver(RestMachine):
             )
         base = spec.directory / "jail"
         files = machine.files_of(spec)
-        await self._host.make_jail(machine.jail_root(self._table, spec, base), files)
+        root = machine.jail_root(self._table, spec, base)
+        await self._host.make_jail(root, files)
         self._places = machine.Places(
             Path("/", API_SOCKET),
             Path("/", VSOCK_SOCKET),
             {path: Path("/", name) for name, path in files.items()},
         )
-        user = machine.unprivileged_user(spec.directory)
-        argv = machine.jailer_command_line(self._table, spec, base, user, self._places.api)
-        child = await self._children.spawn(self.vmm, argv, {}, stdout=CONSOLE)
-        root = Path(f"/proc/{child.pid}/root")
+        argv = machine.jailer_command_line(self._table, spec, base, self._host.user, self._places.api)
+        jailer = Privileges(open_files=machine.NO_FILE, file_size=None, jailer=True)
+        await self._children.spawn(self.vmm, argv, {}, stdout=CONSOLE, privileges=jailer)
         self._api = root / API_SOCKET
         return await self._hybrid_vsock(root / VSOCK_SOCKET)
 
     async def _connect(self) -> RestClient:
         assert self._api is not None
-        return RestClient(await sockets.connect(self._api), self.vmm, budget=self._start_budget)
+        return RestClient(await self._api_at(self._api), self.vmm, budget=self._start_budget)
 
     async def _version(self, client: RestClient) -> str:
         answer = await client.request("GET", "/version")
         if not isinstance(answer, dict) or not isinstance(answer.get("firecracker_version"), str):
             raise RestError(f"{self.vmm}'s answer to GET /version has no version")
         version: str = answer["firecracker_version"]
+        # A unikernel's is another kind of file, and was looked at before.
+        if self._spec and (sentence := bootable.unbootable(self.info, version, self._spec.kernel)):
+            raise HostUnfitError(f"cannot boot the guest: {sentence}")
         return version
 
     def _steps(self, spec: VmSpec) -> Iterator[Step]:
@@ -228,11 +230,13 @@ class FirecrackerDriver(RestMachine):
                 f"cannot plug the disk {disk.id}: the {len(self._spares)} that the machine was made to take "
                 "are in use, one for each container after the first"
             )
+        path = await self._host.show_disk(disk.id, disk.path)
         self._spares[spare] = disk.id
         try:
-            await self._fill(f"plug the disk {disk.id}", spare, disk.path)
-        except HypervisorError:
+            await self._fill(f"plug the disk {disk.id}", spare, path)
+        except BaseException:
             self._spares[spare] = None
+            await finish(self._host.hide_disk(disk.id))
             raise
 
     async def remove_disk(self, name: str) -> None:
@@ -240,8 +244,9 @@ class FirecrackerDriver(RestMachine):
         if not self.capabilities.block_hotplug:
             raise self._unsupported("take a disk out of a jailed machine")
         spare = self._spare_of(name)
-        await self._fill(f"take out the disk {name}", spare, machine.EMPTY)
+        await self._fill(f"take out the disk {name}", spare, Path(EMPTY))
         self._spares[spare] = None
+        await self._host.hide_disk(name)
 
     def disk_node(self, name: str) -> str:
         """See the contract."""
@@ -267,7 +272,3 @@ class FirecrackerDriver(RestMachine):
     async def _ask_to_quit(self, client: RestClient) -> None:
         """Firecracker has no request that ends it: the kernel does, and its files are removed here."""
         await self._children.kill()
-
-    @property
-    def _made(self) -> tuple[Path, ...]:
-        return self._left

@@ -5,16 +5,20 @@ Sources: docs/getting-started.md, docs/jailer.md and the OpenAPI description of 
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kata_configuration.models.firecracker import Firecracker as Table
 from kata_hypervisor.contract import Disk, VmSpec
-from kata_hypervisor.kernel_line import kernel_line
+from kata_hypervisor.firecracker.info import EMPTY, spare
+from kata_hypervisor.kernel_line import is_partitioned, kernel_line
+from kata_hypervisor.machine_privileges import machine_privileges
+from kata_hypervisor.privileges import TUN, Privileges
+from kata_hypervisor.rate_limiter import rate_limiter
+
+if TYPE_CHECKING:
+    from kata_configuration.models.firecracker import Firecracker as Table
 
 GUEST_CID = 3
 """The guest's vsock id; each machine has its own socket, so all may have the same."""
@@ -23,18 +27,9 @@ ID_LIMIT = 64
 NO_FILE = 1024
 """Descriptors that a jailed Firecracker may open."""
 
-# Users that no system and no container manager gives to anybody: systemd's "Users, Groups, UIDs and GIDs on
-# systemd Systems" lists this range as unused.
-FIRST_USER = 1879048192
-USERS = 2147483647 - FIRST_USER
-
-REFILL_MS = 1000
-
-EMPTY = Path("/dev/null")
-"""What a spare disk holds until it is filled: nothing, and its size is 0."""
 
 # Firecracker has no PCI and no IOMMU by default; i8042.* keeps the kernel from waiting for a keyboard.
-KERNEL_WORDS = (
+KERNEL_PARAMETERS = (
     "pci=off",
     "iommu=off",
     "i8042.noaux",
@@ -42,13 +37,24 @@ KERNEL_WORDS = (
     "i8042.dumbkbd",
 )
 
+# VMX is bit 5 of ECX in CPUID's leaf 1, SVM bit 2 of ECX in leaf 8000_0001h. A guest that has neither in its
+# CPUID gets none of their MSRs from KVM. "x" leaves a bit as it is.
+NOT_NESTED = [
+    {
+        "leaf": leaf,
+        "subleaf": "0x0",
+        "flags": 0,
+        "modifiers": [{"register": "ecx", "bitmap": f"0b{'x' * (31 - bit)}0{'x' * bit}"}],
+    }
+    for leaf, bit in (("0x1", 5), ("0x80000001", 2))
+]
+
 Json = dict[str, Any]
 Request = tuple[str, str, Json]
 """Purpose, path and body of a PUT."""
 
 
-@dataclass(frozen=True, slots=True)
-class Places:
+class Places(NamedTuple):
     """Paths as Firecracker sees them: the API's and the guest's sockets, and files of the machine by name."""
 
     api: Path
@@ -59,12 +65,6 @@ class Places:
 def instance_id(sandbox_id: str) -> str:
     """Return a name that Firecracker and its jailer take: letters, digits and hyphens."""
     return re.sub(r"[^A-Za-z0-9-]", "-", sandbox_id)[:ID_LIMIT]
-
-
-def unprivileged_user(directory: Path) -> int:
-    """Choose the uid, and gid, of a jail: no other sandbox's, as far as a hash can tell."""
-    digest = hashlib.sha256(str(directory).encode()).digest()
-    return FIRST_USER + int.from_bytes(digest[:8], "big") % USERS
 
 
 def own_arguments(table: Table, api: Path) -> list[str]:
@@ -79,6 +79,12 @@ def own_arguments(table: Table, api: Path) -> list[str]:
 def command_line(table: Table, spec: VmSpec, api: Path) -> list[str]:
     """Build the arguments of a Firecracker without a jail."""
     return [str(table.path), "--id", instance_id(spec.sandbox_id), *own_arguments(table, api)]
+
+
+def shown(spec: VmSpec) -> Privileges:
+    """What a Firecracker without a jail is shown of the host for this machine: what it is asked to open."""
+    template = saved_files(spec.template).values() if spec.template is not None else ()
+    return machine_privileges(spec, data=map(Path, template), devices=(TUN,) if spec.taps else ())
 
 
 def jailer_command_line(table: Table, spec: VmSpec, base: Path, user: int, api: Path) -> list[str]:
@@ -129,12 +135,12 @@ def spares_of(table: Table, spec: VmSpec) -> tuple[Disk, ...]:
     """
     if table.jailer_path is not None:
         return ()
-    return tuple(Disk(f"spare{number}", EMPTY, read_only=True) for number in range(spec.spare_disks))
+    return tuple(Disk(spare(number), Path(EMPTY), read_only=True) for number in range(spec.spare_disks))
 
 
-def node_of(spec: VmSpec, spare: int) -> str:
+def node_of(spec: VmSpec, number: int) -> str:
     """Tell a spare disk's node in the guest, which names its disks in the order of their description."""
-    return f"/dev/vd{chr(ord('a') + len(disks_of(spec)) + spare)}"
+    return f"/dev/vd{chr(ord('a') + len(disks_of(spec)) + number)}"
 
 
 def requests(table: Table, spec: VmSpec, places: Places) -> Iterator[Request]:
@@ -145,16 +151,14 @@ def requests(table: Table, spec: VmSpec, places: Places) -> Iterator[Request]:
     """
     boot = {
         "kernel_image_path": str(places.files[spec.kernel]),
-        "boot_args": kernel_line(KERNEL_WORDS, spec, quiet=not table.enable_debug),
+        "boot_args": kernel_line(
+            KERNEL_PARAMETERS, spec, quiet=not table.enable_debug, partitioned=is_partitioned(spec.image)
+        ),
     }
     if spec.initrd is not None:
         boot["initrd_path"] = str(places.files[spec.initrd])
     yield "naming the kernel", "/boot-source", boot
-    yield (
-        "sizing the machine",
-        "/machine-config",
-        {"vcpu_count": spec.vcpus, "mem_size_mib": spec.memory_mib},
-    )
+    yield from size(table, spec)
     for disk in disks_of(spec):
         yield f"adding the disk {disk.id}", f"/drives/{disk.id}", drive(table, disk, places.files[disk.path])
     for disk in spares_of(table, spec):
@@ -167,6 +171,16 @@ def requests(table: Table, spec: VmSpec, places: Places) -> Iterator[Request]:
     yield "adding the source of random numbers", "/entropy", {}
 
 
+def size(table: Table, spec: VmSpec) -> Iterator[Request]:
+    """Describe the processors and the memory."""
+    body: Json = {"vcpu_count": spec.vcpus, "mem_size_mib": spec.memory_mib}
+    if table.enable_hugepages:
+        body["huge_pages"] = "2M"
+    yield "sizing the machine", "/machine-config", body
+    if table.disable_nested_virtualization:
+        yield "hiding the processor's virtualization", "/cpu-config", {"cpuid_modifiers": NOT_NESTED}
+
+
 def drive(table: Table, disk: Disk, path: Path) -> Json:
     """Describe a block device; none is the root device, because the kernel's command line names the root."""
     config: Json = {
@@ -175,13 +189,7 @@ def drive(table: Table, disk: Disk, path: Path) -> Json:
         "is_root_device": False,
         "is_read_only": disk.read_only,
     }
-    limits = {
-        "bandwidth": _bucket(
-            table.disk_rate_limiter_bw_max_rate // 8, table.disk_rate_limiter_bw_one_time_burst // 8
-        ),
-        "ops": _bucket(table.disk_rate_limiter_ops_max_rate, table.disk_rate_limiter_ops_one_time_burst),
-    }
-    if limits := {name: bucket for name, bucket in limits.items() if bucket}:
+    if limits := rate_limiter(table):
         config["rate_limiter"] = limits
     return config
 
@@ -211,10 +219,3 @@ def restoring(template: Path, spec: VmSpec, places: Places) -> Json:
     if spec.taps:
         body["network_overrides"] = [{"iface_id": tap.id, "host_dev_name": tap.name} for tap in spec.taps]
     return body
-
-
-def _bucket(rate: int, burst: int) -> Json | None:
-    """A token bucket of so much a second; None where there is no limit."""
-    if not rate:
-        return None
-    return {"size": rate, "refill_time": REFILL_MS} | ({"one_time_burst": burst} if burst else {})

@@ -6,14 +6,16 @@ standard output is the unikernel's, so what it logs itself goes to its standard 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 
-from kata_configuration.models.firecracker import Firecracker as Table
+from kata_configuration.plain_table import overridden
 from kata_hypervisor import host_checks, sockets
 from kata_hypervisor.bootable import Protocol, check_bootable, check_room
 from kata_hypervisor.contract import (
@@ -31,13 +33,19 @@ from kata_hypervisor.errors import ConfinementError, LaunchError, NotSupportedEr
 from kata_hypervisor.firecracker import machine
 from kata_hypervisor.firecracker.driver import API_SOCKET, FirecrackerDriver
 from kata_hypervisor.host import ExitStatus, Host
+from kata_hypervisor.privileges import KVM, NULL, TUN, Privileges, readable
 from kata_hypervisor.rest import RestClient, Step
+from kata_hypervisor.vmm_paths import RUN_DIRECTORY
+
+if TYPE_CHECKING:
+    from kata_configuration.models.firecracker import Firecracker as Table
 
 __all__ = ["FirecrackerUnikernel"]
 
 FIRECRACKER = "firecracker"
 STARTS = (Protocol.LINUX, Protocol.PVH, Protocol.ELF_64)
-PROOF_BUDGET = 5.0
+USUAL_MTU = 1500
+"""What a guest takes that is told none."""
 CRASH = re.compile(r":fc_vcpu \d+\] ((?:Unexpected exit reason on|Failure during|Received KVM_EXIT_).*)")
 STDOUT, STDERR, FILE, INITRD, BLOCK = 1, 2, 4, 5, 6
 
@@ -51,14 +59,14 @@ class FirecrackerUnikernel(UnikernelVmm):
     """One unikernel in Firecracker.
 
     table: [hypervisor.firecracker] of the configuration. host: starts the process. start_budget: seconds
-    that Firecracker gets to be prepared, and to run.
+    that Firecracker gets to be prepared, and to run, the host's patience without.
 
     Make it, and await `prepare`, before the caller seals itself.
     """
 
     capabilities = UnikernelCapabilities(initrd=True, tap_names=True, exit_status=False)
 
-    def __init__(self, table: Table, host: Host, *, start_budget: float = 30.0) -> None:
+    def __init__(self, table: Table, host: Host, *, start_budget: float | None = None) -> None:
         self._table = table
         self._host = host
         self._machine = Machine(table, host, start_budget=start_budget)
@@ -140,7 +148,7 @@ class Machine(FirecrackerDriver):
     def leave_unconfined(self) -> None:
         """Before `prepare`: put no filter on it, because its container came without one."""
         self._excuse = "honor_unconfined = true"
-        self._table = self._table.model_copy(update={"disable_seccomp": True})
+        self._table = overridden(self._table, disable_seccomp=True, confined=False)
         self._confined = False
 
     def _check_host(self, spec: VmSpec) -> list[str]:
@@ -148,14 +156,19 @@ class Machine(FirecrackerDriver):
         host_checks.check_executable(
             self.vmm, self._table.path, f"install it, or correct path in {self.section}"
         )
-        return host_checks.check_memory(spec.memory_mib, host_checks.MEMINFO, self.section)
+        return host_checks.check_guest_memory(
+            spec.memory_mib, self.section, huge=self._table.enable_hugepages
+        )
 
     async def _spawn(self, spec: VmSpec) -> None:
-        api = sockets.check_path(spec.directory / API_SOCKET, "firecracker's API socket")
-        sockets.clear(api)
-        self._api, self._left = api, (api,)
+        api = sockets.check_path(spec.directory / RUN_DIRECTORY / API_SOCKET, "firecracker's API socket")
+        self._api = api
         argv = [*machine.command_line(self._table, spec, api), "--log-path", str(own_path(STDERR))]
-        await self._children.spawn(self.vmm, argv, descriptors(self.unikernel))
+        with contextlib.ExitStack() as theirs:
+            fds = descriptors(self.unikernel)
+            for number in read_only(self.unikernel):
+                fds[number] = readable(fds[number], theirs)
+            await self._children.spawn(self.vmm, argv, fds, privileges=shown(self.unikernel))
 
     async def _boot(self, client: RestClient) -> None:
         """Ask for nothing more than the start: who asks a Firecracker that ends may have it hang for ever."""
@@ -175,7 +188,8 @@ class Machine(FirecrackerDriver):
 
     async def _verify_confinement(self) -> None:
         """When it runs, wait for its main thread, which filters itself after it has answered."""
-        deadline = anyio.current_time() + (PROOF_BUDGET if self._running else 0)
+        # Half of what the stage has: at its end the breach is named, and not the time.
+        deadline = anyio.current_time() + (self._start_budget / 2 if self._running else 0)
         while True:
             try:
                 await super()._verify_confinement()
@@ -212,17 +226,37 @@ def descriptors(spec: UnikernelSpec) -> dict[int, int]:
     return given
 
 
+def read_only(spec: UnikernelSpec) -> list[int]:
+    """Which of them it opens again to read."""
+    block = spec.block is not None and spec.block.read_only
+    return [FILE, *([INITRD] if spec.initrd is not None else ()), *([BLOCK] if block else ())]
+
+
+def shown(spec: UnikernelSpec) -> Privileges:
+    """What Firecracker is shown of the host: devices; the rest is its descriptors."""
+    block = (BLOCK,) if spec.block is not None and not spec.block.read_only else ()
+    devices = (NULL, KVM, *((TUN,) if spec.net is not None else ()))
+    return Privileges(
+        devices=devices,
+        proc=True,
+        file_size=None,
+        run_directory=spec.directory / RUN_DIRECTORY,
+        written=(STDERR, *block),
+    )
+
+
 def requests(table: Table, spec: VmSpec, unikernel: UnikernelSpec) -> Iterator[machine.Request]:
     """Describe the machine. Firecracker adds parameters for its devices to the command line."""
     boot = {"kernel_image_path": str(spec.kernel), "boot_args": unikernel.command_line}
     if spec.initrd is not None:
         boot["initrd_path"] = str(spec.initrd)
     yield "naming the kernel", "/boot-source", boot
-    size = {"vcpu_count": spec.vcpus, "mem_size_mib": spec.memory_mib}
-    yield "sizing the machine", "/machine-config", size
+    yield from machine.size(table, spec)
     if unikernel.block is not None:
         disk = Disk("block", own_path(BLOCK), read_only=unikernel.block.read_only)
         yield "adding the block device", "/drives/block", machine.drive(table, disk, disk.path)
     if (net := unikernel.net) is not None:
-        body = {"iface_id": "net", "host_dev_name": net.name, "guest_mac": net.mac.hex(":")}
+        body: machine.Json = {"iface_id": "net", "host_dev_name": net.name, "guest_mac": net.mac.hex(":")}
+        if net.mtu != USUAL_MTU:
+            body["mtu"] = net.mtu  # which versions before 1.17 refuse: nobody else could tell the guest
         yield "adding the network device", "/network-interfaces/net", body

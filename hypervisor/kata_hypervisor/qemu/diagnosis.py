@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import signal
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
-from kata_configuration.models.qemu import QemuHypervisor as QemuTable
 from kata_hypervisor.exit_reason import Hints, describe_exit, find_hint, kernel_panic
 from kata_hypervisor.host import ExitStatus
 from kata_hypervisor.host_checks import way_without_kvm
 from kata_hypervisor.output_tail import LINE_LIMIT, Tail
 from kata_hypervisor.qemu.info import QEMU
+
+if TYPE_CHECKING:
+    from kata_configuration.models.qemu import QemuHypervisor as QemuTable
 
 # What QEMU writes to stderr -> what the operator can do.
 STDERR_HINTS: Hints = (
@@ -46,8 +48,7 @@ SHUTDOWN_REASONS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Ending:
+class Ending(NamedTuple):
     """What is known of an end.
 
     process: which one exited first. stderr: the tail of its standard error. console: of the guest's console.

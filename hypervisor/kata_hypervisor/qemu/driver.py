@@ -10,18 +10,36 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
 
 from kata_agent.transport import GuestTransport
 from kata_agent.transports import SerialTransport, VsockTransport
-from kata_configuration.models.qemu import QemuHypervisor as QemuTable
 from kata_hypervisor import vhost_vsock, virtiofsd
-from kata_hypervisor.contract import Capabilities, Hypervisor, SharedDirectory, VmSpec, check_supported
-from kata_hypervisor.errors import HypervisorError, LaunchError
+from kata_hypervisor.contract import (
+    Capabilities,
+    Disk,
+    Hypervisor,
+    MachineSize,
+    SharedDirectory,
+    VmSpec,
+    check_supported,
+)
+from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError
 from kata_hypervisor.host import Host
-from kata_hypervisor.lifecycle import VIRTIOFSD
-from kata_hypervisor.qemu import command
+from kata_hypervisor.kernel_line import is_partitioned
+from kata_hypervisor.lifecycle import EXIT_GRACE
+from kata_hypervisor.privileges import VHOST_NET
+from kata_hypervisor.qemu import command, plugging
+from kata_hypervisor.qemu.growth import Growth
+from kata_hypervisor.qemu.plugging import LaterDisks
 from kata_hypervisor.qemu.preflight import check_host
+from kata_hypervisor.qemu.qmp import QmpError
 from kata_hypervisor.qemu.qmp_control import CONSOLE, QmpControlled
+
+if TYPE_CHECKING:
+    from kata_configuration.models.qemu import QemuHypervisor as QemuTable
 
 __all__ = ["Qemu"]
 
@@ -29,19 +47,39 @@ __all__ = ["Qemu"]
 class Qemu(QmpControlled, Hypervisor):
     """One virtual machine in QEMU; see `QmpControlled`."""
 
-    capabilities = Capabilities(file_sharing=True, taps=True, tap_descriptors=True, pause=True)
+    capabilities = Capabilities(
+        file_sharing=True, device_hotplug=True, taps=True, tap_descriptors=True, pause=True, resize=True
+    )
 
     def __init__(
-        self, table: QemuTable, host: Host, *, start_budget: float = 30.0, stop_budget: float = 1.0
+        self, table: QemuTable, host: Host, *, start_budget: float | None = None, stop_budget: float = 1.0
     ) -> None:
         super().__init__(table, host, start_budget=start_budget, stop_budget=stop_budget)
         self._transport: GuestTransport | None = None
+        self._growth: Growth | None = None
+        self._later_disks: LaterDisks | None = None
+        self._file_server = virtiofsd.FileServer(table, self._children, host)
 
     async def prepare(self, spec: VmSpec) -> None:
         """See the contract."""
         check_supported(self.vmm, self.capabilities, spec)
         what = f"virtual machine of {spec.sandbox_id}"
-        await self._launch(what, lambda: self._spawn(spec), self._connect)
+        await self._launch(what, lambda: self._spawn(spec), self._connect_both)
+
+    async def _connect_both(self) -> None:
+        """Reach QEMU, and verify the confinement of both processes."""
+        await self._connect()
+        deadline = anyio.current_time() + self._start_budget + EXIT_GRACE
+        verification = self._file_server.verify(self._start_budget)
+        self._warnings += await self._attempt("reading virtiofsd's confinement", deadline, verification)
+
+    async def verify_confinement(self) -> None:
+        """See the contract."""
+        await super().verify_confinement()
+        try:
+            await self._file_server.check()
+        except ProcessLookupError as error:
+            raise HypervisorError("cannot verify the confinement: virtiofsd has exited") from error
 
     async def run(self) -> None:
         """See the contract."""
@@ -54,6 +92,40 @@ class Qemu(QmpControlled, Hypervisor):
             raise
         self._running = True
 
+    async def resize(self, size: MachineSize) -> MachineSize:
+        """See the contract."""
+        if self._growth is None or self._end is None or not self._running:
+            raise HypervisorError("cannot resize the virtual machine: it is not running")
+        try:
+            reached = await self._growth.resize(size)
+        except QmpError as error:
+            raise self._refusal("resize the virtual machine", error) from error
+        await self._verify_changed()
+        return reached
+
+    async def add_disk(self, disk: Disk) -> None:
+        """See the contract."""
+        await self._disks.add(disk)
+        await self._verify_changed()
+
+    async def remove_disk(self, name: str) -> None:
+        """See the contract."""
+        await self._disks.remove(name)
+
+    @property
+    def _disks(self) -> LaterDisks:
+        if self._later_disks is None:
+            raise HypervisorError("the virtual machine has no disks: it was not started")
+        return self._later_disks
+
+    async def _verify_changed(self) -> None:
+        """Read what a machine that has got something is confined to; one that is less has to end."""
+        try:
+            await self.verify_confinement()
+        except ConfinementError:
+            await self.stop()
+            raise
+
     async def _spawn(self, spec: VmSpec) -> None:
         """Start both processes."""
         self._warnings += check_host(self._table, spec)
@@ -63,29 +135,30 @@ class Qemu(QmpControlled, Hypervisor):
                 fds[command.FILESYSTEM] = await self._start_virtiofsd(spec.directory, spec.shared, theirs)
             fds[command.CONSOLE] = await self._children.connection(CONSOLE, theirs)
             cid = await self._prepare_transport(fds, theirs)
-            partitioned = spec.image is not None and command.has_partition_table(spec.image)
             for number, fd in enumerate(fd for tap in spec.taps for fd in tap.fds):
                 fds[command.TAPS + number] = fd
-            devices = command.Devices(vsock_cid=cid, image_partitioned=partitioned)
+            devices = command.Devices(
+                vsock_cid=cid,
+                image_partitioned=is_partitioned(spec.image),
+                vhost_net=VHOST_NET.exists(),
+            )
             argv = command.command_line(self._table, spec, devices)
-            await self._spawn_qemu(argv, fds, theirs, command.shown(self._table, spec))
+            later, grows = spec.spare_disks, spec.most is not None
+            argv += plugging.ports(self._table, later)
+            shown = command.shown(self._table, spec, devices)
+            await self._spawn_qemu(argv, fds, theirs, shown, block=later > 0, grows=grows)
+            assert self._monitor is not None
+            self._growth = Growth(self._table, self._monitor, spec, self._start_budget)
+            self._later_disks = LaterDisks(self._table, later, self._host, self._monitor, self._command)
 
     async def _start_virtiofsd(
         self, directory: Path, shared: SharedDirectory, theirs: contextlib.ExitStack
     ) -> int:
         """Start virtiofsd; return the descriptor of a connection to it, for QEMU."""
-        table = self._table
-        argv = virtiofsd.command_line(
-            table.virtio_fs_daemon,
-            virtiofsd.dialect_of(table.virtio_fs_daemon),
-            shared.path,
-            table.virtio_fs_cache,
-            table.virtio_fs_extra_args,
-        )
         listener, connection = virtiofsd.rendezvous(directory)
         theirs.callback(listener.close)
         theirs.callback(connection.close)
-        await self._children.spawn(VIRTIOFSD, argv, {virtiofsd.LISTENER: listener.fileno()})
+        await self._file_server.start(shared.path, listener)
         return connection.fileno()
 
     async def _prepare_transport(self, fds: dict[int, int], theirs: contextlib.ExitStack) -> int | None:

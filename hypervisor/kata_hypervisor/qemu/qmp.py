@@ -48,9 +48,23 @@ class QmpClient:
         self._client.register_listener(self._shutdown)
         self._stops = EventListener("STOP")
         self._client.register_listener(self._stops)
+        self._deletions: dict[str, asyncio.Future[None]] = {}
+        self._client.register_listener(EventListener("DEVICE_DELETED", self._note_deletion))
 
     def _is_first(self, event: Message) -> bool:
         return not self._shutdown.history
+
+    def _note_deletion(self, event: Message) -> bool:
+        data = event.get("data")
+        name = data.get("device") if isinstance(data, Mapping) else None
+        if isinstance(name, str) and (found := self._deletions.pop(name, None)) and not found.done():
+            found.set_result(None)
+        return False  # nobody reads them from the queue
+
+    def deletion(self, device: str) -> asyncio.Future[None]:
+        """What is done when QEMU reports that a device is gone. Cancel it when nobody waits any more."""
+        self._deletions[device] = asyncio.get_running_loop().create_future()
+        return self._deletions[device]
 
     async def connect(self) -> None:
         """Read QEMU's greeting and agree on capabilities.
@@ -64,14 +78,14 @@ class QmpClient:
         except _FAILURES as error:
             raise QmpError(f"qemu's monitor sent no usable greeting: {_describe(error)}") from error
 
-    async def execute(self, command: str) -> object:
-        """Run a command without arguments and return its result.
+    async def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
+        """Run a command and return its result.
 
         Raises:
             QmpError: QEMU refused it, or the connection ended.
         """
         try:
-            return await self._client.execute(command)
+            return await self._client.execute(command, None if arguments is None else dict(arguments))
         except _FAILURES as error:
             raise QmpError(f'qemu\'s monitor did not perform "{command}": {_describe(error)}') from error
 

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from kata_configuration.models.qemu import QemuHypervisor as QemuTable
 from kata_hypervisor.children import MOMENT, Children
 from kata_hypervisor.contract import VmExit
 from kata_hypervisor.errors import ConfinementError, HypervisorError
 from kata_hypervisor.exit_reason import first_failure
 from kata_hypervisor.host import ExitStatus, Host
-from kata_hypervisor.lifecycle import VIRTIOFSD, ProcessLifecycle
+from kata_hypervisor.lifecycle import ProcessLifecycle
 from kata_hypervisor.privileges import Privileges
+from kata_hypervisor.qemu import allowlist
 from kata_hypervisor.qemu.command import MONITOR
 from kata_hypervisor.qemu.diagnosis import Ending
 from kata_hypervisor.qemu.info import QEMU
 from kata_hypervisor.qemu.qmp import QmpClient, QmpError
 from kata_hypervisor.seccomp.confinement import find_breach, inherited_filters
+from kata_hypervisor.virtiofsd import NAME as VIRTIOFSD
+
+if TYPE_CHECKING:
+    from kata_configuration.models.qemu import QemuHypervisor as QemuTable
 
 CONSOLE = "console"
-
-COMMAND_BUDGET = 10.0
-"""Seconds that QEMU gets to answer a command while the machine runs."""
 
 DYING = 10.0
 """Seconds that the kernel may take to tear down a QEMU whose descriptors it has closed."""
@@ -35,7 +37,8 @@ class QmpControlled(ProcessLifecycle):
     """A machine in QEMU.
 
     table: [hypervisor.qemu] of the configuration. host: starts the processes. start_budget, stop_budget:
-    seconds that QEMU gets until its virtual CPUs run, and to exit by itself.
+    seconds that QEMU gets until its virtual CPUs run, and to answer, the host's patience without; and to exit
+    by itself.
 
     Make it before the caller seals itself: how many filters a child inherits is read here.
     """
@@ -44,15 +47,14 @@ class QmpControlled(ProcessLifecycle):
     _hang_ups = (QmpError, ProcessLookupError)
 
     def __init__(
-        self, table: QemuTable, host: Host, *, start_budget: float = 30.0, stop_budget: float = 1.0
+        self, table: QemuTable, host: Host, *, start_budget: float | None = None, stop_budget: float = 1.0
     ) -> None:
         self._table = table
         self._host = host
-        self._start_budget = start_budget
+        self._start_budget = host.patience if start_budget is None else start_budget
         self._stop_budget = stop_budget
-        self._inherited = inherited_filters()
-        log = logging.getLogger(f"{__name__}.{self.vmm}") if table.enable_debug else None
-        self._children = Children(host, log)
+        self._inherited = self._born_with = inherited_filters()
+        self._children = Children(host, logging.getLogger(f"{__name__}.{self.vmm}"))
         self._monitor: QmpClient | None = None
         self._warnings: list[str] = []
         self._running = False
@@ -60,20 +62,37 @@ class QmpControlled(ProcessLifecycle):
     # -- start ---------------------------------------------------------------------------------------------
 
     async def _spawn_qemu(
-        self, argv: Sequence[str], fds: Mapping[int, int], theirs: contextlib.ExitStack, shown: Privileges
+        self,
+        argv: Sequence[str],
+        fds: Mapping[int, int],
+        theirs: contextlib.ExitStack,
+        shown: Privileges,
+        *,
+        block: bool = False,
+        grows: bool = False,
     ) -> None:
-        """Start QEMU, which waits for commands on its monitor. fds: what it inherits besides."""
+        """Start QEMU, which waits for commands on its monitor.
+
+        fds: what it inherits besides. block, grows: see `allowlist.build`.
+        """
         ours, monitor = self._children.channel(theirs)
         self._monitor = QmpClient(await self._host.hold_monitor(self.info.name, ours))
         self._children.ours.push_async_callback(self._monitor.aclose)
-        await self._children.spawn(self.vmm, argv, {**fds, MONITOR: monitor}, privileges=shown)
+        seccomp = None
+        if self._table.confined:
+            seccomp, self._born_with = (
+                allowlist.build(self._table, block=block, grows=grows),
+                self._inherited + 1,
+            )
+        fds = {**fds, MONITOR: monitor}
+        await self._children.spawn(self.vmm, argv, fds, seccomp=seccomp, privileges=shown)
 
     async def _connect(self) -> None:
-        """Reach QEMU, whose virtual CPUs wait, and verify its confinement."""
+        """Reach QEMU, which has loaded all and whose virtual CPUs wait; verify its confinement."""
         assert self._monitor is not None
         deadline = anyio.current_time() + self._start_budget
         await self._attempt("waiting for qemu's monitor", deadline, self._monitor.connect())
-        await self._attempt("reading qemu's confinement", deadline, self._verify_confinement())
+        await self._attempt("reading qemu's confinement", deadline, self._prove_confinement())
 
     async def _start_vcpus(self) -> None:
         assert self._monitor is not None
@@ -84,25 +103,36 @@ class QmpControlled(ProcessLifecycle):
 
     async def pause(self) -> None:
         """See the contract."""
-        await self._command("pause", "stop")
+        await self._command("pause the virtual machine", self._execute("stop"))
 
     async def resume(self) -> None:
         """See the contract."""
-        await self._command("resume", "cont")
+        await self._command("resume the virtual machine", self._execute("cont"))
 
-    async def _command(self, purpose: str, name: str) -> None:
+    async def _execute(self, name: str) -> object:
+        assert self._monitor is not None
+        return await self._monitor.execute(name)
+
+    async def _command(self, purpose: str, answer: Coroutine[Any, Any, object]) -> object:
+        """Await what the monitor answers to a running machine's command. purpose: "pause the machine"."""
         if self._monitor is None or self._end is None or not self._running:
-            raise HypervisorError(f"cannot {purpose} the virtual machine: it is not running")
+            answer.close()
+            raise HypervisorError(f"cannot {purpose}: it is not running")
         try:
-            with anyio.fail_after(COMMAND_BUDGET):
-                await self._monitor.execute(name)
+            with anyio.fail_after(self._start_budget):
+                return await answer
         except TimeoutError:
             raise HypervisorError(
-                f"cannot {purpose} the virtual machine: qemu gave no answer within {COMMAND_BUDGET:g} s"
+                f"cannot {purpose}: qemu gave no answer within {self._start_budget:g} s"
             ) from None
         except QmpError as error:
-            why = self._end.result().reason if self._end.done() else str(error)
-            raise HypervisorError(f"cannot {purpose} the virtual machine: {why}") from error
+            raise self._refusal(purpose, error) from error
+
+    def _refusal(self, purpose: str, error: QmpError) -> HypervisorError:
+        """The error for a command that failed, with the reason why QEMU has ended if it has."""
+        assert self._end is not None
+        why = self._end.result().reason if self._end.done() else str(error)
+        return HypervisorError(f"cannot {purpose}: {why}")
 
     # -- confinement ---------------------------------------------------------------------------------------
 
@@ -115,11 +145,22 @@ class QmpControlled(ProcessLifecycle):
         except ProcessLookupError as error:
             raise HypervisorError("cannot verify the confinement: qemu has exited") from error
 
+    async def _prove_confinement(self) -> None:
+        """Have the filters allow no more than a running machine needs, and read them back."""
+        if self._table.confined:
+            await self._host.end_loading(self._children[self.vmm])
+        await self._verify_confinement()
+        if self._table.confined:
+            await self._verify_effective(self._born_with, self._setting)
+
+    @property
+    def _setting(self) -> str:
+        return f'seccompsandbox = "{self._table.seccompsandbox}"'
+
     async def _verify_confinement(self) -> None:
         threads = await self._host.confinement(self._children[self.vmm])
-        setting = f'seccompsandbox = "{self._table.seccompsandbox}"'
         breach = find_breach(
-            threads, self._table.confined, self._inherited, process=self.vmm, required_by=setting
+            threads, self._table.confined, self._born_with, process=self.vmm, required_by=self._setting
         )
         if breach is not None:
             raise ConfinementError(f"{breach} (check that {self._table.path} is a qemu with seccomp support)")
@@ -150,7 +191,7 @@ class QmpControlled(ProcessLifecycle):
             shutdown=self._monitor.shutdown_reason if self._monitor else None,
             running=self._running,
         )
-        reason = ending.describe(self._table)
+        reason = self._children[process].violation or ending.describe(self._table)
         return VmExit(reason, process, exited[process], requested, self._children.outputs)
 
     async def _quit(self) -> bool:

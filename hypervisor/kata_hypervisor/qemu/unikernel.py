@@ -14,8 +14,9 @@ import asyncio
 import contextlib
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from kata_configuration.models.qemu import QemuHypervisor as QemuTable
+from kata_configuration.plain_table import overridden
 from kata_configuration.sandbox_option import DENY_ALL, open_groups
 from kata_hypervisor.bootable import Protocol, check_bootable, check_room
 from kata_hypervisor.contract import (
@@ -28,12 +29,15 @@ from kata_hypervisor.contract import (
 )
 from kata_hypervisor.errors import LaunchError, UnikernelError
 from kata_hypervisor.host import ExitStatus, Host
+from kata_hypervisor.kernel_line import LIMIT
 from kata_hypervisor.privileges import readable
 from kata_hypervisor.qemu import unikernel_command as command
-from kata_hypervisor.qemu.command import COMMAND_LINE_LIMIT
 from kata_hypervisor.qemu.preflight import check_program
 from kata_hypervisor.qemu.qmp import QmpClient, QmpError
 from kata_hypervisor.qemu.qmp_control import QmpControlled
+
+if TYPE_CHECKING:
+    from kata_configuration.models.qemu import QemuHypervisor as QemuTable
 
 __all__ = ["QemuUnikernel"]
 
@@ -46,7 +50,7 @@ class QemuUnikernel(QmpControlled, UnikernelVmm):
     capabilities = UnikernelCapabilities(initrd=True, tap_descriptors=True)
 
     def __init__(
-        self, table: QemuTable, host: Host, *, start_budget: float = 30.0, stop_budget: float = 1.0
+        self, table: QemuTable, host: Host, *, start_budget: float | None = None, stop_budget: float = 1.0
     ) -> None:
         super().__init__(table, host, start_budget=start_budget, stop_budget=stop_budget)
         self._prepared = False
@@ -64,17 +68,17 @@ class QemuUnikernel(QmpControlled, UnikernelVmm):
         check_room(spec)
         protocol = check_bootable(spec.file, spec.name, self.vmm, STARTS)
         size = len(spec.command_line.encode())
-        if protocol is Protocol.LINUX and size > COMMAND_LINE_LIMIT:
+        if protocol is Protocol.LINUX and size > LIMIT:
             raise UnikernelError(
                 f"cannot run the unikernel {spec.name}: its command line has {size} bytes, and Linux reads "
-                f"{COMMAND_LINE_LIMIT}: shorten its arguments and environment"
+                f"{LIMIT}: shorten its arguments and environment"
             )
 
     def _confine(self, spec: UnikernelSpec) -> None:
         """Decide what QEMU is confined to, and say where that is not what the configuration seems to say."""
         asked, loosened = self._table.seccompsandbox, not self._table.confined
         free = self._table.honor_unconfined and spec.unconfined
-        self._table = self._table.model_copy(update={"seccompsandbox": "off" if free else DENY_ALL})
+        self._table = overridden(self._table, seccompsandbox="off" if free else DENY_ALL, confined=not free)
         if free:
             self._warnings.append(
                 "qemu runs unconfined: honor_unconfined = true in [hypervisor.qemu] "
@@ -96,7 +100,8 @@ class QemuUnikernel(QmpControlled, UnikernelVmm):
             for number in (command.FILE, command.INITRD):
                 if number in fds:
                     fds[number] = readable(fds[number], theirs)
-            await self._spawn_qemu(argv, fds, theirs, command.shown(self._table))
+            block = spec.block is not None
+            await self._spawn_qemu(argv, fds, theirs, command.shown(self._table, spec), block=block)
 
     async def _connect_and_watch(self) -> None:
         await self._connect()

@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from kata_configuration.models.qemu import QemuHypervisor as QemuTable
-from kata_hypervisor.contract import BlockFile, NetTap, UnikernelSpec
+from kata_hypervisor.contract import BlockFile, MachineSize, NetTap, UnikernelSpec
 from kata_hypervisor.privileges import NULL, RANDOM, Privileges
-from kata_hypervisor.qemu.command import MONITOR, board, option, program_data, program_devices
+from kata_hypervisor.qemu.command import MONITOR, board, memory_size, option, program_data, program_devices
+
+if TYPE_CHECKING:
+    from kata_configuration.models.qemu import QemuHypervisor as QemuTable
 
 STDOUT, FILE, INITRD, BLOCK, NET = 1, 4, 5, 6, 7
 
@@ -29,7 +32,7 @@ def command_line(table: QemuTable, spec: UnikernelSpec) -> list[str]:
         *("-name", f"sandbox-{spec.sandbox_id},debug-threads=on"),
         *("-nodefaults", "-no-user-config", "-display", "none", "-vga", "none", "-no-reboot", "-S"),
         *(("-sandbox", table.seccompsandbox) if table.confined else ()),
-        *board(table, table.default_vcpus, spec.memory_mib),
+        *board(table, MachineSize(table.default_vcpus, spec.memory_mib)),
         *("-kernel", _path(FILE)),
         *(("-initrd", _path(INITRD)) if spec.initrd is not None else ()),
         *("-append", spec.command_line),
@@ -41,10 +44,12 @@ def command_line(table: QemuTable, spec: UnikernelSpec) -> list[str]:
     ]
 
 
-def shown(table: QemuTable) -> Privileges:
+def shown(table: QemuTable, spec: UnikernelSpec) -> Privileges:
     """What QEMU is shown of the host: nothing of the unikernel's, which it reaches by its descriptors."""
     devices = (NULL, RANDOM, *program_devices(table))
-    return Privileges(data=program_data(table), devices=devices, proc=True)
+    disk = 0 if spec.block is None else os.fstat(spec.block.descriptor).st_size
+    size = max(memory_size(spec.memory_mib), disk)
+    return Privileges(data=program_data(table), devices=devices, proc=True, file_size=size)
 
 
 def descriptors(spec: UnikernelSpec) -> dict[int, int]:
@@ -68,6 +73,9 @@ def _block(block: BlockFile) -> Iterator[str]:
     # A set of one descriptor, which QEMU copies: opening it anew by its path would take a permission.
     yield from ("-add-fd", f"fd={BLOCK},set={BLOCK}")
     file = {"file.driver": "host_device" if device else "file", "file.filename": f"/dev/fdset/{BLOCK}"}
+    # Whoever may read a file may lock it, and others read it as well; a writer is the only one.
+    if block.read_only and not device:
+        file["file.locking"] = "off"
     read_only = "on" if block.read_only else "off"
     yield from ("-blockdev", option("driver=raw", node_name="block", read_only=read_only, **file))
     yield from ("-device", "virtio-blk-pci,drive=block")

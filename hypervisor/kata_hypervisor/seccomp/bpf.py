@@ -6,17 +6,22 @@ of 32 bits, and returns an action in its upper 16 bits and that action's data in
 
 Sources: the kernel's include/uapi/linux/filter.h and seccomp.h, bpf_check_classic() and bpf_convert_filter()
 in net/core/filter.c, seccomp_check_filter() and seccomp_run_filters() in kernel/seccomp.c.
+
+Loads little: each pod's broker imports it, and `dataclasses` and `typing` would be most of what that costs.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections import namedtuple
 
 from kata_hypervisor.errors import PolicyError
 from kata_hypervisor.seccomp.actions import ALLOW, LOG, describe
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import NamedTuple
 
 WORD = 0xFFFFFFFF
 MAX_INSTRUCTIONS = 4096
@@ -39,6 +44,8 @@ JUMPS = {JEQ: "jeq", JGT: "jgt", JGE: "jge", JSET: "jset"}
 
 LOADS = frozenset({LD | ABS, LD | IMM, LD | MEM, LD | LEN, LDX | IMM, LDX | MEM, LDX | LEN})
 _MEMORY_READS = frozenset({LD | MEM, LDX | MEM})
+_TOUCH_MEMORY = _MEMORY_READS | {ST, STX}
+_SHIFTS = frozenset({ALU | LSH | K, ALU | RSH | K})
 _RETURNS = frozenset({RET | K, RET | A})
 OPCODES = (
     LOADS
@@ -53,23 +60,36 @@ _DATA = struct.Struct("=iIQ6Q")
 _DATA_WORDS = struct.Struct("=16I")
 
 
-class Instruction(NamedTuple):
-    """One instruction: opcode, offsets of a jump if true and if false (from the next one), operand."""
+if TYPE_CHECKING:
 
-    code: int
-    jt: int
-    jf: int
-    k: int
+    class Instruction(NamedTuple):
+        """One instruction: opcode, offsets of a jump if true and if false (from the next one), operand."""
+
+        code: int
+        jt: int
+        jf: int
+        k: int
+
+else:
+    Instruction = namedtuple("Instruction", ("code", "jt", "jf", "k"))
 
 
-@dataclass(frozen=True, slots=True)
 class SeccompData:
     """What a filter sees of a call. number: signed 32 bits. arguments: six unsigned 64-bit numbers."""
 
-    number: int
-    arch: int
-    instruction_pointer: int = 0
-    arguments: tuple[int, ...] = (0, 0, 0, 0, 0, 0)
+    __slots__ = ("arch", "arguments", "instruction_pointer", "number")
+
+    def __init__(
+        self,
+        number: int,
+        arch: int,
+        instruction_pointer: int = 0,
+        arguments: Sequence[int] = (0, 0, 0, 0, 0, 0),
+    ) -> None:
+        self.number = number
+        self.arch = arch
+        self.instruction_pointer = instruction_pointer
+        self.arguments = arguments
 
     def words(self) -> tuple[int, ...]:
         """The sixteen 32-bit words that a program loads, in the machine's byte order."""
@@ -114,9 +134,9 @@ def _fault(instruction: Instruction, following: int) -> str | None:
         return None if k < DATA_SIZE and k % 4 == 0 else f"it loads at {k}, which is no word of the data"
     if code == ALU | DIV | K and k == 0:
         return "it divides by zero"
-    if code in (ALU | LSH | K, ALU | RSH | K) and k >= 32:
+    if code in _SHIFTS and k >= 32:
         return "it shifts by 32 bits or more"
-    if code in _MEMORY_READS | {ST, STX} and k >= MEMORY_WORDS:
+    if code in _TOUCH_MEMORY and k >= MEMORY_WORDS:
         return f"there are {MEMORY_WORDS} words of memory"
     if code == JMP | JA:
         return None if k < following else "it jumps out of the program"

@@ -10,40 +10,19 @@ import ctypes
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from kata_hypervisor.errors import PolicyError, SealError
 from kata_hypervisor.seccomp import actions, syscalls
+from kata_hypervisor.seccomp.program import Program
 from kata_hypervisor.seccomp.rules import Condition, Rule
-
-INSTRUCTION = 8
-"""Bytes of one BPF instruction (struct sock_filter)."""
 
 _SONAMES = {"c": "libc.so.6", "seccomp": "libseccomp.so.2"}
 _OPERATORS = {"ne": 1, "lt": 2, "le": 3, "eq": 4, "ge": 5, "gt": 6, "masked": 7}  # enum scmp_compare
 _UNKNOWN = -1  # __NR_SCMP_ERROR
 _LINEAR, _TREE = 1, 2  # values of SCMP_FLTATR_CTL_OPTIMIZE
 _ARCHITECTURES = {"x86_64": "X86_64", "aarch64": "AARCH64"}
-
-
-@dataclass(frozen=True, slots=True)
-class Program:
-    """A compiled filter.
-
-    code: an array of struct sock_filter. skipped: calls that it does not answer as the rules say, because
-    this architecture does not have them or libseccomp refuses what it does not know. rules: those that it was
-    compiled from.
-    """
-
-    code: bytes
-    skipped: tuple[str, ...] = ()
-    rules: tuple[Rule, ...] = ()
-
-    def __len__(self) -> int:
-        """Number of instructions."""
-        return len(self.code) // INSTRUCTION
 
 
 def compile_rules(
@@ -86,7 +65,7 @@ def compile_rules(
         code = _export(program)
     except OSError as error:
         raise SealError(f"cannot build a seccomp filter: libseccomp says {error.strerror}") from error
-    return Program(code, tuple(dict.fromkeys(skipped)), tuple(rules))
+    return Program(code, tuple(dict.fromkeys(skipped)))
 
 
 @cache

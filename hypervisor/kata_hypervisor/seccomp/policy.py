@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from kata_hypervisor.errors import PolicyError
 from kata_hypervisor.seccomp import actions, syscalls
 from kata_hypervisor.seccomp.policy_reader import Reader
-from kata_hypervisor.seccomp.rules import PROCESS, THREADS, VCPU, Condition, Rule
+from kata_hypervisor.seccomp.program import PROCESS, VCPU
+from kata_hypervisor.seccomp.rules import THREADS, Condition, Rule
 
 __all__ = ["BASE", "PROCESS", "THREADS", "VCPU", "Condition", "Policy", "Rule", "load_policy", "parse_policy"]
 
@@ -85,6 +87,17 @@ def load_policy(arch: str | None = None, path: Path | None = None, program: str 
     return parse_policy(text, str(path) if path else file.name)
 
 
+def load_policies() -> None:
+    """Parse every policy of this machine's architecture, for a process whose forks will load some of them.
+
+    Raises PolicyError, as `load_policy`.
+    """
+    arch = syscalls.native()
+    for file in _POLICIES.glob(f"*{arch}.toml"):
+        load_policy(arch, program=file.stem.removesuffix(arch).removesuffix("-"))
+
+
+@cache  # by its text: it is parsed once in a process, or in the one that this was forked from
 def parse_policy(text: str, source: str) -> Policy:
     """Read a policy from TOML; source is its name in messages. Raises PolicyError."""
     reader = Reader(text, source)

@@ -10,7 +10,8 @@ from typing import Any
 
 from kata_hypervisor.errors import PolicyError
 from kata_hypervisor.seccomp import actions, syscalls
-from kata_hypervisor.seccomp.rules import ALL_BITS, INT_BITS, OPERATORS, PROCESS, THREADS, Condition, Rule
+from kata_hypervisor.seccomp.program import PROCESS
+from kata_hypervisor.seccomp.rules import ALL_BITS, INT_BITS, OPERATORS, THREADS, Condition, Rule
 
 _TOP = ("architecture", "constants", "rule")
 _RULE = ("calls", "when", "reason", "features", "threads", "errno")

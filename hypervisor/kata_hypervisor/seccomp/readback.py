@@ -12,13 +12,11 @@ import ctypes
 import errno
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from kata_hypervisor import libc
 from kata_hypervisor.errors import SealError
 
-PATIENCE = 2.0  # seconds; a running thread stops at once, a frozen one never
+PATIENCE = 30.0  # seconds; a running thread stops as soon as it gets a processor, a frozen one never
 
 _DETACH, _SEIZE, _INTERRUPT, _GET_FILTER = 17, 0x4206, 0x4207, 0x420C
 _WALL = 0x40000000  # waitpid's __WALL: the threads of any process
@@ -34,18 +32,7 @@ def read_filters(tid: int) -> list[bytes]:
         ProcessLookupError: there is no such thread.
         SealError: the kernel does not hand them out to this process; the message says why.
     """
-    with _stopped(tid):
-        programs: list[bytes] = []
-        while True:
-            program = _read_filter(tid, len(programs))
-            if program is None:
-                return programs
-            programs.append(program)
-
-
-@contextmanager
-def _stopped(tid: int) -> Iterator[None]:
-    """Hold a thread in a stop that only its tracer sees."""
+    # The stop is one that only its tracer sees.
     try:
         libc.ptrace(_SEIZE, tid)
     except PermissionError as error:
@@ -54,9 +41,16 @@ def _stopped(tid: int) -> Iterator[None]:
     try:
         libc.ptrace(_INTERRUPT, tid)
         pending = _wait_for_stop(tid)
-        yield
+        return _read_stopped(tid)
     finally:
         _let_go(tid, pending)
+
+
+def _read_stopped(tid: int) -> list[bytes]:
+    programs: list[bytes] = []
+    while (program := _read_filter(tid, len(programs))) is not None:
+        programs.append(program)
+    return programs
 
 
 def _wait_for_stop(tid: int) -> int:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from kata_hypervisor.errors import PolicyError
 from kata_hypervisor.seccomp import actions
+from kata_hypervisor.seccomp.program import PROCESS, VCPU
 
-PROCESS, VCPU = "process", "vcpu"
 THREADS = (PROCESS, VCPU)
 OPERATORS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 ALL_BITS = 0xFFFFFFFFFFFFFFFF

@@ -12,17 +12,18 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 from kata_hypervisor import libc
 from kata_hypervisor.errors import PolicyError
-from kata_hypervisor.seccomp import actions, syscalls
+from kata_hypervisor.seccomp import actions, compiled, named_refusal, syscalls
 from kata_hypervisor.seccomp import filter as kernel
-from kata_hypervisor.seccomp.compiler import Program, compile_rules
-from kata_hypervisor.seccomp.policy import PROCESS, VCPU, Policy, load_policy
+from kata_hypervisor.seccomp.program import PROCESS, VCPU, Program
 
-__all__ = ["MODES", "SHIM_FEATURES", "Mode", "Seal", "build", "settle_libc"]
+if TYPE_CHECKING:
+    from kata_hypervisor.seccomp.policy import Policy
+
+__all__ = ["BROKER", "MODES", "SHIM_FEATURES", "Mode", "Seal", "build", "build_broker", "settle_libc"]
 
 Mode = Literal["enforce", "log", "off"]
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -30,9 +31,11 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 SHIM_FEATURES = frozenset({"serve", "broker", "stdio"})
 """What every shim does after the seal; a driver adds its own (`seal_features`)."""
 
+BROKER = "broker"
+"""Whose policy the broker's is; its features are in there."""
 
-@dataclass(frozen=True, slots=True)
-class Seal:
+
+class Seal(NamedTuple):
     """A filter that is ready to be installed.
 
     mode: in "enforce" and in "log" the same program is installed, and a call outside of the policy is a
@@ -84,7 +87,9 @@ class Seal:
 def build(
     features: Collection[str], mode: Mode, *, policy: Policy | None = None, pid: int | None = None
 ) -> Seal:
-    """Compile what these features need for a process (the caller's by default).
+    """The filters that these features need, for a process (the caller's by default).
+
+    policy: to be compiled; by default the one that is shipped, which is compiled already.
 
     Raises:
         PolicyError: the policy is wrong, or knows no such feature or mode.
@@ -95,12 +100,37 @@ def build(
     wanted = frozenset(features)
     if mode == "off":
         return Seal(mode, wanted)
-    policy = (policy or load_policy()).bind(pid=os.getpid() if pid is None else pid)
-    process = compile_rules(policy.select(wanted, PROCESS), actions.NOTIFY)
-    if "vcpu" not in wanted:
+    pid = os.getpid() if pid is None else pid
+
+    def program(thread: str, refused: int) -> Program:
+        if policy is None:
+            return compiled.program_of("", wanted, refused, thread=thread, pid=pid)
+        from kata_hypervisor.seccomp.compiler import compile_rules
+
+        return compile_rules(policy.bind(pid=pid).select(wanted, thread), refused)
+
+    process = program(PROCESS, actions.NOTIFY)
+    if VCPU not in wanted:
         return Seal(mode, wanted, process)
-    refused = actions.KILL_PROCESS if mode == "enforce" else actions.LOG
-    return Seal(mode, wanted, process, compile_rules(policy.select(wanted, VCPU), refused))
+    return Seal(mode, wanted, process, program(VCPU, VCPU_REFUSED[mode]))
+
+
+VCPU_REFUSED = {"enforce": actions.KILL_PROCESS, "log": actions.LOG}
+BROKER_REFUSED = {"enforce": named_refusal.UNNAMED, "log": actions.LOG}
+"""By mode: what comes of a call that is in no rule."""
+
+
+def build_broker(features: Collection[str], mode: Mode, pid: int) -> Program:
+    """The filter that a broker needs after the seal, for the broker of this process id.
+
+    A feature that the policy does not have takes a capability, and no call that the others do not make.
+    Nobody supervises it: in "enforce" a call outside of the policy is refused with an errno that names it,
+    see `named_refusal`; in "log" the kernel's audit log names it.
+
+    Raises: as `build`.
+    """
+    known = compiled.features_of(BROKER) & frozenset(features)
+    return compiled.program_of(BROKER, known, BROKER_REFUSED[mode], pid=pid)
 
 
 def settle_libc() -> None:

@@ -21,13 +21,20 @@ Access = Literal["open", "conditional", "closed"]
 _MAX_PATHS = 5_000
 _NUMBER, _ARCH = 0, 1
 _X32_BIT = 0x40000000
+_ACTION = 0xFFFF0000
 
 
 class Masked(NamedTuple):
-    """A word of the call, of which some bits are masked out."""
+    """A word of the call, of which some bits are masked out. added: bits that are set whatever it is."""
 
     word: int
     mask: int
+    added: int = 0
+
+    @property
+    def action(self) -> int | None:
+        """What is returned with it, if that is known: the data of an action does not matter."""
+        return None if self.mask & _ACTION else self.added
 
 
 Value = int | Masked | None  # None: nothing is known
@@ -156,7 +163,7 @@ def _follow(program: Sequence[bpf.Instruction], words: Words) -> Iterator[tuple[
             kind = instruction.code & 7
             if kind == bpf.RET:
                 result = state.a if instruction.code & bpf.A else instruction.k
-                yield (result if isinstance(result, int) else None), state.words
+                yield (result.action if isinstance(result, Masked) else result), state.words
                 break
             if kind == bpf.JMP:
                 state, *others = _branches(state, instruction)
@@ -206,17 +213,21 @@ def _known(value: Masked, words: Words) -> Value:
     """The number that a masked word is, if that is known."""
     constraint = words.get(value.word)
     if constraint is None or value.mask & ~constraint.mask:
-        return value if value.mask else 0
-    return constraint.value & value.mask
+        return value if value.mask else value.added
+    return constraint.value & value.mask | value.added
 
 
 def _computed(operation: int, left: Value, right: Value, words: Words) -> Value:
     if isinstance(left, int) and isinstance(right, int):
         return bpf.compute(operation, left, right)
-    if operation == bpf.AND and isinstance(left, int):
+    if operation in (bpf.AND, bpf.OR) and isinstance(left, int):
         left, right = right, left
-    if operation == bpf.AND and isinstance(left, Masked) and isinstance(right, int):
-        return _known(Masked(left.word, left.mask & right), words)
+    if not isinstance(left, Masked) or not isinstance(right, int):
+        return None
+    if operation == bpf.AND:
+        return _known(Masked(left.word, left.mask & right, left.added & right), words)
+    if operation == bpf.OR:
+        return _known(Masked(left.word, left.mask & ~right, left.added | right), words)
     return None
 
 
@@ -233,7 +244,7 @@ def _branches(state: _State, instruction: bpf.Instruction) -> list[_State]:
         return [state._replace(place=following + (jt if bpf.compare(test, left, right) else jf))]
     taken: Words | None = state.words
     passed: Words | None = state.words
-    if isinstance(left, Masked) and isinstance(right, int):
+    if isinstance(left, Masked) and not left.added and isinstance(right, int):
         constraint = state.words.get(left.word, Constraint())
         true, false = _tested(constraint, left.mask, test, right)
         taken = state.words | {left.word: true} if true else None

@@ -11,13 +11,14 @@ import os
 ARCHITECTURES = ("x86_64", "aarch64")
 
 _TABLES = os.path.join(os.path.dirname(__file__), "tables")
+_NATIVE = os.uname().machine  # asked once: a process under a filter may not be able to
 _numbers: dict[str, dict[str, int]] = {}
 _names: dict[str, dict[int, str]] = {}
 
 
 def native() -> str:
     """This machine's architecture, by the name that its table has (also where there is none)."""
-    return os.uname().machine
+    return _NATIVE
 
 
 def numbers(arch: str = "x86_64") -> dict[str, int]:

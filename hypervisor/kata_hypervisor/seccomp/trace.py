@@ -113,7 +113,7 @@ def load(path: Path) -> Trace:
     return Trace(
         arch=reader.field(document, "arch", str),
         kernel=reader.field(document, "kernel", str),
-        command=tuple(str(word) for word in command),
+        command=tuple(str(argument) for argument in command),
         status=reader.field(document, "status", int),
         observations=tuple(reader.observations(calls)),
     )

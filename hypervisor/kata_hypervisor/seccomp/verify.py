@@ -14,8 +14,9 @@ from pathlib import Path
 from kata_hypervisor.errors import SealError
 from kata_hypervisor.seccomp import actions, kernel_probe, notification
 from kata_hypervisor.seccomp import filter as kernel
-from kata_hypervisor.seccomp.compiler import Program, compile_rules, library_version
+from kata_hypervisor.seccomp.compiler import compile_rules, library_version
 from kata_hypervisor.seccomp.policy import PROCESS, VCPU, Policy
+from kata_hypervisor.seccomp.program import Program
 
 _JIT = Path("/proc/sys/net/core/bpf_jit_enable")
 _LOGGED = Path("/proc/sys/kernel/seccomp/actions_logged")
@@ -76,20 +77,26 @@ def verify_policy(policy: Policy, features: Collection[str] | None = None) -> Re
     policy = policy.bind(pid=os.getpid())
     wanted = policy.features if features is None else frozenset(features)
     process = compile_rules(policy.select(wanted, PROCESS), actions.NOTIFY)
-    cases = _try(policy, PROCESS, process, [(process.code, actions.NOTIFY)])
+    cases = _try(policy, wanted, PROCESS, process, [(process.code, actions.NOTIFY)])
     skipped = process.skipped
     if "vcpu" in wanted:
         vcpu = compile_rules(policy.select(wanted, VCPU), actions.KILL_PROCESS)
         stacked = [(process.code, actions.NOTIFY), (vcpu.code, actions.KILL_PROCESS)]
-        cases += _try(policy, VCPU, vcpu, stacked)
+        cases += _try(policy, wanted, VCPU, vcpu, stacked)
         skipped += vcpu.skipped
     return Report(policy, tuple(cases), tuple(dict.fromkeys(skipped)))
 
 
-def _try(policy: Policy, thread: str, program: Program, stacked: list[tuple[bytes, int]]) -> list[Case]:
+def _try(
+    policy: Policy,
+    features: Collection[str],
+    thread: str,
+    program: Program,
+    stacked: list[tuple[bytes, int]],
+) -> list[Case]:
     probes = [
         probe
-        for probe in kernel_probe.probes_of(program.rules, policy.architecture)
+        for probe in kernel_probe.probes_of(policy.select(features, thread), policy.architecture)
         if probe.call not in program.skipped
     ]
     outcomes = kernel_probe.try_programs(stacked, probes)

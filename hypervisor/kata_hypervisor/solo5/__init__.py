@@ -12,5 +12,5 @@ hypercalls       from a call's number to what is done
 processor        the thread that runs it
 machine          all of this, put together
 tender           solo5-hvt and solo5-spt, which do the same in processes of their own
-allowlist        our filter for a solo5-hvt that has none, by its C library (c_library)
+allowlist        our filter for a solo5-hvt that has none, by its C library
 """

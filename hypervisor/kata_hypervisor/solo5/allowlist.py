@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kata_hypervisor.kvm.abi import KVM_SET_REGS
-from kata_hypervisor.seccomp import actions, syscalls
+from kata_hypervisor.seccomp import actions, compiled, syscalls
+from kata_hypervisor.seccomp.c_library import libc_of
 from kata_hypervisor.seccomp.child_filter import ChildFilter
-from kata_hypervisor.seccomp.compiler import compile_rules
-from kata_hypervisor.seccomp.policy import load_policy
-from kata_hypervisor.solo5.c_library import libc_of
 
 POLICY = "solo5-hvt"
 
@@ -32,21 +30,21 @@ def loading_features(libc: str, *, block: bool) -> frozenset[str]:
 
 
 def build(tender: str, file: str, blocks: Sequence[str]) -> ChildFilter:
-    """Compile the filter for a tender. file, blocks: the paths that it is given, of unikernel and devices.
+    """The filter for a tender. file, blocks: the paths that it is given, of unikernel and devices.
 
     Raises:
         PolicyError, SealError: there is no policy for this machine, or libseccomp is missing.
         HostUnfitError: it cannot be determined which C library the tender has.
     """
-    libc, policy = libc_of(tender), load_policy(program=POLICY)
+    libc = libc_of(tender)
     running = running_features(libc, block=bool(blocks))
     loading = loading_features(libc, block=bool(blocks))
-    ioctl = syscalls.numbers(policy.architecture)["ioctl"]
+    ioctl = syscalls.numbers(syscalls.native())["ioctl"]
     return ChildFilter(
-        policy=f"{policy.source.removesuffix('.toml')} [{' '.join(sorted(running))}]",
+        policy=f"{compiled.source_of(POLICY)} [{' '.join(sorted(running))}]",
         advice=ADVICE.format(libc=libc),
-        code=compile_rules(policy.select(running), actions.NOTIFY).code,
-        loading=compile_rules(policy.select(loading), actions.NOTIFY).code,
+        code=compiled.program_of(POLICY, running, actions.NOTIFY).code,
+        loading=compiled.program_of(POLICY, loading, actions.NOTIFY).code,
         last=(ioctl, KVM_SET_REGS),
         readable=(file, *CACHES),
         writable=(KVM, *blocks),

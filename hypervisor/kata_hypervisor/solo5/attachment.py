@@ -25,7 +25,7 @@ BLOCK_SIZE = 512
 
 @dataclass(frozen=True, slots=True)
 class AttachedDevice:
-    """A device that the unikernel gets. descriptor: of the open file or tap; it belongs to the caller."""
+    """A device that the unikernel gets. descriptor: the file's or tap's, the caller's; -1: by name."""
 
     descriptor: int
     properties: Properties

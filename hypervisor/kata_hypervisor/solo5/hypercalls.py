@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from kata_hypervisor.solo5 import abi
 from kata_hypervisor.solo5.devices import Block, Console, Device, Net, Waiter
@@ -25,8 +26,7 @@ class Guest:
     devices: Mapping[int, Device]
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(NamedTuple):
     """How the guest ended. reason: continues "the unikernel". status: its exit status, where it gave one."""
 
     reason: str

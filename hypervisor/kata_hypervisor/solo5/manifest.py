@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from kata_hypervisor.errors import UnikernelError
 
@@ -34,8 +34,7 @@ class Device:
     kind: Kind
 
 
-@dataclass(frozen=True, slots=True)
-class BlockProperties:
+class BlockProperties(NamedTuple):
     """What a unikernel learns about a block device. capacity: bytes. block_size: bytes, a power of 2."""
 
     capacity: int
@@ -46,8 +45,7 @@ class BlockProperties:
         return BLOCK_BASIC, BLOCK.pack(self.capacity, self.block_size)
 
 
-@dataclass(frozen=True, slots=True)
-class NetProperties:
+class NetProperties(NamedTuple):
     """What a unikernel learns about a network device. mac: 6 bytes. mtu: bytes."""
 
     mac: bytes
@@ -102,7 +100,7 @@ def _device(
             f"entry {handle} of note MFT1 has a name that is not of letters and digits: {text!r}"
         )
     if kind not in KINDS:
-        known = ", ".join(f"{number} ({word})" for number, word in KINDS.items())
+        known = ", ".join(f"{number} ({kind})" for number, kind in KINDS.items())
         raise UnikernelError(
             f"note MFT1 declares device {text.decode()!r} of type {kind}; supported: {known}"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kata_hypervisor.errors import HostUnfitError
 from kata_hypervisor.solo5.abi import LARGE_PAGE, LOWEST, MOST_MEMORY
@@ -15,8 +15,7 @@ class GuestFaultError(Exception):
     """The guest has done what ends it. The message continues "the unikernel"."""
 
 
-@dataclass(frozen=True, slots=True)
-class Area:
+class Area(NamedTuple):
     """A part of the memory. fixed: whether the guest may only read it."""
 
     start: int

@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from ctypes import sizeof
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from kata_hypervisor import elf
 from kata_hypervisor.elf import ElfError, ElfFile, Program, Read
@@ -32,8 +32,7 @@ MANIFEST_PADDING = 4
 MAX_MANIFEST = MANIFEST_PADDING + HEADER.size + MAX_ENTRIES * ENTRY.size
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """A piece of the file in memory. address, memory_size: bytes of memory; what the file lacks is zero."""
 
     address: int
@@ -49,8 +48,7 @@ class Segment:
         return -(-(self.address + self.memory_size) // PAGE) * PAGE
 
 
-@dataclass(frozen=True, slots=True)
-class Unikernel:
+class Unikernel(NamedTuple):
     """A file that has been understood. target: as in TARGETS. version: of the target's ABI."""
 
     target: str

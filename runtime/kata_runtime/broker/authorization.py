@@ -4,13 +4,17 @@ Until then the guest has not run an instruction, so what the shim asks for comes
 operator, and is learned here. Which operations are allowed at all is in their declarations (`operations`).
 What remains must fit what was learned:
 
-    bind             a source that the config.json of one of this sandbox's containers names
+    bind             a source that the config.json of one of this sandbox's containers names, and as it does,
+                     see `bind_sources`
     open_spec        of a bundle where containerd makes them, see `_Bundles`
     mount            what is like a mount of the first container, see `mount_policy`
-    open_fifo        below containerd's state directory or such a container's bundle, or beside a FIFO that
-                     was opened before the seal
-    open_log         beside a log that was opened before the seal
+    open_fifo        below containerd's state directory, but of the bundles only in this sandbox's, and there
+                     not its log; in a directory beside that of a FIFO that was opened before the seal; or
+                     anywhere, if it is root's alone and named as containerd's clients do, see `client_fifos`
+    open_log         in the directory of a log that was opened before the seal
     make_image       of what is mounted for the sandbox, by a program that the broker names
+    give_device      a block device that the config.json of one of this sandbox's containers gives, see
+                     `block_devices`
     open_image       an image whose name, the hash of its content, is known
 
 Whose config.json it is, is what containerd wrote into the bundle, which the shim cannot change: see
@@ -23,6 +27,9 @@ import json
 import os
 
 from kata_runtime import syscalls
+from kata_runtime.broker.bind_sources import BindSources
+from kata_runtime.broker.block_devices import GivenDevices
+from kata_runtime.broker.client_fifos import ClientFifos
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
 from kata_runtime.broker.held_directories import HeldDirectories, by_name
 from kata_runtime.broker.mount_policy import MountPolicy
@@ -31,14 +38,18 @@ from kata_runtime.identity import MAX_SPEC, SANDBOX_KEYS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
     from typing import Any, Self
 
     from kata_runtime.broker.held_directories import Opener
+    from kata_runtime.broker.origin import Find
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 _MAX_ID = 4096
+_LOG = "log"
+_BUNDLES = ("io.containerd.runtime.", "io.containerd.sandbox.")
+"""How the directories of containerd's state begin in which the bundles of tasks and sandboxes are."""
 
 
 class Authorization:
@@ -48,10 +59,13 @@ class Authorization:
         self._bundle = os.path.realpath(bundle)
         self._sandbox = sandbox
         self._phase = Phase.LEARNING
-        self._sources: set[str] = set()
+        self._sources = BindSources(sandbox)
+        # The block devices that may be plugged in.
+        self.devices = GivenDevices()
         self._mounts = MountPolicy(_snapshot_roots(self._bundle))
         self._bundles = _Bundles(self._bundle)
         self._streams = HeldDirectories()
+        self._client_fifos = ClientFifos()
         self._logs = HeldDirectories()
         if state := _containerd_directory(self._bundle):
             self._streams.add(state)  # it holds the bundles and the FIFOs
@@ -60,6 +74,11 @@ class Authorization:
     def phase(self) -> Phase:
         """Where the sandbox is in its life."""
         return self._phase
+
+    @property
+    def block_devices(self) -> Collection[str]:
+        """Paths of the block devices that containerd had mounted."""
+        return self._mounts.block_devices
 
     def seal(self) -> None:
         """Learn no more: from here on the shim may be the guest's."""
@@ -92,8 +111,10 @@ class Authorization:
         if not ours:
             os.close(fd)
             raise RequestRefusedError(f"{path} is not of a container of the sandbox {self._sandbox}")
-        self._sources.update(_sources(spec, bundle))
+        self._sources.learn(spec, bundle, sealed=self._sealed)
+        self.devices.learn(spec, bundle)
         self._streams.add(bundle)
+        self._bundles.own(bundle)
         return fd
 
     def _open_bundle(self, bundle: str) -> _Held:
@@ -120,43 +141,68 @@ class Authorization:
 
     # -- what the shim asks for ----------------------------------------------------------------------------
 
-    def check_bind(self, source: str) -> None:
-        """Raises RequestRefusedError."""
-        if self._sealed and not {source, source.rstrip("/")} & self._sources:
-            raise RequestRefusedError(
-                f"cannot share {source}: no config.json of the sandbox {self._sandbox} names it"
-            )
+    def source_finder(
+        self, source: str, *, readonly: bool, recursive: bool, readonly_below: bool
+    ) -> Find | None:
+        """How the source of a bind is found: None, by its name, before the seal; see `BindSources`.
 
-    def finder(self, kind: str, source: str, options: Iterable[str]) -> Callable[[str], int] | None:
+        Raises:
+            RequestRefusedError: the sandbox is sealed, and may not have it, or not like this.
+        """
+        if self._sealed:
+            return self._sources.finder(
+                source, readonly=readonly, recursive=recursive, readonly_below=readonly_below
+            )
+        return None
+
+    def finder(
+        self, kind: str, source: str, options: Iterable[str], *, writable: bool = False
+    ) -> Callable[[str], int] | None:
         """How the paths of a mount are found: None, by their names, before the seal; see `MountPolicy`.
+
+        writable: whether what is bound can be written.
 
         Raises:
             RequestRefusedError: an option is not allowed, or the sandbox is sealed and knows no such mount.
         """
         if self._sealed:
-            return self._mounts.finder(kind, source, options)
-        self._mounts.learn(kind, source, options)
+            return self._mounts.finder(kind, source, options, writable=writable)
+        self._mounts.learn(kind, source, options, writable=writable)
         return None
 
     def fifo_opener(self, path: str) -> Opener:
         """How the FIFO at a path is opened. Raises RequestRefusedError."""
-        scope = os.path.dirname(os.path.dirname(path))  # each client has a directory for its FIFOs
-        return self._opener(path, self._streams, scope, "open the FIFO", "the streams of containerd")
+        if not self._sealed:
+            scope = os.path.dirname(os.path.dirname(path))  # each client has a directory for its FIFOs
+            self._streams.add(scope, depth=2)
+            return by_name(path)
+        opener = None
+        # Once: a guest may change a link on the way between two looks.
+        real = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+        if not (self._bundles.is_others(real) or self._bundles.is_log(real)):
+            opener = self._streams.opener(real) or self._client_fifos.opener(real)
+        return _allowed(
+            opener,
+            f"open the FIFO {path}",
+            "the streams of containerd, whose clients name theirs ID-stdin, ID-stdout and ID-stderr",
+        )
 
     def log_opener(self, path: str) -> Opener:
         """How the log at a path is opened. Raises RequestRefusedError."""
-        return self._opener(path, self._logs, os.path.dirname(path), "open the log", "this sandbox's logs")
-
-    def _opener(self, path: str, held: HeldDirectories, scope: str, action: str, what: str) -> Opener:
-        """Before the seal, by its name, and the scope is learned; afterwards, from what was learned."""
         if not self._sealed:
-            held.add(scope)
+            self._logs.add(os.path.dirname(path), depth=1)
             return by_name(path)
-        if (opener := held.opener(path)) is not None:
-            return opener
-        raise RequestRefusedError(
-            f"cannot {action} {path}: the sandbox is sealed, and it is not among {what}"
+        return _allowed(
+            self._logs.opener(path),
+            f"open the log {path}",
+            "this sandbox's logs; name a FIFO, or a file in the directory of the first container's log",
         )
+
+
+def _allowed(opener: Opener | None, action: str, what: str) -> Opener:
+    if opener is None:
+        raise RequestRefusedError(f"cannot {action}: the sandbox is sealed, and it is not among {what}")
+    return opener
 
 
 class _Held:
@@ -184,10 +230,29 @@ class _Bundles:
         self._state = _containerd_directory(bundle)
         self._namespace = os.path.basename(os.path.dirname(bundle))
         self._root = self._state or os.path.dirname(bundle)
+        self._own = {bundle}
         try:
             self._fd = os.open(self._root, _DIRECTORY)
         except OSError:
             self._fd = -1  # there is no such sandbox: nothing of it is opened later
+
+    def own(self, bundle: str) -> None:
+        """A bundle turned out to be of a container of this sandbox."""
+        self._own.add(os.path.realpath(bundle))
+
+    def is_others(self, path: str) -> bool:
+        """Whether a path lies among containerd's bundles, and in none that is known to be the sandbox's."""
+        real = os.path.realpath(os.path.dirname(path))
+        inside = real.removeprefix(self._state + "/") if self._state else real
+        return inside != real and inside.startswith(_BUNDLES) and real not in self._own
+
+    def is_log(self, path: str) -> bool:
+        """Whether a path is containerd's log in a bundle of the sandbox.
+
+        Who reads it takes from containerd what the broker says there of a shim that is owned.
+        """
+        directory, name = os.path.split(path)
+        return name == _LOG and os.path.realpath(directory) in self._own
 
     def open(self, bundle: str) -> _Held:
         """Open a bundle. Raises RequestRefusedError: it lies elsewhere. OSError."""
@@ -213,18 +278,6 @@ def _parse(raw: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return spec if isinstance(spec, dict) else {}
-
-
-def _sources(spec: dict[str, Any], bundle: str) -> set[str]:
-    """The paths of the host that a specification names: its root, and its mounts' sources."""
-    root, mounts = spec.get("root"), spec.get("mounts")
-    path = root.get("path") if isinstance(root, dict) else None
-    found = {os.path.join(bundle, path)} if isinstance(path, str) else set()
-    for mount in mounts if isinstance(mounts, list) else ():
-        source = mount.get("source") if isinstance(mount, dict) else None
-        if isinstance(source, str):
-            found.add(source)
-    return found
 
 
 def _snapshot_roots(bundle: str) -> set[str]:

@@ -2,8 +2,8 @@
 
 The shim, the broker, the VMM and its helpers are all in one leaf: what a pod costs is what its cgroup says.
 Standard library only: the broker imports this.
-Sources: cgroups(7), the kernel's admin-guide/cgroup-v1 and cgroup-v2; systemd.slice(5) for how slices nest;
-the OCI runtime specification, config-linux.md, "Cgroups Path".
+Sources: cgroups(7), the kernel's admin-guide/cgroup-v1 (devices.rst too) and cgroup-v2; systemd.slice(5) for
+how slices nest; the OCI runtime specification, config-linux.md, "Cgroups Path".
 """
 
 from __future__ import annotations
@@ -13,9 +13,14 @@ import os
 import signal
 import time
 
+from kata_runtime import syscalls
+from kata_runtime.broker import device_rules
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Iterable
+
+    from kata_runtime.broker.device_rules import DeviceRule
 
 GRACE = 2.0
 """How long a leaf may take to become empty and go, in seconds."""
@@ -136,6 +141,7 @@ class Cgroup:
         self.path = path
         self._mounted = mounted
         self._leaves: list[tuple[Hierarchy, str]] = []
+        self._restriction: _Lines | _DeviceProgram | None = None
 
     def create(
         self, record: Callable[[str, str, str], None], is_shared: Callable[[str], bool] = lambda path: False
@@ -151,7 +157,7 @@ class Cgroup:
         """
         for hierarchy in self._mounted:
             leaf = hierarchy.mountpoint + self.path
-            if os.path.isdir(leaf) and (pids := members(leaf)):
+            if pids := _settled_members(leaf):
                 raise CgroupError(
                     f"cgroup {leaf} is in use by process {pids[0]}: give each sandbox a cgroup of its own"
                 )
@@ -198,6 +204,46 @@ class Cgroup:
                     f"cannot move process {pid} into cgroup {leaf}: {error.strerror}"
                 ) from error
 
+    def controllers(self) -> frozenset[str]:
+        """The controllers that are in force on the leaf."""
+        found: set[str] = set()
+        for hierarchy, leaf in self._leaves:
+            if hierarchy.version == 2:
+                found.update(_read(leaf, "cgroup.controllers").split())
+            found |= hierarchy.controllers
+        return frozenset(found)
+
+    def restrict_devices(self, rules: Iterable[DeviceRule]) -> str:
+        """Let its processes open the devices of these rules and no others; what is open stays usable.
+
+        Returns why this host cannot do it, in a sentence, or nothing.
+
+        Raises:
+            CgroupError: it can, and it failed.
+        """
+        rules = list(rules)
+        for hierarchy, leaf in self._leaves:
+            if "devices" in hierarchy.controllers:
+                _restrict_by_lines(leaf, device_rules.lines(rules))
+                self._restriction = _Lines(leaf)
+                return ""
+        for hierarchy, leaf in self._leaves:
+            if hierarchy.version == 2:
+                self._restriction = restriction = _DeviceProgram(leaf, rules)
+                return restriction.lacking
+        return "no hierarchy of this host that can be written controls devices"
+
+    def admit(self, rule: DeviceRule, action: Callable[[], int]) -> int:
+        """Let its processes open one more device while something is done. Raises OSError."""
+        restriction = self._restriction
+        if restriction is None:
+            return action()
+        restriction.admit(rule)
+        try:
+            return action()
+        finally:
+            restriction.expel(rule)
+
     def oom_kills(self) -> int:
         """How many of its processes the kernel killed for want of memory; 0 where no hierarchy counts."""
         for hierarchy, leaf in self._leaves:
@@ -208,6 +254,77 @@ class Cgroup:
                 continue  # this hierarchy does not have the memory controller
             return int(fields.get("oom_kill", 0))
         return 0
+
+
+def _restrict_by_lines(leaf: str, lines: list[str]) -> None:
+    try:
+        _write(leaf, "devices.deny", "a")
+        for line in lines:
+            _write(leaf, "devices.allow", line)
+        found = _read(leaf, "devices.list").splitlines()
+    except OSError as error:
+        raise CgroupError(f"cannot restrict the devices of cgroup {leaf}: {error.strerror}") from error
+    if beyond := set(found) - set(lines):
+        raise CgroupError(
+            f"the devices of cgroup {leaf} are not restricted: the kernel lists {min(beyond)} as well"
+        )
+
+
+class _Lines:
+    """The devices of a version 1 cgroup that is restricted."""
+
+    def __init__(self, leaf: str) -> None:
+        self._leaf = leaf
+
+    def admit(self, rule: DeviceRule) -> None:
+        """Let its processes open one more device. Raises OSError."""
+        _write(self._leaf, "devices.allow", str(rule))
+
+    def expel(self, rule: DeviceRule) -> None:
+        """Undo `admit`; what another rule allows stays allowed. Raises OSError."""
+        _write(self._leaf, "devices.deny", str(rule))
+
+
+class _DeviceProgram:
+    """The program that is asked about the devices of a version 2 cgroup.
+
+    lacking: why this kernel takes none, in a sentence, or nothing.
+    """
+
+    def __init__(self, leaf: str, rules: list[DeviceRule]) -> None:
+        self._leaf = leaf
+        self._rules = rules
+        self._attached = -1
+        self.lacking = ""
+        try:
+            self._attach(rules)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EINVAL, errno.EPERM):
+                raise CgroupError(
+                    f"cannot restrict the devices of cgroup {leaf}: {error.strerror}"
+                ) from error
+            self.lacking = f"this kernel takes no program for the devices of cgroup {leaf}: {error.strerror}"
+
+    def admit(self, rule: DeviceRule) -> None:
+        """Let its processes open one more device. Raises OSError."""
+        if not self.lacking:
+            self._attach([*self._rules, rule])
+
+    def expel(self, _rule: DeviceRule) -> None:
+        """Undo `admit`. Raises OSError."""
+        if not self.lacking:
+            self._attach(self._rules)
+
+    def _attach(self, rules: list[DeviceRule]) -> None:
+        """Put a program of these rules in the place of the last one: all that are there must agree."""
+        group = os.open(self._leaf, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            attached = syscalls.attach_device_program(group, device_rules.program(rules), self._attached)
+        finally:
+            os.close(group)
+        if self._attached >= 0:
+            os.close(self._attached)
+        self._attached = attached
 
 
 def _make_path(
@@ -245,6 +362,14 @@ def members(directory: str) -> list[int]:
         if error.errno in (errno.ENOENT, errno.ENODEV):
             return []
         raise
+
+
+def _settled_members(directory: str) -> list[int]:
+    """As `members`; a sandbox of the same name that has just ended may be about to leave."""
+    deadline = time.monotonic() + GRACE
+    while (pids := members(directory)) and time.monotonic() < deadline:
+        time.sleep(_PAUSE)
+    return pids
 
 
 def empty(directory: str, origin: str, spared: Collection[int], grace: float = GRACE) -> list[int]:

@@ -1,13 +1,14 @@
 """Supervision of a child that starts under a filter of ours, because it has none of its own.
 
-The filter lets through what the child needs for all its life, and asks here about everything else. Until the
-last step of its loading (a call that the filter's maker names, or its execve) the child may also do what
-loading takes: a second program says what that is, of openings the broker looks at the path, and only its own
-execve is let through. From then on nothing is: the call is named, and the child is killed without having made
-it.
+The filter lets through what the child needs for all its life, and asks here about everything else. Until its
+loading ends (with a call that the filter's maker names, with its execve, or when the shim says that its
+machine is made) the child may also do what loading takes: a second program says what that is, of openings the
+broker looks at the path, and only its own execve is let through. From then on nothing is: the call is named,
+and the child is killed without having made it.
 
-A path is read from the child's memory while it waits. It cannot change meanwhile: the child has one thread
-(no policy allows it to make another), and shares memory with nobody but a guest that does not run yet.
+A path is read from the child's memory while it waits. It cannot change meanwhile: such a child has one thread
+(its policy allows it to make no other), and shares memory with nobody but a guest that does not run yet. Of a
+child that makes threads no path is looked at: its root directory bounds what it opens.
 """
 
 from __future__ import annotations
@@ -44,11 +45,12 @@ class ChildFilterSupervisor:
         self._name = name
         self._policy: str = fields["policy"]
         self._advice: str = fields["advice"]
-        self.code = base64.b64decode(fields["code"])
         self._loading = base64.b64decode(fields["loading"])
         self._program: Sequence[Instruction] | None = None
         self._last: list[int] = fields["last"]
         self._readable, self._writable = frozenset(fields["readable"]), frozenset(fields["writable"])
+        self._until_told: bool = fields["until_told"]
+        self._any_path: bool = fields["any_path"]
         self._executed = self._loaded = False
         self._refused = ""
         self.listener = -1
@@ -57,6 +59,10 @@ class ChildFilterSupervisor:
     def take_listener(self, listener: int) -> None:
         """Take over the listener."""
         self.listener = listener
+
+    def end_loading(self) -> None:
+        """From here on nothing that waits for an answer is let through. Idempotent."""
+        self._loaded = True
 
     def answer(self) -> str | None:
         """Answer the call that waits, if one does; returns a sentence when the child must be killed for it.
@@ -82,11 +88,11 @@ class ChildFilterSupervisor:
             return False
         if name in EXECUTIONS:
             first, self._executed = not self._executed, True
-            self._loaded = not self._last
+            self._loaded = not (self._last or self._until_told)
             return first
         if not self._is_loading(call):
             return False
-        if name in OPENINGS:
+        if name in OPENINGS and not self._any_path:
             return self._may_open(call, *OPENINGS[name])
         self._loaded = [call.number, call.arguments[1] & 0xFFFFFFFF] == self._last
         return True

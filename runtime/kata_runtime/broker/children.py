@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import os
 import signal
+import stat
 import time
 
 from kata_hypervisor.seccomp import confinement
-from kata_runtime.broker import confined_child, processes, spawn
+from kata_runtime.broker import confined_child, device_rules, processes, spawn
 from kata_runtime.broker.child_filter import ChildFilterSupervisor
-from kata_runtime.broker.errors import RequestRefusedError
+from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
 from kata_runtime.broker.event_loop import READABLE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from typing import Any
 
+    from kata_runtime.broker.device_rules import DeviceRule
     from kata_runtime.broker.event_loop import EventLoop
     from kata_runtime.broker.log_sink import LogSink
     from kata_runtime.broker.messages import Message
     from kata_runtime.broker.pod_identity import PodIdentity
     from kata_runtime.broker.rollback import RollbackJournal
+    from kata_runtime.broker.vmm_directory import VmmDirectory
 
 _PAUSE = 0.001
 
@@ -33,14 +37,15 @@ MAX_CHILDREN = 64
 class Children:
     """The processes that one broker has started, and those that these have left behind.
 
-    shim: its process id. identity: the pod's user and PID namespace. notify: sends a message to the shim
-    without waiting.
+    shim: its process id. identity: the pod's user and PID namespace. directory: of its VMM. notify: sends a
+    message to the shim without waiting.
     """
 
     def __init__(
         self,
         shim: int,
         identity: PodIdentity,
+        directory: VmmDirectory,
         journal: RollbackJournal,
         loop: EventLoop,
         log_sink: LogSink,
@@ -48,17 +53,38 @@ class Children:
     ) -> None:
         self._shim = shim
         self._identity = identity
+        self._directory = directory
         self._journal = journal
         self._loop = loop
         self._log_sink = log_sink
         self._notify = notify
+        # Of devices that children have been given, and may open again.
+        self.devices: list[DeviceRule] = []
         # By process id: the number of the child's entry in the journal.
         self._entries: dict[int, int] = {}
+        self._filters: dict[int, ChildFilterSupervisor] = {}
+        self._roles: dict[int, str] = {}
+        self._serving: set[int] = set()
+
+    @property
+    def roles(self) -> dict[int, str]:
+        """The roles of the children that run, by process id."""
+        return dict(self._roles)
+
+    @property
+    def serving(self) -> list[int]:
+        """Process ids of the children that serve the shared directory."""
+        return list(self._serving)
 
     @property
     def pids(self) -> list[int]:
         """Process ids of the children that run."""
         return list(self._entries)
+
+    def count(self, name: str) -> int:
+        """How many of the children that run were started under this name."""
+        entries = self._journal.entries
+        return sum(entries[number].get("name") == name for number in self._entries.values())
 
     def start(
         self,
@@ -86,13 +112,17 @@ class Children:
             nonlocal number
             number = self._journal.push("process", pid=pid, start=start, name=name)
 
-        supervisor = ChildFilterSupervisor(name, seccomp) if seccomp is not None else None
+        supervised = seccomp is not None and bool(seccomp["loading"])
+        supervisor = ChildFilterSupervisor(name, seccomp) if seccomp is not None and supervised else None
+        code = base64.b64decode(seccomp["code"]) if seccomp is not None else b""
         try:
             confined: dict[str, Any] = {}
             if privileges is not None:
                 spawn.check_executable(name, argv[0])
                 user, place = self._identity.user, self._identity.place
-                root = confined_child.plan(name, argv[0], privileges, user, place)
+                root = confined_child.plan(name, argv[0], privileges, user, place, self._directory)
+                _give_away(name, [fds[number] for number in privileges["written"]], user)
+                network = network if privileges["network"] else None
                 confined = {"root": root, "fork": self._identity.fork}
             pid = spawn.spawn(
                 name,
@@ -101,6 +131,7 @@ class Children:
                 environment,
                 record,
                 gate=gate,
+                code=code,
                 supervisor=supervisor,
                 network=network,
                 **confined,
@@ -109,7 +140,12 @@ class Children:
             self._journal.drop(number)
             raise
         self._entries[pid] = number
+        self._roles[pid] = name
+        if privileges is not None and privileges["serves"] is not None:
+            self._serving.add(pid)
+        self.devices += device_rules.given(fds.values(), seccomp or {}, privileges or {})
         if supervisor is not None:
+            self._filters[pid] = supervisor
             self._loop.add(supervisor.listener, lambda events: self._answer_filter(pid, supervisor, events))
         return pid
 
@@ -118,6 +154,8 @@ class Children:
         if not events & READABLE:
             self._loop.remove(supervisor.listener)
             supervisor.close()
+            if self._filters.get(pid) is supervisor:
+                del self._filters[pid]
         elif (sentence := supervisor.answer()) is not None and pid in self._entries:
             os.kill(pid, signal.SIGKILL)
             self._log_sink.write("error", sentence)
@@ -128,6 +166,16 @@ class Children:
         # Not reaped, so the pid is still this child's.
         if pid in self._entries:
             os.kill(pid, number)
+
+    def end_loading(self, pid: int) -> None:
+        """End what a child's filter allows only while it loads.
+
+        Raises:
+            ProcessLookupError: it has exited, or has no filter of ours.
+        """
+        if pid not in self._filters:
+            raise ProcessLookupError(errno.ESRCH, f"process {pid} has exited, or has no filter of ours")
+        self._filters[pid].end_loading()
 
     def threads(self, pid: int) -> list[list[Any]]:
         """What the kernel reports of each thread of a child or the shim, as a ThreadConfinement's fields.
@@ -165,16 +213,39 @@ class Children:
                 return
             if pid == 0:
                 return
+            self._roles.pop(pid, None)
+            self._serving.discard(pid)
             if (number := self._entries.pop(pid, None)) is not None:
                 self._journal.drop(number)
                 code = os.waitstatus_to_exitcode(status)
                 self._notify({"exited": pid, **({"code": code} if code >= 0 else {"signal": -code})})
 
-    def kill_all(self) -> None:
-        """Kill every child until there is none: what they leave behind becomes our child in turn."""
+    def kill_all(self, spared: Collection[int] = ()) -> None:
+        """Kill every child until there is none: what they leave behind becomes our child in turn.
+
+        spared: the pids of those that stay.
+        """
         deadline = time.monotonic() + processes.GRACE
-        while (pids := processes.children()) and time.monotonic() < deadline:
+        while (pids := set(processes.children()).difference(spared)) and time.monotonic() < deadline:
             for pid in pids:
                 os.kill(pid, signal.SIGKILL)  # a zombie takes it too, and no pid is free until we reap it
             time.sleep(_PAUSE)
             self.reap()
+
+
+def _give_away(name: str, files: Sequence[int], user: int) -> None:
+    """Let a user open regular files and pipes, of which these are descriptors. Raises RequestFailedError."""
+    for file in files:
+        mode = os.fstat(file).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISFIFO(mode):
+            raise RequestFailedError(
+                f"cannot start {name}: what it is to open again is neither a regular file nor a pipe"
+            )
+        try:
+            os.fchown(file, user, user)
+            os.fchmod(file, stat.S_IMODE(mode) & 0o777 | 0o600)
+        except OSError as error:
+            raise RequestFailedError(
+                f"cannot start {name}: cannot give a file to user {user} of its pod: {error.strerror}",
+                error.errno or 0,
+            ) from None

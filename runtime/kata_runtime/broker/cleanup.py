@@ -14,20 +14,22 @@ import os
 import stat
 import time
 
-from kata_runtime.broker import cgroups, mounts, pod_identity, processes
-from kata_runtime.broker.errors import BrokerError
+from kata_runtime.broker import cgroups, claims, mounts, pod_identity, processes
+from kata_runtime.broker.errors import BrokerError, refusal
 from kata_runtime.broker.path_scope import PathScope
 from kata_runtime.broker.rollback import NAME, RollbackJournal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from kata_runtime.broker.rollback import Entry
     from kata_runtime.identity import SandboxIdentity
 
 LOCK_TIMEOUT = 10.0
 """How long to wait for a broker that works on the same directory, in seconds."""
+CGROUPS = ("cgroup", "rmgroup")
+"""Kinds of entries that are about the sandbox's cgroup."""
 _PAUSE = 0.01
 # What comes of an entry that holds something else than it should.
 _DAMAGED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
@@ -57,6 +59,40 @@ def clean_up(identity: SandboxIdentity, timeout: float = LOCK_TIMEOUT) -> list[s
         return roll_back_all(directory, identity.directory)
     finally:
         os.close(directory)
+
+
+def sweep(root: str) -> list[str]:
+    """Undo every sandbox below the directory of all sandboxes that is nobody's.
+
+    That is one whose shim and broker are dead and whose bundle does not exist: containerd runs `shim delete`
+    for any other. Returns one line for each thing that could not be undone.
+    """
+    try:
+        names = sorted(os.listdir(root))
+    except FileNotFoundError:
+        return []
+    left = []
+    for name in names:
+        path = os.path.join(root, name)
+        try:
+            directory = os.open(path, _DIRECTORY)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        try:
+            if lock(directory, 0) and _is_nobodys(directory):
+                left += roll_back_all(directory, path)
+        finally:
+            os.close(directory)
+    return left
+
+
+def _is_nobodys(directory: int) -> bool:
+    """Whether a sandbox's shim and bundle are gone; its broker is dead, for we have its lock."""
+    journal = RollbackJournal.load(directory)
+    if journal is None or (shim := journal.process("shim")) is None:
+        return False  # a broker is just making it, or it is no sandbox's
+    bundle = journal.path("bundle")
+    return bool(bundle) and not processes.is_alive(*shim) and not os.path.lexists(bundle)
 
 
 def lock(directory: int, timeout: float) -> bool:
@@ -91,9 +127,14 @@ def roll_back_dead(journal: RollbackJournal, path: str) -> list[str]:
     scope = PathScope(shared, _hold(shared), bundle, _hold(bundle))
     try:
         mounted = journal.header.get("namespace") == mount_namespace()
-        return roll_back(journal, scope, {os.getpid()}, mounted=mounted)
+        left = roll_back(journal, scope, {os.getpid()}, mounted=mounted)
     finally:
         scope.close()
+    if any(entry.get("undo") == "poststop" for entry in journal.entries.values()):
+        from kata_runtime.broker import hooks  # as above
+
+        hooks.run_left(journal)
+    return left
 
 
 def roll_back(
@@ -117,17 +158,29 @@ def roll_back(
             try:
                 action(entry)
             except (OSError, BrokerError, *_DAMAGED) as error:
-                left.append(f"cannot undo {_describe(entry)}: {error}")
+                left.append(f"cannot undo {_describe(entry)}: {refusal(error) or error}")
 
     attempt(lambda entry: _end_processes(entry, spared))
     attempt(lambda entry: _undo(entry, scope, mounted))
     return left
 
 
+def end_cgroups(entries: Sequence[Entry]) -> None:
+    """Undo entries of CGROUPS, but for this process, which is moved out. Raises OSError."""
+    for entry in reversed(entries):
+        _end_processes(entry, {os.getpid()})
+        if entry["undo"] == "cgroup":
+            cgroups.remove(entry["path"])
+        else:
+            cgroups.remove_parent(entry["path"])
+
+
 def _end_processes(entry: Entry, spared: Collection[int]) -> None:
     match entry.get("undo"):
         case "process":
-            if not processes.end(entry["pid"], entry["start"]):
+            identity = entry["pid"], entry["start"]
+            patience = entry.get("patience")
+            if not (processes.retire(*identity, patience) if patience else processes.end(*identity)):
                 raise OSError(errno.EBUSY, "it was killed and does not exit")
         case "cgroup":
             if pids := cgroups.empty(entry["path"], entry["origin"], spared):
@@ -136,8 +189,8 @@ def _end_processes(entry: Entry, spared: Collection[int]) -> None:
 
 def _undo(entry: Entry, scope: PathScope, mounted: bool) -> None:
     match entry.get("undo"):
-        case "process":
-            return
+        case "process" | "poststop":
+            return  # ended before, and to be run in the end
         case "cgroup":
             cgroups.remove(entry["path"])
         case "rmgroup":
@@ -147,8 +200,8 @@ def _undo(entry: Entry, scope: PathScope, mounted: bool) -> None:
                 _unmount(entry["path"], scope)
         case "remove":
             _remove(entry["path"], scope)
-        case pod_identity.UNDO:
-            pod_identity.release(entry["path"], entry["key"])
+        case pod_identity.UNDO | claims.UNDO:
+            claims.release(entry["path"], entry["key"])
         case "network":
             from kata_runtime.broker import pod_network  # which cleanups of pods without one do not pay for
 
@@ -188,8 +241,10 @@ def clear(directory: int, path: str) -> list[str]:
     """
     if os.fstat(directory).st_nlink == 0:
         return []  # somebody else removed it; what has its name now is another sandbox's
-    left = []
+    left: list[str] = []
     for name in sorted(os.listdir(directory), key=lambda name: name == NAME):
+        if left and name == NAME:
+            break  # for another attempt
         try:
             if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
                 os.rmdir(name, dir_fd=directory)

@@ -10,17 +10,23 @@ import os
 import stat
 
 from kata_runtime import syscalls
-from kata_runtime.broker import mounts
+from kata_runtime.broker import claims, mount_policy, mounts
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
+from kata_runtime.identity import digest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
     from typing import Any
 
     from kata_runtime.broker.authorization import Authorization
     from kata_runtime.broker.path_scope import Place
     from kata_runtime.broker.sandbox_directory import SandboxDirectory
+    from kata_runtime.identity import SandboxIdentity
 
+
+WRITTEN = "written"
+"""In the runtime's state directory: a file for each directory of a snapshot that a sandbox writes to."""
 
 MAX_STACKED = 17
 """Mounts on one place: those of a root file system, and a view on top of them."""
@@ -29,7 +35,10 @@ MAX_STACKED = 17
 class Files:
     """What one broker has made of files; its rollback journal remembers it."""
 
-    def __init__(self, directory: SandboxDirectory, authorization: Authorization) -> None:
+    def __init__(
+        self, identity: SandboxIdentity, directory: SandboxDirectory, authorization: Authorization
+    ) -> None:
+        self._identity = identity
         self._directory = directory
         self._authorization = authorization
         self._journal = directory.journal
@@ -78,7 +87,13 @@ class Files:
 
     def _mount_one(self, target: str, kind: str, source: str, given: list[str]) -> None:
         options = mounts.parse_options(given)
-        find = self._authorization.finder("bind" if options.bind is not None else kind, source, options.own)
+        known, writable = "bind" if options.bind is not None else kind, not options.flags & syscalls.MS_RDONLY
+        find = self._authorization.finder(known, source, options.own, writable=writable)
+        written = mount_policy.claimed(known, source, options.own, writable=writable)
+        if find is None:
+            self._claim(written)
+        else:
+            find = self._claiming(find, written)
         with self._directory.scope.reach(target) as place:
             number = self._journal.push("unmount", path=target)
             try:
@@ -87,10 +102,36 @@ class Files:
                 self._journal.drop(number)
                 raise
 
-    def cover(self, target: str) -> None:
+    def _claim(self, written: Collection[str]) -> None:
+        """Take directories for this sandbox alone. Raises RequestRefusedError: another has one."""
+        for path in written:
+            file = os.path.join(os.path.dirname(self._identity.directory), WRITTEN, digest(os.fsencode(path)))
+            if not claims.take(file, self._identity.key, self._journal):
+                raise RequestRefusedError(
+                    f"cannot mount {path} to be written: another sandbox has it mounted, and two that write "
+                    "to it would share their files"
+                )
+
+    def _claiming(self, find: Callable[[str], int], written: Collection[str]) -> Callable[[str], int]:
+        """The same way to find paths, which takes those that are written to once they were found."""
+
+        def found(path: str) -> int:
+            descriptor = find(path)
+            try:
+                self._claim({os.path.realpath(path)} & set(written))
+            except BaseException:
+                os.close(descriptor)
+                raise
+            return descriptor
+
+        return found
+
+    def cover(self, target: str) -> int:
         """Put a view of what is mounted there on top: read-only, without devices, no link in it is followed.
 
         A program of ours reads it next, with our rights, and a guest may write to the files at the same time.
+        Returns a descriptor of the view, the caller's to close: a shim that a guest owns may unmount the view
+        before it is read, and mount something else in its place.
         """
         if not self._journal.find("unmount", target):
             raise RequestRefusedError(f"{target} was not mounted by this broker")
@@ -104,29 +145,52 @@ class Files:
                 os.close(mounted)
             try:
                 self._attach(tree, f"a view of {target}", place, attributes, recursive=True)
-            finally:
+            except BaseException:
                 os.close(tree)
+                raise
+        return tree
 
     def bind(self, source: str, target: str, *, readonly: bool, recursive: bool) -> None:
         """Share a file or directory of the host; the target is made to match it."""
-        self._authorization.check_bind(source)
-        self._check_free(target, 1)
+        find = self._authorization.source_finder(
+            source, readonly=readonly, recursive=recursive, readonly_below=readonly
+        )
+        how = {"find": find} if find else {}
         try:
-            tree = self._directory.origin.take(source, recursive=recursive)
+            tree = self._directory.origin.take(source, recursive=recursive, **how)
         except OSError as error:
             raise RequestFailedError(f"cannot share {source}: {error.strerror}", error.errno or 0) from None
         try:
-            self._make(target, directory=stat.S_ISDIR(os.fstat(tree).st_mode))
-            with self._directory.scope.reach(target) as place:
-                attributes = syscalls.MOUNT_ATTR_RDONLY if readonly else 0
-                self._attach(tree, source, place, attributes, recursive=recursive)
+            self.attach(tree, source, target, readonly=readonly, recursive=recursive, readonly_below=readonly)
         finally:
             os.close(tree)
 
-    def _attach(self, tree: int, source: str, place: Place, attributes: int, *, recursive: bool) -> None:
+    def attach(
+        self, tree: int, source: str, target: str, *, readonly: bool, recursive: bool, readonly_below: bool
+    ) -> None:
+        """Put a detached copy of a source's mount on a target, which is made to match it.
+
+        Raises:
+            RequestRefusedError: the source is a device. RequestFailedError: it cannot be mounted.
+        """
+        mode = os.fstat(tree).st_mode
+        if stat.S_ISBLK(mode) or stat.S_ISCHR(mode):
+            raise RequestRefusedError(
+                f"cannot share {source}: it is a device of the host, which no guest reaches; leave it out"
+            )
+        self._check_free(target, 1)
+        self._make(target, directory=stat.S_ISDIR(mode))
+        with self._directory.scope.reach(target) as place:
+            attributes = syscalls.MOUNT_ATTR_RDONLY if readonly_below else 0
+            top = syscalls.MOUNT_ATTR_RDONLY if readonly else 0
+            self._attach(tree, source, place, attributes, recursive=recursive, top=top)
+
+    def _attach(
+        self, tree: int, source: str, place: Place, attributes: int, *, recursive: bool, top: int = 0
+    ) -> None:
         number = self._journal.push("unmount", path=place.path)
         try:
-            mounts.bind(tree, place, attributes, recursive=recursive)
+            mounts.bind(tree, place, attributes, recursive=recursive, top=top)
         except OSError as error:
             self._journal.drop(number)
             raise RequestFailedError(

@@ -24,15 +24,19 @@ class HeldDirectories:
     """Directories of the host, by their real names; never the root."""
 
     def __init__(self) -> None:
-        self._held: dict[str, int] = {}
+        # By name: the descriptor, and how many names below it a file is; 0 for any number.
+        self._held: dict[str, tuple[int, int]] = {}
 
-    def add(self, path: str) -> None:
-        """Hold a directory; nothing to do when it does not exist, or lies in one that is held."""
+    def add(self, path: str, depth: int = 0) -> None:
+        """Hold a directory; nothing to do when it does not exist, or is held.
+
+        depth: 1 for files in it, 2 for files in the directories in it, 0 for all that are below it.
+        """
         real = os.path.realpath(path)
-        if real == "/" or self._holder(real + "/") is not None:
+        if real == "/" or real in self._held:
             return
         try:
-            self._held[real] = os.open(real, _HOLD)
+            self._held[real] = (os.open(real, _HOLD), depth)
         except (FileNotFoundError, NotADirectoryError):
             return
 
@@ -43,11 +47,15 @@ class HeldDirectories:
         holder = self._holder(real)
         if holder is None:
             return None
-        directory, inside = self._held[holder], real[len(holder) + 1 :]
+        (directory, _), inside = self._held[holder], real[len(holder) + 1 :]
         return lambda flags, mode: syscalls.open_beneath(directory, inside, flags, mode)
 
     def _holder(self, real: str) -> str | None:
-        return next((held for held in self._held if real.startswith(held + "/")), None)
+        for held, (_, depth) in self._held.items():
+            inside = real.removeprefix(held + "/")
+            if inside != real and depth in (0, inside.count("/") + 1):
+                return held
+        return None
 
 
 def by_name(path: str) -> Opener:

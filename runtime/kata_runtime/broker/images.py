@@ -20,15 +20,22 @@ if TYPE_CHECKING:
     from kata_runtime.broker.children import Children
     from kata_runtime.broker.files import Files
     from kata_runtime.broker.sandbox_directory import SandboxDirectory
+    from kata_runtime.broker.vmm_directory import VmmDirectory
 
 PROGRAM = os.path.join(os.path.dirname(__file__), "rootfs_image.py")
+MAX_MAKERS = 4
+"""Images that are made for one sandbox at a time: each takes room in the cache before it is counted there."""
+_VIEW = 3
 _FILE = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 class Images:
     """What one sandbox may have of images."""
 
-    def __init__(self, directory: SandboxDirectory, files: Files, children: Children) -> None:
+    def __init__(
+        self, directory: SandboxDirectory, files: Files, children: Children, vmm: VmmDirectory
+    ) -> None:
+        self._vmm = vmm
         self._directory = directory
         self._files = files
         self._children = children
@@ -38,9 +45,12 @@ class Images:
         with self._directory.scope.reach(root) as place:
             mount = place.open()
         try:
-            return open_in_image(mount, name, write=write)
+            file = open_in_image(mount, name, write=write)
         finally:
             os.close(mount)
+        if write or not stat.S_ISREG(os.fstat(file).st_mode):
+            return file
+        return self._directory.origin.give_read_only(file)
 
     def make(self, root: str) -> tuple[int, int]:
         """Start the program that makes an image of what is mounted at `root`.
@@ -48,18 +58,25 @@ class Images:
         Returns its pid, and a descriptor of its output that does not block.
 
         Raises:
-            RequestRefusedError: nothing was mounted there. RequestFailedError: it cannot be started.
+            RequestRefusedError: nothing was mounted there, or enough images are being made.
+            RequestFailedError: it cannot be started.
         """
-        self._files.cover(root)
+        if self._children.count(image_cache.ROLE) >= MAX_MAKERS:
+            raise RequestRefusedError(
+                f"cannot make an image of {root}: {MAX_MAKERS} images are being made for this sandbox; try "
+                "again when one of them is finished"
+            )
+        view = self._files.cover(root)
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
             os.set_blocking(reader, False)
-            argv = [sys.executable, "-IS", PROGRAM, root, image_cache.CACHE]
-            pid = self._children.start(image_cache.ROLE, argv, {1: writer, 2: writer})
+            argv = [sys.executable, "-IS", PROGRAM, root, str(_VIEW), image_cache.CACHE]
+            pid = self._children.start(image_cache.ROLE, argv, {_VIEW: view, 1: writer, 2: writer})
         except BaseException:
             os.close(reader)
             raise
         finally:
+            os.close(view)
             os.close(writer)
         return pid, reader
 
@@ -71,6 +88,14 @@ class Images:
         except OSError as error:
             raise RequestFailedError(f"cannot open {path}: {error.strerror}", error.errno or 0) from None
         return fd, os.fstat(fd).st_size
+
+    def show(self, disk: str, name: str) -> str:
+        """Let the VMM see an image under a disk's name; return the path. Raises as `open`, and OSError."""
+        image, _ = self.open(name)
+        try:
+            return self._vmm.show_disk(disk, image)
+        finally:
+            os.close(image)
 
 
 def open_in_image(root: int, name: str, *, write: bool) -> int:

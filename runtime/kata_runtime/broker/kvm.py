@@ -10,9 +10,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kata_hypervisor.kvm.probe import KvmProbeResult
 
-DEADLINE = 3.0
-"""Seconds in which the broker does nothing else: a probe takes 50 ms, unless the KVM hangs."""
-
 
 class Kvm:
     """The host's KVM, as one sandbox may ask for it."""
@@ -21,9 +18,12 @@ class Kvm:
         self._result: KvmProbeResult | None = None
 
     def probe(self) -> KvmProbeResult:
-        """Run a small guest, in a process of its own that is killed at the deadline."""
+        """Run a small guest, in a process of its own that is killed at the probe's deadline.
+
+        The broker does nothing else meanwhile: 50 ms, unless the KVM hangs, and its pod has failed.
+        """
         if self._result is None:
             from kata_hypervisor.kvm.probe import probe_kvm
 
-            self._result = probe_kvm(deadline=DEADLINE)
+            self._result = probe_kvm()
         return self._result

@@ -9,6 +9,7 @@ a child's did, or {"failed": message} when the broker could not start or has a f
 from __future__ import annotations
 
 import array
+import errno
 import json
 import os
 import socket
@@ -26,6 +27,16 @@ MAX_DESCRIPTORS = 64
 
 class MessageError(ValueError):
     """A packet that is no message: too large, not a JSON object, or cut short."""
+
+
+class DescriptorsLostError(MessageError):
+    """This process had no room for the descriptors that came with a message. message: the rest of it."""
+
+    errno = errno.EMFILE
+
+    def __init__(self, message: Message) -> None:
+        super().__init__(f"no room for the descriptors of a message: {os.strerror(self.errno)}")
+        self.message = message
 
 
 class EndOfStream(Exception):  # noqa: N818 - it is no error
@@ -65,6 +76,7 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]]:
     Raises:
         EndOfStream: the other side is gone.
         MessageError: what came is no message; its descriptors are closed.
+        DescriptorsLostError: it is one, and this process may not open as many files.
         BlockingIOError: nothing is there, on a non-blocking socket.
     """
     # Not socket.recv_fds: it drops the flags that it is given before Python 3.12.
@@ -82,8 +94,12 @@ def receive(channel: socket.socket) -> tuple[Message, list[int]]:
         close_all(fds)
         raise EndOfStream
     try:
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC) or len(packet) > MAX_BYTES:
-            raise MessageError("a packet is too long or carries too many descriptors")
+        if flags & socket.MSG_TRUNC or len(packet) > MAX_BYTES:
+            raise MessageError("a packet is too long")
+        if flags & socket.MSG_CTRUNC:  # unix(7): also where they would exceed RLIMIT_NOFILE
+            if len(fds) >= MAX_DESCRIPTORS:
+                raise MessageError("a packet carries too many descriptors")
+            raise DescriptorsLostError(decode(packet))
         return decode(packet), fds.tolist()
     except MessageError:
         close_all(fds)

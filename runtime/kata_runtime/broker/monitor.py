@@ -1,26 +1,41 @@
 """A VMM's monitor, held by the broker: from the seal on it passes a list of commands, and nothing else.
 
 The shim has a socket that ends here. What the VMM sends goes up as it is. What the shim sends goes down as it
-is until the seal; afterwards a guest may own the shim, and QEMU's monitor can open files, sockets and devices
-of the host. So each message is then parsed, must be one of the driver's `monitor_commands` without arguments,
-and is written anew: the VMM reads what was checked. Anything else ends the pod.
+is until the monitor is sealed; afterwards a guest may own the shim, and a VMM can be asked to open files,
+sockets and devices of the host. So each message is then parsed, must be one that the driver declares, and is
+written anew: the VMM reads what was checked. Anything else ends the pod.
 
-Source of the protocol: QEMU, docs/interop/qmp-spec.rst: {"execute": NAME, "arguments": {...}, "id": ANY}.
+QEMU's monitor is sealed with the shim, and takes `monitor_commands` with the arguments that they declare; a
+REST interface (`api_filter`) is sealed when it is handed over, after the machine is described. No descriptor
+of the shim's goes to a VMM, but what the broker gives it does (`Monitor.give`), with the next command.
+
+Source of QEMU's protocol: docs/interop/qmp-spec.rst: {"execute": NAME, "arguments": {...}, "id": ANY}.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import select
 import socket
 
 from kata_runtime.broker.event_loop import READABLE, WRITABLE
+from kata_runtime.broker.schema import Fitting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Mapping
+    from typing import Any, Protocol
 
+    from kata_hypervisor.api_request import Schema
     from kata_runtime.broker.event_loop import EventLoop
+
+    class Filter(Protocol):
+        """Checks what goes to a VMM."""
+
+        def take(self, data: bytes) -> bytes:
+            """Return what is complete, written anew. Raises NotAllowedError."""
+
 
 PIECE = 1 << 16
 """Bytes that are read at a time; as long as they are not written, no more are read."""
@@ -29,14 +44,18 @@ LONGEST = 4096
 
 
 class NotAllowedError(Exception):
-    """What the sealed shim sent is not among the VMM's commands. One line."""
+    """What the shim sent is not among what its VMM may be asked. One line."""
 
 
 class CommandFilter:
-    """Checks what goes to a VMM after the seal. commands: names that may be executed, without arguments."""
+    """Checks what goes to a VMM after the seal.
 
-    def __init__(self, commands: Collection[str]) -> None:
+    commands: names that may be executed, each with the schema of its arguments, None for none.
+    """
+
+    def __init__(self, commands: Mapping[str, Schema | None]) -> None:
         self._commands = commands
+        self._fitting = Fitting()
         self._partial = b""
 
     def take(self, data: bytes) -> bytes:
@@ -62,13 +81,17 @@ class CommandFilter:
         name, number = message.get("execute"), message.get("id")
         if not isinstance(name, str) or name not in self._commands:
             raise NotAllowedError(f"the command {str(name)[:100]!r} is not allowed")
-        if message.keys() - {"execute", "id"} and (
-            message.keys() - {"execute", "id", "arguments"} or message["arguments"] != {}
-        ):
-            raise NotAllowedError(f"the command {name!r} has arguments, which are not allowed")
+        if further := message.keys() - {"execute", "id", "arguments"}:
+            raise NotAllowedError(f"the command {name!r} has {sorted(further)[0][:100]!r}")
+        arguments = message.get("arguments", {})
+        if (wrong := self._fitting.find_misfit(self._commands[name] or {}, arguments)) is not None:
+            raise NotAllowedError(f"the command {name!r} has arguments that are not allowed: {wrong}")
         if number is not None and not isinstance(number, str | int):
             raise NotAllowedError(f"the command {name!r} has an id that is neither a string nor a number")
-        return json.dumps({"execute": name, "id": number} if "id" in message else {"execute": name}).encode()
+        checked: dict[str, Any] = {"execute": name}
+        checked |= {"arguments": arguments} if arguments else {}
+        checked |= {"id": number} if "id" in message else {}
+        return json.dumps(checked).encode()
 
 
 _DECODER = json.JSONDecoder()
@@ -77,25 +100,26 @@ _DECODER = json.JSONDecoder()
 class Monitor:
     """One VMM's monitor and the shim's end of it, with what is on its way between them.
 
-    vmm: the socket to the VMM, this object's own. sealed: whether the sandbox is. refuse: called, once, with
-    a sentence when the sealed shim sends what it must not.
+    vmm: the socket to the VMM, this object's own. rules: what passes. sealed: whether they are in force;
+    None: they are. refuse: called, once, with a sentence when the shim sends what it must not.
     """
 
     def __init__(
         self,
         vmm: socket.socket,
-        commands: Collection[str],
+        rules: Filter,
         loop: EventLoop,
-        sealed: Callable[[], bool],
+        sealed: Callable[[], bool] | None,
         refuse: Callable[[str], None],
     ) -> None:
         self._loop = loop
         self._sealed = sealed
         self._refuse = refuse
-        self._filter = CommandFilter(commands)
+        self._filter = rules
         self._vmm = vmm
         self._shim, self._theirs = socket.socketpair()
         self._up = self._down = b""
+        self._given: list[int] = []
         self._open = True
         for end, callback in ((self._vmm, self._on_vmm), (self._shim, self._on_shim)):
             end.setblocking(False)
@@ -104,6 +128,15 @@ class Monitor:
     def hand_over(self) -> int:
         """Return the descriptor of the shim's end, once; the caller's to close."""
         return self._theirs.detach()
+
+    @property
+    def gives(self) -> bool:
+        """Whether a descriptor waits for the next bytes."""
+        return bool(self._given)
+
+    def give(self, descriptor: int) -> None:
+        """Send a descriptor to the VMM with the next bytes to it; this object's from here on."""
+        self._given.append(descriptor)
 
     def _on_vmm(self, events: int) -> None:
         if self._may_go_on(self._pass_up, events):
@@ -116,9 +149,9 @@ class Monitor:
     def _may_go_on(self, move: Callable[[], bool], events: int) -> bool:
         """Move what can be moved; close both ends when one is gone."""
         try:
-            self._up, self._down = _send(self._shim, self._up), _send(self._vmm, self._down)
+            self._up, self._down = _send(self._shim, self._up), _send(self._vmm, self._down, self._given)
             if not events & ~WRITABLE or move():
-                self._up, self._down = _send(self._shim, self._up), _send(self._vmm, self._down)
+                self._up, self._down = _send(self._shim, self._up), _send(self._vmm, self._down, self._given)
                 # Who has hung up is not waited for by an end that does not read.
                 if not events & (select.POLLHUP | select.POLLERR) or not (self._up or self._down):
                     return True
@@ -126,7 +159,7 @@ class Monitor:
             pass  # as if it had closed
         except NotAllowedError as error:
             self._refuse(
-                f"the sealed shim sent to its VMM's monitor what it must not: {error}; a shim does so only "
+                f"the shim sent to its VMM's monitor what it must not: {error}; a shim does so only "
                 "when it is taken over, so the pod was ended"
             )
         self.close()
@@ -142,7 +175,8 @@ class Monitor:
         if self._down:
             return True
         data = _receive(self._shim)
-        self._down = self._filter.take(data) if self._sealed() and data else data
+        in_force = self._sealed is None or self._sealed()
+        self._down = self._filter.take(data) if in_force and data else data
         return data != b"" or not self._gone(self._shim)
 
     def _gone(self, end: socket.socket) -> bool:
@@ -164,6 +198,7 @@ class Monitor:
                 self._loop.remove(end.fileno())
                 end.close()
             self._theirs.close()
+            _close_all(self._given)
 
 
 def _receive(end: socket.socket) -> bytes:
@@ -174,11 +209,20 @@ def _receive(end: socket.socket) -> bytes:
         return b""
 
 
-def _send(end: socket.socket, data: bytes) -> bytes:
-    """Write what can be written now; return the rest."""
+def _send(end: socket.socket, data: bytes, given: list[int] | None = None) -> bytes:
+    """Write what can be written now; return the rest. given: descriptors that go along, and are closed."""
     if data:
         try:
-            data = data[end.send(data, socket.MSG_NOSIGNAL) :]
+            if given:
+                data = data[socket.send_fds(end, [data], given, socket.MSG_NOSIGNAL) :]
+                _close_all(given)
+            else:
+                data = data[end.send(data, socket.MSG_NOSIGNAL) :]
         except BlockingIOError:
             pass
     return data
+
+
+def _close_all(descriptors: list[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())

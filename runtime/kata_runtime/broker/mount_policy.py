@@ -9,7 +9,11 @@ may own the shim, and may have written what lies in a snapshot. So a mount must 
     the file system      one that was learned, or overlay and bind, as containerd's own snapshotters have them
     the options          learned ones; the paths in overlay's are looked at one by one
     a path of overlay's  a directory among containerd's snapshots, reached without a link
-    a device             in /dev, beside a learned one and named like it but for digits; none in a snapshot
+    what can be written  overlay's upper directory, or what is bound: empty, or mounted for this sandbox
+                         before, so it is nobody's layer, and of no other container that has run; and
+                         mounted by nobody else, as far as this host's mounts and the other pods say
+    a device             in /dev, beside a learned one and named like it but for digits; none in a snapshot;
+                         read-only, or mounted by nobody: the host's disks and other pods' are named like it
     a regular file       never: its content, which the host's kernel would read, may be a guest's
 
 Sources: mount(8), and the kernel's Documentation/filesystems of each file system.
@@ -17,9 +21,12 @@ Sources: mount(8), and the kernel's Documentation/filesystems of each file syste
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
 import stat
+import struct
 
 from kata_runtime import syscalls
 from kata_runtime.broker.errors import RequestRefusedError
@@ -29,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_BLKROGET = 0x125E
+"""Source: linux/fs.h, _IO(0x12, 94): whether a block device is read-only."""
 _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 # Options of overlay whose values are paths, separated by colons.
@@ -36,6 +45,14 @@ PATH_OPTIONS = ("lowerdir", "datadir", "upperdir", "workdir")
 NO_PATHS = ("overlay", "none", "")
 DEVICE_FILESYSTEMS = ("ext4", "xfs", "btrfs", "erofs", "squashfs")
 _LAYERED = frozenset({"bind", "overlay"})
+_UPPER = "upperdir="
+_COPY_DEPTH, _LAYER_DEPTH = 2, 3
+"""How deep below its directory a snapshotter of containerd keeps what one container has written: snapshots/1,
+a copy of the whole, or snapshots/1/fs, a layer."""
+_SNAPSHOTTER = "/io.containerd.snapshotter."
+_COPIES = "io.containerd.snapshotter.v1.native"
+"""The snapshotter that binds a whole copy of an image, which is never empty."""
+_DEPTHS = {_COPIES: _COPY_DEPTH}
 
 # SELinux's labels may have commas, in quotes.
 _LABEL = r'(context|fscontext|defcontext|rootcontext)=("[\w:.,-]+"|[\w:.-]+)'
@@ -71,17 +88,30 @@ _ALLOWED = {
 
 
 class MountPolicy:
-    """What one sandbox may have mounted. snapshots: directories in which containerd keeps snapshots."""
+    """What one sandbox may have mounted. snapshots: directories in which containerd keeps snapshots.
+
+    block_devices: paths of those that were learned.
+    """
 
     def __init__(self, snapshots: Iterable[str]) -> None:
-        self._snapshots = set(snapshots)
+        # How many names below each directory of snapshots lies what one container writes.
+        self._snapshots: dict[str, int] = {}
+        # Directories in which containers' copies lie side by side, and nothing that is one container's alone.
+        self._shared: set[str] = set()
+        for path in snapshots:
+            self._add(path, os.path.basename(path))
         # A sandbox of the sandbox API is sealed before its first container comes.
         self._options: dict[str, set[str]] = {kind: {"index=off", "userxattr"} for kind in _LAYERED}
         self._devices: set[tuple[str, str]] = set()
         self._datasets: set[str] = set()
+        # Directories of this sandbox's containers, which have been mounted to be written.
+        self._own: set[str] = set()
+        self.block_devices: set[str] = set()
 
-    def learn(self, kind: str, source: str, options: Iterable[str]) -> None:
+    def learn(self, kind: str, source: str, options: Iterable[str], *, writable: bool = False) -> None:
         """Take a mount of containerd's as the like of which there may be later ones.
+
+        writable: whether what is bound can be written.
 
         Raises:
             RequestRefusedError: one of its options is not allowed.
@@ -94,12 +124,28 @@ class MountPolicy:
             self._datasets.add(os.path.dirname(source))
         elif kind in DEVICE_FILESYSTEMS:
             self._devices.add(_device_like(source))
+            self.block_devices.add(source)
+        self._own.update(_written(kind, source, options, writable=writable))
         for path in paths_of(kind, source, options):
             scope = _snapshot_scope(path)
-            self._snapshots |= {scope, os.path.realpath(scope)} - {"/", ""}
+            self._add(scope, os.path.basename(scope), copies=kind == "bind")
 
-    def finder(self, kind: str, source: str, options: Iterable[str]) -> Callable[[str], int]:
+    def _add(self, directory: str, name: str, *, copies: bool = False) -> None:
+        """Take a directory of snapshots. copies: whether it has them, where its name does not tell."""
+        depth = _DEPTHS.get(name, _LAYER_DEPTH) if _is_snapshotter(name) else 1
+        for path in {directory, os.path.realpath(directory)} - {"/", ""}:
+            self._snapshots[path] = depth
+            if depth == _COPY_DEPTH:
+                self._shared.add(f"{path}/snapshots")
+            elif depth == 1 and copies:
+                self._shared.add(path)
+
+    def finder(
+        self, kind: str, source: str, options: Iterable[str], *, writable: bool = False
+    ) -> Callable[[str], int]:
         """After the seal: how the paths of a mount are found, if it is like a learned one.
+
+        writable: whether what is bound can be written.
 
         What is returned opens (O_PATH) a path. It raises OSError, RequestRefusedError.
 
@@ -123,7 +169,11 @@ class MountPolicy:
             )
         if kind == "zfs":
             self._check_dataset(source)
-        return self._find_device if kind in DEVICE_FILESYSTEMS else self._find_directory
+        if kind in DEVICE_FILESYSTEMS:
+            return self._find_device
+        written = _written(kind, source, options, writable=writable)
+        self._check_work(written, options)
+        return lambda path: self._find_directory(path, written=path in written)
 
     def _check_dataset(self, source: str) -> None:
         if os.path.dirname(source) not in self._datasets or ".." in source:
@@ -132,10 +182,12 @@ class MountPolicy:
                 "of the first container"
             )
 
-    def _find_directory(self, path: str) -> int:
+    def _find_directory(self, path: str, *, written: bool) -> int:
         """Open a directory among containerd's snapshots, without following a link.
 
         Guests write to snapshots: what looks like a layer may be a link by the time that it is mounted.
+
+        written: whether it will be written, and must be nobody else's.
         """
         found = self._open_beneath(path)
         if not stat.S_ISDIR(os.fstat(found).st_mode):
@@ -143,7 +195,44 @@ class MountPolicy:
             raise RequestRefusedError(
                 f"cannot mount {path}: the sandbox is sealed, and it is not a directory"
             )
+        if written and path not in self._own:
+            if not self._is_fresh(path, found) or is_mounted(path, _read_mounts()):
+                os.close(found)
+                raise RequestRefusedError(
+                    f"cannot mount {path} to be written: the sandbox is sealed, and it is not an empty "
+                    "directory that a snapshotter has just made, or it is mounted, so it may be another "
+                    "container's"
+                )
+            self._own.add(path)
         return found
+
+    def _is_fresh(self, path: str, found: int) -> bool:
+        """Whether a directory is one that a snapshotter has made, and not one of a layer, and still empty."""
+        within = [directory for directory in self._snapshots if path.startswith(directory + "/")]
+        if os.path.normpath(path) != path or not all(self._has_depth(path, one) for one in within):
+            return False
+        return _COPIES in path.split("/") or not os.listdir(f"/proc/self/fd/{found}")
+
+    def _has_depth(self, path: str, directory: str) -> bool:
+        """Whether a path is as deep in a directory of snapshots as what one container has written there."""
+        depths = {own.count("/") for own in self._own if own.startswith(directory + "/")}
+        return path.count("/") in depths | {directory.count("/") + self._snapshots[directory]}
+
+    def _check_work(self, written: Iterable[str], options: Iterable[str]) -> None:
+        """Refuse a work directory that is not beside the upper one in a directory of that container's alone.
+
+        The kernel makes files in it, and removes what is in its `work` and `index`.
+        """
+        homes = {os.path.dirname(upper) for upper in written}
+        for option in options:
+            key, _, path = option.partition("=")
+            if key == "workdir" and (
+                os.path.normpath(path) != path or homes - {os.path.dirname(path)} or homes & self._shared
+            ):
+                raise RequestRefusedError(
+                    f"cannot mount overlay with {option[:200]!r}: the sandbox is sealed, and it is not "
+                    "beside the upper directory, in a directory of that container's alone"
+                )
 
     def _open_beneath(self, path: str) -> int:
         for directory in self._snapshots:
@@ -168,12 +257,58 @@ class MountPolicy:
         if not real.startswith("/dev/"):
             raise RequestRefusedError(f"cannot mount {path}: the sandbox is sealed, and it is not in /dev")
         found = os.open(real, _LOOK)
-        if not stat.S_ISBLK(os.fstat(found).st_mode):
+        try:
+            if not stat.S_ISBLK(os.fstat(found).st_mode):
+                raise RequestRefusedError(
+                    f"cannot mount {path}: the sandbox is sealed, and it is not a block device"
+                )
+            if _is_anothers(found):
+                raise RequestRefusedError(
+                    f"cannot mount {path}: the sandbox is sealed, and somebody else has it mounted"
+                )
+        except BaseException:
             os.close(found)
-            raise RequestRefusedError(
-                f"cannot mount {path}: the sandbox is sealed, and it is not a block device"
-            )
+            raise
         return found
+
+
+def is_mounted(path: str, mountinfo: str) -> bool:
+    """Whether some mount of proc_pid_mountinfo(5) writes to a directory: an overlay's upper one, or bound."""
+    for line in mountinfo.splitlines():
+        fields, _, rest = line.partition(" - ")
+        root, options = fields.split()[3], rest.split()[-1].split(",")
+        if _UPPER + path in options or (_SNAPSHOTTER in root and path.endswith(root)):
+            return True
+    return False
+
+
+def _read_mounts() -> str:
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        return file.read()
+
+
+def claimed(kind: str, source: str, options: Iterable[str], *, writable: bool) -> list[str]:
+    """The directories of snapshots that a mount writes to, which only one sandbox may have, without links."""
+    written = _written(kind, source, options, writable=writable)
+    return [os.path.realpath(path) for path in written if kind == "overlay" or _SNAPSHOTTER in path]
+
+
+def _is_anothers(found: int) -> bool:
+    """Whether a device can be written and is mounted, or claimed otherwise, by somebody. Raises OSError."""
+    path = f"/proc/self/fd/{found}"
+    device = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        (read_only,) = struct.unpack("i", fcntl.ioctl(device, _BLKROGET, bytes(4)))
+        if read_only:
+            return False
+        os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return True
+    finally:
+        os.close(device)
+    return False
 
 
 def paths_of(kind: str, source: str, options: Iterable[str]) -> list[str]:
@@ -184,6 +319,13 @@ def paths_of(kind: str, source: str, options: Iterable[str]) -> list[str]:
         if key.rstrip("+") in PATH_OPTIONS:
             paths += value.split(":")
     return paths
+
+
+def _written(kind: str, source: str, options: Iterable[str], *, writable: bool) -> set[str]:
+    """The directories that a mount writes to. writable: whether a bind mount does."""
+    if kind == "bind":
+        return {source} if writable else set()
+    return {option.removeprefix(_UPPER) for option in options if option.startswith(_UPPER)}
 
 
 def _check_options(kind: str, options: Iterable[str]) -> None:
@@ -215,10 +357,15 @@ def _device_like(path: str) -> tuple[str, str]:
     return directory, re.sub(r"\d+", "0", name)
 
 
+def _is_snapshotter(name: str) -> bool:
+    """Whether a directory is named as containerd names that of a snapshotter."""
+    return name.startswith(_SNAPSHOTTER.lstrip("/"))
+
+
 def _snapshot_scope(path: str) -> str:
     """Where a snapshotter keeps what lies beside a path: its own directory, where containerd named it."""
     parts = path.split("/")
     for index, part in enumerate(parts):
-        if part.startswith("io.containerd.snapshotter."):
+        if _is_snapshotter(part):
             return "/".join(parts[: index + 1])
     return os.path.dirname(path)

@@ -228,11 +228,16 @@ def _mount_filesystem(kind: str, source: str, flags: int, data: str, place: Plac
         os.close(target)
 
 
-def bind(tree: int, place: Place, attributes: int, *, recursive: bool) -> None:
-    """Put a detached copy of a mount, see Origin.take, on a place that exists. Raises OSError."""
+def bind(tree: int, place: Place, attributes: int, *, recursive: bool, top: int = 0) -> None:
+    """Put a detached copy of a mount, see Origin.take, on a place that exists. Raises OSError.
+
+    attributes: of what is mounted below it too, if it comes along. top: further ones, of itself alone.
+    """
     attributes |= syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOEXEC
     # Private: neither this mount nor its end may reach back to where it was taken from.
     syscalls.set_attributes(tree, attributes, recursive=recursive, propagation=syscalls.MS_PRIVATE)
+    if top:
+        syscalls.set_attributes(tree, top, recursive=False)
     target = place.open()
     try:
         syscalls.attach_tree(tree, target)

@@ -49,6 +49,34 @@ class Origin:
         finally:
             syscalls.enter_mounts(own)
 
+    def visit(self, namespace: int, action: Callable[[], None]) -> None:
+        """Act in another mount namespace, by a descriptor of it. Raises OSError."""
+        if self._namespaces is None:
+            return
+        syscalls.enter_mounts(namespace)
+        try:
+            action()
+        finally:
+            syscalls.enter_mounts(self._namespaces[1])
+
+    def give_read_only(self, file: int) -> int:
+        """What of a file of the broker's namespace is given away: nobody can write by it. Takes `file`.
+
+        Raises:
+            OSError: there is no such descriptor to be had.
+        """
+        if self._namespaces is None:
+            return file
+        try:
+            return syscalls.open_read_only(file)
+        finally:
+            os.close(file)
+
+    def enter_host(self) -> None:
+        """Enter the mount namespace of the sources, for ever. Raises OSError."""
+        if self._namespaces is not None:
+            syscalls.enter_mounts(self._namespaces[0])
+
     def close(self) -> None:
         """Close the descriptors."""
         for namespace in self._namespaces or ():

@@ -93,6 +93,12 @@ class PathScope:
             (bundle, bundle_fd, "rootfs"),
         )
 
+    @property
+    def bundle_exists(self) -> bool:
+        """Whether the bundle is still there; asked of its descriptor, which may have no other left."""
+        descriptor = self._roots[1][1]
+        return descriptor >= 0 and os.fstat(descriptor).st_nlink > 0
+
     def is_root(self, path: str) -> bool:
         """Whether the path is the shared directory or the bundle itself: both exist, neither is a place."""
         return any(path == root for root, _, _ in self._roots)

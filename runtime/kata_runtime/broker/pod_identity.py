@@ -16,7 +16,7 @@ import os
 import signal
 
 from kata_runtime import syscalls
-from kata_runtime.broker import processes
+from kata_runtime.broker import claims, processes
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
 
 TYPE_CHECKING = False
@@ -42,6 +42,7 @@ class PodIdentity:
         self._journal = journal
         self._user = -1
         self._own = self._pids = -1
+        self._init = 0
 
     @property
     def place(self) -> str:
@@ -69,7 +70,7 @@ class PodIdentity:
         for step in range(count):
             uid = base + (first + step) % count
             path = os.path.join(directory, str(uid))
-            if not os.path.exists(path) and self._hold(directory, path):
+            if not os.path.exists(path) and claims.take(path, self._key, self._journal, UNDO):
                 self._user = uid
                 return uid
         raise RequestFailedError(
@@ -78,28 +79,30 @@ class PodIdentity:
             errno.EAGAIN,
         )
 
-    def _hold(self, directory: str, path: str) -> bool:
-        number = self._journal.push(UNDO, path=path, key=self._key)
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-        while True:
-            os.makedirs(directory, mode=0o700, exist_ok=True)
-            try:
-                file = os.open(path, flags, 0o600)
-            except FileExistsError:
-                self._journal.drop(number)
-                return False
-            except FileNotFoundError:
-                continue  # another pod's end has removed the empty directory
-            os.write(file, self._key.encode())
-            os.close(file)
-            return True
-
     # -- the PID namespace ---------------------------------------------------------------------------------
+
+    @property
+    def init(self) -> int:
+        """Process id of the pod's init; 0 without one."""
+        return self._init
+
+    def start_init(self, network: int | None) -> int:
+        """Make the namespace and its init, which lives in a network namespace; return the init's pid.
+
+        network: a descriptor; None for a namespace of its own.
+
+        Raises:
+            RequestRefusedError: there is one already. RequestFailedError, OSError: it cannot be made.
+        """
+        if self._init:
+            raise RequestRefusedError("the sandbox has its init already")
+        self._make_namespace(network)
+        return self._init
 
     def fork(self) -> int:
         """As os.fork, into the pod's PID namespace. Raises OSError."""
         if self._pids < 0:
-            self._make_namespace()
+            self._make_namespace(None)
         syscalls.enter_pids(self._pids)
         pid = -1
         try:
@@ -109,7 +112,7 @@ class PodIdentity:
                 syscalls.enter_pids(self._own)
         return pid
 
-    def _make_namespace(self) -> None:
+    def _make_namespace(self, network: int | None) -> None:
         self._own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         read, write = os.pipe2(os.O_CLOEXEC)  # `write` stays open as long as the broker
         ready, done = os.pipe2(os.O_CLOEXEC)
@@ -122,7 +125,7 @@ class PodIdentity:
             if pid != 0:
                 syscalls.enter_pids(self._own)
         if pid == 0:
-            _be_init(self._place, self.user, code, read, done)
+            _be_init(self._place, self.user, network, code, read, done)
         self._journal.push("process", pid=pid, start=processes.start_time(pid), name=INIT)
         for fd in (read, done):
             os.close(fd)
@@ -132,6 +135,7 @@ class PodIdentity:
             os.close(write)
             raise RequestFailedError(f"cannot start the pod's init: {failed.decode() or 'it was killed'}")
         self._pids = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        self._init = pid
 
 
 def _waiting_filter() -> bytes:
@@ -151,7 +155,7 @@ def _waiting_filter() -> bytes:
     )
 
 
-def _be_init(place: str, user: int, code: bytes, wait: int, report: int) -> NoReturn:
+def _be_init(place: str, user: int, network: int | None, code: bytes, wait: int, report: int) -> NoReturn:
     """Process 1: give up everything, and wait in one system call for the end of the broker."""
     from kata_hypervisor.seccomp import filter as kernel  # both are loaded already
     from kata_runtime.broker import confined_child
@@ -164,10 +168,12 @@ def _be_init(place: str, user: int, code: bytes, wait: int, report: int) -> NoRe
                 signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # orphans are reaped by the kernel
         syscalls.set_name("kata-init")
+        if network is not None:
+            syscalls.enter_network(network)
         os.dup2(wait, 0)
         os.dup2(report, 1)
         syscalls.close_range(2, 0xFFFFFFFF)
-        confined_child.enter_nothing(place, user)
+        confined_child.enter_nothing(place, user, network=network is None)
         os.write(1, b"ready")
         syscalls.close_range(1, 0xFFFFFFFF)
         syscalls.die_with_parent(signal.SIGKILL)
@@ -177,18 +183,3 @@ def _be_init(place: str, user: int, code: bytes, wait: int, report: int) -> NoRe
         os.write(1, str(error).encode()[:1000])
     finally:
         os._exit(1)
-
-
-def release(path: str, key: str) -> None:
-    """Give a uid back, unless it is another sandbox's by now. Raises OSError."""
-    try:
-        with open(path, encoding="ascii") as file:
-            ours = file.read(len(key) + 1) == key
-    except FileNotFoundError:
-        return
-    if ours:
-        os.unlink(path)
-        try:
-            os.rmdir(os.path.dirname(path))
-        except OSError:
-            pass  # others are in it

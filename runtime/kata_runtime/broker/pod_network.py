@@ -12,23 +12,30 @@ import socket
 
 from kata_runtime.broker import spawn
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
-from kata_runtime.network import namespaces
+from kata_runtime.network import addresses, namespaces
 from kata_runtime.network.command import CHANNEL, NAMESPACE, RECORD, command
 from kata_runtime.network.errors import NetworkError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import TypeVar
+
     from kata_runtime.broker.children import Children
     from kata_runtime.broker.rollback import Entry, RollbackJournal
+    from kata_runtime.network.exchange import Request
+    from kata_runtime.network.model import Namespace
+    from kata_runtime.network.record import Record
+
+    T = TypeVar("T")
 
 ROLE = "network"
 RECORD_NAME = "network.json"
-DETACH_TIMEOUT = 10.0
-"""Seconds that the network program may take to undo what it attached."""
+TIMEOUT = 10.0
+"""Seconds that the network program may take to undo what it attached, or to read."""
 
 
 class PodNetwork:
-    """The network namespace of one sandbox.
+    """The network namespace of one sandbox: one that it was given, or one that was made for it.
 
     directory, path: the sandbox's directory, its descriptor and its path.
     """
@@ -39,65 +46,111 @@ class PodNetwork:
         self._journal = journal
         self._children = children
         self._namespace: int | None = None
+        self._outside: int | None = None
+        self._given: str | None = None
+        self._attached: list[str] | None = None
 
     @property
     def namespace(self) -> int | None:
-        """A descriptor of the pod's namespace, in which the VMM runs; None where it was given none."""
+        """A descriptor of the pod's namespace, in which its init is; None until `learn`."""
         return self._namespace
 
-    def attach(self, path: str, channel: int) -> int:
-        """Start the network program in the namespace at a path, to answer over a channel; return its pid.
+    @property
+    def of_children(self) -> int | None:
+        """A descriptor of the namespace in which the VMM runs; None until `learn`."""
+        return self._namespace if self._outside is None else self._outside
+
+    @property
+    def is_outside(self) -> bool:
+        """Whether the VMM runs in the host's network namespace."""
+        return self._outside is not None
+
+    def learn(self, path: str | None, *, outside: bool) -> None:
+        """Open the namespace at a path, or make one. outside: whether children run in the host's instead.
 
         Raises:
             RequestRefusedError: the sandbox has a namespace already.
-            RequestFailedError: it is no namespace that a pod can have, or the program cannot be started.
+            RequestFailedError: it is no namespace that a pod can have. OSError.
         """
         if self._namespace is not None:
             raise RequestRefusedError("the sandbox has its network namespace already")
         try:
-            self._namespace = namespaces.open_pods(path)
-            argv = command()
+            if outside:
+                self._outside = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            self._namespace = namespaces.make() if path is None else namespaces.open_pods(path)
         except NetworkError as error:
             raise RequestFailedError(str(error), errno.EINVAL) from None
-        device, inode = namespaces.identity(self._namespace)
+        self._given = path
+
+    def state(self, inside: int) -> tuple[list[str], bool]:
+        """The names of its interfaces, and whether one has an address that is not link-local.
+
+        inside: a process in the namespace. Raises OSError.
+        """
+        return _interfaces(inside), addresses.are_configured(inside)
+
+    def attach(self, inside: int, channel: int) -> int:
+        """Start the network program in the namespace, to answer over a channel; return its pid.
+
+        inside: a process in the namespace.
+
+        Raises:
+            RequestRefusedError: there is no namespace yet, or it was attached before.
+            RequestFailedError: the program cannot be started.
+        """
+        if self._namespace is None or self._attached is not None:
+            raise RequestRefusedError("the sandbox has no network namespace yet, or it was attached before")
+        self._attached = _interfaces(inside)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         record = os.open(RECORD_NAME, flags, 0o600, dir_fd=self._directory)
         try:
-            file = os.path.join(self._path, RECORD_NAME)
-            self._journal.push("network", path=file, namespace=path, device=device, inode=inode)
+            if self._given is not None:  # one of our making goes with its processes, and all that is in it
+                device, inode = namespaces.identity(self._namespace)
+                file = os.path.join(self._path, RECORD_NAME)
+                self._journal.push("network", path=file, namespace=self._given, device=device, inode=inode)
             fds = {CHANNEL: channel, NAMESPACE: self._namespace, RECORD: record}
-            return self._children.start(ROLE, argv, fds)
+            return self._children.start(ROLE, command(), fds)
         finally:
             os.close(record)
 
-    def late_interfaces(self) -> list[str]:
-        """Interfaces that a client put after Create into the empty namespace that was made for a child.
+    def open_tap(self, tap: str, queues: int) -> list[int]:
+        """Open a tap of the host's network namespace, which the operator has made, for the machine.
 
-        None where the sandbox was given a namespace, whose interfaces were attached.
+        Raises:
+            RequestFailedError: there is none of that name, or it cannot be opened.
         """
-        if self._namespace is not None:
+        from kata_runtime.network import taps  # which few pods need
+
+        try:
+            socket.if_nametoindex(tap)  # else opening makes one
+            return taps.open_tap(tap, queues, header=True, new=False)
+        except OSError:
+            raise RequestFailedError(f"there is no tap {tap} on the host", errno.ENODEV) from None
+        except NetworkError as error:
+            raise RequestFailedError(str(error), errno.EINVAL) from None
+
+    def late_interfaces(self, inside: int) -> list[str]:
+        """Interfaces that a client put into a namespace of our making after its others were attached.
+
+        inside: a process in it. None where the sandbox was given a namespace: it is complete.
+        """
+        if self._given is not None:
             return []
-        ours = os.stat("/proc/self/ns/net").st_ino
-        found: set[str] = set()
-        for pid in self._children.pids:
-            try:
-                if os.stat(f"/proc/{pid}/ns/net").st_ino != ours:
-                    found.update(_interfaces(pid))
-            except OSError:
-                continue  # it has exited
-        return sorted(found - {"lo"} - namespaces.FALLBACK_DEVICES)
+        known = self._attached or []
+        taps = {namespaces.TAP.format(number) for number in range(len(known))}
+        return sorted(set(_interfaces(inside)) - {*known} - taps)
 
     def close(self) -> None:
-        """Let go of the namespace; idempotent."""
-        if self._namespace is not None:
-            os.close(self._namespace)
-            self._namespace = None
+        """Let go of the namespaces; idempotent."""
+        for namespace in (self._namespace, self._outside):
+            if namespace is not None:
+                os.close(namespace)
+        self._namespace = self._outside = None
 
 
-def _interfaces(pid: int) -> list[str]:
-    """The interfaces of a process's network namespace. Source: proc_pid_net(5), dev. Raises OSError."""
-    with open(f"/proc/{pid}/net/dev", encoding="utf-8", errors="replace") as file:
-        return [line.partition(":")[0].strip() for line in file.readlines()[2:]]
+def _interfaces(inside: int) -> list[str]:
+    """The names of a namespace's interfaces, but for those that the kernel makes in every namespace."""
+    return [name for name in addresses.interfaces(inside) if name not in {"lo", *namespaces.FALLBACK_DEVICES}]
 
 
 def detach(entry: Entry) -> None:
@@ -118,17 +171,43 @@ def detach(entry: Entry) -> None:
 
 def _detach(entry: Entry, record: int) -> None:
     try:
-        namespace = os.open(entry["namespace"], os.O_RDONLY | os.O_CLOEXEC)
+        namespace = os.open(entry["namespace"], os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return  # it has ended, and all that was attached with it
     try:
         if namespaces.identity(namespace) == (entry["device"], entry["inode"]):
-            _run_detach(namespace, record)
+            from kata_runtime.network import exchange
+
+            _ask(namespace, record, exchange.detach())
     finally:
         os.close(namespace)
 
 
-def _run_detach(namespace: int, record: int) -> None:
+def read(directory: str, inside: int) -> tuple[Record, Namespace] | None:
+    """What was attached to the namespace of a sandbox, and what it holds now; None where nothing was.
+
+    directory: the sandbox's. inside: a process in the namespace. Raises OSError, RequestFailedError.
+    """
+    from kata_runtime.network import exchange
+    from kata_runtime.network.record import RecordFile
+
+    try:
+        record = os.open(os.path.join(directory, RECORD_NAME), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    namespace = -1
+    try:
+        namespace = os.open(f"/proc/{inside}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        attached = RecordFile(record).load()
+        return None if attached is None else (attached, _ask(namespace, record, exchange.dump()))
+    finally:
+        for descriptor in (record, namespace):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+def _ask(namespace: int, record: int, request: Request[T]) -> T:
+    """Make one request of the network program in a namespace. Raises RequestFailedError."""
     from kata_runtime.network import exchange
 
     ours, theirs = socket.socketpair()
@@ -136,9 +215,9 @@ def _run_detach(namespace: int, record: int) -> None:
         with theirs:
             fds = {CHANNEL: theirs.fileno(), NAMESPACE: namespace, RECORD: record}
             pid = spawn.spawn(ROLE, command(), fds, None, lambda _pid, _start: None)
-        ours.settimeout(DETACH_TIMEOUT)
+        ours.settimeout(TIMEOUT)
         try:
-            exchange.detach(ours)
+            return exchange.ask(ours, request)
         except NetworkError as error:
             raise RequestFailedError(str(error)) from None
         finally:

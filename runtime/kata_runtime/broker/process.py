@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -36,7 +37,19 @@ def fork_broker(
     status = 1
     try:
         channel = _detach(theirs)
-        from kata_runtime.broker import server
+        try:
+            import gc
+
+            gc.disable()  # nothing of what the imports make is garbage
+            from kata_runtime.broker import server
+
+            gc.enable()
+            gc.freeze()  # a child that looked for garbage would copy all that it has of the broker
+        except (OSError, MemoryError) as error:
+            # What writes messages may be what cannot be loaded.
+            why = os.strerror(getattr(error, "errno", None) or errno.ENOMEM)
+            channel.send(f'{{"failed": "the broker cannot be loaded: {why}"}}'.encode())
+            raise
 
         status = server.run(channel, identity, bundle, events, shim, namespace=namespace)
     finally:

@@ -44,8 +44,35 @@ def children() -> list[int]:
         return []  # CONFIG_PROC_CHILDREN is off: the rollback journal and the cgroup know all but strays
 
 
+def wait(pid: int, start: int, seconds: float) -> None:
+    """Wait until this very process has exited, for so long at most."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        if is_alive(pid, start):
+            _has_exited(handle, seconds)
+    finally:
+        os.close(handle)
+
+
+def retire(pid: int, start: int, patience: float) -> bool:
+    """End this very process as `end` does, when it has neither exited by itself nor after SIGTERM.
+
+    patience: the seconds that it gets for each of the two.
+    """
+    wait(pid, start, patience)
+    return _signal(pid, start, signal.SIGTERM, patience) or end(pid, start)
+
+
 def end(pid: int, start: int, grace: float = GRACE) -> bool:
     """Kill this very process, and no other that has its pid since; True once it has exited or is a zombie."""
+    return _signal(pid, start, signal.SIGKILL, grace)
+
+
+def _signal(pid: int, start: int, number: int, grace: float) -> bool:
+    """Send a signal; whether the process has exited, or exits within so many seconds."""
     try:
         handle = os.pidfd_open(pid)
     except OSError as error:
@@ -57,7 +84,7 @@ def end(pid: int, start: int, grace: float = GRACE) -> bool:
         # Asked after the descriptor was opened: if the answer is right, the descriptor is the right process.
         if not is_alive(pid, start):
             return True
-        signal.pidfd_send_signal(handle, signal.SIGKILL)  # a zombie takes it too
+        signal.pidfd_send_signal(handle, number)  # a zombie takes it too
         return _has_exited(handle, grace)
     except ProcessLookupError:
         return True

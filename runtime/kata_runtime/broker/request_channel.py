@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ParamSpec, cast
 
 import anyio
 
+from kata_hypervisor.concurrency import uninterrupted
 from kata_runtime.broker import messages
 from kata_runtime.broker.errors import BrokerLostError, RequestFailedError, RequestRefusedError
 from kata_runtime.broker.operations.declaration import Operation, Reply
@@ -35,8 +36,9 @@ class RequestChannel:
     """Made within a running event loop, which reads the socket from then on.
 
     reason: why no reply comes once the channel is lost; the broker may say more than is known at first.
+    gave_up: whether it is lost because the broker stands still: it may not have exited.
     on_notice: called with each message that is no reply. on_lost: called once, when the broker has closed its
-    end.
+    end, or has not answered for `patience` seconds.
     """
 
     def __init__(
@@ -45,12 +47,16 @@ class RequestChannel:
         reason: str,
         on_notice: Callable[[Message], None],
         on_lost: Callable[[], None],
+        *,
+        patience: Callable[[], float],
     ) -> None:
         self.reason = reason
+        self.gave_up = False
         self._socket = sock
         self._socket.setblocking(False)
         self._on_notice = on_notice
         self._on_lost = on_lost
+        self._patience = patience
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock, self._receive)
         self._sending = anyio.Lock()
@@ -66,8 +72,9 @@ class RequestChannel:
     async def request(self, operation: Operation[P], *_: P.args, **arguments: P.kwargs) -> Reply:
         """Ask for an operation; returns its reply, whose descriptors are the caller's to close.
 
-        Shielded from cancellation, because it takes milliseconds and either happened or did not. Where a task
-        is cancelled all the same, its reply is dropped and the descriptors in it are closed.
+        A caller that is cancelled meanwhile gets the reply, and the cancellation at its next await: what was
+        asked for either happened or did not, and who asked must know in order to undo it. A broker that
+        stands still can do nothing else for the sandbox either: when its time is over, it is lost.
 
         Raises:
             BrokerLostError, RequestRefusedError, RequestFailedError: see `Broker`.
@@ -80,20 +87,33 @@ class RequestChannel:
         except messages.MessageError as error:
             raise RequestRefusedError(f"{operation.name}: {error}") from None
         self._pending[number] = pending
+        await uninterrupted(self._exchange(operation.name, number, pending, packet, descriptors))
+        return self._result(pending)
+
+    async def _exchange(
+        self, name: str, number: int, pending: _Pending, packet: bytes, descriptors: Sequence[int]
+    ) -> None:
+        seconds = self._patience()
         try:
-            with anyio.CancelScope(shield=True):
+            async with asyncio.timeout(seconds) as deadline:
                 await self._send(packet, descriptors)
                 await pending.answered.wait()
-        except BaseException:
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            if self._open and not pending.answered.is_set():
+                self.gave_up = True
+                self.reason = f"the broker did not answer the request {name} within {seconds:g} s"
+                self._lose()
+        except BaseException:  # the event loop is closed
             messages.close_all(pending.descriptors)
             raise
         finally:
             self._pending.pop(number, None)
-        return self._result(pending)
 
     def _result(self, pending: _Pending) -> Reply:
         match pending.message:
-            case {"result": result}:
+            case {"result": dict() as result}:
                 return Reply(*pending.descriptors, **result)
             case {"error": {"kind": "refused", "message": message}}:
                 raise RequestRefusedError(message)
@@ -118,7 +138,11 @@ class RequestChannel:
         """Take every message that is there. Called by the event loop."""
         try:
             while True:
-                message, descriptors = messages.receive(self._socket)
+                try:
+                    message, descriptors = messages.receive(self._socket)
+                except messages.DescriptorsLostError as error:
+                    described = {"message": str(error), "errno": error.errno}
+                    message, descriptors = {**error.message, "result": None, "error": described}, []
                 if "id" in message:
                     self._on_reply(message, descriptors)
                 else:
@@ -135,7 +159,7 @@ class RequestChannel:
         pending = self._pending.pop(message["id"], None)
         if pending is None:
             messages.close_all(descriptors)
-            _log.debug("the broker's reply to request %s came after its caller was cancelled", message["id"])
+            _log.warning("the broker has answered request %s, which nobody waits for", message["id"])
             return
         pending.message, pending.descriptors = message, descriptors
         pending.answered.set()

@@ -8,12 +8,14 @@ One JSON object per line of <sandbox directory>/rollback.jsonl. The first is the
 then entries {"n": 7, "undo": kind, ...} and {"done": 7} for those that were undone since. A line that is none
 of these is counted, and hides no other. Kinds:
 
-    process  pid, start, name   a child
+    process  pid, start, name   a child; with `patience`, one that may exit by itself, see `processes.retire`
     cgroup   path, origin       a leaf with the sandbox's processes; `origin` is where the shim came from
     rmgroup  path               a parent of it, removed when it is empty
     unmount  path               a mount in the namespace of the header
     remove   path               an empty directory or a file
     uid      path, key          a file that takes a user for the sandbox of this key
+    claim    path, key          the same of a directory that it alone may write
+    poststop path               hooks that are due, in the file at `path`; run when all else is undone
     network  path, namespace, device, inode
                                 what the record at `path` names in this network namespace
 """
@@ -28,6 +30,7 @@ from kata_runtime.broker.errors import RequestRefusedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from typing import Any
 
     Entry = dict[str, Any]
@@ -141,6 +144,11 @@ class RollbackJournal:
                 _write(self._file, {"done": number})
         except OSError:
             pass  # the file system is full: the entry stays on disk, and undoing it once more does no harm
+
+    def withhold(self, kinds: Collection[str]) -> list[Entry]:
+        """Take the entries of some kinds out, for the caller to undo; on disk they stay until then."""
+        taken = [number for number, entry in self.entries.items() if entry["undo"] in kinds]
+        return [self.entries.pop(number) for number in taken]
 
     def find(self, undo: str, path: str) -> list[int]:
         """Numbers of the entries of this kind for this path, in order."""

@@ -1,10 +1,13 @@
 """A read-only image of a root file system, for hypervisors that share no files: made once for each content.
 
-A program of its own, which the broker starts where the root file system is mounted, with `python -IS`; it
-needs the standard library and mkfs.erofs. It prints the image's path, a space and the mode of the root
-directory in octal; or one line about what is wrong.
+A program of its own, which the broker starts with `python -IS`; it needs the standard library and mkfs.erofs.
+It prints the image's path, a space and the mode of the root directory in octal; or one line about what is
+wrong.
 
-    rootfs_image.py ROOT CACHE
+    rootfs_image.py NAME DESCRIPTOR CACHE
+
+The root directory is an open descriptor. NAME is its path, for sentences only: a guest that owns the shim may
+have something else mounted there before it is read, in which links lead out.
 
 The name of an image is the SHA-256 of the image itself. A link beside it, named by the hash of everything
 that the guest can see of a tree, says which image holds that tree. A guest may write to the tree while it is
@@ -41,7 +44,7 @@ _CHUNK = 1 << 20
 
 
 class RootfsImageError(Exception):
-    """The image cannot be made. One line: what was attempted, what is wrong, what to do."""
+    """The image cannot be made. One line: what is wrong, what to do."""
 
 
 def identity(root: str) -> str:
@@ -53,7 +56,7 @@ def identity(root: str) -> str:
     seen: dict[tuple[int, int], str] = {}
     for path in _walk(root):
         facts = os.lstat(path)
-        name = os.path.relpath(path, root)
+        name = path[len(root) + 1 :] or "."
         time = facts.st_mtime_ns if path != root else 0
         parts: list[object] = [name, facts.st_mode, facts.st_uid, facts.st_gid, time]
         first = seen.setdefault((facts.st_dev, facts.st_ino), name)
@@ -113,15 +116,14 @@ def ensure(root: str, cache: str) -> str:
     maker = shutil.which(MAKER)
     if maker is None:
         raise RootfsImageError(
-            f"cannot make an image of {root}: {MAKER} is missing; install erofs-utils, or use a hypervisor "
-            "that shares files"
+            f"{MAKER} is missing; install erofs-utils, or use a hypervisor that shares files"
         )
     os.makedirs(cache, mode=0o700, exist_ok=True)
     size = size_of(root)
     if size > IMAGE_LIMIT:
         raise RootfsImageError(
-            f"cannot make an image of {root}: its files have {size >> 20} MiB, an image at most "
-            f"{IMAGE_LIMIT >> 20}; use a hypervisor that shares files, or a snapshotter of block devices"
+            f"its files have {size >> 20} MiB, an image at most {IMAGE_LIMIT >> 20}; use a hypervisor that "
+            "shares files, or a snapshotter of block devices"
         )
     found = _find(cache, identity(root))
     if found is not None:
@@ -129,9 +131,8 @@ def ensure(root: str, cache: str) -> str:
     free = shutil.disk_usage(cache).free
     if 2 * size > free:  # the copy, and the image
         raise RootfsImageError(
-            f"cannot make an image of {root}: its files have {size >> 20} MiB, of which a copy is made too, "
-            f"and there are {free >> 20} MiB free in {cache}; make room there, or remove images that no "
-            "machine uses"
+            f"its files have {size >> 20} MiB, of which a copy is made too, and there are {free >> 20} MiB "
+            f"free in {cache}; make room there, or remove images that no machine uses"
         )
     path = _make(maker, root, cache)
     _prune(cache, path)
@@ -154,8 +155,8 @@ def _make(maker: str, root: str, cache: str) -> str:
     scratch = tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=cache)
     try:
         copy, image = os.path.join(scratch, "root"), os.path.join(scratch, "image")
-        _run(["cp", "--archive", "--one-file-system", "--reflink=auto", root, copy], root)
-        _run([maker, image, copy], root)
+        _run(["cp", "--archive", "--one-file-system", "--reflink=auto", root, copy])
+        _run([maker, image, copy])
         os.chmod(image, 0o444)
         with open(image, "rb") as file:
             path = os.path.join(cache, hashlib.file_digest(file, "sha256").hexdigest() + SUFFIX)
@@ -168,11 +169,11 @@ def _make(maker: str, root: str, cache: str) -> str:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _run(command: list[str], root: str) -> None:
+def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         tail = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise RootfsImageError(f"cannot make an image of {root}: {os.path.basename(command[0])}: {tail[-1]}")
+        raise RootfsImageError(f"{os.path.basename(command[0])}: {tail[-1]}")
 
 
 def _prune(cache: str, kept: str) -> None:
@@ -208,15 +209,16 @@ def _is_abandoned(scratch: str) -> bool:
 
 def main(arguments: list[str]) -> int:
     """Make the image of a tree; see the module."""
-    root, cache = arguments
+    name, root, cache = arguments
     try:
-        print(ensure(root, cache), f"{stat.S_IMODE(os.lstat(root).st_mode):o}")
+        os.fchdir(int(root))
+        print(ensure(".", cache), f"{stat.S_IMODE(os.stat('.').st_mode):o}")
     except RootfsImageError as error:
-        print(error, file=sys.stderr)
+        print(f"cannot make an image of {name}: {error}", file=sys.stderr)
         return 1
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"cannot make an image of {root}: {where}{error.strerror}", file=sys.stderr)
+        print(f"cannot make an image of {name}: {where}{error.strerror}", file=sys.stderr)
         return 1
     return 0
 

@@ -9,6 +9,9 @@ from kata_runtime.broker.errors import RequestRefusedError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from kata_runtime.broker.device_rules import DeviceRule
     from kata_runtime.broker.rollback import RollbackJournal
     from kata_runtime.identity import SandboxIdentity
 
@@ -44,6 +47,18 @@ class SandboxCgroup:
     def _is_made_by_us(self, path: str) -> bool:
         """Whether any sandbox of this host has made this parent."""
         return rollback.is_recorded(os.path.dirname(self._identity.directory), "rmgroup", path)
+
+    def controllers(self) -> frozenset[str]:
+        """The controllers that are in force on it."""
+        return self._cgroup.controllers() if self._cgroup else frozenset()
+
+    def restrict_devices(self, rules: Iterable[DeviceRule]) -> str:
+        """See `Cgroup.restrict_devices`; nothing for a sandbox without a cgroup: a template's maker."""
+        return self._cgroup.restrict_devices(rules) if self._cgroup else ""
+
+    def admit(self, rule: DeviceRule, action: Callable[[], int]) -> int:
+        """See `Cgroup.admit`."""
+        return self._cgroup.admit(rule, action) if self._cgroup else action()
 
     def oom_kills(self) -> int:
         """How many processes in it the kernel has killed for want of memory."""

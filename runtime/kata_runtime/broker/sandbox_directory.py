@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 
 from kata_runtime import syscalls
 from kata_runtime.broker import cleanup, processes
@@ -23,7 +22,7 @@ from kata_runtime.broker.rollback import RollbackJournal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from kata_runtime.identity import SandboxIdentity
 
@@ -61,6 +60,11 @@ class SandboxDirectory:
         )
         shared = os.path.join(self._path, "shared")
         self.scope = PathScope(shared, self._share(shared), bundle, os.open(bundle, _HOLD))
+
+    @property
+    def has_namespace(self) -> bool:
+        """Whether the broker has a mount namespace of its own."""
+        return self._namespace
 
     def _share(self, shared: str) -> int:
         """Make the shared directory, mount it, and return the descriptor of the tree that may be written."""
@@ -122,22 +126,12 @@ class SandboxDirectory:
         finally:
             os.close(tree)
 
-    def discard(self, path: str) -> None:
-        """Remove a socket from the sandbox's directory. Raises RequestRefusedError for all else."""
-        parent, name = os.path.split(path)
-        if parent != self._path:
-            raise RequestRefusedError(f"{path} is not in the sandbox's directory {self._path}")
-        try:
-            kind = stat.S_IFMT(os.stat(name, dir_fd=self.descriptor, follow_symlinks=False).st_mode)
-        except FileNotFoundError:
-            return
-        if kind != stat.S_IFSOCK:
-            raise RequestRefusedError(f"{path} is not a socket")
-        os.unlink(name, dir_fd=self.descriptor)
+    def roll_back(self, spared: Collection[int], kept: Sequence[str]) -> list[str]:
+        """Undo everything and remove the directory; returns a line for each thing that is left.
 
-    def roll_back(self, spared: Collection[int]) -> list[str]:
-        """Undo everything and remove the directory; returns a line for each thing that is left."""
-        left = cleanup.roll_back(self.journal, self.scope, spared, mounted=True)
+        kept: lines about what must be left, in a directory that stays for it.
+        """
+        left = [*kept, *cleanup.roll_back(self.journal, self.scope, spared, mounted=True)]
         self.scope.close()
         self.origin.close()
         if self._namespace:

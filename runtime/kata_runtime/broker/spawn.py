@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from kata_runtime.broker.child_filter import ChildFilterSupervisor
     from kata_runtime.broker.confined_child import Plan
 
-GO, LISTENER, FAILED, UNCONFINED = b"g", b"listener", b"failed", b"unconfined"
+GO, LISTENER, USERS, FAILED, UNCONFINED = b"g", b"listener", b"users", b"failed", b"unconfined"
 """What parent and child send each other; the child's end of file says that it runs, or is at its gate."""
 
 NOT_RUN = 127
@@ -51,19 +51,23 @@ def spawn(
     record: Callable[[int, int], None],
     *,
     gate: int | None = None,
+    code: bytes = b"",
     supervisor: ChildFilterSupervisor | None = None,
     root: Plan | None = None,
     fork: Callable[[], int] = os.fork,
     network: int | None = None,
+    enter: Callable[[], None] | None = None,
+    outlives: bool = False,
 ) -> int:
     """Start a child and return its pid once it runs its program, or waits at its gate.
 
     fds: its descriptors by number, of ours. record(pid, start time) is called when the process exists and
     before it runs anything. gate: the number of a descriptor from which it reads first: it runs its program
-    when it reads a byte, without that descriptor, and exits at the end of file. supervisor: of the filter
-    that it does all of this under. root: what it is confined to, before anything else is done to it. fork:
-    makes the process, in a PID namespace perhaps. network: the network namespace in which it runs, by a
-    descriptor.
+    when it reads a byte, without that descriptor, and exits at the end of file. code: the seccomp program
+    under which it does all of this, if any. supervisor: answers for that program, where it asks. root: what
+    it is confined to, before anything else is done to it. fork: makes the process, in a PID namespace
+    perhaps. network: the network namespace in which it runs, by a descriptor. enter: what else it does to be
+    where it runs; may raise OSError. outlives: whether it is not killed when this process ends.
 
     Raises:
         RequestFailedError: the program cannot be run; nothing is left of the child.
@@ -72,10 +76,10 @@ def spawn(
     check_executable(name, argv[0])
     environment = {"PATH": PATH} if environment is None else environment
     install = None
-    if supervisor is not None:
+    if code:
         from kata_hypervisor.seccomp import filter as kernel
 
-        install = partial(kernel.install, supervisor.code, all_threads=False, listener=True)
+        install = partial(kernel.install, code, all_threads=False, listener=supervisor is not None)
     go_read, go_write = os.pipe2(os.O_CLOEXEC)
     report_read, report_write = os.pipe2(os.O_CLOEXEC)
     try:
@@ -86,7 +90,7 @@ def spawn(
         raise _failure(name, argv[0], error) from None
     if pid == 0:
         os.close(go_write)
-        _become(argv, fds, environment, root, go_read, report_write, install, gate, network)
+        _become(argv, fds, environment, root, go_read, report_write, install, gate, network, enter, outlives)
     os.close(go_read)
     os.close(report_write)
     try:
@@ -122,6 +126,10 @@ def _follow(
                     raise _failure(name, path, OSError(number, os.strerror(number)))
                 if kind == UNCONFINED:
                     raise RequestFailedError(f"cannot start {name}: {rest.decode()}")
+                if kind == USERS:
+                    _map_users(name, pid)
+                    os.write(go, GO)
+                    continue
                 assert supervisor is not None
                 supervisor.take_listener(_take(name, pid, int(rest)))
                 waiter.register(supervisor.listener, select.POLLIN)
@@ -130,6 +138,16 @@ def _follow(
                 waiter.unregister(fd)  # it has exited, which the end of the report shows
             elif supervisor is not None and (sentence := supervisor.answer()) is not None:
                 raise RequestFailedError(f"cannot start {name}: {sentence}")
+
+
+def _map_users(name: str, pid: int) -> None:
+    try:
+        confined_child.map_users(pid)
+    except OSError as error:
+        raise RequestFailedError(
+            f"cannot start {name}: the users of its namespace cannot be mapped: {error.strerror}",
+            error.errno or 0,
+        ) from None
 
 
 def _take(name: str, pid: int, listener: int) -> int:
@@ -157,15 +175,20 @@ def _become(
     install: Callable[[], int | None] | None,
     gate: int | None,
     network: int | None,
+    enter: Callable[[], None] | None,
+    outlives: bool,
 ) -> NoReturn:
     """The child's side: never returns, and never raises into the broker's own code."""
     try:
-        syscalls.die_with_parent(signal.SIGKILL)
+        if not outlives:
+            syscalls.die_with_parent(signal.SIGKILL)
         if os.read(go, 1) != GO or _is_orphan(go):
             os._exit(NOT_RUN)
         os.setsid()
         if network is not None:
             syscalls.enter_network(network)
+        if enter is not None:
+            enter()
         os.chdir("/")
         go, report = _place(fds, go, report)
         for number in signal.valid_signals():
@@ -202,8 +225,14 @@ def _is_orphan(go: int) -> bool:
 
 def _confine(root: Plan, go: int, report: int, *, network: bool) -> None:
     """Enter the root and become the pod's user, or say why not and exit."""
+
+    def map_users() -> None:
+        os.write(report, USERS)
+        if os.read(go, 1) != GO:
+            os._exit(NOT_RUN)
+
     try:
-        confined_child.enter(root, network=network)
+        confined_child.enter(root, network=network, map_users=map_users)
     except confined_child.StepFailedError as error:
         os.write(report, b"%s %s" % (UNCONFINED, str(error).encode()[:2000]))
         os._exit(NOT_RUN)
@@ -213,7 +242,7 @@ def _confine(root: Plan, go: int, report: int, *, network: bool) -> None:
 
 
 def _install_filter(install: Callable[[], int | None], go: int, report: int) -> None:
-    """Put on the filter, and wait until the parent has its listener: only then somebody answers."""
+    """Put on the filter. Where it asks, wait until the parent has its listener: who answers otherwise?"""
     from kata_hypervisor.errors import SealError
 
     try:
@@ -221,7 +250,8 @@ def _install_filter(install: Callable[[], int | None], go: int, report: int) -> 
     except SealError as error:
         os.write(report, b"%s %s" % (UNCONFINED, str(error).encode()[:2000]))
         os._exit(NOT_RUN)
-    assert listener is not None
+    if listener is None:
+        return
     os.write(report, b"%s %d" % (LISTENER, listener))
     if os.read(go, 1) != GO:
         os._exit(NOT_RUN)

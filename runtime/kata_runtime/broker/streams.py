@@ -10,6 +10,7 @@ import os
 import stat
 
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
+from kata_runtime.broker.phase import Phase
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ _LOOK = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NEW_LOG = _LOG_FLAGS | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 _LOG_MODE = 0o640
+MAX_LOGS = 4096
+"""Logs that are made for one sandbox: each takes a file of the host's, which no cgroup counts."""
 
 
 class Streams:
@@ -29,6 +32,7 @@ class Streams:
 
     def __init__(self, authorization: Authorization) -> None:
         self._authorization = authorization
+        self._made = 0
 
     def open_fifo(self, path: str, flags: int) -> int:
         """Open a FIFO.
@@ -43,15 +47,27 @@ class Streams:
             raise _failure(path, error) from None
 
     def open_log(self, path: str) -> int:
-        """Open a regular file to append to, made where it is missing. Raises as `open_fifo` does."""
+        """Open a regular file to append to. Raises as `open_fifo` does.
+
+        One that is missing is made, and before the seal so are the directories above it, as containerd does.
+        """
         opener = self._authorization.log_opener(path)
         try:
             try:
-                return opener(_NEW_LOG, _LOG_MODE)
-            except FileExistsError:
                 return _open_if(stat.S_ISREG, opener, _LOG_FLAGS, f"{path} is not a regular file")
+            except FileNotFoundError:
+                return self._make_log(path, opener)
         except OSError as error:
             raise _failure(path, error) from None
+
+    def _make_log(self, path: str, opener: Opener) -> int:
+        if self._made >= MAX_LOGS:
+            raise RequestRefusedError(f"cannot make the log {path}: {MAX_LOGS} were made for the sandbox")
+        if self._authorization.phase is Phase.LEARNING:
+            os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+        log = opener(_NEW_LOG, _LOG_MODE)
+        self._made += 1
+        return log
 
 
 def _open_if(is_right: Callable[[int], bool], opener: Opener, flags: int, refusal: str) -> int:

@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from kata_runtime.broker.log_sink import LogSink
     from kata_runtime.broker.messages import Message
 
-HANDOVER = 5.0
-"""Seconds that the shim may take from the announcement of its seal until it hands over the listener."""
-
 GRACE = 2.0
 """Seconds that the shim gets to tell containerd why the pod has ended."""
 
@@ -43,7 +40,7 @@ _WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 class Supervisor:
-    """Supervises one shim: nothing to do until `expect`, and then the listener must come within HANDOVER.
+    """Supervises one shim: nothing to do until `expect`, and then the listener must come in time.
 
     shim: its process id and start time. directory: descriptor of the sandbox's directory. notify: sends a
     message to the shim without waiting.
@@ -66,13 +63,18 @@ class Supervisor:
         self._policy = ""
         self._enforce = True
         self._deadline: float | None = None
+        # Whether the log and the bundle say why the pod must end.
+        self._explained = False
         self._calls: dict[str, int] = {}
 
-    def expect(self, policy: str, *, enforce: bool) -> None:
-        """The shim is about to put its filter on. policy: its name, for sentences."""
+    def expect(self, policy: str, *, enforce: bool, within: float) -> None:
+        """The shim is about to put its filter on.
+
+        policy: its name, for sentences. within: seconds until it hands over the listener, or is killed.
+        """
         self._policy = policy
         self._enforce = enforce
-        self._deadline = time.monotonic() + HANDOVER
+        self._deadline = time.monotonic() + within
 
     def supervise(self, listener: int) -> None:
         """The shim has put its filter on: answer for it from here on. listener: the caller's to close.
@@ -112,9 +114,20 @@ class Supervisor:
         self._record()
         if not self._enforce or self._deadline is not None:
             return None
+        self._give_grace(sentence)
+        return sentence
+
+    def _give_grace(self, sentence: str) -> None:
+        self._explained = True
         self._deadline = time.monotonic() + GRACE
         self._log_sink.keep(sentence)
-        return sentence
+
+    def let_end(self, sentence: str) -> None:
+        """The broker itself was refused a call: say so, and give the shim time to end the pod for it."""
+        self._log_sink.write("error", sentence)
+        if self._deadline is None:
+            self._give_grace(sentence)
+            self._notify({"violation": sentence})
 
     def _sentence(self, call: Call, name: str, thread: str) -> str:
         arguments = ", ".join(f"{value:#x}" for value in call.arguments)
@@ -149,7 +162,7 @@ class Supervisor:
         if self._deadline is None or time.monotonic() < self._deadline:
             return
         self._deadline = None
-        if self._listener >= 0:  # what it did was named when it did it
+        if self._explained:
             self._kill()
         else:
             self.end_pod(

@@ -12,8 +12,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from kata_agent.protos import agent_pb2, oci_pb2
+    from kata_agent.protos import agent_pb2
     from kata_hypervisor.contract import Disk, Vmm
+    from kata_runtime.container.bundle import JsonObject
+    from kata_runtime.container.guest_spec import GuestSource
     from kata_runtime.container.process import Container, Process
     from kata_runtime.stdio.files import StdioFiles
     from kata_runtime.stdio.pumps import Stdio
@@ -32,10 +34,17 @@ class Guest(abc.ABC):
     """A guest that is there. Every method may raise RpcError, HypervisorError or UnsupportedError.
 
     shares_files: whether it sees files of the host. takes_disks: whether a disk can be added while it runs.
+    takes_devices: whether one of those may be a block device of the host.
     """
 
     shares_files: bool
     takes_disks: bool
+    takes_devices: bool
+
+    @property
+    def machine(self) -> str:
+        """How large its machine is now, in words; empty where nobody can say."""
+        return ""
 
     # -- its end -------------------------------------------------------------------------------------------
 
@@ -59,11 +68,11 @@ class Guest(abc.ABC):
 
     @abc.abstractmethod
     async def create_container(
-        self, container: Container, sources: Mapping[int, str], files: StdioFiles
+        self, container: Container, sources: Mapping[int, GuestSource], files: StdioFiles
     ) -> Stdio:
         """Create a container, its process waiting to be started; return its connected streams.
 
-        sources: the guest's path of each volume, by its index in the specification's mounts. files: of the
+        sources: where it sees each volume, by its index in the specification's mounts. files: of the
         init process; closed when it fails.
         """
 
@@ -84,8 +93,12 @@ class Guest(abc.ABC):
         """Kill what is left of a container and delete it."""
 
     @abc.abstractmethod
-    async def update_container(self, container_id: str, resources: oci_pb2.LinuxResources) -> None:
-        """Change the limits of a container; those of the virtual machine stay."""
+    async def forget_removed_shares(self) -> None:
+        """Let go of files of the host that are shared with it no more: it may hold deleted ones open."""
+
+    @abc.abstractmethod
+    async def update_container(self, container: Container, limits: JsonObject) -> None:
+        """Change the limits of a container (linux.resources), and the machine's size where that grows."""
 
     @abc.abstractmethod
     async def container_stats(self, container_id: str) -> agent_pb2.StatsContainerResponse:
@@ -108,6 +121,16 @@ class Guest(abc.ABC):
     @abc.abstractmethod
     async def resize_terminal(self, process: Process, columns: int, rows: int) -> None:
         """Set the size of a process's terminal."""
+
+    # -- network -------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    async def list_interfaces(self) -> agent_pb2.Interfaces:
+        """Its network interfaces with their addresses."""
+
+    @abc.abstractmethod
+    async def list_routes(self) -> agent_pb2.Routes:
+        """The routes of its main table."""
 
     # -- disks ---------------------------------------------------------------------------------------------
 

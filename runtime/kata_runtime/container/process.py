@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import anyio
 
 from kata_agent.protos.agent_pb2 import Storage
+from kata_runtime.block_nodes import BlockNode
 from kata_runtime.container.bundle import JsonObject
 from kata_runtime.container.states import Event, State, after
 from kata_runtime.stdio.files import StdioPaths
@@ -17,8 +19,7 @@ from kata_runtime.stdio.pumps import Stdio
 KILLED = 128 + 9
 
 
-@dataclass(frozen=True, slots=True)
-class Exit:
+class Exit(NamedTuple):
     """The exit of a process. status: 0 to 255, 128 + n after signal n. at: nanoseconds since the epoch."""
 
     status: int
@@ -92,10 +93,17 @@ class Container:
     # Its directory below the shared one, and the mount points in there, in the order in which they were made.
     home: str = ""
     mounts: list[str] = field(default_factory=list)
+    # Its volumes, each by the place that the broker answered.
+    volumes: list[str] = field(default_factory=list)
     # What the guest mounts for it, where its files are not shared.
     storages: list[Storage] = field(default_factory=list)
+    # Of the guest's memory, by the index in the specification's mounts; see resource/memory.py.
+    memory: dict[int, Storage] = field(default_factory=dict)
     # The name of the disk that was plugged in for it, if one was.
     disk: str = ""
+    # Block devices of the host that it is given, and those that were plugged in for it.
+    nodes: list[BlockNode] = field(default_factory=list)
+    plugged: list[str] = field(default_factory=list)
 
     @property
     def rootfs(self) -> str:

@@ -19,6 +19,7 @@ from kata_runtime.ctl.findings import Finding, Setup, Status
 
 if TYPE_CHECKING:
     from kata_configuration import Configuration
+    from kata_hypervisor.driver_info import DriverInfo
     from kata_runtime.ctl.main import Subparsers
 
 FIT, UNFIT = 0, 1
@@ -140,9 +141,21 @@ def check_vmm(setup: Setup) -> Finding:
     found = _program(info.program, setup.program, oldest, info.install)
     if found.status is Status.OK and info.supported is not None:
         version = found.cause.rpartition(" ")[2]
+        if unbootable := _unbootable(info, version, setup):
+            return Finding(info.program, Status.FAIL, unbootable)
         if (warning := info.supported.version_warning(info.program, version)) is not None:
             return Finding(info.program, Status.WARN, f"{setup.program}: {warning}", "see docs/drivers")
     return found
+
+
+def _unbootable(info: DriverInfo, version: str, setup: Setup) -> str:
+    """Why the program does not boot the guest's kernel, the first artifact."""
+    from kata_hypervisor.bootable import unbootable
+
+    try:
+        return unbootable(info, version, setup.artifacts[0]) if setup.artifacts else ""
+    except OSError:
+        return ""
 
 
 def check_virtiofsd(setup: Setup) -> Finding:
@@ -159,6 +172,20 @@ def check_virtiofsd(setup: Setup) -> Finding:
         fix = "apt-get install virtiofsd (Debian 12, Ubuntu 22.04: qemu-system-common)"
         return Finding("virtiofsd", Status.FAIL, cause, fix)
     return Finding("virtiofsd", Status.OK, f"{setup.virtiofsd}, the one in {dialect.value}")
+
+
+def check_open_files(setup: Setup) -> Finding:
+    """Whether a guest can know many files: virtiofsd holds each of them open."""
+    from kata_hypervisor.virtiofsd import FEW_OPEN_FILES, most_open_files
+
+    if setup.virtiofsd is None:
+        return Finding("open files", Status.OK, "not needed: this hypervisor shares no files")
+    most = most_open_files(proc=setup.root / "proc")
+    cause = f"virtiofsd may have {most}"
+    if most < FEW_OPEN_FILES:
+        cause += ": a guest that looks at more files forgets them early, and is slower"
+        return Finding("open files", Status.WARN, cause, "raise LimitNOFILE of containerd's service")
+    return Finding("open files", Status.OK, cause)
 
 
 def check_containerd(setup: Setup) -> Finding:
@@ -221,6 +248,7 @@ CHECKS: tuple[Check, ...] = (
     check_tun,
     check_vmm,
     check_virtiofsd,
+    check_open_files,
     check_containerd,
     check_cgroups,
     check_shared_memory,

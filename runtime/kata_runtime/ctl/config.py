@@ -6,16 +6,26 @@ from typing import TYPE_CHECKING
 
 from kata_runtime.ctl import (
     config_annotation,
+    config_diff,
     config_lint,
     config_migrate,
     config_reference,
     config_show,
+    config_test,
 )
 
 if TYPE_CHECKING:
     from kata_runtime.ctl.main import Subparsers
 
-ACTIONS = (config_lint, config_show, config_migrate, config_annotation, config_reference)
+ACTIONS = (
+    config_lint,
+    config_show,
+    config_diff,
+    config_test,
+    config_migrate,
+    config_annotation,
+    config_reference,
+)
 
 
 def add_parser(subparsers: Subparsers) -> None:

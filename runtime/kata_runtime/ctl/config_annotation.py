@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from kata_runtime.ctl.pod_document import Pod, add_arguments, read_pod
 
 if TYPE_CHECKING:
     from kata_configuration.tell.explaining import Explanation
     from kata_runtime.ctl.main import Subparsers
 
 IN_FORCE, NOT_IN_FORCE, COULD_NOT_RUN = 0, 1, 2
-MAX_POD = 4 << 20
 CONTAINERD = 'pod_annotations = ["io.katacontainers.*"]'
-
-
-@dataclass(frozen=True, slots=True)
-class Pod:
-    """The annotations of a pod: as its author wrote them, and as containerd passed them, where known."""
-
-    written: dict[str, str] | None
-    passed: dict[str, str] | None
-
-    @property
-    def annotations(self) -> dict[str, str]:
-        """What the runtime sees, or would see if containerd passed all of them."""
-        return self.passed if self.passed is not None else self.written or {}
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -46,14 +31,7 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="KEY",
         help='the annotation\'s name, or its end: "default_memory", "agent.enable_debug"',
     )
-    parser.add_argument(
-        "--pod",
-        required=True,
-        type=Path,
-        metavar="FILE",
-        help="JSON: of kubectl get pod -o json, of crictl inspectp, or a bundle's config.json",
-    )
-    parser.add_argument("--config", type=Path, metavar="FILE", help="default: the file in force")
+    add_arguments(parser)
     parser.set_defaults(run=run)
 
 
@@ -75,46 +53,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"  {title + ':':10}{text}")
     in_force = name in pod.annotations and explanation.value is not None and not explanation.refusals
     return IN_FORCE if in_force else NOT_IN_FORCE
-
-
-def read_pod(path: Path) -> Pod:
-    """Read the annotations of a pod.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is none of the documents that are understood.
-    """
-    with path.open("rb") as file:
-        raw = file.read(MAX_POD + 1)
-    if len(raw) > MAX_POD:
-        raise ValueError(f"{path}: is larger than {MAX_POD >> 20} MiB")
-    try:
-        document = json.loads(raw)
-    except (ValueError, RecursionError):
-        raise ValueError(f"{path}: is not JSON; write one with kubectl get pod NAME -o json") from None
-    if isinstance(document, dict):
-        if "ociVersion" in document:
-            return Pod(None, _annotations(path, document, "annotations"))
-        if "status" in document and "info" in document:  # Source: cri-tools, crictl inspectp
-            passed = _annotations(path, document, "info", "runtimeSpec", "annotations")
-            return Pod(_annotations(path, document, "status", "annotations"), passed)
-        if document.get("kind") == "Pod":
-            return Pod(_annotations(path, document, "metadata", "annotations"), None)
-        if isinstance(document.get("spec"), dict) and "template" in document["spec"]:
-            return Pod(_annotations(path, document, "spec", "template", "metadata", "annotations"), None)
-    raise ValueError(f"{path}: is no pod, no output of crictl inspectp, and no OCI config.json")
-
-
-def _annotations(path: Path, document: dict[str, Any], *keys: str) -> dict[str, str]:
-    """Return the annotations that stand at a path of keys; empty where there are none."""
-    found: Any = document
-    for key in keys:
-        found = found.get(key) or {}
-        if not isinstance(found, dict):
-            raise ValueError(f"{path}: {'.'.join(keys)}: {key} is not an object")
-    if not all(isinstance(value, str) for value in found.values()):
-        raise ValueError(f"{path}: {'.'.join(keys)}: a value is not a string")
-    return dict(found)
 
 
 def _answers(explanation: Explanation, pod: Pod) -> Iterator[tuple[str, str]]:

@@ -105,8 +105,8 @@ def _host(configuration: Configuration | None) -> Facts:
             "name": configuration.hypervisor_name,
             "program": _cause(check.check_vmm(setup)),
             "accelerator": setup.accelerator,
-            "confinement": _confinement(configuration),
-            "shim seccomp": _seal(configuration),
+            "confinement": confinement(configuration),
+            "shim seccomp": seal(configuration),
             "guest seccomp": "off" if configuration.runtime.disable_guest_seccomp else "each container's own",
         }
         if table.honors_unconfined is not None:
@@ -120,7 +120,26 @@ def _host(configuration: Configuration | None) -> Facts:
         "cgroups": _cause(check.check_cgroups(setup)),
         "containerd": _cause(check.check_containerd(setup)),
     }
+    facts["guest image"] = _guest_image(configuration)
     return facts
+
+
+def _guest_image(configuration: Configuration | None) -> Facts:
+    """What the guest is made of, and how old that is."""
+    from kata_runtime.image import builder, manifest
+
+    files = configuration.hypervisor.guest_files if configuration else ()
+    directory = files[-1].parent if files else builder.DEFAULT_OUTPUT
+    made = manifest.read(directory)
+    if made is None:
+        return {"directory": f"{directory} has no {manifest.MANIFEST} of this version's kata-ctl image build"}
+    return {
+        "directory": str(directory),
+        "release": made.suite,
+        "kernel": made.kernel,
+        "as of": f"{made.newest}, when the newest of its packages was made (kata-ctl image build)",
+        "packages": [f"{package.name} {package.version}" for package in made.packages],
+    }
 
 
 def _drivers(configuration: Configuration | None) -> Facts:
@@ -131,7 +150,7 @@ def _drivers(configuration: Configuration | None) -> Facts:
     return {info.name: describe(info.name, programs.get(info.name)) for info in registry.DRIVERS}
 
 
-def _seal(configuration: Configuration) -> str:
+def seal(configuration: Configuration) -> str:
     """What holds the runtime's own process."""
     from kata_hypervisor.driver_policy import rules_of
     from kata_hypervisor.errors import HypervisorError
@@ -152,7 +171,7 @@ def _seal(configuration: Configuration) -> str:
     return f"{mode}: {len(calls)} system calls are allowed (kata-ctl seccomp show), others {consequence}"
 
 
-def _confinement(configuration: Configuration) -> str:
+def confinement(configuration: Configuration) -> str:
     """What the configuration asks of the VMM's confinement."""
     table = configuration.hypervisor
     if _in_process(configuration):

@@ -71,9 +71,13 @@ def run_build(arguments: argparse.Namespace) -> int:
 
 def _report(outcome: Outcome, output: Path, seconds: float) -> None:
     done = f"built in {seconds:.0f} s" if outcome.built else "up to date"
-    print(f"{output}: {done} (kernel {outcome.manifest.kernel}, {len(outcome.manifest.packages)} packages)")
+    made = outcome.manifest
+    packages = f"{len(made.packages)} packages of {made.suite}, the newest of {made.newest}"
+    print(f"{output}: {done} (kernel {made.kernel}, {packages})")
     for name, artifact in sorted(outcome.manifest.artifacts.items()):
-        print(f"  {name:<18} {artifact.size / 1e6:6.1f} MB  sha256 {artifact.sha256[:16]}")
+        print(f"  {name:<22} {artifact.size / 1e6:6.1f} MB  sha256 {artifact.sha256[:16]}")
+    print("a guest checks its image with the initrd kata-initrd-verity.img, and in [hypervisor.*]")
+    print(f'  kernel_verity_params = "{outcome.manifest.verity}"')
 
 
 def _progress() -> AbstractContextManager[Progress]:

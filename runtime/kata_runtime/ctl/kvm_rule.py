@@ -6,8 +6,8 @@ import functools
 from collections.abc import Iterator
 
 from kata_configuration.diagnostics import Code, Finding
+from kata_configuration.judge.host import kvm_key
 from kata_configuration.judge.rule import Rule
-from kata_configuration.judge.rules import kvm_key
 from kata_configuration.models import HypervisorTable, QemuHypervisor
 from kata_hypervisor.host_checks import way_without_kvm
 from kata_hypervisor.kvm.probe import KvmProbeResult, probe_kvm

@@ -36,8 +36,14 @@ COMMANDS = {
     "env": Command("kata_runtime.ctl.env", "show which configuration, programs and confinement are in force"),
     "check": Command("kata_runtime.ctl.check", "find out what this host can run"),
     "shim": Command("kata_runtime.ctl.shim", "install the shim where containerd finds it"),
+    "containerd": Command("kata_runtime.ctl.containerd", "tell containerd of the runtime"),
+    "zygote": Command("kata_runtime.ctl.zygote", "start and show the process that forks shims"),
     "seccomp": Command("kata_runtime.ctl.seccomp", "show how processes are confined"),
+    "network": Command("kata_runtime.ctl.network", "compare a pod's network with its guest's"),
+    "confinement": Command("kata_runtime.ctl.confinement", "show what each process of a pod is on the host"),
+    "log-level": Command("kata_runtime.ctl.log_level", "show or change what a running sandbox logs"),
     "metrics": Command("kata_runtime.ctl.metrics", "print metrics of the running sandboxes for Prometheus"),
+    "cleanup": Command("kata_runtime.ctl.cleanup", "undo what dead sandboxes have left on this host"),
     "version": Command("kata_runtime.ctl.version", "show the version"),
 }
 

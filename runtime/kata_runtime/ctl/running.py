@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import json
 import os
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import Any
 from kata_runtime.broker.processes import is_alive
 from kata_runtime.broker.rollback import NAME
 from kata_runtime.broker.supervisor import RECORD
+from kata_runtime.confinement.reading import descendants
 from kata_runtime.identity import STATE_ROOT
 
 
@@ -19,11 +19,12 @@ from kata_runtime.identity import STATE_ROOT
 class RecordedProcess:
     """A living process of a sandbox. name: "shim", "broker", or the role of a child such as "qemu".
 
-    A process that a child has started has its child's name.
+    A process that a child has started has its child's name, and `by_child`.
     """
 
     name: str
     pid: int
+    by_child: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +75,8 @@ def _read(directory: str) -> RecordedSandbox | None:
     candidates += [(child["name"], child["pid"], child["start"]) for child in children]
     alive = [RecordedProcess(name, pid) for name, pid, start in candidates if is_alive(pid, start)]
     for child in [process for process in alive if process.name not in ("shim", "broker")]:
-        alive += (RecordedProcess(child.name, pid) for pid in _descendants(child.pid))
+        alive += (RecordedProcess(child.name, pid, by_child=True) for pid in descendants(child.pid))
     return RecordedSandbox(header["sandbox"], header["owner"], directory, header["socket"], tuple(alive))
-
-
-def _descendants(pid: int) -> Iterator[int]:
-    """Processes that a child has started itself, as virtiofsd does for its own sandbox."""
-    for path in glob.glob(f"/proc/{pid}/task/*/children"):
-        try:
-            with open(path, encoding="ascii") as file:
-                children = [int(pid) for pid in file.read().split()]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        for child in children:
-            yield child
-            yield from _descendants(child)
 
 
 def _parse(line: str) -> dict[str, Any]:

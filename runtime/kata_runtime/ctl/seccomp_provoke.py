@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import socket
 import sys
 from typing import TYPE_CHECKING
 
-from kata_runtime.ctl.running import running_sandboxes
+from kata_runtime.ctl.shim_call import NotAskedError, call_shim, socket_of
 
 if TYPE_CHECKING:
     from kata_runtime.ctl.main import Subparsers
 
 PROVOKED, REFUSED, NOT_RUN = 0, 1, 2
-TIMEOUT = 10.0
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -33,37 +31,23 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask the one shim that is meant."""
-    found = [sandbox for sandbox in running_sandboxes() if sandbox.id.startswith(arguments.sandbox)]
-    if len(found) != 1:
-        print(
-            f"kata-ctl: {len(found)} running sandboxes have an id that starts with {arguments.sandbox!r}",
-            file=sys.stderr,
-        )
+    try:
+        return asyncio.run(_provoke(socket_of(arguments.sandbox)))
+    except NotAskedError as error:
+        print(f"kata-ctl: {error}", file=sys.stderr)
         return NOT_RUN
-    return asyncio.run(_provoke(found[0].socket))
 
 
 async def _provoke(path: str) -> int:
     from google.protobuf.empty_pb2 import Empty
 
-    from kata_agent.ttrpc.client import Client
     from kata_agent.ttrpc.status import RpcError
     from kata_runtime.shim.debug_service import PROVOKE, SERVICE
 
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        sock.connect(path)
-    except OSError as error:
-        sock.close()
-        print(f"kata-ctl: cannot connect to the shim at {path}: {error.strerror}", file=sys.stderr)
-        return NOT_RUN
-    client = await Client.from_socket(sock)
-    try:
-        await client.call(SERVICE, PROVOKE, Empty(), Empty, timeout=TIMEOUT)
+        await call_shim(path, SERVICE, PROVOKE, Empty(), Empty)
     except RpcError as error:
         print(f"kata-ctl: the shim did not try: {error}", file=sys.stderr)
         return REFUSED
-    finally:
-        await client.aclose()
     print("the shim called execve; see the container's output and containerd's log for what came of it")
     return PROVOKED

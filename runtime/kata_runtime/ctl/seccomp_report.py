@@ -12,7 +12,7 @@ from kata_hypervisor.seccomp.score import surface_of
 from kata_hypervisor.seccomp.survey import Survey
 from kata_runtime.ctl.seccomp import GOOD, reporting
 from kata_runtime.ctl.seccomp_chart import FONT_SIZE, SMALL_FONT_SIZE, bars, cells
-from kata_runtime.ctl.seccomp_policy import ScoreRow, measure, score_rows
+from kata_runtime.ctl.seccomp_policy import CHILD_ROWS, ScoreRow, measure, score_rows
 from kata_runtime.version import VERSION
 
 _STYLE = """\
@@ -93,7 +93,10 @@ def page(measured: Mapping[tuple[str, str], Survey], source: str) -> str:
 
 def _finding(rows: Sequence[ScoreRow]) -> str:
     """The page's message in one sentence."""
-    ours = max((row for row in rows if row.ours and row.unit == "process"), key=lambda row: row.score)
+    shims = (
+        row for row in rows if row.ours and row.unit == "process" and row.name not in CHILD_ROWS.values()
+    )
+    ours = max(shims, key=lambda row: row.score)
     worse = sum(1 for row in rows if not row.ours and row.unit == "process" and row.score > ours.score)
     others = sum(1 for row in rows if not row.ours and row.unit == "process")
     return (

@@ -27,7 +27,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument(
         "--driver",
         choices=NAMES,
-        help="only what this driver needs, or what a child may do that we filter; default: all drivers",
+        help="only what this driver needs, or what another process of ours may do; default: all drivers",
     )
     parser.add_argument("--policy", type=Path, metavar="FILE", help="default: the one that is shipped")
     parser.add_argument("--json", action="store_true", help="print JSON, with every case")

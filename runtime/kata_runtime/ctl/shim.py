@@ -7,23 +7,24 @@ containerd-shim-kata-v2, the bare io.containerd.kata gives containerd-shim-conta
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import sysconfig
 from pathlib import Path
 
+from kata_configuration.tell import whole_file
+
 NAMES = ("containerd-shim-kata-v2", "containerd-shim-containerd-kata")
 MAX_SHEBANG = 127
 
-_LAUNCHER = """\
+_PROGRAM = """\
 #!{python} -IS
-# Written by `kata-ctl shim install`. Isolated (-I) and without site (-S), because this runs for every pod;
+# Written by `kata-ctl {by}`. Isolated (-I) and without site (-S), because this runs for every pod;
 # the directories of this installation follow the standard library's, and are searched only when needed.
 import sys
 
 sys.path += {paths!r}
 
-from kata_runtime.shim.launcher import main
+from {module} import main
 
 sys.exit(main())
 """
@@ -54,22 +55,23 @@ def install_launcher(path: Path) -> None:
     Raises:
         OSError: the directory cannot be written.
     """
-    text = launcher_text(sys.executable, module_roots())
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.chmod(0o755)
-    temporary.replace(path)
+    whole_file.replace(path, launcher_text(sys.executable, module_roots()).encode(), 0o755)
 
 
 def launcher_text(python: str, paths: list[str]) -> str:
-    """The launcher's source.
+    """The launcher's source. Raises as `program_text`."""
+    return program_text(python, paths, "kata_runtime.shim.launcher", "shim install")
+
+
+def program_text(python: str, paths: list[str], module: str, by: str) -> str:
+    """The source of a program that runs `main` of a module. by: the command that writes it.
 
     Raises:
         ValueError: the interpreter's path is longer than the kernel reads in a first line.
     """
     if len(python) + len("#! -IS") > MAX_SHEBANG or " " in python:
         raise ValueError(f"the path of the Python interpreter is too long or has a space: {python}")
-    return _LAUNCHER.format(python=python, paths=paths)
+    return _PROGRAM.format(python=python, paths=paths, module=module, by=by)
 
 
 def module_roots() -> list[str]:

@@ -9,11 +9,13 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from kata_runtime.image import command, distribution, initramfs, manifest, modules, rootfs, sbom
+from kata_runtime.image import command, distribution, initramfs, manifest, modules, rootfs, sbom, verity
 from kata_runtime.image.apt import Apt, Package
+from kata_runtime.image.build_directory import build_directory, locked, publish
 from kata_runtime.image.cyclonedx import Component
 from kata_runtime.image.distribution import Distribution
 from kata_runtime.image.errors import OutputError
@@ -21,11 +23,12 @@ from kata_runtime.image.kernel import Kernel
 from kata_runtime.image.manifest import Artifact, Manifest
 from kata_runtime.image.rootfs import Agent
 from kata_runtime.image.tree import Tree
-from kata_runtime.image.workspace import locked, publish, workspace
 
 DEFAULT_OUTPUT = Path("/var/lib/kata-containers/image")
 DEFAULT_CACHE = Path("/var/cache/kata-containers/image")
 KERNEL, INITRAMFS, IMAGE = "vmlinuz", "kata-initrd.img", "kata-image.erofs"
+VERITY_INITRAMFS = "kata-initrd-verity.img"
+ARTIFACTS = (KERNEL, INITRAMFS, VERITY_INITRAMFS, IMAGE)
 PLAN = "plan.json"
 
 
@@ -41,15 +44,16 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The packages to use: the guest's, and those that the machine boots with."""
+    """The packages to use: the guest's, the machine's, and what checks the guest's root file system."""
 
     guest: list[Package]
     boot: list[Package]
+    verity: list[Package]
 
     @property
     def packages(self) -> list[Package]:
         """Every package once."""
-        return sorted({*self.guest, *self.boot})
+        return sorted({*self.guest, *self.boot, *self.verity})
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,7 @@ def build(request: Build, progress: Progress) -> Outcome:
                 return Outcome(current, built=False)
             output = request.output.absolute()
             output.parent.mkdir(parents=True, exist_ok=True)
-            with workspace(output, lambda: progress.step("waiting for another build")) as scratch:
+            with build_directory(output, lambda: progress.step("waiting for another build")) as scratch:
                 return Outcome(_make(request, apt, plan, host, scratch, output, progress), built=True)
 
 
@@ -119,20 +123,30 @@ def _make(
     machine = Kernel(boot)
     (new / KERNEL).write_bytes(machine.image)
     (new / INITRAMFS).write_bytes(initramfs.make(machine, boot))
+    checking = _unpack(apt, plan.verity, initramfs.keep_verity)
+    rootfs.drop_unused_libraries(checking)
+    (new / VERITY_INITRAMFS).write_bytes(initramfs.make(machine, boot, verity=checking))
     progress.step("root filesystem")
     identity = _input(request, plan)
-    tree = rootfs.assemble(_unpack(apt, plan.guest, rootfs.keep), request.agent)
+    guest = _unpack(apt, plan.guest, rootfs.keep)
+    tree = rootfs.assemble(guest, request.agent)
     modules.add(tree, machine, boot.read(modules.BUSYBOX))
     rootfs.make(tree, scratch / "root", new / IMAGE, identity)
+    hashes = verity.append(new / IMAGE, hashlib.sha256(identity.encode()).digest())
     progress.step("manifest")
-    artifacts = {name: Artifact.of(new / name) for name in (KERNEL, INITRAMFS, IMAGE)}
+    artifacts = {name: Artifact.of(new / name) for name in ARTIFACTS}
     made_from = _made_from(sbom.Archive(host.name, apt.suite), plan, request.agent)
     (new / sbom.SBOM).write_text(sbom.write(identity, artifacts, made_from), encoding="utf-8")
     artifacts[sbom.SBOM] = Artifact.of(new / sbom.SBOM)
-    made = Manifest(identity, apt.suite, machine.release, plan.packages, artifacts)
+    newest = _day(max(guest.newest, boot.newest, checking.newest))
+    made = Manifest(identity, apt.suite, machine.release, newest, str(hashes), plan.packages, artifacts)
     made.write(new)
     publish(new, output)
     return made
+
+
+def _day(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).date().isoformat()
 
 
 def _made_from(archive: sbom.Archive, plan: Plan, agent: Agent) -> dict[str, list[Component]]:
@@ -140,6 +154,7 @@ def _made_from(archive: sbom.Archive, plan: Plan, agent: Agent) -> dict[str, lis
     return {
         KERNEL: archive.components(kernel),
         INITRAMFS: archive.components(plan.boot),
+        VERITY_INITRAMFS: archive.components(sorted({*plan.boot, *plan.verity})),
         IMAGE: [*archive.components(plan.guest), *sbom.agent_components(agent)],
     }
 
@@ -159,6 +174,7 @@ def _new_plan(apt: Apt, kernel: str) -> Plan:
     plan = Plan(
         apt.resolve(distribution.guest_packages(apt.suite)),
         [package for package in boot if package.name.startswith(wanted)],
+        apt.resolve(distribution.VERITY),
     )
     document = {"question": _question(apt, kernel), "packages": asdict(plan)}
     (apt.directory / PLAN).write_text(json.dumps(document), encoding="utf-8")
@@ -166,7 +182,8 @@ def _new_plan(apt: Apt, kernel: str) -> Plan:
 
 
 def _question(apt: Apt, kernel: str) -> list[str]:
-    return [apt.fingerprint(), kernel, *distribution.BOOT, *distribution.guest_packages(apt.suite)]
+    asked = (*distribution.BOOT, *distribution.VERITY, *distribution.guest_packages(apt.suite))
+    return [apt.fingerprint(), kernel, *asked]
 
 
 def _known_plan(apt: Apt, kernel: str) -> Plan | None:

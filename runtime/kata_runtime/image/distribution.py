@@ -15,6 +15,7 @@ PYTHON = ("python3-minimal", "libpython3-stdlib")
 # Where the default Python is older than the agent needs.
 NEWER_PYTHON = {"jammy": ("python3.11-minimal", "libpython3.11-stdlib")}
 BOOT = ("busybox-static",)
+VERITY = ("dmsetup",)  # sets up dm-verity, before there is a root file system
 
 # The kernel made for virtual machines, by os-release's ID and the machine's architecture.
 KERNELS: Mapping[str, Mapping[str, str]] = {

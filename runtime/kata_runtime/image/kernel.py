@@ -69,6 +69,10 @@ class Kernel:
             if (match := MODULE.fullmatch(path)) and pattern.fullmatch(match["path"])
         )
 
+    def has(self, name: str) -> bool:
+        """Whether there is a module of this name, or what it does is built in."""
+        return name in self._paths or name in self._builtin
+
     def load_order(self, names: Iterable[str]) -> list[Module]:
         """Return these modules and all that they need, each after what it needs; built-in ones are left out.
 

@@ -1,4 +1,4 @@
-"""What went into an image and what came out, as `manifest.json` beside the image. It holds no times."""
+"""What went into an image and what came out, as `manifest.json` beside the image; not when it was made."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from kata_runtime.image.apt import Package
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,17 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """input: hash of all inputs. kernel: its release. packages: what the image is made of."""
+    """input: hash of all inputs. kernel: its release. packages: what the image is made of.
+
+    newest: the day on which the last of them was made, as 2026-11-30: what was mended later is not in there.
+    verity: what kernel_verity_params is to say, for a guest that checks the image.
+    """
 
     input: str
     suite: str
     kernel: str
+    newest: str
+    verity: str
     packages: Sequence[Package]
     artifacts: Mapping[str, Artifact]
 

@@ -31,9 +31,13 @@ class Entry:
 
 @dataclass(slots=True)
 class Tree:
-    """Entries by path, relative and without a leading slash: `usr/bin/crun`."""
+    """Entries by path, relative and without a leading slash: `usr/bin/crun`.
+
+    newest: when the last of the packages was made, in seconds since 1970, as the times of its files say.
+    """
 
     entries: dict[str, Entry] = field(default_factory=dict)
+    newest: int = 0
 
     def file(self, path: str, data: bytes, mode: int = 0o644) -> None:
         """Put a file."""
@@ -84,6 +88,7 @@ class Tree:
             ):
                 for member in archive:
                     path = normal(member.name)
+                    self.newest = max(self.newest, int(member.mtime))
                     if not member.isdir() and keep(path):
                         self.entries[path] = self._entry(member, archive, package.name)
         except tarfile.TarError as error:

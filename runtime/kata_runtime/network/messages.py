@@ -6,30 +6,32 @@ value.
 
 from __future__ import annotations
 
-import struct
+import sys
 
+from kata_runtime.network.errors import NetworkError
 from kata_runtime.network.model import (
     RT_TABLE_LOCAL,
     RTPROT_KERNEL,
     Address,
-    Filter,
     Link,
     Namespace,
     Neighbour,
     Qdisc,
     Route,
 )
+from kata_runtime.network.netlink import attributes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
     Message = Mapping[str, Any]
 
-_IFLA_NETKIT_MODE = 5  # linux/if_link.h
+_MODES = {"tun": 3, "netkit": 5}
+"""IFLA_TUN_TYPE, IFLA_NETKIT_MODE (linux/if_link.h), by the kind that has it."""
+
 _MULTICAST = 5  # RTN_MULTICAST as the type of a neighbour: an entry that the kernel makes for itself
-_ATTRIBUTE = struct.Struct("=HH")
 
 
 def namespace(
@@ -39,10 +41,13 @@ def namespace(
     routes: Iterable[Message],
     neighbours: Iterable[Message],
     qdiscs: Iterable[Message],
-    filters: Iterable[Message],
     rules: Iterable[Message],
 ) -> Namespace:
-    """A namespace from the answers to all dumps; links, routes and addresses in the kernel's order."""
+    """A namespace from the answers to all dumps; links, routes and addresses in the kernel's order.
+
+    Raises:
+        NetworkError: the name of an interface is no text.
+    """
     by_link: dict[int, list[Address]] = {}
     for message in addresses:
         by_link.setdefault(message["index"], []).append(_address(message))
@@ -53,7 +58,6 @@ def namespace(
         qdiscs=tuple(
             Qdisc(message["index"], _get(message, "TCA_KIND"), message["parent"]) for message in qdiscs
         ),
-        filters=tuple(_filter(message) for message in filters if _get(message, "TCA_OPTIONS") is not None),
         rules=sum(_get(message, "FRA_PROTOCOL") != RTPROT_KERNEL for message in rules),
     )
 
@@ -71,36 +75,31 @@ def _link(message: Message, addresses: Iterable[Address]) -> Link:
     kind = _get(info, "IFLA_INFO_KIND", "")
     return Link(
         index=message["index"],
-        name=_get(message, "IFLA_IFNAME"),
+        name=_name(message),
         kind=kind,
         mac=_get(message, "IFLA_ADDRESS", ""),
         mtu=_get(message, "IFLA_MTU", 0),
         flags=message["flags"],
         addresses=tuple(addresses),
-        mode=_mode(kind, _get(info, "IFLA_INFO_DATA")),
+        mode=_mode(kind, _get(info, "IFLA_INFO_DATA", b"")),
+        queue_length=_get(message, "IFLA_TXQLEN", 0),
     )
 
 
-def _mode(kind: str, data: Any) -> int:
-    if kind == "tun":
-        mode: int = _get(data or {}, "IFLA_TUN_TYPE", 0)
-        return mode
-    if kind != "netkit":
+def _name(message: Message) -> str:
+    """An interface's name, of which the kernel only says that it has no slash, colon or space."""
+    name = _get(message, "IFLA_IFNAME")
+    if not isinstance(name, str):  # pyroute2 leaves bytes that are no UTF-8
+        raise NetworkError(f"cannot read the interface {name!r}: its name is not UTF-8; rename it")
+    return name
+
+
+def _mode(kind: str, data: bytes) -> int:
+    """The mode of a tun or netkit, from what the kind says of the interface; -1 where it says nothing."""
+    if kind not in _MODES:
         return 0
-    # pyroute2 gives the attributes of a kind that it does not know as hexadecimal text.
-    raw = bytes.fromhex(data.replace(":", "")) if isinstance(data, str) else b""
-    modes = [value for number, value in _attributes(raw) if number == _IFLA_NETKIT_MODE]
-    return int.from_bytes(modes[0][:4], "little") if modes else -1
-
-
-def _attributes(raw: bytes) -> Iterator[tuple[int, bytes]]:
-    offset = 0
-    while offset + _ATTRIBUTE.size <= len(raw):
-        length, kind = _ATTRIBUTE.unpack_from(raw, offset)
-        if length < _ATTRIBUTE.size:
-            return
-        yield kind & 0x3FFF, raw[offset + _ATTRIBUTE.size : offset + length]
-        offset += (length + 3) & ~3
+    modes = [value for number, value in attributes(data) if number == _MODES[kind]]
+    return int.from_bytes(modes[0][:4], sys.byteorder) if modes else -1
 
 
 def _address(message: Message) -> Address:
@@ -110,6 +109,7 @@ def _address(message: Message) -> Address:
         prefix=message["prefixlen"],
         scope=message["scope"],
         flags=_get(message, "IFA_FLAGS", message["flags"]),
+        broadcast=_get(message, "IFA_BROADCAST", ""),
     )
 
 
@@ -147,19 +147,4 @@ def _neighbour(message: Message) -> Neighbour:
         mac=_get(message, "NDA_LLADDR", ""),
         state=message["state"],
         flags=message["flags"],
-    )
-
-
-def _filter(message: Message) -> Filter:
-    options = _get(message, "TCA_OPTIONS", {})
-    target = 0
-    for name in ("TCA_U32_ACT", "TCA_BPF_ACT", "TCA_MATCHALL_ACT"):
-        action = _get(_get(options, name, {}), "TCA_ACT_PRIO_1", {})
-        parameters = _get(_get(action, "TCA_ACT_OPTIONS", {}), "TCA_MIRRED_PARMS", {})
-        target = target or parameters.get("ifindex", 0)
-    return Filter(
-        link=message["index"],
-        kind=_get(message, "TCA_KIND"),
-        priority=message["info"] >> 16,
-        target=target,
     )

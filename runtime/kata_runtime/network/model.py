@@ -33,12 +33,13 @@ def family_of(address: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """An address of an interface. flags: IFA_F_*; scope: RT_SCOPE_*."""
+    """An address of an interface. flags: IFA_F_*; scope: RT_SCOPE_*; broadcast: empty for none."""
 
     address: str
     prefix: int
     scope: int = 0
     flags: int = IFA_F_PERMANENT
+    broadcast: str = ""
 
     def __str__(self) -> str:
         return f"{self.address}/{self.prefix}"
@@ -50,7 +51,7 @@ class Link:
 
     kind: of its driver, "veth", "macvlan"; empty for a device of the hardware and for loopback. mac: empty
     where it has none. flags: IFF_*. mode: of a netkit or tun, NETKIT_L2, TUN_TAP or another; 0 for other
-    kinds.
+    kinds. queue_length: frames that its transmit queue holds.
     """
 
     index: int
@@ -61,6 +62,7 @@ class Link:
     flags: int
     addresses: tuple[Address, ...] = ()
     mode: int = 0
+    queue_length: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,16 +116,6 @@ class Qdisc:
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
-    """A traffic filter at a link's ingress. target: the index of the interface that it redirects to, or 0."""
-
-    link: int
-    kind: str
-    priority: int
-    target: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Namespace:
     """All of a network namespace that this runtime reads. rules: policy rules beyond the kernel's own."""
 
@@ -131,7 +123,6 @@ class Namespace:
     routes: tuple[Route, ...] = ()
     neighbours: tuple[Neighbour, ...] = ()
     qdiscs: tuple[Qdisc, ...] = ()
-    filters: tuple[Filter, ...] = ()
     rules: int = 0
 
     def to_json(self) -> dict[str, Any]:
@@ -146,7 +137,6 @@ class Namespace:
             routes=tuple(Route(**route) for route in value["routes"]),
             neighbours=tuple(Neighbour(**neighbour) for neighbour in value["neighbours"]),
             qdiscs=tuple(Qdisc(**qdisc) for qdisc in value["qdiscs"]),
-            filters=tuple(Filter(**entry) for entry in value["filters"]),
             rules=value["rules"],
         )
 

@@ -12,6 +12,9 @@ from kata_runtime.network.errors import NetworkError
 _HOSTS = ("/proc/self/ns/net", "/proc/1/ns/net")
 """The host's: that of this process, and that of the first, which a container may not read."""
 
+TAP = "tap{}_kata"
+"""The name of the device for the VMM that is made for an interface, by the interface's number."""
+
 _CLONE_NEWNET = 0x40000000
 _NS_GET_NSTYPE = 0xB703
 
@@ -37,7 +40,8 @@ def open_pods(path: str) -> int:
         NetworkError: it is gone, it is no network namespace, or it is the host's.
     """
     try:
-        namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        # A FIFO in its place would hold up the broker.
+        namespace = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise NetworkError(f"cannot open the pod's network namespace {path}: {error.strerror}") from None
     try:
@@ -46,6 +50,21 @@ def open_pods(path: str) -> int:
         os.close(namespace)
         raise
     return namespace
+
+
+def make() -> int:
+    """Make an empty network namespace; return its descriptor. For a process of one thread. Raises OSError."""
+    from kata_runtime import syscalls  # with ctypes
+
+    own = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        syscalls.unshare_network()
+        try:
+            return os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        finally:
+            syscalls.enter_network(own)
+    finally:
+        os.close(own)
 
 
 def is_host(namespace: int | str) -> bool:

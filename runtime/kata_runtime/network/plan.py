@@ -27,7 +27,7 @@ from kata_runtime.network.model import (
     Route,
     link_from_json,
 )
-from kata_runtime.network.namespaces import FALLBACK_DEVICES
+from kata_runtime.network.namespaces import FALLBACK_DEVICES, TAP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _attachment(link: Link, number: int, model: str) -> Attachment:
 
 
 def _tap_name(number: int) -> str:
-    return f"tap{number}_kata"
+    return TAP.format(number)
 
 
 # -- what cannot be attached ---------------------------------------------------------------------------------

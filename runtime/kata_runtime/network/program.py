@@ -21,9 +21,11 @@ of the interfaces, then listeners.
 
 from __future__ import annotations
 
+import gc
 import sys
 
 if __name__ == "__main__":
+    gc.disable()  # it ends before there is much garbage
     sys.path += sys.argv[1:]
 
     from kata_runtime.network.operations import main

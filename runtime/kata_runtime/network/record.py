@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from kata_runtime.network.errors import NetworkError
-from kata_runtime.network.model import Namespace, Route
-from kata_runtime.network.plan import MACVTAP, Attachment
+from kata_runtime.network.model import NUD_PERMANENT, RTPROT_KERNEL, Namespace, Neighbour, Route
+from kata_runtime.network.plan import MACVTAP, Attachment, Plan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,19 +24,44 @@ _PIECE = 1 << 20
 class Record:
     """What may have been attached, and the routes that a macvtap takes from its link meanwhile.
 
-    forwarded: whether loopback may be redirected for port-forwarding.
+    forwarded: whether loopback may be redirected for port-forwarding. neighbours: the permanent ones that go
+    with the link's MAC address.
     """
 
     attachments: tuple[Attachment, ...]
     routes: tuple[Route, ...] = ()
     forwarded: bool = False
+    neighbours: tuple[Neighbour, ...] = ()
 
     @classmethod
     def of(cls, namespace: Namespace, attachments: tuple[Attachment, ...], *, forwarded: bool) -> Record:
         """The record for attachments to a namespace as it is before."""
         emptied = {entry.link.index for entry in attachments if entry.model == MACVTAP}
         routes = tuple(route for route in namespace.routes if route.link in emptied)
-        return cls(attachments, routes, forwarded)
+        neighbours = tuple(
+            entry
+            for entry in namespace.neighbours
+            if entry.link in emptied and entry.mac and entry.state == NUD_PERMANENT
+        )
+        return cls(attachments, routes, forwarded, neighbours)
+
+    def plan(self, namespace: Namespace) -> Plan:
+        """What the guest is to have, by what its namespace holds now.
+
+        Below a macvtap the interface is as it was: the macvtap has taken its addresses and routes. An
+        interface that has gone is left out.
+        """
+        now = {link.index: link for link in namespace.links}
+        attachments = [entry for entry in self.attachments if entry.link.index in now]
+        attachments = [
+            entry if entry.model == MACVTAP else replace(entry, link=now[entry.link.index])
+            for entry in attachments
+        ]
+        emptied = {entry.link.index for entry in attachments if entry.model == MACVTAP}
+        others = {entry.link.index for entry in attachments} - emptied
+        routes = [route for route in namespace.routes if route.link in others]
+        routes += [route for route in self.routes if route.link in emptied]
+        return Plan(tuple(attachments), tuple(route for route in routes if route.protocol != RTPROT_KERNEL))
 
     def to_json(self) -> dict[str, Any]:
         """An object for JSON, which `from_json` takes."""
@@ -49,6 +74,7 @@ class Record:
             attachments=tuple(Attachment.from_json(entry) for entry in value["attachments"]),
             routes=tuple(Route(**route) for route in value["routes"]),
             forwarded=bool(value["forwarded"]),
+            neighbours=tuple(Neighbour(**entry) for entry in value["neighbours"]),
         )
 
 
@@ -59,9 +85,18 @@ class RecordFile:
         self._descriptor = descriptor
 
     def save(self, record: Record) -> None:
-        """Write the record, in place of another."""
+        """Write the record, in place of another.
+
+        Raises:
+            NetworkError: the file system is full: what is not whole would undo nothing.
+        """
         self.clear()
-        os.pwrite(self._descriptor, json.dumps(record.to_json()).encode() + _END, 0)
+        data = json.dumps(record.to_json()).encode() + _END
+        if (written := os.pwrite(self._descriptor, data, 0)) != len(data):
+            self.clear()
+            raise NetworkError(
+                f"cannot record what is attached: {written} of {len(data)} bytes fit into the sandbox's file"
+            )
 
     def clear(self) -> None:
         """Forget the record: nothing is attached."""

@@ -9,17 +9,20 @@ import errno
 import fcntl
 import os
 import struct
+from contextlib import suppress
 
-from kata_runtime.network.errors import NetworkError
+from kata_runtime.network.errors import TAKEN, NetworkError, TakenError
 
 TUN = "/dev/net/tun"
 VNET_HEADER = 12
 """Bytes of a virtio_net_hdr with num_buffers, as version 1 of virtio has it."""
 
-_TUNSETIFF, _TUNSETPERSIST, _TUNSETOFFLOAD, _TUNSETVNETHDRSZ = 0x400454CA, 0x400454CB, 0x400454D0, 0x400454D8
+_TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC
+_TUNSETOFFLOAD, _TUNSETVNETHDRSZ = 0x400454D0, 0x400454D8
 _IFF_TAP, _IFF_MULTI_QUEUE, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_TUN_EXCL = 0x2, 0x100, 0x1000, 0x4000, 0x8000
 _OFFLOADS = 0x01 | 0x02 | 0x04  # TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6
 _IFREQ = struct.Struct("16sH22x")
+_NO_IPV6 = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"
 
 
 def open_tap(name: str, queues: int, *, header: bool, new: bool) -> list[int]:
@@ -29,7 +32,8 @@ def open_tap(name: str, queues: int, *, header: bool, new: bool) -> list[int]:
     the host. new: make the tap, which ends with its last descriptor.
 
     Raises:
-        NetworkError: there is no /dev/net/tun, or the kernel refuses the tap.
+        TakenError: it is to be new, and is there. NetworkError: there is no /dev/net/tun, or the kernel
+            refuses the tap.
     """
     flags = _IFF_TAP | _IFF_NO_PI | (_IFF_VNET_HDR if header else 0) | (_IFF_MULTI_QUEUE if queues > 1 else 0)
     fds: list[int] = []
@@ -41,7 +45,8 @@ def open_tap(name: str, queues: int, *, header: bool, new: bool) -> list[int]:
             _set_up(fds[-1], header=header)
     except OSError as error:
         close_all(fds)
-        raise NetworkError(f"cannot open the tap {name}: {_reason(error)}") from None
+        kind = TakenError if new and error.errno == errno.EBUSY else NetworkError
+        raise kind(f"cannot open the tap {name}: {_reason(error)}") from None
     return fds
 
 
@@ -64,9 +69,19 @@ def open_macvtap(name: str, index: int, queues: int, *, header: bool) -> list[in
     return fds
 
 
-def persist(fd: int) -> None:
-    """Let a tap outlive its descriptors: for a VMM that opens it by its name. Raises OSError."""
+def give_to(fd: int, owner: int) -> None:
+    """Let a tap outlive its descriptors, for a VMM that opens it by its name.
+
+    owner: the only user that may open it without CAP_NET_ADMIN. Raises OSError.
+    """
+    fcntl.ioctl(fd, _TUNSETOWNER, owner)
     fcntl.ioctl(fd, _TUNSETPERSIST, 1)
+
+
+def keep_silent(name: str) -> None:
+    """Let the namespace's own stack send the guest nothing: no router solicitation, no multicast report."""
+    with suppress(FileNotFoundError), open(_NO_IPV6.format(name), "w", encoding="ascii") as file:
+        file.write("1")  # else the host has no IPv6
 
 
 def close_all(fds: list[int]) -> None:
@@ -89,5 +104,5 @@ def _reason(error: OSError) -> str:
     if error.filename == TUN:
         return f"{TUN}: {error.strerror}; load the module tun, and allow the device in the pod's cgroup"
     if error.errno == errno.EBUSY:
-        return "it exists already: another sandbox uses this network namespace"
+        return TAKEN
     return error.strerror or str(error)

@@ -5,8 +5,28 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
+import anyio
+
 from kata_runtime.container.process import Container, Process
 from kata_runtime.errors import AlreadyExistsError, NotFoundError, StateError
+
+
+class Coming:
+    """A container that is being created, as far as it is known. over: it was created, or was not.
+
+    scope: of its creation.
+    """
+
+    def __init__(self, container: Container) -> None:
+        self.container = container
+        self.scope = anyio.CancelScope()
+        self.over = anyio.Event()
+        self.reason = ""
+
+    def give_up(self, reason: str) -> None:
+        """Have its creation undone."""
+        self.reason = reason
+        self.scope.cancel()
 
 
 class Containers:
@@ -15,7 +35,7 @@ class Containers:
     def __init__(self, sandbox_id: str) -> None:
         self._sandbox_id = sandbox_id
         self._containers: dict[str, Container] = {}
-        self._creating: set[str] = set()
+        self._creating: dict[str, Coming] = {}
 
     @property
     def all(self) -> list[Container]:
@@ -55,16 +75,29 @@ class Containers:
         except KeyError:
             raise NotFoundError(f"exec {exec_id!r} does not exist in container {container_id}") from None
 
+    def coming(self, container_id: str) -> Coming | None:
+        """A container that is being created."""
+        return self._creating.get(container_id)
+
     @contextlib.contextmanager
-    def claim(self, container_id: str) -> Iterator[None]:
-        """Keep an id while its container is being created. Raises AlreadyExistsError."""
+    def claim(self, coming: Container) -> Iterator[None]:
+        """Keep the id of a container while that is created, which `Coming.give_up` can end.
+
+        Raises:
+            AlreadyExistsError: it is taken. StateError: it was given up.
+        """
+        container_id = coming.id
         if container_id in self._containers or container_id in self._creating:
             raise AlreadyExistsError(f"container {container_id} exists already: choose another id")
-        self._creating.add(container_id)
+        claimed = self._creating[container_id] = Coming(coming)
         try:
-            yield
+            with claimed.scope:
+                yield
+            if claimed.scope.cancelled_caught:
+                raise StateError(f"cannot create container {container_id}: {claimed.reason}")
         finally:
-            self._creating.discard(container_id)
+            del self._creating[container_id]
+            claimed.over.set()
 
     def add(self, container: Container) -> None:
         """Put in a container that was created."""

@@ -74,5 +74,7 @@ class Deletion:
         elif self._containers.is_last(container) and not self._sandbox.outlives_containers:
             await self._sandbox.stop(f"its last container {container.id} was deleted")
         await self._creation.take_away(container)
+        if not self._sandbox.running:
+            await self._sandbox.run_hooks("poststop")
         self._containers.remove(container)
         self._events.deleted(container)

@@ -7,13 +7,39 @@ it makes.
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import resource
 
 from kata_runtime import syscalls
+from kata_runtime.broker import descriptors
 
 
-def give_up(user: int) -> str:
-    """Become a user without any capability; return what the kernel lacks of Landlock, or nothing.
+def hold_files_read_only() -> None:
+    """Put each file that this process has open to read behind a mount of its own that is read-only.
+
+    They are other pods' too: the guest's image, a template. Whoever owns this process may pass them to
+    virtiofsd, which the guest may own as well, and which as root would open them for writing.
+
+    Raises:
+        OSError: it could not be done of one, whose path is in it.
+    """
+    for number, kind in descriptors.kinds(os.getpid()).items():
+        if kind != "file" or fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+            continue
+        if os.fstatvfs(number).f_flag & os.ST_RDONLY:
+            continue
+        try:
+            same = syscalls.open_read_only(number)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, os.readlink(f"/proc/self/fd/{number}")) from None
+        os.dup2(same, number, inheritable=os.get_inheritable(number))
+        os.close(same)
+
+
+def give_up(user: int) -> bool:
+    """Become a user without any capability; return whether Landlock denies this process files, as was tried.
 
     Raises:
         OSError: something could not be given up: the process must not go on.
@@ -22,5 +48,9 @@ def give_up(user: int) -> str:
     syscalls.become_user(user)
     syscalls.forbid_dumps()
     if not syscalls.deny_files():
-        return "this kernel has no Landlock: the runtime's process is kept from files by its filter alone"
-    return ""
+        return False
+    try:
+        os.close(os.open("/", os.O_RDONLY | os.O_CLOEXEC))
+    except PermissionError:
+        return True
+    raise OSError(errno.ENOTRECOVERABLE, "Landlock does not deny it to open /")

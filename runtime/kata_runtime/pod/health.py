@@ -19,6 +19,12 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 HEALTH_INTERVAL = 30.0
+MISSES = 3
+"""Checks in a row without an answer that end a pod: a guest whose CPUs are busy elsewhere may miss one."""
+
+PAUSE = 1.0
+"""Seconds until a guest that had no room for a request is asked again."""
+
 # The guest's kernel takes a moment to reset the machine after its init, the agent, has died.
 GUEST_DEATH_GRACE = 2.0
 
@@ -54,12 +60,19 @@ class HealthCheck:
         )
 
     async def _failed_check(self) -> str:
+        missed = 0
         while True:
             await anyio.sleep(HEALTH_INTERVAL)
             try:
                 await self._agent.check(health_pb2.CheckRequest(), timeout=self._health_timeout)
             except RpcError as error:
-                return f"the guest's agent failed its health check: {error}"
+                # A guest that says it is busy is alive.
+                missed = 0 if error.code is Code.RESOURCE_EXHAUSTED else missed + 1
+                if missed == MISSES:
+                    return f"the guest's agent failed {MISSES} health checks in a row: {error}"
+                _log.warning("health check of the guest's agent: %s", error)
+            else:
+                missed = 0
 
     async def _report_oom(self) -> str:
         """Report OOM events for ever; an agent that has none does not end the sandbox."""
@@ -67,6 +80,9 @@ class HealthCheck:
             try:
                 event = await self._agent.get_oom_event(agent_pb2.GetOOMEventRequest())
             except RpcError as error:
+                if error.code is Code.RESOURCE_EXHAUSTED:
+                    await anyio.sleep(PAUSE)
+                    continue
                 if error.code not in (Code.UNAVAILABLE, Code.UNIMPLEMENTED):
                     _log.warning("OOM events of the guest are not reported any more: %s", error)
                 await anyio.sleep_forever()

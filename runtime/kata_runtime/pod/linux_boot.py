@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from kata_agent.constants import FEATURE_STREAM_IO
+from kata_agent.constants import FEATURE_PORT_FORWARD, FEATURE_STREAM_IO
 from kata_agent.protos import agent_pb2
+from kata_agent.transport import open_stream
+from kata_agent.ttrpc.status import RpcError
+from kata_configuration.bind_mount import BindMount
 from kata_hypervisor import registry
 from kata_hypervisor.concurrency import finish
 from kata_hypervisor.contract import Disk, Hypervisor
@@ -14,23 +19,32 @@ from kata_runtime.container.guest import GuestBoot, RunStage
 from kata_runtime.pod import machine_spec
 from kata_runtime.pod.agent_connection import connect_agent, unless_ended
 from kata_runtime.pod.linux_guest import LinuxGuest
-from kata_runtime.pod.reseed import Reseed
+from kata_runtime.pod.port_forwarding import Forwarder
+from kata_runtime.pod.reseed import Reseed, give_time
+from kata_runtime.pod.room import Room
 from kata_runtime.resource import network
 from kata_runtime.resource.network import PodNetwork
+from kata_runtime.resource.shares import share_with_guest
 
 if TYPE_CHECKING:
+    import socket
+    from collections.abc import Collection, Mapping
+
     from kata_agent.client import AgentClient
     from kata_configuration import Configuration
     from kata_runtime.broker.client import Broker
     from kata_runtime.container.bundle import JsonObject
     from kata_runtime.identity import SandboxIdentity
 
+_log = logging.getLogger(__name__)
+
 
 class LinuxBoot(GuestBoot):
     """A Linux guest that is still to come.
 
     spec: the OCI specification of the sandbox's first container, for size, hostname and disks. disks: those
-    of the machine besides its image.
+    of the machine besides its image. sysctls: of a sandbox without a container of its own, see LinuxGuest.
+    devices: how many block devices of the host the first container is given.
 
     Raises:
         NotSupportedError: the configured hypervisor runs no Linux guests.
@@ -45,27 +59,43 @@ class LinuxBoot(GuestBoot):
         broker: Broker,
         spec: JsonObject,
         disks: tuple[Disk, ...] = (),
+        *,
+        sysctls: Mapping[str, str] = MappingProxyType({}),
+        devices: int = 0,
     ) -> None:
         self.machine = registry.create(configuration.hypervisor_name, configuration.hypervisor, broker)
         self._broker = broker
-        self._spec = spec
+        self._identity = identity
         self._network = PodNetwork()
+        self._forwarder = Forwarder((), self._connect_guest)
         self._configuration = configuration
-        self._machine_spec = machine_spec.machine_of(configuration, identity, spec, disks)
-        self._request = machine_spec.request_of(configuration, identity, spec)
+        self._sysctls = sysctls
+        capabilities = self.machine.capabilities
+        later = machine_spec.later_devices(spec, devices) if capabilities.device_hotplug else 0
+        self._machine_spec = machine_spec.machine_of(
+            configuration, identity, spec, disks, devices=later, resizable=capabilities.resize
+        )
+        later_memory = self._machine_spec.later_memory_mib > 0
+        self._request = machine_spec.request_of(configuration, identity, spec, later_memory=later_memory)
         # Random numbers are had now: a sealed process gets none.
         self._reseed = Reseed() if self._machine_spec.template is not None else None
 
     async def prepare(self) -> None:
         """See GuestBoot."""
-        taps = self.machine.capabilities.tap_descriptors
+        runtime = self._configuration.runtime
+        mounts = [BindMount.parse(text) for text in runtime.sandbox_bind_mounts]
+        await share_with_guest(self._broker, self._identity.shared_directory, mounts)
         self._network = await network.attach(
             self._broker,
-            self._spec,
-            self._configuration.runtime.internetworking_model,
+            runtime.internetworking_model,
+            described=network.described_at(runtime.dan_conf, self._identity.id),
             queues=self._configuration.hypervisor.tap_queues,
-            hypervisor="" if taps else self._configuration.hypervisor_name,
+            spoof_protection=runtime.spoof_protection,
+            named=not self.machine.capabilities.tap_descriptors,
         )
+        self._forwarder = Forwarder(self._network.listeners, self._connect_guest)
+        if self.machine.capabilities.device_hotplug and self._machine_spec.spare_disks:
+            self._broker.later.add("disks")
         try:
             await self.machine.prepare(replace(self._machine_spec, taps=self._network.taps))
         finally:
@@ -75,31 +105,66 @@ class LinuxBoot(GuestBoot):
         """See GuestBoot."""
         agent = await run_stage("agent", self._run())
         try:
-            streams = await run_stage("guest", self._prepare_guest(agent))
+            features = await run_stage("guest", self._prepare_guest(agent))
         except BaseException:
             await finish(agent.aclose())
             raise
-        return LinuxGuest(self._configuration, self.machine, agent, streams=streams)
+        forwards = FEATURE_PORT_FORWARD in features
+        if not forwards:
+            self._forwarder.close()  # a connection is refused then
+        return LinuxGuest(
+            self._configuration,
+            self.machine,
+            agent,
+            streams=FEATURE_STREAM_IO in features,
+            room=Room(self.machine, agent, self._machine_spec, self._keeps_size),
+            forwarder=self._forwarder if forwards else None,
+            sysctls=self._sysctls,
+        )
+
+    @property
+    def _keeps_size(self) -> str:
+        """With what the machine keeps its size; "" for one that grows."""
+        if self._machine_spec.most is not None:
+            return ""
+        if self._configuration.runtime.static_sandbox_resource_mgmt:
+            return "with static_sandbox_resource_mgmt"
+        return f"with {self._configuration.hypervisor_name}"
+
+    async def _connect_guest(self, port: int) -> tuple[socket.socket, int]:
+        patience = float(self._configuration.agent.create_container_timeout)
+        return await open_stream(self.machine.transport, port, patience)
 
     async def _run(self) -> AgentClient:
         await self.machine.run()
         return await connect_agent(self._configuration, self.machine)
 
-    async def _prepare_guest(self, agent: AgentClient) -> bool:
-        """Make the guest a sandbox; return whether its agent has streams."""
-        streams = await unless_ended(self.machine, lambda: self._create_sandbox(agent))
+    async def _prepare_guest(self, agent: AgentClient) -> Collection[str]:
+        """Make the guest a sandbox; return the features of its agent."""
+        features = await unless_ended(self.machine, lambda: self._create_sandbox(agent))
         await self.machine.verify_confinement()
-        return streams
+        return features
 
-    async def _create_sandbox(self, agent: AgentClient) -> bool:
+    async def _create_sandbox(self, agent: AgentClient) -> Collection[str]:
         if self._reseed is not None:
             await self._reseed.give(agent)
+        else:
+            await _set_clock(agent)
         details = await agent.get_guest_details(agent_pb2.GuestDetailsRequest(mem_block_size=True))
         features = details.agent_details.extra_features
         await agent.create_sandbox(self._request)
         await network.give(self._network, agent, features)
-        return FEATURE_STREAM_IO in features
+        return features
 
     async def stop(self) -> None:
         """See GuestBoot."""
+        self._forwarder.close()
         await self.machine.stop()
+
+
+async def _set_clock(agent: AgentClient) -> None:
+    """A guest whose agent does not let it be set has the time of its machine's clock, to a second or two."""
+    try:
+        await give_time(agent)
+    except RpcError as error:
+        _log.warning("the guest's clock was not set: %s", error)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from kata_agent.protos import agent_pb2
+from kata_hypervisor import virtiofsd
 from kata_hypervisor.contract import Disk, SharedDirectory, VmSpec
+from kata_hypervisor.verity import Verity
 from kata_runtime.container.bundle import ContainerType, container_type
-from kata_runtime.container.guest_spec import GUEST_SHARED, GUEST_SHM
+from kata_runtime.container.guest_spec import GUEST_SHARED
 from kata_runtime.resource import sizing
 
 if TYPE_CHECKING:
@@ -26,40 +28,49 @@ SPARE_DISKS = 8
 
 
 def machine_of(
-    configuration: Configuration, identity: SandboxIdentity, spec: JsonObject, disks: tuple[Disk, ...]
+    configuration: Configuration,
+    identity: SandboxIdentity,
+    spec: JsonObject,
+    disks: tuple[Disk, ...],
+    *,
+    devices: int = 0,
+    resizable: bool = False,
 ) -> VmSpec:
-    """Describe the virtual machine. spec: the first container's OCI specification, for its size."""
+    """Describe the virtual machine.
+
+    spec: the first container's OCI specification, for its size. devices: how many block devices of the host
+    it may get later. resizable: whether its driver lets it grow.
+    """
     table, runtime = machine_table(configuration), configuration.runtime
     host_cpus = os.cpu_count() or 1
     size = sizing.size_of(spec, table, static=runtime.static_sandbox_resource_mgmt, host_cpus=host_cpus)
     _log.info("machine: %d vCPUs, %d MiB (from %s)", size.vcpus, size.memory_mib, size.origin)
+    most = None
+    if resizable and not runtime.static_sandbox_resource_mgmt:
+        growing = cast("sizing.GrowthDefaults", table)
+        most = sizing.most_of(growing, size, host_cpus=host_cpus, host_memory_mib=_host_memory_mib())
     assert table.kernel is not None  # the registry makes no driver of a table without one
     return VmSpec(
         sandbox_id=identity.id[:64],
         directory=Path(identity.directory),
         vcpus=size.vcpus,
         memory_mib=size.memory_mib,
+        most=most,
         kernel=table.kernel,
         initrd=table.initrd,
         image=table.image,
         rootfs_type=table.rootfs_type,
+        verity=Verity.parse(checked) if (checked := table.kernel_verity_params) else None,
         kernel_parameters=_kernel_parameters(configuration),
         shared=SharedDirectory(Path(identity.shared_directory)) if table.shares_files else None,
         disks=disks,
-        spare_disks=0 if table.shares_files else spare_disks(spec, disks),
+        spare_disks=devices if table.shares_files else spare_disks(spec, disks),
         template=table.template_path,
     )
 
 
-def shares_files(configuration: Configuration) -> bool:
-    """Whether the guest sees files of the host.
-
-    A hypervisor that runs unikernels only leaves their files where they are.
-    """
-    from kata_configuration.models.base import MachineTable
-
-    table = configuration.hypervisor
-    return not isinstance(table, MachineTable) or table.shares_files
+def _host_memory_mib() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // sizing.MIB
 
 
 def rootfs_device(configuration: Configuration) -> str:
@@ -74,13 +85,19 @@ def spare_disks(spec: JsonObject, disks: tuple[Disk, ...]) -> int:
     return 0 if alone else SPARE_DISKS
 
 
+def later_devices(spec: JsonObject, first: int) -> int:
+    """How many block devices of the host a machine may get. first: those of its first container.
+
+    What a pod's other containers are given is not known when it starts.
+    """
+    alone = container_type(spec) is ContainerType.SINGLE
+    return first if alone else max(first, SPARE_DISKS)
+
+
 def machine_table(configuration: Configuration) -> MachineHypervisor:
     """The table in force, of a hypervisor whose machines have a kernel: the registry makes no other."""
-    from kata_configuration.models.base import MachineTable
-
-    table = configuration.hypervisor
-    assert isinstance(table, MachineTable)
-    return table
+    assert configuration.hypervisor.boots_linux
+    return cast("MachineHypervisor", configuration.hypervisor)
 
 
 def _kernel_parameters(configuration: Configuration) -> tuple[str, ...]:
@@ -92,33 +109,34 @@ def _kernel_parameters(configuration: Configuration) -> tuple[str, ...]:
 
 
 def request_of(
-    configuration: Configuration, identity: SandboxIdentity, spec: JsonObject
+    configuration: Configuration, identity: SandboxIdentity, spec: JsonObject, *, later_memory: bool = False
 ) -> agent_pb2.CreateSandboxRequest:
-    """Describe the sandbox to the guest's agent. spec: the first container's, for the hostname."""
-    modules = []
+    """Describe the sandbox to the guest's agent. spec: the first container's, for the hostname.
+
+    later_memory: whether memory may be plugged in while it runs.
+    """
+    modules = [agent_pb2.KernelModule(name="virtio_mem")] if later_memory else []
     for line in configuration.agent.kernel_modules:
         name, *parameters = line.split()
         modules.append(agent_pb2.KernelModule(name=name, parameters=parameters))
-    storages = [_SHARED] if machine_table(configuration).shares_files else []
+    table = machine_table(configuration)
+    storages = [_shared(cast("virtiofsd.Table", table))] if table.shares_files else []
     return agent_pb2.CreateSandboxRequest(
         hostname=spec.get("hostname") or identity.id[:64],
         sandbox_id=identity.id,
-        storages=[*storages, _SHM],
+        storages=storages,
         kernel_modules=modules,
     )
 
 
-_SHARED = agent_pb2.Storage(
-    driver="virtio-fs",
-    source="kataShared",
-    fstype="virtiofs",
-    options=["nodev"],
-    mount_point=GUEST_SHARED,
-)
-_SHM = agent_pb2.Storage(
-    driver="ephemeral",
-    source="shm",
-    fstype="tmpfs",
-    options=["noexec", "nosuid", "nodev", "mode=1777", "size=67108864"],
-    mount_point=GUEST_SHM,
-)
+def _shared(table: virtiofsd.Table) -> agent_pb2.Storage:
+    """The shared directory; open_files says how many its server may have, which the guest must not exceed."""
+    open_files = virtiofsd.most_open_files(table.virtio_fs_extra_args)
+    return agent_pb2.Storage(
+        driver="virtio-fs",
+        driver_options=[f"open_files={open_files}"],
+        source="kataShared",
+        fstype="virtiofs",
+        options=["nodev"],
+        mount_point=GUEST_SHARED,
+    )

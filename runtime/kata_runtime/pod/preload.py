@@ -18,8 +18,10 @@ from typing import Any
 # What is imported where it is first used, by this runtime and by the libraries under it.
 MODULES = (
     "kata_agent.client",
+    "kata_agent.protos.health_pb2",
     "kata_agent.transports",
     "kata_hypervisor.seccomp.seal",
+    "kata_runtime.pod.agent_connection",
     "kata_runtime.pod.giving_up",
     "kata_runtime.stdio.polled",
     "kata_runtime.shim.metrics",
@@ -28,6 +30,7 @@ MODULES = (
     "asyncio.taskgroups",
     "asyncio.timeouts",
     "concurrent.futures.thread",
+    "anyio._backends._asyncio",
     "anyio.to_thread",
     "encodings.ascii",
     "encodings.latin_1",
@@ -37,10 +40,15 @@ MODULES = (
 )
 
 
-def load() -> None:
-    """Import everything that a sandbox may need while it runs; before the process's first thread."""
+def load_modules() -> None:
+    """Import everything that a sandbox may need while it runs."""
     for name in MODULES:
         importlib.import_module(name)
+
+
+def load() -> None:
+    """Get ready for the seal; before the process's first thread."""
+    load_modules()
     from kata_hypervisor.seccomp.seal import settle_libc
 
     settle_libc()

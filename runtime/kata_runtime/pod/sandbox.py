@@ -9,27 +9,34 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import anyio
 import anyio.abc
 
 from kata_agent.ttrpc.status import Code, RpcError
-from kata_hypervisor.concurrency import finish
+from kata_hypervisor.concurrency import finish, race
 from kata_hypervisor.seccomp.confinement import inherited_filters
+from kata_runtime.broker.hook_kinds import POSTSTART
 from kata_runtime.container.bundle import JsonObject
 from kata_runtime.container.guest import Guest
 from kata_runtime.errors import SandboxError, UnsupportedError
 from kata_runtime.identity import SandboxIdentity
 from kata_runtime.pod.boot import Boot, Booted, MakeBoot
 from kata_runtime.pod.states import Event, Lifecycle, State
+from kata_runtime.resource import network
 
 if TYPE_CHECKING:
     from kata_configuration import Configuration
     from kata_runtime.broker.client import Broker
 
 _log = logging.getLogger(__name__)
+
+
+END_BUDGET = 10.0
+"""Seconds in which a sandbox whose guest has hung up is seen to have ended; then the bare error is told."""
 
 
 class Sandbox:
@@ -56,10 +63,11 @@ class Sandbox:
         self._life = Lifecycle(identity.id)
         self._configuration: Configuration | None = None
         self._booted: Booted | None = None
+        self._boot: Boot | None = None
         self._outlives_containers = False
         # The boot may be under way when the sandbox ends.
         self._booting = anyio.CancelScope()
-        self._boot_over: anyio.Event | None = None
+        self._boot_over: anyio.Event | None = None  # while WAITING, of what came before
         self._supervision = anyio.CancelScope()
         self._inherited = inherited_filters()
 
@@ -93,8 +101,16 @@ class Sandbox:
         return self.booted.guest
 
     @property
+    def pid(self) -> int:
+        """Process id of the pod's init on the host, also after the end; 0 before there is one.
+
+        It is in the pod's network namespace, in which clients of containerd look for it by this process.
+        """
+        return self._boot.pid if self._boot is not None else 0
+
+    @property
     def vmm_pid(self) -> int:
-        """Process id of the VMM on the host, also after the end; 0 before the boot is over."""
+        """Process id of the VMM on the host, also after the end; 0 before its boot, or without one."""
         return self._booted.vmm_pid if self._booted is not None else 0
 
     @property
@@ -113,12 +129,14 @@ class Sandbox:
         return self._life.ended_at
 
     def report(self) -> Mapping[str, str]:
-        """What SandboxStatus says of its configuration, once that was read, and why it has ended."""
+        """What SandboxStatus says: its configuration, once that was read, its size, and why it has ended."""
         facts: dict[str, str] = {}
         if (configuration := self._configuration) is not None:
             facts["configuration"] = str(configuration.path)
             facts["configuration-sha256"] = configuration.sha256
             facts["hypervisor"] = configuration.hypervisor_name
+        if self.running and (machine := self.guest.machine):
+            facts["machine"] = machine
         if self._life.reason is not None:
             facts["reason"] = self._life.reason
         return facts
@@ -131,13 +149,23 @@ class Sandbox:
         """
         if names := await self._broker.late_interfaces():
             raise UnsupportedError(
-                f"cannot {action}: the pod's network namespace got {', '.join(names)} after Create, when "
-                "the guest cannot be given it; give the pod a namespace that is complete at Create (as the "
-                "CRI and ctr run --with-ns network:PATH do)"
+                f"cannot {action}: the pod's network namespace got {', '.join(names)} after its machine was "
+                "made, when the guest cannot be given it; let one client or hook give the pod all of its "
+                "interfaces"
             )
 
-    @contextlib.contextmanager
-    def asked_to(self, action: str) -> Iterator[Guest]:
+    async def run_hooks(self, kind: str) -> None:
+        """Run the first container's hooks of a kind whose failure is a warning, once; see `Hooks.warn`.
+
+        Those of "poststart" are given up with the sandbox: a hook that does not end would hold up the next.
+        """
+        if self._boot is None:
+            return
+        warn = partial(self._boot.hooks.warn, kind)
+        await (race(warn, self.wait_ended) if kind == POSTSTART else warn())
+
+    @contextlib.asynccontextmanager
+    async def asked_to(self, action: str) -> AsyncIterator[Guest]:
         """Give the guest for one action; say what was attempted when it refuses, or has ended meanwhile.
 
         Raises:
@@ -147,9 +175,15 @@ class Sandbox:
         try:
             yield self.guest
         except RpcError as error:
-            if error.code is Code.UNAVAILABLE and self._life.state is State.ENDED:
+            if error.code is Code.UNAVAILABLE and await self.has_hung_up():
                 raise SandboxError("running", f"cannot {action}: {self._life.description}") from error
             raise RpcError(error.code, f"cannot {action}: {error.message}") from error
+
+    async def has_hung_up(self) -> bool:
+        """Whether a guest whose connection has ended is found dead: `description` says more then."""
+        with anyio.move_on_after(END_BUDGET):
+            await self._life.wait_ended()
+        return self._life.state is State.ENDED
 
     # -- its boot ------------------------------------------------------------------------------------------
 
@@ -160,8 +194,12 @@ class Sandbox:
         make_boot: MakeBoot,
         *,
         outlives_containers: bool = False,
+        may_wait: bool = False,
     ) -> None:
         """Start the virtual machine and its guest; a unikernel is made ready, and starts with its container.
+
+        may_wait: whether it is WAITING afterwards, until `boot_waiting`, where the pod has no network yet:
+        clients that give it one do so between Create and Start.
 
         spec: the OCI specification of the sandbox's first container, for annotations, size, hostname and
         cgroup. Annotations of later containers set nothing: the virtual machine exists by then.
@@ -174,19 +212,44 @@ class Sandbox:
         """
         self._life.apply(Event.BOOT)
         self._outlives_containers = outlives_containers
+        boot = self._boot = Boot(self.identity, self._broker, spec, inherited=self._inherited)
+
+        async def work() -> None:
+            self._configuration = await boot.configure(config_path)
+            await boot.prepare(self._configuration, make_boot)
+            described = network.described_at(self._configuration.runtime.dan_conf, self.identity.id)
+            if may_wait and not await network.is_known(self._broker, described):
+                self._life.apply(Event.WAIT)
+            else:
+                await self._run(boot, self._configuration)
+
+        await self._attempt(work)
+
+    async def boot_waiting(self) -> None:
+        """Start the machine of a sandbox that is WAITING, with the network that there is now.
+
+        Raises as `boot` does.
+        """
+        self._life.apply(Event.BOOT)
+        boot, configuration = self._boot, self._configuration
+        assert boot is not None
+        assert configuration is not None
+        await self._attempt(lambda: self._run(boot, configuration))
+
+    async def _run(self, boot: Boot, configuration: Configuration) -> None:
+        booted = self._booted = await boot.run(configuration, self._ready)
+        self._tasks.start_soon(self._supervise, booted.guest)
+        _log.info(
+            "sandbox %s is running after %s; %s", self.identity.id, boot.duration, booted.seal.description
+        )
+
+    async def _attempt(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Do a part of the boot, which `_release` can break off; record its failure."""
+        self._booting = anyio.CancelScope()
         self._boot_over = anyio.Event()
-        boot = Boot(self.identity, self._broker, spec, inherited=self._inherited)
         try:
             with self._booting:
-                self._configuration = await boot.configure(config_path)
-                booted = self._booted = await boot.run(self._configuration, make_boot, self._ready)
-                self._tasks.start_soon(self._supervise, booted.guest)
-                _log.info(
-                    "sandbox %s is running after %s; %s",
-                    self.identity.id,
-                    boot.duration,
-                    booted.seal.description,
-                )
+                await work()
         except BaseException as error:
             self._record_failure(error)
             if isinstance(error, Exception) and (cause := self._broker.fault):
@@ -194,18 +257,27 @@ class Sandbox:
                 raise SandboxError("host", cause) from error
             raise
         finally:
-            self._boot_over.set()
             if self._life.state is State.ENDED:
+                await finish(self._boot_stop())
                 self._life.release()
+            self._boot_over.set()
         if self._booting.cancelled_caught:
             raise SandboxError("host", self._broker.fault or self._life.description)
+
+    async def _boot_stop(self) -> None:
+        if self._boot is not None:
+            await self._boot.stop()
 
     def _ready(self) -> None:
         self._life.apply(Event.READY)
 
     def _record_failure(self, error: BaseException) -> None:
         cancelled = isinstance(error, asyncio.CancelledError)
-        reason = "the request that booted it was cancelled" if cancelled else str(error)
+        reason = str(error)
+        if cancelled:
+            reason = "the request that booted it was cancelled, or its deadline has passed"
+            if self._boot is not None and (awaited := self._boot.waits_for):
+                reason += f", while it waited for {awaited}"
         _log.error("sandbox %s did not start: %s", self.identity.id, reason)
         self._life.end(reason or type(error).__name__)
 
@@ -235,6 +307,7 @@ class Sandbox:
         self._supervision.cancel()
         if self._booted is not None:
             await self._booted.guest.stop()
+        await self._boot_stop()
         self._life.release()
 
     async def _supervise(self, guest: Guest) -> None:

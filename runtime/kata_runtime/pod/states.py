@@ -15,10 +15,11 @@ from kata_runtime.errors import StateError
 
 
 class State(enum.Enum):
-    """State of a sandbox."""
+    """State of a sandbox. WAITING: made ready as far as its network; the machine boots when that is known."""
 
     NEW = "new"
     BOOTING = "booting"
+    WAITING = "waiting"
     RUNNING = "running"
     ENDED = "ended"
 
@@ -27,6 +28,7 @@ class Event(enum.Enum):
     """What moves a sandbox from one state to another; the value is the verb for messages."""
 
     BOOT = "boot"
+    WAIT = "defer"
     READY = "finish the boot of"
     END = "end"
 
@@ -34,6 +36,9 @@ class Event(enum.Enum):
 TRANSITIONS: dict[tuple[State, Event], State] = {
     (State.NEW, Event.BOOT): State.BOOTING,
     (State.NEW, Event.END): State.ENDED,
+    (State.BOOTING, Event.WAIT): State.WAITING,
+    (State.WAITING, Event.BOOT): State.BOOTING,
+    (State.WAITING, Event.END): State.ENDED,
     (State.BOOTING, Event.READY): State.RUNNING,
     (State.BOOTING, Event.END): State.ENDED,
     (State.RUNNING, Event.END): State.ENDED,
@@ -51,6 +56,7 @@ class Lifecycle:
         self.reason: str | None = None
         self.ended_at = 0
         self._sandbox_id = sandbox_id
+        self._ended = anyio.Event()
         self._released = anyio.Event()
 
     @property
@@ -62,9 +68,11 @@ class Lifecycle:
     def _predicate(self) -> str:
         if self.state is State.ENDED:
             return f"has ended: {self.reason}"
-        return {State.NEW: "has not been started", State.BOOTING: "is still booting"}.get(
-            self.state, "is running"
-        )
+        return {
+            State.NEW: "has not been started",
+            State.BOOTING: "is still booting",
+            State.WAITING: "waits for the start of its container",
+        }.get(self.state, "is running")
 
     def apply(self, event: Event) -> None:
         """Move to the state after an event. Raises StateError where the table has none."""
@@ -82,11 +90,16 @@ class Lifecycle:
         self.apply(Event.END)
         self.reason = reason.partition("\n")[0]
         self.ended_at = time.time_ns()
+        self._ended.set()
         return True
 
     def release(self) -> None:
         """After the end: nothing of it is left on the host."""
         self._released.set()
+
+    async def wait_ended(self) -> None:
+        """Return once its end was recorded."""
+        await self._ended.wait()
 
     async def wait_released(self) -> None:
         """Return once it has ended and nothing of it is left."""

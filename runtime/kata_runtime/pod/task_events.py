@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class TaskEvents:
-    """Makes events and publishes them, in the order of the calls. The pid in each is the VMM's."""
+    """Makes events and publishes them, in the order of the calls. Their pid is the pod's init."""
 
     def __init__(self, sandbox: Sandbox, publish: Callable[[Message], None]) -> None:
         self._sandbox = sandbox
@@ -32,7 +32,7 @@ class TaskEvents:
                 io=events_pb2.TaskIO(
                     stdin=paths.stdin, stdout=paths.stdout, stderr=paths.stderr, terminal=paths.terminal
                 ),
-                pid=self._sandbox.vmm_pid,
+                pid=self._sandbox.pid,
             )
         )
 
@@ -42,7 +42,7 @@ class TaskEvents:
 
     def started(self, process: Process) -> None:
         """Publish that a container or an exec was started."""
-        pid = self._sandbox.vmm_pid
+        pid = self._sandbox.pid
         if process.exec_id:
             self._publish(
                 events_pb2.TaskExecStarted(
@@ -70,7 +70,7 @@ class TaskEvents:
             events_pb2.TaskExit(
                 container_id=process.container_id,
                 id=process.guest_id,
-                pid=self._sandbox.vmm_pid,
+                pid=self._sandbox.pid,
                 exit_status=end.status,
                 exited_at=timestamp(end.at),
             )
@@ -82,7 +82,7 @@ class TaskEvents:
         self._publish(
             events_pb2.TaskDelete(
                 container_id=container.id,
-                pid=self._sandbox.vmm_pid,
+                pid=self._sandbox.pid,
                 exit_status=end.status,
                 exited_at=timestamp(end.at),
             )

@@ -9,6 +9,7 @@ containerd that is restarted, must not leave it half done.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from kata_runtime.errors import (
     AlreadyExistsError,
     InvalidRequestError,
     NotFoundError,
+    RuntimeRoomError,
     StateError,
 )
 from kata_runtime.identity import check_id
@@ -35,6 +37,7 @@ from kata_runtime.pod.creation import CreateRequest, Creation
 from kata_runtime.pod.deletion import Deletion
 from kata_runtime.pod.exits import Exits
 from kata_runtime.pod.sandbox import Sandbox
+from kata_runtime.pod.states import State as SandboxState
 from kata_runtime.pod.task_events import TaskEvents
 from kata_runtime.stdio.files import StdioPaths
 from kata_runtime.stdio.pumps import Stdio
@@ -42,7 +45,11 @@ from kata_runtime.stdio.pumps import Stdio
 if TYPE_CHECKING:
     from kata_runtime.broker.client import Broker
 
+_log = logging.getLogger(__name__)
+
 SIGKILL = 9
+_FATAL = (SIGKILL, 1, 2, 3, 15)
+"""Signals that end a process which has no handler for them and is asked to end: also HUP, INT, QUIT, TERM."""
 
 
 class Tasks:
@@ -57,6 +64,7 @@ class Tasks:
     ) -> None:
         self._sandbox = sandbox
         self._tasks = tasks
+        self._first = ""
         self._creation = Creation(sandbox, broker, tasks)
         self._containers = Containers(sandbox.identity.id)
         self._events = TaskEvents(sandbox, publish)
@@ -78,6 +86,46 @@ class Tasks:
         """The init process, or an exec. Raises NotFoundError, StateError."""
         return self._containers.process(container_id, exec_id)
 
+    def known(self, container_id: str, exec_id: str) -> tuple[Container, Process]:
+        """A container and a process of it; of one that is being created, what is known. As `process`."""
+        if not exec_id and (coming := self._containers.coming(container_id)) is not None:
+            return coming.container, coming.container.init
+        return self.container(container_id), self.process(container_id, exec_id)
+
+    async def wait(self, container_id: str, exec_id: str) -> Process:
+        """Return a process once it has exited, or will never run. Raises NotFoundError, StateError."""
+        _, process = self.known(container_id, exec_id)
+        if (found := await self._created(container_id)) is not None:
+            process = found
+        await process.wait()
+        return process
+
+    async def _created(self, container_id: str) -> Process | None:
+        """Wait until a container that is being created is, or is not; nothing for any other.
+
+        One that is not has exited.
+        """
+        if (coming := self._containers.coming(container_id)) is None:
+            return None
+        await coming.over.wait()
+        if (created := self._containers.find(container_id)) is not None:
+            return created.init
+        coming.container.init.record_exit(KILLED)
+        return coming.container.init
+
+    async def _give_up(self, container_id: str, reason: str) -> Process | None:
+        """End the creation of a container, the boot of its machine too; nothing when none is under way.
+
+        Returns its process, which has exited if the creation did not come to its end before.
+        """
+        if (coming := self._containers.coming(container_id)) is None:
+            return None
+        if self._sandbox.state is SandboxState.BOOTING:
+            await self._sandbox.fail(reason)
+        else:
+            coming.give_up(reason)
+        return await self._created(container_id)
+
     # -- creating ------------------------------------------------------------------------------------------
 
     async def create(self, request: CreateRequest) -> Container:
@@ -88,11 +136,14 @@ class Tasks:
                 left behind.
         """
         check_id(request.id, "container id")
-        with self._containers.claim(request.id):
+        init = Process(request.id, "", request.stdio, {})
+        with self._containers.claim(Container(request.id, request.bundle, {}, init)):
             container = await self._creation.create(request)
-        self._containers.add(container)
+            self._containers.add(container)
+        self._first = self._first or container.id
         self._events.created(container)
-        self._exits.await_exit(container.init)
+        if not self._creation.is_waiting(container):
+            self._exits.await_exit(container.init)
         return container
 
     async def exec(self, container_id: str, exec_id: str, spec: object, paths: StdioPaths) -> None:
@@ -120,20 +171,52 @@ class Tasks:
         await finish(self._start(self.process(container_id, exec_id)))
 
     async def _start(self, process: Process) -> None:
+        await self._run(process)
+        if not process.exec_id and process.container_id == self._first:
+            await self._sandbox.run_hooks("poststart")
+
+    async def _run(self, process: Process) -> None:
         async with process.turn:
             process.check(Event.START)
+            size = None if process.exec_id else process.pending_size
             if process.exec_id:
                 await self._start_exec(process)
             else:
-                await self._sandbox.check_network(f"start {process.what}")
-                with self._sandbox.asked_to(f"start {process.what}") as guest:
-                    await guest.start_container(process.container_id)
+                await self._start_container(process)
             process.apply(Event.START)
             self._events.started(process)
             if process.exec_id:
                 self._exits.await_exit(process)
-            if process.pending_size is not None:
-                await self._sandbox.guest.resize_terminal(process, *process.pending_size)
+            if process.pending_size != size:  # an agent may not know an exec's own; or asked for meanwhile
+                await self._set_size(process)
+
+    async def _set_size(self, process: Process) -> None:
+        """Give a terminal the size that was asked for too early; its process may have exited."""
+        if process.pending_size is None:
+            return
+        try:
+            await self._sandbox.guest.resize_terminal(process, *process.pending_size)
+        except (RpcError, RuntimeRoomError) as error:
+            _log.warning("cannot set the terminal size of %s: %s", process.what, error)
+
+    async def _start_container(self, process: Process) -> None:
+        container = self.container(process.container_id)
+        if self._creation.is_waiting(container):
+            await self._complete(container)
+        else:
+            await self._sandbox.check_network(f"start {process.what}")
+        await self._set_size(process)  # its program may ask for it with its first call
+        async with self._sandbox.asked_to(f"start {process.what}") as guest:
+            await guest.start_container(process.container_id)
+
+    async def _complete(self, container: Container) -> None:
+        """Boot the machine that waited for its network; when that fails, the container has exited."""
+        try:
+            await self._creation.complete(container)
+        except BaseException:
+            self._exits.record(container.init, KILLED)
+            raise
+        self._exits.await_exit(container.init)
 
     async def _start_exec(self, process: Process) -> None:
         container = self.container(process.container_id).init
@@ -150,7 +233,7 @@ class Tasks:
     async def _exec_in_guest(self, process: Process) -> Stdio:
         files = await self._creation.open_files(process)
         try:
-            with self._sandbox.asked_to(f"start {process.what}") as guest:
+            async with self._sandbox.asked_to(f"start {process.what}") as guest:
                 return await guest.exec_process(process, files)
         except BaseException:
             files.close()
@@ -173,20 +256,40 @@ class Tasks:
         Raises:
             NotFoundError: no such process, or it has exited: containerd reads that as done.
         """
+        if number in _FATAL and not exec_id:
+            reason = f"container {container_id} got signal {number} while it was created"
+            given_up = await self._give_up(container_id, reason)
+            if given_up is not None and given_up.exit is not None:
+                return
         process = self.process(container_id, exec_id)
         if process.state in (State.STOPPED, State.DELETED) and not everyone:
             raise NotFoundError(f"cannot signal {process.what}: it has exited already")
         if exec_id and process.state is State.CREATED:
             raise StateError(f"cannot signal {process.what}: it has not been started")
+        if self._creation.is_waiting(self.container(container_id)) and not exec_id:
+            self._kill_waiting(process, number)
+            return
+        if self._sandbox.state is SandboxState.BOOTING and number in _FATAL:
+            await self._sandbox.fail(f"{process.what} got signal {number} while its machine booted")
+            return
         if not self._sandbox.running:
             raise NotFoundError(f"cannot signal {process.what}: {self._sandbox.description}")
         try:
             guest = self._sandbox.guest
             await guest.signal_process(process, number, everyone=everyone and not exec_id)
         except RpcError as error:
+            if error.code is Code.UNAVAILABLE:  # the guest is dead, and everything in it is
+                why = self._sandbox.description if await self._sandbox.has_hung_up() else str(error)
+                raise NotFoundError(f"cannot signal {process.what}: its guest has ended: {why}") from error
             if number != SIGKILL or error.code is not Code.DEADLINE_EXCEEDED:
                 raise
             await self._sandbox.fail(f"the guest's agent did not deliver SIGKILL to {process.what} in time")
+
+    def _kill_waiting(self, process: Process, number: int) -> None:
+        """A container without a machine: there is nobody to take a signal, but it can be over."""
+        if number not in _FATAL:
+            raise StateError(f"cannot signal {process.what}: it has not been started")
+        self._exits.record(process, 128 + number)
 
     async def pause(self, container_id: str) -> None:
         """Freeze the processes of a container."""
@@ -195,7 +298,8 @@ class Tasks:
     async def _pause(self, process: Process) -> None:
         async with process.turn:
             process.check(Event.PAUSE)
-            await self._sandbox.guest.pause_container(process.container_id)
+            async with self._sandbox.asked_to(f"pause {process.what}") as guest:
+                await guest.pause_container(process.container_id)
             process.apply(Event.PAUSE)
             self._events.paused(process.container_id)
 
@@ -206,7 +310,8 @@ class Tasks:
     async def _resume(self, process: Process) -> None:
         async with process.turn:
             process.check(Event.RESUME)
-            await self._sandbox.guest.resume_container(process.container_id)
+            async with self._sandbox.asked_to(f"resume {process.what}") as guest:
+                await guest.resume_container(process.container_id)
             process.apply(Event.RESUME)
             self._events.resumed(process.container_id)
 
@@ -218,7 +323,8 @@ class Tasks:
         if process.state is State.CREATED:
             process.pending_size = (columns, rows)
         elif process.state is State.RUNNING:
-            await self._sandbox.guest.resize_terminal(process, columns, rows)
+            async with self._sandbox.asked_to(f"resize the terminal of {process.what}") as guest:
+                await guest.resize_terminal(process, columns, rows)
 
     def close_stdin(self, container_id: str, exec_id: str) -> None:
         """End a process's standard input, after what is already in its FIFO."""
@@ -227,18 +333,31 @@ class Tasks:
             process.stdio.close_stdin()
 
     async def update(self, container_id: str, resources: JsonObject) -> None:
-        """Change the limits of a container; those of the virtual machine stay."""
-        self.container(container_id)
+        """Change the limits of a container, and the size of its machine where that grows."""
+        container = self.container(container_id)
         try:
-            encoded = oci.resources_to_proto(resources)
+            oci.resources_to_proto(resources)
         except oci.SpecError as error:
             raise InvalidRequestError(f"cannot update container {container_id}: {error}") from None
-        await self._sandbox.guest.update_container(container_id, encoded)
+        await finish(self._update(container, resources))
+
+    async def _update(self, container: Container, resources: JsonObject) -> None:
+        async with self._sandbox.asked_to(f"update container {container.id}") as guest:
+            await guest.update_container(container, resources)
 
     async def stats(self, container_id: str) -> agent_pb2.StatsContainerResponse:
         """Resource usage of a container as the guest counts it."""
         self.container(container_id)
-        return await self._sandbox.guest.container_stats(container_id)
+        async with self._sandbox.asked_to(f"measure container {container_id}") as guest:
+            return await guest.container_stats(container_id)
+
+    async def all_stats(self) -> list[agent_pb2.StatsContainerResponse]:
+        """Resource usage of each container that the guest has, in the order of their creation."""
+        there = [
+            one.id for one in self._containers.all if one.init.exit is None and one.init.stdio is not None
+        ]
+        async with self._sandbox.asked_to("measure the sandbox") as guest:
+            return [await guest.container_stats(container_id) for container_id in there]
 
     # -- deleting ------------------------------------------------------------------------------------------
 
@@ -248,6 +367,13 @@ class Tasks:
         Raises:
             StateError: it is running.
         """
+        if not exec_id:
+            reason = f"container {container_id} was deleted while its machine booted"
+            given_up = await self._give_up(container_id, reason)
+            if given_up is not None and given_up.exit is not None:
+                return given_up
+            if self._sandbox.state is SandboxState.BOOTING and self._containers.find(container_id):
+                await self._sandbox.fail(reason)
         process = self.process(container_id, exec_id)
         await finish(self._deletion.delete(process))
         return process

@@ -123,7 +123,9 @@ async def _read(descriptor: int) -> bytes:
 
 
 def _refuse_volumes(container: Container) -> None:
-    volumes = guest_spec.volumes_of(container.spec)
+    volumes = [
+        volume for volume in guest_spec.volumes_of(container.spec) if volume.index not in container.memory
+    ]
     if volumes:
         raise UnsupportedError(
             f"cannot create container {container.id}: the hypervisor shares no files of the host, "

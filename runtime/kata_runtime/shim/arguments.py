@@ -75,9 +75,9 @@ def parse(argv: list[str]) -> Arguments:
     return Arguments(values, switches, "")
 
 
-def _action(word: str, rest: list[str]) -> str:
-    if word not in ACTIONS:
-        raise UsageError(f"unknown action {word!r}: use {', '.join(ACTIONS)}")
+def _action(action: str, rest: list[str]) -> str:
+    if action not in ACTIONS:
+        raise UsageError(f"unknown action {action!r}: use {', '.join(ACTIONS)}")
     if rest:
-        raise UsageError(f"unexpected arguments after {word!r}: {' '.join(rest)}")
-    return word
+        raise UsageError(f"unexpected arguments after {action!r}: {' '.join(rest)}")
+    return action

@@ -15,6 +15,15 @@ from kata_runtime.shim import protobuf_lite as pb
 
 API_VARIABLE = "KATA_SHIM_API"
 
+_FEATURES_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+_FEATURES = (
+    '{"ociVersionMin":"1.0.0","ociVersionMax":"1.2.0",'
+    '"mountOptions":["bind","rbind","ro","rro","rw"],'
+    '"linux":{"mountExtensions":{"idmap":{"enabled":false}}}}'
+)
+"""What is told of this runtime, in the form of the OCI specification's features.md: containerd 2 lets a pod
+ask for recursively read-only mounts where "rro" is listed, and needs the entry of idmap to say no."""
+
 
 class Call:
     """What containerd wrote to standard input.
@@ -78,7 +87,10 @@ def answer(dialect: str, address: str) -> bytes:
 
 def runtime_info(name: str, version: str) -> bytes:
     """types.RuntimeInfo, the answer to -info."""
-    return pb.bytes_field(1, name) + pb.bytes_field(2, pb.bytes_field(1, version))
+    features = pb.bytes_field(1, _FEATURES_TYPE) + pb.bytes_field(2, _FEATURES)
+    return (
+        pb.bytes_field(1, name) + pb.bytes_field(2, pb.bytes_field(1, version)) + pb.bytes_field(4, features)
+    )
 
 
 def delete_response(pid: int, exit_status: int, exited_at_ns: int) -> bytes:

@@ -47,8 +47,20 @@ CODES: tuple[tuple[type[Exception], Code], ...] = (
 )
 
 
+_RETRIED = "Create"
+"""The method that containerd 2 calls again, by an older version of the API, when it is "unimplemented"."""
+
+
 def to_rpc_error(method: str, error: Exception) -> RpcError:
-    """The status for an error that a service method raised."""
+    """The status for an error that a service method raised. method: "service/method"."""
+    answer = _answer(method, error)
+    if answer.code is Code.UNIMPLEMENTED and method.rpartition("/")[2] == _RETRIED:
+        # That second call would find that the first one's sandbox has ended, and name its reason last.
+        return RpcError(Code.FAILED_PRECONDITION, answer.message)
+    return answer
+
+
+def _answer(method: str, error: Exception) -> RpcError:
     if isinstance(error, RpcError):
         # A guest that is gone must not look like a shim that is gone: containerd would give up on both.
         known = Code.UNKNOWN if error.code is Code.UNAVAILABLE else error.code

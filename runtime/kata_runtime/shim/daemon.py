@@ -1,7 +1,7 @@
-"""The shim itself: forked by the launcher, it forks the broker and then serves containerd until Shutdown.
+"""The shim itself: forked by launcher or zygote, it forks the broker and serves containerd until Shutdown.
 
-The order matters: the broker is forked while this process is still small, and the heavy imports happen
-while containerd connects (the listener's backlog holds its connection).
+The order matters where the launcher forked it: the broker is forked while this process is still small, and
+the heavy imports happen while containerd connects (the listener's backlog holds its connection).
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ def run(setup: Setup) -> None:
     status = 1
     try:
         _detach(setup)
+        from kata_runtime import syscalls
         from kata_runtime.broker.process import fork_broker
 
         broker_socket, broker_pid = fork_broker(setup.identity, setup.bundle, events=setup.ttrpc_address)
+        syscalls.gain_nothing()  # before there is a second thread, which could not be changed later
         _serve(setup, broker_socket, broker_pid)
         status = 0
     except BaseException:  # noqa: BLE001 - containerd's log gets the traceback, and the process ends
@@ -59,6 +61,7 @@ def _report_fatal(setup: Setup, text: str) -> None:
 
 def _serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> None:
     import gc
+    import logging
 
     # Nothing of what the imports make is garbage.
     gc.disable()
@@ -69,4 +72,5 @@ def _serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> None:
     gc.enable()
     gc.freeze()
     log.set_up(setup.bundle, setup.identity.id, debug=setup.debug, foreground=setup.foreground)
+    logging.getLogger(__name__).debug("the shim was %s", setup.origin)
     anyio.run(server.serve, setup, broker_socket, broker_pid)

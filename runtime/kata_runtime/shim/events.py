@@ -18,7 +18,8 @@ from google.protobuf.message import Message
 
 from kata_agent.ttrpc.client import Client
 from kata_agent.ttrpc.status import Code, RpcError
-from kata_hypervisor.concurrency import finish
+from kata_hypervisor.concurrency import finish, race
+from kata_runtime.broker.errors import BrokerError
 from kata_runtime.containerd_api import events_pb2, forward_pb2, types_pb2
 from kata_runtime.pod.timestamps import timestamp
 
@@ -27,7 +28,6 @@ _log = logging.getLogger(__name__)
 Connect = Callable[[], Awaitable[socket.socket]]
 
 SERVICE = "containerd.services.events.ttrpc.v1.Events"
-TIMEOUT = 5.0
 RETRY = (0.05, 2.0)
 MAX_QUEUED = 10_000
 
@@ -66,6 +66,7 @@ class EventPublisher:
         self._wake = anyio.Event()
         self._idle = anyio.Event()
         self._idle.set()
+        self._away = anyio.Event()  # set by a failure to reach containerd, until it is reached again
         self._client: Client | None = None
 
     def publish(self, event: Message) -> None:
@@ -88,10 +89,9 @@ class EventPublisher:
             self._queue.remove(lost)
             _log.error("event queue is full: dropped %s", lost.topic)
 
-    async def flush(self, timeout: float) -> None:
-        """Wait until everything is sent, at most `timeout` seconds."""
-        with anyio.move_on_after(timeout):
-            await self._idle.wait()
+    async def flush(self) -> None:
+        """Wait until everything is sent, or containerd cannot be reached."""
+        await race(self._idle.wait, self._away.wait)
 
     async def run(self) -> None:
         """Send until cancelled."""
@@ -109,10 +109,13 @@ class EventPublisher:
         while self._queue:
             waiting = self._queue[0]
             if await self._send(waiting):
+                if self._away.is_set():
+                    self._away = anyio.Event()
                 if self._queue and self._queue[0] is waiting:
                     self._queue.popleft()
                 delay = RETRY[0]
             else:
+                self._away.set()
                 await anyio.sleep(delay)
                 delay = min(delay * 2, RETRY[1])
         self._idle.set()
@@ -124,11 +127,12 @@ class EventPublisher:
                 assert self._connect is not None
                 self._client = await Client.from_socket(await self._connect())
             request = forward_pb2.ForwardRequest(envelope=waiting)
-            await self._client.call(SERVICE, "Forward", request, Empty, timeout=TIMEOUT)
+            # As long as the connection lasts: one that is sent again could be known to containerd already.
+            await self._client.call(SERVICE, "Forward", request, Empty)
         except RpcError as error:
-            if error.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED):
+            if error.code is Code.UNAVAILABLE:
                 return False
             _log.error("containerd refused event %s: %s", waiting.topic, error)
-        except OSError:
+        except (OSError, BrokerError):
             return False
         return True

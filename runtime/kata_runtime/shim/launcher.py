@@ -1,5 +1,7 @@
 """The process that containerd starts: it binds the shim's socket, hands it to a fork, answers, and is gone.
 
+The fork is the node's zygote's, or where there is none, its own.
+
 Import tier 0: the interpreter's built-in modules and this package's own small ones, nothing else (a test
 holds the list). Nothing but the answer may reach standard output or standard error of `start`, because
 containerd 1.x reads both together as the address; what goes wrong is one line on standard error and a
@@ -13,8 +15,10 @@ import os
 import sys
 import time
 
+from kata_runtime import identity as places
 from kata_runtime.identity import SANDBOX_KEYS, SOCKET_ROOT, InvalidIdError, SandboxIdentity
-from kata_runtime.shim import arguments, bootstrap
+from kata_runtime.shim import arguments, bootstrap, zygote_call
+from kata_runtime.shim.setup import Setup
 from kata_runtime.version import VERSION
 
 RUNTIME_NAME = "io.containerd.kata.v2"
@@ -91,25 +95,45 @@ def _spawn(
     foreground: bool,
 ) -> bool:
     """Start the daemon on the listener; True in the process that still has to answer."""
+    fields = {
+        "address": identity.address,
+        "namespace": identity.namespace,
+        "sandbox": identity.id,
+        "socket_root": identity.socket_root,
+        "ttrpc_address": call.ttrpc_address or os.environ.get("TTRPC_ADDRESS", ""),
+        "config_path": call.config_path or parsed.value("config"),
+        "debug": "yes" if "debug" in parsed.switches else "",
+    }
+    origin = "started in the foreground" if foreground else _take_from_zygote(fields, listener)
+    if not origin:
+        return True
     pid = 0 if foreground else os.fork()
     if pid:
         _write_file("shim.pid", str(pid))
         return True
     from kata_runtime.shim import daemon
-    from kata_runtime.shim.setup import Setup
 
     daemon.run(
         Setup(
-            identity=identity,
+            fields,
             bundle=os.getcwd(),
             listener_fd=listener.detach(),
-            ttrpc_address=call.ttrpc_address or os.environ.get("TTRPC_ADDRESS", ""),
-            config_path=call.config_path or parsed.value("config") or None,
-            debug="debug" in parsed.switches,
             foreground=foreground,
+            origin=origin,
         )
     )
     return False
+
+
+def _take_from_zygote(fields: dict[str, str], listener: _socket.socket) -> str:
+    """Let the node's zygote fork the shim; return why it did not, or nothing."""
+    try:
+        offer = zygote_call.ask(fields, listener.fileno())
+        _write_file("shim.pid", str(offer.pid))
+        offer.accept()
+    except zygote_call.RefusedError as refused:
+        return f"started without the zygote: {refused}"
+    return ""
 
 
 def _delete(parsed: arguments.Arguments) -> int:
@@ -130,6 +154,9 @@ def _delete(parsed: arguments.Arguments) -> int:
         for line in cleanup.clean_up(identity):
             # containerd logs these as warnings; failing would make it keep the bundle and try no more.
             os.write(2, f"left behind: {line}\n".encode())
+        # Here, because it delays no start: sandboxes whose bundle has gone before their shim was deleted.
+        for line in cleanup.sweep(places.STATE_ROOT):
+            os.write(2, f"left behind by another sandbox: {line}\n".encode())
     os.write(1, bootstrap.delete_response(0, 128 + 9, time.time_ns()))
     return 0
 

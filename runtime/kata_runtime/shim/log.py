@@ -1,15 +1,12 @@
-"""The shim's log: lines for containerd, which reads them from the FIFO `log` in the bundle.
-
-A reader that is away or slow must never stop the shim: lines that do not fit are counted and dropped.
-"""
+"""The shim's log: lines for containerd, which reads them from the FIFO `log` in the bundle."""
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 
 from kata_runtime.logging import line
+from kata_runtime.stdio.log_fifo import FifoHandler
 
 _LEVELS = {"WARNING": "warning", "CRITICAL": "fatal"}
 
@@ -28,31 +25,6 @@ class LogfmtFormatter(logging.Formatter):
             message += "\n" + self.formatException(record.exc_info)
         level = _LEVELS.get(record.levelname, record.levelname.lower())
         return line(level, message, self._sandbox_id, record.created)
-
-
-class FifoHandler(logging.Handler):
-    """Writes to a FIFO without ever waiting for its reader."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__()
-        # For reading as well: writing does not fail then while containerd is restarted.
-        self._fd = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._dropped = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one line, or count it as dropped."""
-        line = self.format(record).encode("utf-8", "backslashreplace")
-        if self._dropped:
-            line = (
-                f'level=warning msg="{self._dropped} log lines dropped: nobody read them"\n'.encode() + line
-            )
-        try:
-            os.write(self._fd, line)
-            self._dropped = 0
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EPIPE):
-                raise
-            self._dropped += 1
 
 
 def set_up(bundle: str, sandbox_id: str, *, debug: bool, foreground: bool) -> None:

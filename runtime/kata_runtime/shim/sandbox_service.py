@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from kata_agent.ttrpc.server import Handler
 from kata_agent.ttrpc.service import service_of
-from kata_runtime.container import bundle
+from kata_runtime.container import bundle, namespaces
 from kata_runtime.container.bundle import JsonObject
 from kata_runtime.container.process import KILLED
 from kata_runtime.containerd_api import sandbox_pb2, types_pb2
@@ -18,6 +19,7 @@ from kata_runtime.pod.sandbox import Sandbox
 from kata_runtime.pod.spec import load_spec
 from kata_runtime.pod.tasks import Tasks
 from kata_runtime.pod.timestamps import timestamp
+from kata_runtime.shim import metrics, pod_sandbox_config
 from kata_runtime.shim.task_service import config_path_of
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class SandboxService:
             "SandboxStatus": self.status,
             "PingSandbox": self.ping,
             "ShutdownSandbox": self.shutdown,
+            "SandboxMetrics": self.metrics,
         }
         return {
             (described.full_name, method): Handler(described.methods[method].request, function)
@@ -88,8 +91,12 @@ class SandboxService:
             spec = await load_spec(request.bundle_path, self._broker.read_spec)
         spec["annotations"] = {**bundle.annotations_of(spec), **request.annotations}
         # The CRI gives a namespace to every pod but those with the host's network; others may leave it out.
-        if request.netns_path or not request.options.type_url.endswith("PodSandboxConfig"):
-            linux = spec.setdefault("linux", {})
+        linux = spec["linux"] = spec.get("linux") or {}
+        linux["sysctl"] = {**(linux.get("sysctl") or {}), **pod_sandbox_config.sysctls_of(request.options)}
+        pod_sandbox_config.check_sysctls(linux["sysctl"])
+        own = {"linux": {"namespaces": pod_sandbox_config.namespaces_of(request.options)}}
+        namespaces.refuse(own, f"sandbox {request.sandbox_id}", first=True)
+        if request.netns_path or not pod_sandbox_config.is_pod(request.options):
             others = [entry for entry in linux.get("namespaces") or () if entry.get("type") != "network"]
             linux["namespaces"] = [*others, {"type": "network", "path": request.netns_path}]
         return spec
@@ -105,12 +112,13 @@ class SandboxService:
             spec, self._config_path, lambda found: self._make_boot(found, spec), outlives_containers=True
         )
         return sandbox_pb2.StartSandboxResponse(
-            pid=self._sandbox.vmm_pid, created_at=timestamp(self._sandbox.booted_at)
+            pid=self._sandbox.pid, created_at=timestamp(self._sandbox.booted_at)
         )
 
     async def _make_boot(self, configuration: Configuration, spec: JsonObject) -> GuestBoot:
         """A Linux guest, without a container's files."""
-        return LinuxBoot(configuration, self._sandbox.identity, self._broker, spec)
+        sysctls = spec["linux"]["sysctl"]
+        return LinuxBoot(configuration, self._sandbox.identity, self._broker, spec, sysctls=sysctls)
 
     async def platform(self, request: sandbox_pb2.PlatformRequest) -> sandbox_pb2.PlatformResponse:
         """What runs in the guest: Linux on the host's architecture."""
@@ -139,7 +147,7 @@ class SandboxService:
         sandbox = self._sandbox
         response = sandbox_pb2.SandboxStatusResponse(
             sandbox_id=request.sandbox_id,
-            pid=sandbox.vmm_pid,
+            pid=sandbox.pid,
             state="SANDBOX_READY" if sandbox.running else "SANDBOX_NOTREADY",
         )
         if sandbox.booted_at:
@@ -155,6 +163,16 @@ class SandboxService:
         """Answer while the sandbox is known."""
         self._check(request.sandbox_id)
         return sandbox_pb2.PingResponse()
+
+    async def metrics(self, request: sandbox_pb2.SandboxMetricsRequest) -> sandbox_pb2.SandboxMetricsResponse:
+        """What the sandbox's containers have used together."""
+        self._check(request.sandbox_id)
+        found = metrics.total([metrics.to_metrics(stats) for stats in await self._tasks.all_stats()])
+        return sandbox_pb2.SandboxMetricsResponse(
+            metrics=types_pb2.Metric(
+                timestamp=timestamp(time.time_ns()), id=request.sandbox_id, data=metrics.encode(found)
+            )
+        )
 
     async def shutdown(
         self, request: sandbox_pb2.ShutdownSandboxRequest

@@ -17,6 +17,8 @@ from kata_runtime.pod.tasks import Tasks
 from kata_runtime.shim.codes import to_rpc_error
 from kata_runtime.shim.debug_service import DebugService
 from kata_runtime.shim.events import EventPublisher
+from kata_runtime.shim.log_service import LogService
+from kata_runtime.shim.network_service import NetworkService
 from kata_runtime.shim.sandbox_service import SandboxService
 from kata_runtime.shim.task_service import TaskService
 
@@ -25,9 +27,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# How long events, and then the answer to Shutdown, may take to leave (seconds).
 FLUSH_BUDGET = 1.0
-ANSWER_GRACE = 0.05
+"""Seconds for which a client gets that reads none of the answers which it waits for."""
 
 
 async def serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> None:
@@ -54,7 +55,6 @@ async def serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> 
 
         async def undo_everything() -> None:
             """Before the answer to Shutdown: containerd runs `shim delete` right after it."""
-            await publisher.flush(FLUSH_BUDGET)
             await sandbox.stop("the shim was shut down")
             # What a lost broker has left is for `shim delete`, which containerd runs next: we are sealed.
             for line in await broker.close():
@@ -62,11 +62,16 @@ async def serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> 
             done.set()
 
         async def shut_down() -> None:
-            await finish(undo_everything())
+            try:
+                await publisher.flush()  # as long as who asks for the end waits for it
+            finally:
+                await finish(undo_everything())
 
         sandboxes = SandboxService(sandbox, manager, broker, shut_down, setup.config_path)
         service = TaskService(manager, sandbox, shut_down, setup.config_path)
-        handlers = {**service.handlers(), **sandboxes.handlers(), **DebugService(sandbox).handlers()}
+        handlers = {**service.handlers(), **sandboxes.handlers(), **NetworkService(sandbox).handlers()}
+        handlers.update(DebugService(sandbox).handlers())
+        handlers.update(LogService().handlers())
         server = Server(handlers, on_error=to_rpc_error)
         listener = socket.socket(fileno=setup.listener_fd)
         listener.setblocking(False)
@@ -76,7 +81,16 @@ async def serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> 
             await race(broker.lost.wait, broker.violated.wait)
             await sandbox.fail(broker.fault)
 
+        async def watch_bundle() -> None:
+            """End when nobody can ask for it: containerd finds a shim by its bundle, also to delete it."""
+            await broker.bundle_gone()
+            while not manager.empty:
+                await broker.bundle_gone()
+            await shut_down()
+
         tasks.start_soon(watch_broker)
+        tasks.start_soon(watch_bundle)
         await done.wait()
-        await anyio.sleep(ANSWER_GRACE)
+        with anyio.move_on_after(FLUSH_BUDGET):  # for a client that reads no answers
+            await server.answered()
         tasks.cancel_scope.cancel()

@@ -91,20 +91,20 @@ class TaskService:
         )
         config_path = config_path_of(request.options) or self._default_config_path
         await self._tasks.create(CreateRequest(request.id, request.bundle, mounts, paths, config_path))
-        return task_pb2.CreateTaskResponse(pid=self._sandbox.vmm_pid)
+        return task_pb2.CreateTaskResponse(pid=self._sandbox.pid)
 
     async def start(self, request: task_pb2.StartRequest) -> task_pb2.StartResponse:
         """Start a container or an exec."""
         await self._tasks.start(request.id, request.exec_id)
-        return task_pb2.StartResponse(pid=self._sandbox.vmm_pid)
+        return task_pb2.StartResponse(pid=self._sandbox.pid)
 
     async def state(self, request: task_pb2.StateRequest) -> task_pb2.StateResponse:
         """The state of a container or an exec."""
-        process = self._tasks.process(request.id, request.exec_id)
+        container, process = self._tasks.known(request.id, request.exec_id)
         response = task_pb2.StateResponse(
             id=request.id,
-            bundle=self._tasks.container(request.id).bundle,
-            pid=self._sandbox.vmm_pid,
+            bundle=container.bundle,
+            pid=self._sandbox.pid,
             status=_STATUS[process.state],
             stdin=process.paths.stdin,
             stdout=process.paths.stdout,
@@ -119,14 +119,13 @@ class TaskService:
 
     async def delete(self, request: task_pb2.DeleteRequest) -> task_pb2.DeleteResponse:
         """Delete a stopped container or exec."""
-        pid = self._sandbox.vmm_pid
+        pid = self._sandbox.pid
         process = await self._tasks.delete(request.id, request.exec_id)
         return _with_exit(task_pb2.DeleteResponse(pid=pid), process)
 
     async def wait(self, request: task_pb2.WaitRequest) -> task_pb2.WaitResponse:
         """Answer when a container or an exec has exited."""
-        process = self._tasks.process(request.id, request.exec_id)
-        await process.wait()
+        process = await self._tasks.wait(request.id, request.exec_id)
         return _with_exit(task_pb2.WaitResponse(), process)
 
     async def kill(self, request: task_pb2.KillRequest) -> Empty:
@@ -142,9 +141,13 @@ class TaskService:
         return Empty()
 
     async def pids(self, request: task_pb2.PidsRequest) -> task_pb2.PidsResponse:
-        """The processes of the container that the host can see: the VMM."""
-        self._tasks.container(request.id)
-        return task_pb2.PidsResponse(processes=[task_types_pb2.ProcessInfo(pid=self._sandbox.vmm_pid)])
+        """The process of the container that the host can see: the VMM, and without one the pod's init.
+
+        None while there is neither.
+        """
+        self._tasks.known(request.id, "")
+        pid = self._sandbox.vmm_pid or self._sandbox.pid
+        return task_pb2.PidsResponse(processes=[task_types_pb2.ProcessInfo(pid=pid)] if pid else [])
 
     async def pause(self, request: task_pb2.PauseRequest) -> Empty:
         """Freeze a container."""
@@ -183,12 +186,13 @@ class TaskService:
 
     async def stats(self, request: task_pb2.StatsRequest) -> task_pb2.StatsResponse:
         """A container's metrics."""
-        return task_pb2.StatsResponse(stats=metrics.encode(await self._tasks.stats(request.id)))
+        found = metrics.to_metrics(await self._tasks.stats(request.id))
+        return task_pb2.StatsResponse(stats=metrics.encode(found))
 
     async def connect(self, request: task_pb2.ConnectRequest) -> task_pb2.ConnectResponse:
         """Who serves the container; containerd asks after its own restart."""
-        self._tasks.container(request.id)
-        return task_pb2.ConnectResponse(shim_pid=os.getpid(), task_pid=self._sandbox.vmm_pid, version=VERSION)
+        self._tasks.known(request.id, "")
+        return task_pb2.ConnectResponse(shim_pid=os.getpid(), task_pid=self._sandbox.pid, version=VERSION)
 
     async def shutdown(self, request: task_pb2.ShutdownRequest) -> Empty:
         """End the shim, unless containers are left (and `now` is not asked for)."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import select
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
 
 from kata_runtime.errors import UnsupportedError
 from kata_runtime.stdio.moving import queued
@@ -16,11 +18,14 @@ STREAMS = ("stdin", "stdout", "stderr")
 
 OpenFifo = Callable[[str, str], Awaitable[int]]
 OpenLog = Callable[[str], Awaitable[int]]
+StartLogger = Callable[[str], Awaitable[tuple[int, int]]]
+
+LOGGERS = ("binary", "binary-v2")
+"""Schemes of URIs that name a program to take the output."""
 
 
-@dataclass(frozen=True, slots=True)
-class StdioPaths:
-    """What containerd gave for each stream: a path of a FIFO, file:///path for a log, or nothing."""
+class StdioPaths(NamedTuple):
+    """What containerd gave for each stream: a FIFO's path, file:///path, binary:///path, or nothing."""
 
     stdin: str = ""
     stdout: str = ""
@@ -29,7 +34,7 @@ class StdioPaths:
 
 
 class StdioFiles:
-    """The host's end of the streams, opened; -1 where there is none. All but those in `logs` are FIFOs."""
+    """The host's end of the streams, opened; -1 where there is none. All but those in `logs` are pipes."""
 
     def __init__(self, stdin: int = -1, stdout: int = -1, stderr: int = -1) -> None:
         self.stdin = stdin
@@ -38,7 +43,9 @@ class StdioFiles:
         self.logs: set[int] = set()
 
     @classmethod
-    async def open(cls, paths: StdioPaths, open_fifo: OpenFifo, open_log: OpenLog) -> StdioFiles:
+    async def open(
+        cls, paths: StdioPaths, open_fifo: OpenFifo, open_log: OpenLog, start_logger: StartLogger
+    ) -> StdioFiles:
         """Open what containerd gave; on an error nothing stays open.
 
         Output is opened for reading as well, so that a client which detaches does not end the stream and one
@@ -47,19 +54,25 @@ class StdioFiles:
         files = cls()
 
         async def output(path: str) -> int:
-            scheme, separator, rest = path.partition("://")
-            if not separator:
+            scheme = _scheme(path)
+            if not scheme:
                 return await open_fifo(path, "rw")
             if scheme == "file":
-                files.logs.add(fd := await open_log(rest))
+                log = unquote(urlsplit(path).path, errors="surrogateescape")
+                files.logs.add(fd := await open_log(log))
                 return fd
             raise UnsupportedError(
-                f"cannot log to {path!r}: use a FIFO or file:///path (binary loggers are not supported)"
+                f"cannot log to {path!r}: use a FIFO, file:///path, or for both streams one binary:///path"
             )
 
         try:
             if paths.stdin:
                 files.stdin = await open_fifo(paths.stdin, "rw" if paths.terminal else "r")
+            if _scheme(paths.stdout) in LOGGERS and paths.stderr in ("", paths.stdout):
+                files.stdout, files.stderr = await start_logger(paths.stdout)
+                if paths.terminal:
+                    files.close_one("stderr")
+                return files
             if paths.stdout:
                 files.stdout = await output(paths.stdout)
             if paths.stderr and not paths.terminal:
@@ -94,7 +107,21 @@ class StdioFiles:
         """Put a last line of the runtime's own behind the process's output, if there is room for it."""
         fd = self.stderr if self.stderr >= 0 else self.stdout
         if fd >= 0:
-            try:
-                os.write(fd, text.encode())
-            except OSError as error:
-                _log.debug("no room for a notice on the container's output: %s", error)
+            write_line(fd, text)
+
+
+def _scheme(path: str) -> str:
+    """The scheme of a URI; nothing for the path of a FIFO."""
+    scheme, separator, _ = path.partition("://")
+    return scheme if separator else ""
+
+
+def write_line(fd: int, text: str) -> None:
+    """Write a line to a descriptor that does not block: a whole one, cut at PIPE_BUF bytes, or nothing."""
+    line = text.encode()
+    if len(line) > select.PIPE_BUF:  # of which a pipe may take a part
+        line = line[: select.PIPE_BUF - 1] + b"\n"
+    try:
+        os.write(fd, line)
+    except OSError as error:
+        _log.debug("no room for a notice on the container's output: %s", error)

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 # After the process has exited and nobody reads its output, it is kept for so long (seconds), or until Delete.
 STALL_BUDGET = 5.0
 # How long the exit of a process is held back for a client that reads nothing of its output (seconds).
-DELIVERY_BUDGET = 0.5
+DELIVERY_BUDGET = 2.0
 
 Pump = Callable[[], Awaitable[None]]
 Connect = Callable[[], Awaitable[tuple[socket.socket, int]]]

@@ -53,10 +53,12 @@ def _live(configuration: Configuration, directory: Path, messages: int) -> None:
     status = FAILED
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # which asyncio could not restore, once it is sealed
     try:
+        from kata_runtime import syscalls
         from kata_runtime.broker.process import fork_broker
 
         identity = SandboxIdentity(OWNER, "factory", f"template-{os.getpid()}")
         channel, broker = fork_broker(identity, os.fspath(directory))
+        syscalls.gain_nothing()  # before there is a second thread, which could not be changed later
         import anyio
 
         level = logging.DEBUG if configuration.hypervisor.enable_debug else logging.WARNING
@@ -83,6 +85,7 @@ async def _make(
 
     inherited = inherited_filters()
     broker = Broker(channel, broker_pid)
+    broker.patience = float(configuration.agent.create_container_timeout)
     machine = registry.create(configuration.hypervisor_name, configuration.hypervisor, broker)
     try:
         spec = machine_spec.machine_of(configuration, identity, {}, places_of(configuration))

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kata_hypervisor import registry
-from kata_hypervisor.contract import BlockFile, UnikernelSpec, UnikernelVmm
+from kata_hypervisor.contract import BlockFile, NetTap, UnikernelSpec, UnikernelVmm
 from kata_runtime.broker.errors import RequestFailedError
 from kata_runtime.container.guest import GuestBoot, RunStage
 from kata_runtime.errors import InvalidRequestError
 from kata_runtime.resource import network
+from kata_runtime.resource.network import PodNetwork
+from kata_runtime.unikernel.address import address_of, warnings_of
 from kata_runtime.unikernel.guest import UnikernelGuest
 from kata_runtime.unikernel.streams import UnikernelStreams
 
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
     from kata_runtime.container.process import Container
     from kata_runtime.identity import SandboxIdentity
     from kata_runtime.unikernel.description import Unikernel
+
+_log = logging.getLogger(__name__)
 
 MIB = 1 << 20
 
@@ -45,8 +50,8 @@ class UnikernelBoot(GuestBoot):
     ) -> None:
         name, table = configuration.hypervisor_name, configuration.hypervisor
         unikernel.check_runner(name)
-        self._runner = f"unikernels with {name}"
-        self._model = configuration.runtime.internetworking_model
+        self._runtime = configuration.runtime
+        self._runner = name
         self.machine = registry.create_for_unikernel(name, table, broker)
         self._default_memory = table.default_memory
         self._identity = identity
@@ -57,7 +62,29 @@ class UnikernelBoot(GuestBoot):
 
     async def prepare(self) -> None:
         """See GuestBoot. Raises InvalidRequestError where the image lacks a file."""
-        await network.attach(self._broker, self._container.spec, self._model, hypervisor=self._runner)
+        attached = await self._attach_network()
+        try:
+            await self._prepare(attached)
+        finally:
+            attached.close()
+
+    async def _attach_network(self) -> PodNetwork:
+        able = self.machine.capabilities
+        network.refuse_described(network.described_at(self._runtime.dan_conf, self._identity.id))
+        return await network.attach(
+            self._broker,
+            self._runtime.internetworking_model,
+            spoof_protection=self._runtime.spoof_protection,
+            named=able.tap_names,
+            header=able.tap_header,
+            forward=False,  # which needs an agent
+            hypervisor="" if able.tap_names or able.tap_descriptors else self._runner,
+        )
+
+    async def _prepare(self, attached: PodNetwork) -> None:
+        address = address_of(attached.plan)
+        for line in warnings_of(attached.plan):
+            _log.warning("%s", line)
         unikernel, process = self._unikernel, self._container.spec["process"]
         with ExitStack() as files:
             binary = await self._open("binary", unikernel.binary, files)
@@ -74,8 +101,9 @@ class UnikernelBoot(GuestBoot):
                     name=unikernel.binary,
                     file=binary,
                     output=self._streams.output,
-                    command_line=unikernel.command_line(process["args"], process.get("env") or ()),
+                    command_line=unikernel.command_line(process["args"], process.get("env") or (), address),
                     block=block,
+                    net=_device(attached),
                     initrd=initrd,
                     unconfined=not (self._container.spec.get("linux") or {}).get("seccomp"),
                 )
@@ -105,3 +133,12 @@ class UnikernelBoot(GuestBoot):
         """See GuestBoot."""
         self._streams.close()
         await self.machine.stop()
+
+
+def _device(attached: PodNetwork) -> NetTap | None:
+    """The pod's only tap as a unikernel's device."""
+    if not attached.taps:
+        return None
+    (tap,) = attached.taps
+    descriptor = tap.fds[0] if tap.fds else -1
+    return NetTap(descriptor, bytes.fromhex(tap.mac.replace(":", "")), tap.mtu, tap.name)

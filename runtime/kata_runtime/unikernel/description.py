@@ -10,10 +10,12 @@ import binascii
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from socket import AF_INET, AF_INET6
+from typing import NamedTuple
 
 from kata_hypervisor.registry import unikernel_runners
 from kata_runtime.errors import InvalidRequestError, UnsupportedError
+from kata_runtime.unikernel.address import GuestAddress
 
 PREFIX = "com.urunc.unikernel."
 FILE = "/urunc.json"
@@ -25,13 +27,14 @@ KEYS = (
 )
 
 SOLO5 = ("hvt", "spt")
+TELLS_IPV6 = ("mirage",)
 
-# Unikraft's first release that reads vfs.fstab. Source: urunc, pkg/unikontainers/unikernels/unikraft.go.
+# Unikraft's first release that reads vfs.fstab and netdev.ip.
+# Source: urunc, pkg/unikontainers/unikernels/unikraft.go.
 FSTAB_SINCE = (0, 16, 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Unikernel:
+class Unikernel(NamedTuple):
     """A unikernel as its image describes it.
 
     origin: what was read, "annotation" or "urunc.json". binary, block, initrd: paths in the image; the latter
@@ -48,9 +51,23 @@ class Unikernel:
     version: str = ""
     ignored: tuple[str, ...] = ()
 
-    def command_line(self, arguments: Sequence[str], environment: Sequence[str] = ()) -> str:
-        """The text that it is started with. environment: of "NAME=value", for kinds that have one."""
-        return COMMAND_LINES[self.kind](self, arguments, environment)
+    def command_line(
+        self,
+        arguments: Sequence[str],
+        environment: Sequence[str] = (),
+        address: GuestAddress | None = None,
+    ) -> str:
+        """The text that it is started with. environment: of "NAME=value", for kinds that have one.
+
+        Raises:
+            UnsupportedError: it has an address, and no kind that says how it is told.
+        """
+        if address is not None and address.family == AF_INET6 and self.kind not in ("", *TELLS_IPV6):
+            raise UnsupportedError(
+                f"cannot tell the unikernel its address {address.address}: one of the kind {self.kind} is "
+                f"told an address of IPv4 only; of IPv6 is told {', '.join(TELLS_IPV6)}"
+            )
+        return COMMAND_LINES[self.kind](self, arguments, environment, address)
 
     def check_runner(self, name: str) -> None:
         """See that the configured hypervisor runs it. Raises UnsupportedError."""
@@ -66,34 +83,89 @@ class Unikernel:
 # Command lines by the kind of unikernel. Sources: urunc, pkg/unikontainers/unikernels/KIND.go.
 
 
-def _plain(unikernel: Unikernel, arguments: Sequence[str], environment: Sequence[str]) -> str:
+def _plain(
+    unikernel: Unikernel, arguments: Sequence[str], environment: Sequence[str], address: GuestAddress | None
+) -> str:
+    if address is not None:
+        kinds = ", ".join(kind for kind in COMMAND_LINES if kind)
+        raise UnsupportedError(
+            f"cannot tell the unikernel its address {address.address}: the {unikernel.origin} has no "
+            f"{PREFIX}unikernelType, which says how; set it to one of {kinds}"
+        )
     return " ".join(arguments)
 
 
-def _rumprun(unikernel: Unikernel, arguments: Sequence[str], environment: Sequence[str]) -> str:
-    """Rumprun reads JSON."""
-    block = {"source": "etfs", "path": "/dev/ld0a", "fstype": "blk", "mountpoint": "/data"}
-    return json.dumps({"cmdline": " ".join(arguments), "blk": block}, separators=(",", ":"))
+def _mirage(
+    unikernel: Unikernel, arguments: Sequence[str], environment: Sequence[str], address: GuestAddress | None
+) -> str:
+    """Options of its network before the arguments. One that is told nothing of IPv4 makes itself an address.
+
+    Source of those of IPv6: MirageOS 3.10, lib/mirage/impl/mirage_impl_stack.ml.
+    """
+    options = []
+    if address is not None:
+        family = "ipv4" if address.family == AF_INET else "ipv6"
+        options += ["--ipv6-only=true"] if family == "ipv6" else []
+        options.append(f"--{family}={address.address}/{address.prefix}")
+        options += [f"--{family}-gateway={address.gateway}"] if address.gateway else []
+    return " ".join([*options, *arguments])
 
 
-def _unikraft(unikernel: Unikernel, arguments: Sequence[str], environment: Sequence[str]) -> str:
+def _rumprun(
+    unikernel: Unikernel, arguments: Sequence[str], environment: Sequence[str], address: GuestAddress | None
+) -> str:
+    """Rumprun reads JSON. It takes a gateway in its own network only, which is then made wide enough."""
+    line: dict[str, object] = {"cmdline": " ".join(arguments)}
+    if address is not None:
+        line["net"] = {
+            "if": "ukvmif0",
+            "cloner": "True",
+            "type": "inet",
+            "method": "static",
+            "addr": address.address,
+            "mask": str(address.prefix if address.reaches_gateway else 1),
+            **({"gw": address.gateway} if address.gateway else {}),
+        }
+    line["blk"] = {"source": "etfs", "path": "/dev/ld0a", "fstype": "blk", "mountpoint": "/data"}
+    return json.dumps(line, separators=(",", ":"))
+
+
+def _unikraft(
+    unikernel: Unikernel, arguments: Sequence[str], environment: Sequence[str], address: GuestAddress | None
+) -> str:
     """Its own name, parameters of its libraries, and its arguments behind two hyphens."""
     parts = list(arguments[:1])
     if environment:
         parts.append(f"env.vars=[ {' '.join(environment)} ]")
+    current = not unikernel.version or _numbers(unikernel.version) >= FSTAB_SINCE
+    if address is not None and current:
+        gateway = f":{address.gateway}" if address.gateway else ""
+        parts.append(f"netdev.ip={address.address}/{address.prefix}{gateway}")
+    elif address is not None:
+        parts.append(f"netdev.ipv4_addr={address.address}")
+        parts += [f"netdev.ipv4_gw_addr={address.gateway}"] if address.gateway else []
+        parts.append(f"netdev.ipv4_subnet_mask={address.mask}")
     if unikernel.initrd:
-        current = not unikernel.version or _numbers(unikernel.version) >= FSTAB_SINCE
         parts.append('vfs.fstab=[ "initrd0:/:extract:::" ]' if current else "vfs.rootfs=initrd")
     return " ".join([*parts, "--", *arguments[1:]])
 
 
-def _linux(unikernel: Unikernel, arguments: Sequence[str], environment: Sequence[str]) -> str:
-    """A Linux kernel whose init is the first argument; one with spaces in it stands in single quotes."""
+def _linux(
+    unikernel: Unikernel, arguments: Sequence[str], environment: Sequence[str], address: GuestAddress | None
+) -> str:
+    """A Linux kernel whose init is the first argument; one with spaces in it stands in single quotes.
+
+    Source of `ip`: Documentation/admin-guide/nfs/nfsroot.rst. It takes a gateway in its network only; urunc's
+    init, urunit, sets another when it is told so.
+    """
     parameters = ["panic=-1", "console=ttyS0"]
     if unikernel.block:
         parameters += ["root=/dev/vda", "rw"]
     elif unikernel.initrd:
         parameters += ["root=/dev/ram0", "rw"]
+    if address is not None:
+        parameters.append(f"ip={address.address}::{address.gateway}:{address.mask}::eth0:off")
+        parameters += [] if address.reaches_gateway else ["URUNIT_DEFROUTE=1"]
     parameters += [_in_double_quotes(variable) for variable in environment]
     init = "init" if unikernel.block or not unikernel.initrd else "rdinit"
     quoted = [f"'{argument}'" if " " in argument else argument for argument in arguments]
@@ -110,9 +182,11 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d{1,9}", version)[:3])
 
 
-COMMAND_LINES: Mapping[str, Callable[[Unikernel, Sequence[str], Sequence[str]], str]] = {
+CommandLine = Callable[[Unikernel, Sequence[str], Sequence[str], "GuestAddress | None"], str]
+
+COMMAND_LINES: Mapping[str, CommandLine] = {
     "": _plain,
-    "mirage": _plain,
+    "mirage": _mirage,
     "rumprun": _rumprun,
     "unikraft": _unikraft,
     "linux": _linux,

@@ -18,7 +18,9 @@ from kata_runtime.errors import UnsupportedError
 from kata_runtime.stdio.pumps import Stdio
 
 if TYPE_CHECKING:
-    from kata_agent.protos import agent_pb2, oci_pb2
+    from kata_agent.protos import agent_pb2
+    from kata_runtime.container.bundle import JsonObject
+    from kata_runtime.container.guest_spec import GuestSource
     from kata_runtime.container.process import Container, Process
     from kata_runtime.stdio.files import StdioFiles
     from kata_runtime.unikernel.streams import UnikernelStreams
@@ -34,6 +36,7 @@ class UnikernelGuest(Guest):
 
     shares_files = False
     takes_disks = False
+    takes_devices = False
 
     def __init__(self, container: Container, machine: UnikernelVmm, streams: UnikernelStreams) -> None:
         self._container = container
@@ -60,7 +63,7 @@ class UnikernelGuest(Guest):
         raise _unsupported(f"run container {container.id} beside it")
 
     async def create_container(
-        self, container: Container, sources: Mapping[int, str], files: StdioFiles
+        self, container: Container, sources: Mapping[int, GuestSource], files: StdioFiles
     ) -> Stdio:
         """See Guest: it was made before the seal."""
         return Stdio(files, self._streams.take())
@@ -81,7 +84,10 @@ class UnikernelGuest(Guest):
         """See Guest."""
         await self._machine.stop()
 
-    async def update_container(self, container_id: str, resources: oci_pb2.LinuxResources) -> None:
+    async def forget_removed_shares(self) -> None:
+        """See Guest: it has none."""
+
+    async def update_container(self, container: Container, limits: JsonObject) -> None:
         """See Guest: refused."""
         raise _unsupported("change its limits")
 
@@ -131,6 +137,16 @@ class UnikernelGuest(Guest):
     async def remove_disk(self, name: str) -> None:
         """See Guest: refused."""
         raise _unsupported("take out a disk")
+
+    # -- its network ---------------------------------------------------------------------------------------
+
+    async def list_interfaces(self) -> agent_pb2.Interfaces:
+        """See Guest: refused."""
+        raise _unsupported("list its interfaces")
+
+    async def list_routes(self) -> agent_pb2.Routes:
+        """See Guest: refused."""
+        raise _unsupported("list its routes")
 
 
 def _needs_notice(end: VmExit) -> bool:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import fcntl
-import logging
 import os
 import socket
 from io import FileIO
 from typing import TYPE_CHECKING
 
-from kata_runtime.stdio.files import STREAMS, StdioPaths
+from kata_runtime.stdio.files import STREAMS, StdioPaths, write_line
 
 if TYPE_CHECKING:
     from kata_runtime.stdio.pumps import Stream
-
-_log = logging.getLogger(__name__)
 
 PIPE_SIZE = 1 << 20  # the most that an unprivileged process gets; fs.pipe-max-size of Linux
 
@@ -58,10 +55,7 @@ class UnikernelStreams:
         stream = self._theirs.get("stderr") or self._theirs.get("stdout")
         if stream is not None:
             os.set_blocking(stream.fileno(), False)
-            try:
-                os.write(stream.fileno(), text.encode())
-            except OSError as error:
-                _log.debug("no room for a notice on the container's output: %s", error)
+            write_line(stream.fileno(), text)
 
     def close_output(self) -> None:
         """Let the readers of the output see its end. Idempotent."""

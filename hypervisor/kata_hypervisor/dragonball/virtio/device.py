@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from kata_hypervisor.dragonball.memory import GuestMemory
 
@@ -50,8 +50,7 @@ class Interrupts(Protocol):
         """Give up until the driver resets the device."""
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceContext:
+class DeviceContext(NamedTuple):
     """What connects a device to its machine.
 
     notify_fds: an eventfd for each group of queues, which the guest's notifications write to. line: that of

@@ -40,6 +40,8 @@ HEADER_BYTES = 12
 MAC_BYTES = 6
 LINK_UP = 1
 NO_TAP = -1
+SLOT_MTU = 1500
+"""Of a device that is made without a tap: the most that a later one may have."""
 
 
 class NetworkConfiguration(LittleEndianStructure):
@@ -73,7 +75,7 @@ class Network(HotplugDevice):
     queue_sizes = (256, 256)
     notify_groups = (0, 1)  # receive, transmit
 
-    def __init__(self, tap: int, vhost_net: int, mac: bytes = bytes(MAC_BYTES), mtu: int = 1500) -> None:
+    def __init__(self, tap: int, vhost_net: int, mac: bytes = bytes(MAC_BYTES), mtu: int = SLOT_MTU) -> None:
         self._tap = tap
         self._vhost = vhost_net
         self._context: DeviceContext | None = None

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from kata_hypervisor.dragonball.memory import GuestMemory
 
@@ -22,9 +23,6 @@ PROTOCOL_FEATURES = 1 << 30
 """Among the features: the backend knows protocol features, and its rings start disabled."""
 REPLY_ACK = 1 << 3
 """Protocol feature: a request may ask for an answer."""
-
-PATIENCE = struct.pack("@ll", 10, 0)
-"""struct timeval: how long a backend may be silent"""
 
 
 class Request(IntEnum):
@@ -49,8 +47,7 @@ class VhostUserError(Exception):
     """The backend has hung up, is silent, refuses, or does not speak the protocol."""
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One request with its payload and descriptors."""
 
     request: Request
@@ -122,7 +119,9 @@ class Ring:
 
 
 class Backend:
-    """A connection to a backend; blocking, bounded by `PATIENCE`. sock: owned from here on.
+    """A connection to a backend; blocking, as long as the socket's own deadlines say.
+
+    sock: owned from here on.
 
     Raises:
         VhostUserError: from every method but `close`.
@@ -132,8 +131,6 @@ class Backend:
         self._socket = sock
         self._acknowledges = False
         sock.setblocking(True)
-        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-            sock.setsockopt(socket.SOL_SOCKET, option, PATIENCE)
 
     def negotiate(self) -> int:
         """Take the backend; return the features of its device."""

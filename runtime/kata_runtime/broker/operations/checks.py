@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import os
 
+from kata_hypervisor.api_request import is_name
 from kata_runtime.broker.messages import MAX_DESCRIPTORS
 
 TYPE_CHECKING = False
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 
 MAX_ITEMS = 1024
 """Entries of an argv, an environment, the options of a mount."""
+MAX_DEPTH = 128
 MAX_CHILD_FD = 255
 MAX_JAIL_FILES = 64
 MAX_PROGRAM = 4096 * 8
 """Bytes of a seccomp program: BPF_MAXINSNS of the kernel's bpf_common.h."""
+_MAX_DEVICE = 21
 
 # -- made of others ----------------------------------------------------------------------------------------
 
@@ -72,9 +75,30 @@ def sha256(value: Any) -> bool:
     return isinstance(value, str) and len(value) == 64 and not set(value) - set("0123456789abcdef")
 
 
+def name(value: Any) -> bool:
+    """Letters, digits, hyphens and underscores; see `kata_hypervisor.api_request.is_name`."""
+    return isinstance(value, str) and is_name(value)
+
+
+def device(value: Any) -> bool:
+    """A device's numbers, "MAJOR:MINOR"."""
+    parts = value.split(":") if isinstance(value, str) and len(value) <= _MAX_DEVICE else []
+    return len(parts) == 2 and all(part.isascii() and part.isdecimal() for part in parts)
+
+
 def path(value: Any) -> bool:
-    """An absolute path."""
-    return text(value) and value.startswith("/") and len(value) < 4096
+    """An absolute path, no deeper than any that is needed: who makes it goes down name by name."""
+    return text(value) and value.startswith("/") and len(value) < 4096 and value.count("/") <= MAX_DEPTH
+
+
+def uri(value: Any) -> bool:
+    """Text that is no longer than an address has to be."""
+    return text(value) and 0 < len(value) < 1 << 15
+
+
+def shared_place(value: Any) -> bool:
+    """A path below the shared directory, as it was answered: that of a volume, or one in a volume."""
+    return text(value) and 0 < len(value) < 4200
 
 
 def path_in_image(value: Any) -> bool:
@@ -83,6 +107,13 @@ def path_in_image(value: Any) -> bool:
 
 
 # -- numbers -----------------------------------------------------------------------------------------------
+
+
+def interface(value: Any) -> bool:
+    """The name of a network interface: what the kernel takes (net/core/dev.c, dev_valid_name), but no "%"."""
+    if not text(value) or not 0 < len(os.fsencode(value)) < 16 or value in (".", ".."):
+        return False
+    return not any(letter in "/:%" or letter.isspace() for letter in value)
 
 
 def flag(value: Any) -> bool:
@@ -135,7 +166,7 @@ def jail_files(value: Any) -> bool:
     )
 
 
-def _program(value: Any) -> bool:
+def program(value: Any) -> bool:
     """A seccomp program, in base64."""
     try:
         raw = base64.b64decode(value, validate=True) if isinstance(value, str) else b""
@@ -147,11 +178,13 @@ def _program(value: Any) -> bool:
 _CHILD_FILTER: dict[str, Check] = {
     "policy": label,
     "advice": label,
-    "code": _program,
-    "loading": _program,
+    "code": program,
+    "loading": lambda value: value == "" or program(value),
     "last": lambda value: list_of(number(0, 2**32 - 1), 0, 2)(value) and len(value) != 1,
     "readable": list_of(path, 0, MAX_ITEMS),
     "writable": list_of(path, 0, MAX_ITEMS),
+    "until_told": flag,
+    "any_path": flag,
 }
 
 
@@ -164,12 +197,34 @@ def child_filter(value: Any) -> bool:
     )
 
 
+def _device(value: Any) -> bool:
+    """The path of a device."""
+    return path(value) and value.startswith("/dev/") and ".." not in value
+
+
+def _disks(value: Any) -> bool:
+    """Block devices by whether they can only be read."""
+    return (
+        isinstance(value, dict)
+        and len(value) <= MAX_JAIL_FILES
+        and all(_device(path) and flag(readonly) for path, readonly in value.items())
+    )
+
+
 _PRIVILEGES: dict[str, Check] = {
     "files": list_of(path, 0, MAX_JAIL_FILES),
     "data": list_of(path, 0, MAX_JAIL_FILES),
-    "devices": list_of(lambda value: path(value) and value.startswith("/dev/") and ".." not in value, 0, 16),
+    "devices": list_of(_device, 0, 16),
     "proc": flag,
+    "written": list_of(number(0, MAX_CHILD_FD), 0, MAX_DESCRIPTORS),
+    "serves": optional(path),
+    "network": flag,
     "open_files": number(16, 1 << 20),
+    "file_size": optional(number(0, (1 << 63) - 1)),
+    "disks": _disks,
+    "run_directory": optional(path),
+    "writable": list_of(path, 0, 4),
+    "jailer": flag,
 }
 
 

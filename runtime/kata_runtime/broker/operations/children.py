@@ -49,7 +49,7 @@ def spawn(
     privileges: dict[str, Any] | None,
     descriptors: list[int],
 ) -> Reply:
-    """Start a child, in the pod's network namespace where it has one; see `kata_hypervisor.host.Host.spawn`.
+    """Start a child, in the network namespace of `learn_network`; see `kata_hypervisor.host.Host.spawn`.
 
     Answers "pid".
 
@@ -58,6 +58,12 @@ def spawn(
     """
     if gate is not None and gate not in fds:
         raise RequestRefusedError(f"spawn: descriptor {gate} cannot be a gate: it is not one of fds")
+    if not set(privileges["written"] if privileges is not None else ()) <= set(fds):
+        raise RequestRefusedError("spawn: a descriptor that is opened again is not one of fds")
+    if privileges is not None and privileges["serves"] not in (None, context.directory.scope.shared):
+        raise RequestRefusedError(f"spawn: {privileges['serves']} is not the sandbox's shared directory")
+    if seccomp is not None and seccomp["any_path"] and privileges is None:
+        raise RequestRefusedError("spawn: a child whose paths are not looked at needs a root of its own")
     placed = dict(zip(fds, descriptors, strict=True))
     pid = context.children.start(
         name,
@@ -67,7 +73,7 @@ def spawn(
         gate=gate,
         seccomp=seccomp,
         privileges=privileges,
-        network=context.network.namespace,
+        network=context.network.of_children,
     )
     return Reply(pid=pid)
 
@@ -93,6 +99,16 @@ def filters_effective(context: Context, *, pid: int, tid: int, beyond: int) -> R
     """
     effective, unknown = context.children.filters_effective(pid, tid, beyond)
     return Reply(effective=effective, unknown=unknown)
+
+
+@operation(ALWAYS, pid=checks.pid)
+def end_loading(context: Context, *, pid: int) -> Reply:
+    """Say that a child has loaded: its filter allows no more than it needs from here on.
+
+    After the seal too, when a machine boots: it only takes away.
+    """
+    context.children.end_loading(pid)
+    return Reply()
 
 
 @operation(BEFORE_SEAL, root=checks.path, files=checks.jail_files)

@@ -26,10 +26,25 @@ def register_guest(context: Context, *, address: int | str) -> Reply:
     return Reply()
 
 
-@operation(BEFORE_SEAL, descriptors=1, driver=_driver)
-def hold_monitor(context: Context, *, driver: str, descriptors: list[int]) -> Reply:
-    """Hold the VMM's monitor; answers another end of it, over which the sealed shim has few commands."""
-    return Reply(context.hold_monitor(driver, descriptors[0]))
+@operation(BEFORE_SEAL, path=checks.path)
+def listen_for_vmm(context: Context, *, path: str) -> Reply:
+    """Listen on a socket in the VMM's directory, to which the VMM connects."""
+    return Reply(context.vmm.listen(path))
+
+
+@operation(BEFORE_SEAL, path=checks.path)
+def connect_vmm(context: Context, *, path: str) -> Reply:
+    """Open a connection to a socket that the VMM has made below the sandbox's directory."""
+    return Reply(context.connections.connect_vmm(path))
+
+
+@operation(BEFORE_SEAL, descriptors=1, driver=_driver, saved=checks.optional(checks.path))
+def hold_monitor(context: Context, *, driver: str, saved: str | None, descriptors: list[int]) -> Reply:
+    """Hold the VMM's monitor; answers another end of it, over which the sealed shim has few commands.
+
+    saved: the directory that the machine may be saved in.
+    """
+    return Reply(context.hold_monitor(driver, saved, descriptors[0]))
 
 
 @operation(ALWAYS, port=checks.port)

@@ -19,7 +19,7 @@ MAX_MOUNTS = 16
 @operation(ALWAYS, bundle=checks.path)
 def open_spec(context: Context, *, bundle: str) -> Reply:
     """Open the config.json of a container of this sandbox; what it names may then be shared."""
-    return Reply(context.authorization.open_spec(bundle))
+    return Reply(context.directory.origin.give_read_only(context.authorization.open_spec(bundle)))
 
 
 @operation(ALWAYS, path=checks.path)
@@ -43,6 +43,39 @@ def bind(context: Context, *, source: str, target: str, readonly: bool, recursiv
     return Reply()
 
 
+@operation(
+    ALWAYS, source=checks.path, readonly=checks.flag, recursive=checks.flag, readonly_below=checks.flag
+)
+def share(context: Context, *, source: str, readonly: bool, recursive: bool, readonly_below: bool) -> Reply:
+    """Share a file or directory of the host as a volume of the sandbox, once for all that name it.
+
+    Answers its place below the shared directory, whether the source is read-only by itself, and the paths in
+    it at which something is mounted that came along; of a block device, which is not shared and may be
+    plugged in, no place but its numbers, mode and owner.
+    """
+    shared = context.volumes.share(
+        source, readonly=readonly, recursive=recursive, readonly_below=readonly_below
+    )
+    return Reply(**shared.to_json())
+
+
+@operation(ALWAYS, source=checks.path)
+def find_memory(context: Context, *, source: str) -> Reply:
+    """Say whether a source is memory that the host has made for the pod: the guest has its own instead.
+
+    Answers None where it is not; else the file system's kind, device and size, the mode, user and group of
+    its top, the flags of its mount, and the source's path in it.
+    """
+    return Reply(memory=context.volumes.find_memory(source))
+
+
+@operation(ALWAYS, place=checks.shared_place)
+def unshare(context: Context, *, place: str) -> Reply:
+    """Undo one `share`, by the place that it answered."""
+    context.volumes.unshare(place)
+    return Reply()
+
+
 @operation(ALWAYS, target=checks.path)
 def unmount(context: Context, *, target: str) -> Reply:
     """Undo `mount` or `bind`, all that is stacked there. The target stays."""
@@ -54,11 +87,4 @@ def unmount(context: Context, *, target: str) -> Reply:
 def remove(context: Context, *, path: str) -> Reply:
     """Remove an empty directory, or a file, that was made by `make_directory`, `mount` or `bind`."""
     context.files.remove(path)
-    return Reply()
-
-
-@operation(ALWAYS, path=checks.path)
-def discard(context: Context, *, path: str) -> Reply:
-    """Remove a socket that a child has made in the sandbox's directory, if it is there."""
-    context.directory.discard(path)
     return Reply()

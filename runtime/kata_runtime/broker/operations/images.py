@@ -1,4 +1,4 @@
-"""Operations on images: files of a container's image, and images made of a root file system."""
+"""Operations on disks: files of a container's image, images of a root file system, devices of the host."""
 
 from __future__ import annotations
 
@@ -27,8 +27,31 @@ def make_image(context: Context, *, root: str) -> Reply:
     return Reply(output, pid=pid)
 
 
+@operation(ALWAYS, disk=checks.name, image=checks.sha256)
+def show_image(context: Context, *, disk: str, image: str) -> Reply:
+    """Let the VMM see an image of a root file system under a disk's name; answers its "path" there."""
+    return Reply(path=context.images.show(disk, image))
+
+
+@operation(ALWAYS, disk=checks.name)
+def hide_image(context: Context, *, disk: str) -> Reply:
+    """Take away what `show_image` lets the VMM see; nothing for an unknown disk."""
+    context.vmm.hide_disk(disk)
+    return Reply()
+
+
+@operation(ALWAYS, device=checks.device, write=checks.flag)
+def give_device(context: Context, *, device: str, write: bool) -> Reply:
+    """Open a block device that a config.json gives, for the VMM, which gets it with its next command.
+
+    device: MAJOR:MINOR.
+    """
+    context.give_device(device, write=write)
+    return Reply()
+
+
 @operation(ALWAYS, name=checks.sha256)
 def open_image(context: Context, *, name: str) -> Reply:
     """Open an image of a root file system, read-only; answers "size" in bytes."""
     descriptor, size = context.images.open(name)
-    return Reply(descriptor, size=size)
+    return Reply(context.directory.origin.give_read_only(descriptor), size=size)

@@ -6,7 +6,7 @@ import os
 
 from kata_runtime.broker.operations import checks
 from kata_runtime.broker.operations.declaration import Reply, operation
-from kata_runtime.broker.phase import ALWAYS
+from kata_runtime.broker.phase import ALWAYS, BEFORE_SEAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,3 +29,12 @@ def open_fifo(context: Context, *, path: str, mode: str) -> Reply:
 def open_log(context: Context, *, path: str) -> Reply:
     """Open a regular file to append to, made where it is missing."""
     return Reply(context.streams.open_log(path))
+
+
+@operation(BEFORE_SEAL, uri=checks.uri)
+def start_logger(context: Context, *, uri: str) -> Reply:
+    """Start the program that takes the output of the first container, once; see `kata_runtime.broker.logger`.
+
+    Answers with a pipe that says when it is ready, and the pipes for standard output and error.
+    """
+    return Reply(*context.logger.start(uri))

@@ -1,0 +1,139 @@
+"""The block devices that a sandbox may have: those that a config.json of its containers gives, and no others.
+
+A device is opened for this sandbox alone (O_EXCL): one that is mounted, or that another pod has, is refused.
+The kernel keeps the pod's processes from devices (`device_rules`); they may open this one while it is opened
+here, and not afterwards.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import struct
+
+from kata_runtime.block_nodes import access, block_nodes, rules_of
+from kata_runtime.broker.device_rules import BLOCK, DeviceRule
+from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from kata_runtime.broker.sandbox_cgroup import SandboxCgroup
+
+_BLKROGET = 0x125E
+_NAME = "DEVNAME="
+_WHY = {
+    errno.EBUSY: "it is in use: it is mounted, or another pod or program of the host has it",
+    errno.EACCES: "it is read-only; give it to the container read-only",
+    errno.EROFS: "it is read-only; give it to the container read-only",
+    errno.ENXIO: "it has no content",
+    errno.ENOMEDIUM: "it has no content",
+}
+
+
+class GivenDevices:
+    """Which block devices containerd gave, and whether to be written."""
+
+    def __init__(self) -> None:
+        self._given: dict[str, bool] = {}
+        self._rules: dict[str, list[dict[str, Any]]] = {}
+
+    def learn(self, spec: dict[str, Any], bundle: str) -> None:
+        """Take those of a specification that is this sandbox's."""
+        self._rules[bundle] = rules_of(spec)
+        for node in block_nodes(spec):
+            self._add(node.device, write=node.write)
+
+    def add_mounted(self, device: str, *, write: bool) -> bool:
+        """Take one that a specification's mount names, as far as rules allow a container to open it.
+
+        A node alone gives nothing, as with other runtimes: whoever fills a volume may have made it. Returns
+        whether it is given.
+        """
+        allowed = {letter for rules in self._rules.values() for letter in access(rules, device)}
+        if "r" in allowed:
+            self._add(device, write=write and "w" in allowed)
+        return "r" in allowed
+
+    def _add(self, device: str, *, write: bool) -> None:
+        self._given[device] = self._given.get(device, False) or write
+
+    def check(self, device: str, *, write: bool) -> None:
+        """Raise RequestRefusedError unless it was given, and to be written if that is asked for."""
+        if device not in self._given:
+            raise RequestRefusedError(
+                f"cannot open the block device {device}: no config.json of the sandbox names it"
+            )
+        if write and not self._given[device]:
+            raise RequestRefusedError(
+                f"cannot open the block device {device} to write: no config.json of the sandbox names it so"
+            )
+
+
+class BlockDevices:
+    """Opens them."""
+
+    def __init__(self, given: GivenDevices, cgroup: SandboxCgroup) -> None:
+        self._given = given
+        self._cgroup = cgroup
+
+    def open(self, device: str, *, write: bool) -> int:
+        """Open a device, "7:0"; the descriptor is the caller's.
+
+        Raises:
+            RequestRefusedError: nobody gave it. RequestFailedError: it is gone, in use, or without content.
+        """
+        self._given.check(device, write=write)
+        major, minor = map(int, device.split(":"))
+        path = _path_of(device)
+        access = "rw" if write else "r"
+        try:
+            descriptor = self._cgroup.admit(
+                DeviceRule(BLOCK, major, minor, access),
+                lambda: _open(path, os.makedev(major, minor), write=write),
+            )
+        except OSError as error:
+            raise _failure(path, error.errno, error.strerror) from None
+        if not os.lseek(descriptor, 0, os.SEEK_END):
+            os.close(descriptor)
+            raise _failure(path, errno.ENXIO)
+        return descriptor
+
+
+def _path_of(device: str) -> str:
+    """Its node on the host, as the kernel names it."""
+    try:
+        with open(f"/sys/dev/block/{device}/uevent", encoding="utf-8", errors="surrogateescape") as file:
+            names = [line.strip().removeprefix(_NAME) for line in file if line.startswith(_NAME)]
+    except OSError:
+        names = []
+    if not names:
+        raise RequestFailedError(f"the host has no block device {device}", errno.ENOENT)
+    return os.path.join("/dev", names[0])
+
+
+def _open(path: str, number: int, *, write: bool) -> int:
+    """Raises OSError. A device that nobody can write to may have several readers."""
+    flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+    found = os.open(path, flags)
+    try:
+        facts = os.fstat(found)
+        if not stat.S_ISBLK(facts.st_mode) or facts.st_rdev != number:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        (read_only,) = struct.unpack("i", fcntl.ioctl(found, _BLKROGET, bytes(4)))
+        if write and read_only:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if read_only:
+            return os.dup(found)
+        # The same device, whatever has the name by now.
+        return os.open(f"/proc/self/fd/{found}", (flags & ~os.O_NOFOLLOW) | os.O_EXCL)
+    finally:
+        os.close(found)
+
+
+def _failure(path: str, number: int | None, reason: str | None = None) -> RequestFailedError:
+    why = _WHY.get(number or 0) or reason
+    return RequestFailedError(f"cannot open {path}: {why}", number or 0)

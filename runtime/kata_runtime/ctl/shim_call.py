@@ -1,0 +1,53 @@
+"""Asking the shim of one running sandbox, for the commands that do."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, TypeVar
+
+from kata_runtime.ctl.running import running_sandboxes
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+Answer = TypeVar("Answer", bound="Message")
+TIMEOUT = 60.0
+"""Seconds that a shim may take to answer."""
+
+
+class NotAskedError(Exception):
+    """No shim was asked: there is no such sandbox, or it does not listen; in a sentence."""
+
+
+def socket_of(prefix: str) -> str:
+    """The path where the shim of the one sandbox serves whose id begins so.
+
+    Raises:
+        NotAskedError: there is none, or several.
+    """
+    found = [sandbox for sandbox in running_sandboxes() if sandbox.id.startswith(prefix)]
+    if len(found) != 1:
+        raise NotAskedError(f"{len(found)} running sandboxes have an id that starts with {prefix!r}")
+    return found[0].socket
+
+
+async def call_shim(path: str, service: str, method: str, request: Message, answer: type[Answer]) -> Answer:
+    """Call a method of the shim that serves at a path, and return its answer.
+
+    Raises:
+        NotAskedError: nobody can be reached there.
+        RpcError: the shim refused, or did not answer in time.
+    """
+    from kata_agent.ttrpc.client import Client
+
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.connect(path)
+    except OSError as error:
+        sock.close()
+        raise NotAskedError(f"cannot connect to the shim at {path}: {error.strerror}") from error
+    client = await Client.from_socket(sock)
+    try:
+        return await client.call(service, method, request, answer, timeout=TIMEOUT)
+    finally:
+        await client.aclose()

@@ -1,0 +1,136 @@
+"""Block devices of the host in a container: disks of the guest, with what containerd gave and no more."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from node import Node, Pod
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("nothing_left")]
+
+SIZE = 4 << 20
+
+
+@contextmanager
+def loop_device(file: Path, *options: str) -> Iterator[Path]:
+    """A block device of the host on a file."""
+    file.touch()
+    os.truncate(file, SIZE)
+    command = ["losetup", "--find", "--show", *options, str(file)]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    if made.returncode:
+        pytest.skip(f"no loop device: {made.stderr.strip()}")
+    device = Path(made.stdout.strip())
+    if "--read-only" not in options:
+        subprocess.run(["blockdev", "--setrw", str(device)], check=True)  # as who had it before has left it
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", str(device)], check=True)
+
+
+@pytest.fixture
+def loops(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Makes loop devices, on files NAME in the test's directory."""
+    with ExitStack() as stack:
+        yield lambda name, *options: stack.enter_context(loop_device(tmp_path / name, *options))
+
+
+@pytest.fixture
+def disk(loops: Callable[..., Path], tmp_path: Path) -> Path:
+    """A block device whose content, a word, is in the file `disk`."""
+    device = loops("disk")
+    (tmp_path / "disk").write_bytes(b"from the host\n".ljust(SIZE, b"\0"))
+    return device
+
+
+READ = "dd if={0} bs=14 count=1 2>/dev/null"
+WRITE = "printf from-the-guest | dd of={0} conv=fsync 2>/dev/null"
+
+
+def test_the_only_container_of_a_sandbox_has_a_disk(node: Node, disk: Path, tmp_path: Path) -> None:
+    script = f"{READ}; {WRITE}; stat -c '%F %a' {{0}}; blockdev --getsize64 {{0}}".format(disk)
+    result = node.run("sh", "-c", script, options=("--device", disk))
+    assert result.stderr == ""
+    assert result.stdout == f"from the host\nblock special file 600\n{SIZE}\n"
+    assert (tmp_path / "disk").read_bytes().startswith(b"from-the-guest")
+
+
+def bind(source: Path, target: str, options: str) -> tuple[str, str]:
+    return ("--mount", f"type=bind,src={source},dst={target},options={options}")
+
+
+def both(source: Path, target: str, options: str) -> tuple[str | Path, ...]:
+    """A mount of a device that the container may open."""
+    return ("--device", source, *bind(source, target, options))
+
+
+class TestPod:
+    """What containers of a pod have that come later, in one machine."""
+
+    def test_a_later_container_has_a_disk_and_the_pod_lets_it_go(
+        self, pod: Pod, disk: Path, tmp_path: Path
+    ) -> None:
+        for word in (b"once\n", b"twice\n"):
+            (tmp_path / "disk").write_bytes(word.ljust(SIZE, b"\0"))
+            result = pod.run(
+                "sh", "-c", f"head -n 1 {disk}; {WRITE.format(disk)}", options=("--device", disk)
+            )
+            assert (result.stdout, result.stderr) == (word.decode(), "")
+            assert (tmp_path / "disk").read_bytes().startswith(b"from-the-guest")
+            os.close(os.open(disk, os.O_RDONLY | os.O_EXCL))  # nobody has it any more
+
+    def test_a_device_that_is_mounted_by_its_path_is_a_disk(self, pod: Pod, disk: Path) -> None:
+        script = "head -n 1 /dev/volume; stat -c %F /dev/volume"
+        result = pod.run("sh", "-c", script, options=both(disk, "/dev/volume", "rbind:ro"))
+        assert result.stdout == "from the host\nblock special file\n"
+
+    def test_a_node_alone_gives_no_device(self, pod: Pod, disk: Path) -> None:
+        """Whoever fills a volume may have made it, of any number."""
+        result = pod.run("true", options=bind(disk, "/dev/volume", "rbind:ro"))
+        assert "and no device rule of the container allows it" in result.stderr
+        with pod.running("sleep", "3600", options=("--device", disk)):
+            result = pod.run("true", options=bind(disk, "/dev/volume", "rbind:ro"))
+            assert "and no device rule of the container allows it" in result.stderr
+
+    def test_two_containers_have_one_disk(self, pod: Pod, disk: Path) -> None:
+        with pod.running("sleep", "3600", options=("--device", disk)) as first:
+            result = pod.run("head", "-n", "1", "/dev/volume", options=both(disk, "/dev/volume", "rbind:ro"))
+            assert (result.stdout, result.stderr) == ("from the host\n", "")
+            read = pod.node.ctr("task", "exec", "--exec-id", "read", first.container, "head", "-n", "1", disk)
+            assert read.stdout == "from the host\n"
+
+    def test_a_device_that_somebody_uses_is_refused_by_name(self, pod: Pod, disk: Path) -> None:
+        held = os.open(disk, os.O_RDONLY | os.O_EXCL)
+        try:
+            result = pod.run("true", options=("--device", disk))
+        finally:
+            os.close(held)
+        assert f"cannot open {disk}: it is in use: it is mounted, or another pod" in result.stderr
+
+    def test_a_device_that_is_read_only_is_not_given_to_be_written(
+        self, pod: Pod, loops: Callable[..., Path]
+    ) -> None:
+        fixed = loops("fixed", "--read-only")
+        result = pod.run("true", options=("--device", fixed))
+        assert f"cannot open {fixed}: it is read-only; give it to the container read-only" in result.stderr
+
+    def test_a_device_that_is_gone_is_refused_by_name(self, pod: Pod) -> None:
+        gone = Path("/dev", f"gone-{os.getpid()}")
+        os.mknod(gone, stat.S_IFBLK | 0o600, os.makedev(254, 4095))
+        try:
+            result = pod.run("true", options=("--device", gone))
+        finally:
+            gone.unlink()
+        assert "the host has no block device 254:4095" in result.stderr
+
+    def test_a_node_outside_of_dev_is_refused(self, pod: Pod, disk: Path) -> None:
+        result = pod.run("true", options=both(disk, "/volume", "rbind:rw"))
+        assert "the node /volume of a block device has to be below /dev" in result.stderr

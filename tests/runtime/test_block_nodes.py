@@ -1,0 +1,200 @@
+"""The block devices that a specification gives, and which of them a sandbox may have."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from kata_runtime.block_nodes import block_nodes
+from kata_runtime.broker import block_devices
+from kata_runtime.broker.block_devices import BlockDevices, GivenDevices
+from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
+
+DENY = {"allow": False, "access": "rwm"}
+
+
+def spec(*rules: dict[str, Any], **node: Any) -> dict[str, Any]:
+    disk = {"path": "/dev/xda", "type": "b", "major": 7, "minor": 1, **node}
+    return {"linux": {"devices": [disk], "resources": {"devices": [DENY, *rules]}}}
+
+
+@pytest.mark.parametrize(
+    ("rules", "write"),
+    [
+        ((), False),
+        (({"allow": True, "type": "b", "major": 7, "minor": 1, "access": "rwm"},), True),
+        (({"allow": True, "type": "b", "major": 7, "minor": 1, "access": "r"},), False),
+        (({"allow": True, "type": "b", "major": 7, "minor": 2, "access": "rwm"},), False),
+        (({"allow": True, "type": "c", "major": 7, "minor": 1, "access": "rwm"},), False),
+        (({"allow": True, "access": "rwm"},), True),
+        (({"allow": True, "type": "b", "major": -1, "minor": -1},), True),
+        (({"allow": True, "access": "rwm"}, {"allow": False, "type": "b", "major": 7, "access": "w"}), False),
+    ],
+)
+def test_a_device_is_written_where_the_last_rules_allow_it(rules: tuple[Any, ...], write: bool) -> None:
+    (found,) = block_nodes(spec(*rules))
+    assert (found.path, found.device, found.numbers, found.write) == ("/dev/xda", "7:1", (7, 1), write)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"linux": []},
+        {"linux": {"devices": {}, "resources": 7}},
+        {"linux": {"devices": [None, [], {"type": "b"}]}},
+        spec(major="7"),
+        spec(major=True),
+        spec(minor=-1),
+        spec(minor=1 << 20),
+        spec(path=["/dev/xda"]),
+        spec(type="c"),
+    ],
+)
+def test_what_is_malformed_gives_nothing(given: dict[str, Any]) -> None:
+    assert list(block_nodes(given)) == []
+
+
+@pytest.fixture
+def given() -> GivenDevices:
+    """7:1 to be read, by a specification; 7:2 to be written, by a mount."""
+    found = GivenDevices()
+    found.learn(spec(), "/one")
+    found.learn({"linux": {"resources": {"devices": [DENY, rule(2, "rw")]}}}, "/two")
+    assert found.add_mounted("7:2", write=True)
+    assert found.add_mounted("7:2", write=False)
+    return found
+
+
+def rule(minor: int, letters: str) -> dict[str, Any]:
+    return {"allow": True, "type": "b", "major": 7, "minor": minor, "access": letters}
+
+
+def test_a_mounted_node_gives_what_rules_allow_and_nothing_by_itself(given: GivenDevices) -> None:
+    """Who fills a volume may have made the node: of a file system of his own, of any number."""
+    given.learn({"linux": {"resources": {"devices": [DENY, rule(3, "r"), rule(4, "m")]}}}, "/three")
+    assert given.add_mounted("7:3", write=True)
+    given.check("7:3", write=False)
+    with pytest.raises(RequestRefusedError, match="to write"):
+        given.check("7:3", write=True)
+    for device in ("7:1", "7:4", "8:0"):
+        assert not given.add_mounted(device, write=False)
+    with pytest.raises(RequestRefusedError):
+        given.check("8:0", write=False)
+
+
+def test_a_device_whose_name_another_gets_meanwhile_is_the_one_that_was_looked_at(
+    given: GivenDevices, disk: Disk, tmp_path: Path
+) -> None:
+    (tmp_path / "other").write_bytes(b"another's")
+    ioctl = disk.ioctl
+
+    def swap(*arguments: object) -> bytes:
+        (tmp_path / "other").rename(disk.path)
+        return ioctl(*arguments)
+
+    disk.ioctl = swap  # type: ignore[method-assign]
+    descriptor = BlockDevices(given, Cgroup()).open("7:2", write=True)  # type: ignore[arg-type]
+    assert os.pread(descriptor, 100, 0) == b"content"
+    os.close(descriptor)
+
+
+class Cgroup:
+    """Notes what is admitted."""
+
+    def __init__(self) -> None:
+        self.admitted: list[str] = []
+
+    def admit(self, rule: object, action: Callable[[], int]) -> int:
+        self.admitted.append(str(rule))
+        return action()
+
+
+class Disk:
+    """A file of the test's in place of a block device, and the calls that are made of one."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path = path
+        self.read_only = False
+        self.flags: list[int] = []
+        self.busy = False
+        path.write_bytes(b"content")
+        self.number = os.makedev(7, 2)
+        monkeypatch.setattr(block_devices, "_path_of", lambda _: str(path))
+        monkeypatch.setattr(block_devices, "os", self)
+        monkeypatch.setattr(block_devices, "fcntl", self)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def fstat(self, _: int) -> SimpleNamespace:
+        return SimpleNamespace(st_mode=stat.S_IFBLK, st_rdev=self.number)
+
+    def ioctl(self, *_: object) -> bytes:
+        return bytes([self.read_only, 0, 0, 0])
+
+    def open(self, name: str, flags: int) -> int:
+        if self.busy and flags & os.O_EXCL:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+        self.flags.append(flags & (os.O_ACCMODE | os.O_EXCL))
+        return os.open(name, flags & ~os.O_EXCL)
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return Disk(tmp_path / "disk", monkeypatch)
+
+
+def test_only_what_was_given_is_opened_and_only_so(given: GivenDevices) -> None:
+    devices = BlockDevices(given, Cgroup())  # type: ignore[arg-type]
+    for device, write in (("8:0", False), ("8:0", True), ("7:1", True), ("7:01", False)):
+        with pytest.raises(RequestRefusedError, match=r"no config\.json of the sandbox names it"):
+            devices.open(device, write=write)
+
+
+def test_a_device_is_opened_for_one_pod_alone_and_admitted_meanwhile(given: GivenDevices, disk: Disk) -> None:
+    cgroup = Cgroup()
+    os.close(BlockDevices(given, cgroup).open("7:2", write=True))  # type: ignore[arg-type]
+    assert disk.flags[-1] == os.O_RDWR | os.O_EXCL
+    assert cgroup.admitted == ["b 7:2 rw"]
+
+
+def test_what_nobody_can_write_to_may_have_several_readers(given: GivenDevices, disk: Disk) -> None:
+    disk.read_only = disk.busy = True
+    os.close(BlockDevices(given, Cgroup()).open("7:2", write=False))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"busy": True}, "it is in use: it is mounted, or another pod"),
+        ({"read_only": True}, "it is read-only; give it to the container read-only"),
+        ({"number": os.makedev(7, 3)}, "No such file"),
+    ],
+)
+def test_what_cannot_be_given_is_refused_by_name(
+    given: GivenDevices, disk: Disk, change: dict[str, Any], why: str
+) -> None:
+    for key, value in change.items():
+        setattr(disk, key, value)
+    with pytest.raises(RequestFailedError, match=f"^cannot open {disk.path}: {why}"):
+        BlockDevices(given, Cgroup()).open("7:2", write=True)  # type: ignore[arg-type]
+
+
+def test_a_device_without_content_is_refused(given: GivenDevices, disk: Disk) -> None:
+    disk.path.write_bytes(b"")
+    with pytest.raises(RequestFailedError, match="it has no content"):
+        BlockDevices(given, Cgroup()).open("7:2", write=True)  # type: ignore[arg-type]
+
+
+def test_a_device_that_is_gone_is_refused_by_its_number(given: GivenDevices) -> None:
+    given.learn(spec(major=1048575), "/three")
+    with pytest.raises(RequestFailedError, match="the host has no block device 1048575:1"):
+        BlockDevices(given, Cgroup()).open("1048575:1", write=False)  # type: ignore[arg-type]
