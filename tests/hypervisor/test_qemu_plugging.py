@@ -145,6 +145,22 @@ async def test_nothing_is_left_of_a_disk_that_is_refused(make: Any, refused: str
     assert driver._disks._places == ["", ""]
 
 
+@pytest.mark.parametrize(
+    ("refused", "left"),
+    [("blockdev-add", "remove-fd"), ("device_add", "blockdev-del")],
+)
+async def test_what_cannot_be_taken_back_is_told(
+    make: Any, refused: str, left: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The caller learns why the disk was refused, the log what is left of it."""
+    machine = make(errors={refused: "no", left: "neither"})
+    driver = await machine.start()
+    with pytest.raises(HypervisorError, match=f'"{refused}": no'):
+        await driver.add_disk(DISK)
+    (record,) = [record for record in caplog.records if "is left in QEMU" in record.message]
+    assert f'"{left}": neither' in record.message
+
+
 def test_a_board_has_a_port_for_each() -> None:
     settings: dict[str, Any] = {"kernel": Path("/kernel")}
     table = QemuHypervisor(**settings)

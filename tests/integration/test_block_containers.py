@@ -39,16 +39,11 @@ async def pod(request: pytest.FixtureRequest, lab: Lab, guest_image: Path) -> As
     fit = {key: value for key, value in values.items() if key not in UNKNOWN}
     path = lab.directory / f"{request.param}.toml"
     path.write_text(shipped_configuration.render(fit, request.param))
-    before = lab.leftovers()
     with pytest.MonkeyPatch.context() as patched:
         for module in (shim_harness, shim_process):  # under emulation
             patched.setattr(module, "PATIENCE", 300.0)
-        pod = await Pod.start(lab, environment={"KATA_CONF_FILE": str(path)})
-        try:
+        async with Pod.running(lab, path) as pod:
             yield pod
-        finally:
-            await pod.shim.close()
-    assert before.settle() == []
 
 
 async def test_later_containers_are_plugged_in_and_run(pod: Pod) -> None:

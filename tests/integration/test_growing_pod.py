@@ -25,7 +25,6 @@ TOO_MUCH = "the memory limits of its pod come to 800 MiB, and its machine has ro
 @pytest.fixture(scope="module")
 async def pod(lab: Lab) -> AsyncIterator[Pod]:
     """A pod whose machine boots with 1 CPU, and may have 2 and 1 GiB."""
-    before = lab.leftovers()
     path = lab.configure(
         "growing",
         static_sandbox_resource_mgmt=False,
@@ -34,12 +33,8 @@ async def pod(lab: Lab) -> AsyncIterator[Pod]:
         default_memory=BASE,
         default_maxmemory=MOST,
     )
-    pod = await Pod.start(lab, environment={"KATA_CONF_FILE": str(path)})
-    try:
+    async with Pod.running(lab, path) as pod:
         yield pod
-    finally:
-        await pod.shim.close()
-    assert before.settle() == []
 
 
 async def size(pod: Pod) -> str:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from kata_hypervisor.contract import Disk
 from kata_runtime.pod.machine_spec import SPARE_DISKS, spare_disks
 
-ROOTFS = (Disk("rootfs", Path("/image"), read_only=True),)
 TYPE = "io.kubernetes.cri.container-type"
 
 
 @pytest.mark.parametrize(
-    ("annotations", "disks", "expected"),
+    ("annotations", "first", "expected"),
     [
-        ({}, ROOTFS, 0),
-        ({TYPE: "sandbox"}, ROOTFS, SPARE_DISKS),
-        ({}, (), SPARE_DISKS),
+        ({}, 0, 0),
+        ({}, 2, 2),
+        ({TYPE: "sandbox"}, 0, SPARE_DISKS),
+        ({TYPE: "sandbox"}, SPARE_DISKS + 1, SPARE_DISKS + 1),
+        ({}, None, SPARE_DISKS),
     ],
-    ids=["alone, as ctr makes it", "a pod of the CRI", "made by the sandbox API"],
+    ids=["alone, as ctr makes it", "alone with devices", "a pod of the CRI", "one with many", "sandbox API"],
 )
 def test_only_a_pod_has_disks_for_later_containers(
-    annotations: dict[str, str], disks: tuple[Disk, ...], expected: int
+    annotations: dict[str, str], first: int | None, expected: int
 ) -> None:
-    assert spare_disks({"annotations": annotations}, disks) == expected
+    assert spare_disks({"annotations": annotations}, first) == expected

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from google.protobuf.any_pb2 import Any as PackedAny
@@ -39,6 +41,18 @@ class Pod:
         first = await shim.create(container_id=sandbox_id)
         await first.start()
         return cls(shim, first)
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls, lab: Lab, configuration: Path) -> AsyncIterator[Pod]:
+        """A pod with a configuration of its own; afterwards nothing of it is left."""
+        before = lab.leftovers()
+        pod = await cls.start(lab, environment={"KATA_CONF_FILE": str(configuration)})
+        try:
+            yield pod
+        finally:
+            await pod.shim.close()
+        assert before.settle() == []
 
     def spec(self, *args: str, process: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
         """The specification of a further container; see make_process and make_spec for the changes."""

@@ -9,7 +9,7 @@ board on its only bus. Sources: QEMU's qapi/block-core.json, qapi/misc.json, doc
 
 from __future__ import annotations
 
-import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from kata_hypervisor.host import Host
 from kata_hypervisor.qemu.command import option
 from kata_hypervisor.qemu.info import BUS_OF_PC, MOST_LATER_DISKS, disk_name, slot
 from kata_hypervisor.qemu.qmp import QmpClient, QmpError
+
+_log = logging.getLogger(__name__)
 
 _DEVICES = Path("/dev/block")
 _SLOT = "1e"
@@ -98,8 +100,7 @@ class LaterDisks:
             try:
                 await self._attach(disk, place, what)
             except BaseException:
-                with contextlib.suppress(HypervisorError):
-                    await finish(self._close(place, disk.id))
+                await _undo(self._close(place, disk.id))
                 raise
         except BaseException:
             self._places[place] = ""
@@ -115,8 +116,7 @@ class LaterDisks:
         try:
             await self._execute(what, "blockdev-add", **content(self._table, disk, place, number))
         except BaseException:
-            with contextlib.suppress(HypervisorError):
-                await finish(self._forget(number))
+            await _undo(self._forget(number))
             raise
         await self._forget(number)  # what has opened it keeps it
 
@@ -153,3 +153,11 @@ class LaterDisks:
 
     async def _execute(self, what: str, command: str, **arguments: object) -> None:
         await self._run(what, self._monitor.execute(command, arguments))
+
+
+async def _undo(step: Coroutine[Any, Any, None]) -> None:
+    """Take back what was done for a disk that is refused: the refusal is what the caller is told."""
+    try:
+        await finish(step)
+    except HypervisorError as error:
+        _log.warning("what was done for a disk is left in QEMU: %s", error)

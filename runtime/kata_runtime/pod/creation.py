@@ -233,14 +233,14 @@ class Creation:
         registry.require_machine(configuration.hypervisor_name, configuration.hypervisor)
         if shared:
             count = len({node.device for node in container.nodes})
-            boot = LinuxBoot(configuration, identity, self._broker, container.spec, devices=count)
+            boot = LinuxBoot(configuration, identity, self._broker, container.spec, first=count)
             if not boot.machine.capabilities.device_hotplug:
                 devices.refuse_blocks(container.id, container.nodes, block_devices.NO_DISKS)
             return boot
         await self._shares.unshare(container)
         device = machine_spec.rootfs_device(configuration)
         disk = await self._block_rootfs.make(container, rootfs, device)
-        return LinuxBoot(configuration, identity, self._broker, container.spec, (disk,))
+        return LinuxBoot(configuration, identity, self._broker, container.spec, (disk,), first=0)
 
     # -- further containers --------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ class LinuxBoot(GuestBoot):
 
     spec: the OCI specification of the sandbox's first container, for size, hostname and disks. disks: those
     of the machine besides its image. sysctls: of a sandbox without a container of its own, see LinuxGuest.
-    devices: how many block devices of the host the first container is given.
+    first: how many disks the first container gets when the machine runs; None: there is no such container.
 
     Raises:
         NotSupportedError: the configured hypervisor runs no Linux guests.
@@ -61,7 +61,7 @@ class LinuxBoot(GuestBoot):
         disks: tuple[Disk, ...] = (),
         *,
         sysctls: Mapping[str, str] = MappingProxyType({}),
-        devices: int = 0,
+        first: int | None = None,
     ) -> None:
         self.machine = registry.create(configuration.hypervisor_name, configuration.hypervisor, broker)
         self._broker = broker
@@ -71,9 +71,11 @@ class LinuxBoot(GuestBoot):
         self._configuration = configuration
         self._sysctls = sysctls
         capabilities = self.machine.capabilities
-        later = machine_spec.later_devices(spec, devices) if capabilities.device_hotplug else 0
+        shares = configuration.hypervisor.shares_files
+        plugs = capabilities.device_hotplug if shares else capabilities.block_hotplug
+        spares = machine_spec.spare_disks(spec, first) if plugs else 0
         self._machine_spec = machine_spec.machine_of(
-            configuration, identity, spec, disks, devices=later, resizable=capabilities.resize
+            configuration, identity, spec, disks, spares=spares, resizable=capabilities.resize
         )
         later_memory = self._machine_spec.later_memory_mib > 0
         self._request = machine_spec.request_of(configuration, identity, spec, later_memory=later_memory)

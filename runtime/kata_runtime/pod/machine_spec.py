@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 SPARE_DISKS = 8
-"""Containers that a sandbox may have at a time beside its first, where no files are shared."""
+"""Disks that a pod's later containers may have at a time: block devices, or files where none are shared."""
 
 
 def machine_of(
@@ -33,13 +33,13 @@ def machine_of(
     spec: JsonObject,
     disks: tuple[Disk, ...],
     *,
-    devices: int = 0,
+    spares: int = 0,
     resizable: bool = False,
 ) -> VmSpec:
     """Describe the virtual machine.
 
-    spec: the first container's OCI specification, for its size. devices: how many block devices of the host
-    it may get later. resizable: whether its driver lets it grow.
+    spec: the first container's OCI specification, for its size. spares: how many disks it may get later, see
+    `spare_disks`. resizable: whether its driver lets it grow.
     """
     table, runtime = machine_table(configuration), configuration.runtime
     host_cpus = os.cpu_count() or 1
@@ -64,7 +64,7 @@ def machine_of(
         kernel_parameters=_kernel_parameters(configuration),
         shared=SharedDirectory(Path(identity.shared_directory)) if table.shares_files else None,
         disks=disks,
-        spare_disks=devices if table.shares_files else spare_disks(spec, disks),
+        spare_disks=spares,
         template=table.template_path,
     )
 
@@ -79,19 +79,15 @@ def rootfs_device(configuration: Configuration) -> str:
     return f"/dev/vd{chr(ord('a') + number)}"
 
 
-def spare_disks(spec: JsonObject, disks: tuple[Disk, ...]) -> int:
-    """How many disks may come later: none where the first container, with its disk, is the only one."""
-    alone = disks and container_type(spec) is ContainerType.SINGLE
-    return 0 if alone else SPARE_DISKS
+def spare_disks(spec: JsonObject, first: int | None) -> int:
+    """How many disks a machine may get while it runs.
 
-
-def later_devices(spec: JsonObject, first: int) -> int:
-    """How many block devices of the host a machine may get. first: those of its first container.
-
-    What a pod's other containers are given is not known when it starts.
+    first: those that its first container gets then; None where it has no container to start with. What a
+    pod's other containers are given is not known when it starts.
     """
-    alone = container_type(spec) is ContainerType.SINGLE
-    return first if alone else max(first, SPARE_DISKS)
+    if first is not None and container_type(spec) is ContainerType.SINGLE:
+        return first
+    return max(first or 0, SPARE_DISKS)
 
 
 def machine_table(configuration: Configuration) -> MachineHypervisor:
