@@ -116,6 +116,7 @@ clock: environment image ## how far a guest's clock goes from a busy host's in M
 
 bench-rig: environment image ## the in-process machine beside QEMU's microvm and q35, on KVM: a table of ratios
 	$(BIN)/python tests/rig/run.py --image $(IMAGE) --deadline 2700 --prefer-host -- python tests/benchmarks/beside_qemu.py $(ARGS)
+	$(BIN)/python tests/rig/run.py --image $(IMAGE) --deadline 2700 --prefer-host -- python tests/benchmarks/pod_network.py --machines $(ARGS)
 
 protos: environment ## generate the protobuf modules from their .proto files
 	@for folder in $(PROTOS); do \

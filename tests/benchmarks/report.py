@@ -52,13 +52,14 @@ def markdown(
     ]
     for row in rows:
         numbers = results[row.name]
-        cells = [f"{_number(statistics.median(numbers[name]))} {row.unit}".strip() for name in CONTENDERS]
+        cells = [f"{number(statistics.median(numbers[name]))} {row.unit}".strip() for name in CONTENDERS]
         cells += [_spread(ratios(row, numbers, name)) for name in others]
         lines.append(f"| {row.name} | {' | '.join(cells)} | {_budget(row, numbers)} |")
     return "\n".join([*lines, "", _restore(results), "", _exits(counted)])
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Three digits, without an exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -83,7 +84,7 @@ def _restore(results: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
     parts = [restored / booted for restored, booted in zip(seconds, boots, strict=True)]
     result = "kept" if statistics.median(parts) <= RESTORE_BUDGET else "**missed**"
     return (
-        f"The in-process machine, {RESTORE}: {_number(statistics.median(seconds))} s, "
+        f"The in-process machine, {RESTORE}: {number(statistics.median(seconds))} s, "
         f"{_spread(parts)} of its boot; budget {RESTORE_BUDGET}, {result}."
     )
 

@@ -40,7 +40,7 @@ def test_a_container_has_cnis_network(node: Node, cni: CniPod) -> None:
         client.wait()
     node.until(lambda: not node.sandboxes(), "the sandbox's end")
     assert differences(before, cni.namespace.state()) == []
-    assert holders(cni) == []
+    assert holders(cni.namespace) == []
 
 
 @pytest.mark.parametrize("role", ["shim", "broker", "qemu"])
@@ -53,7 +53,7 @@ def test_a_killed_process_leaves_the_namespace_as_it_was(node: Node, cni: CniPod
         client.wait()
     node.until(lambda: not node.sandboxes(), "the sandbox's end")
     assert differences(before, cni.namespace.state()) == []
-    assert holders(cni) == []
+    assert holders(cni.namespace) == []
 
 
 def test_the_queues_of_the_guests_device(node: Node, cni: CniPod) -> None:

@@ -43,4 +43,4 @@ def test_a_container_has_cnis_network(node: Node, cni: CniPod, guest_image: Path
         client.wait()
     node.until(lambda: not node.sandboxes(), "the sandbox's end")
     assert differences(before, cni.namespace.state()) == []
-    assert holders(cni) == []
+    assert holders(cni.namespace) == []

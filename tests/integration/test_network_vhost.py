@@ -42,4 +42,4 @@ def test_qemu_holds_vhost_net_for_each_pair_of_queues(
         client.wait()
     node.until(lambda: not node.sandboxes(), "the sandbox's end")
     assert differences(before, cni.namespace.state()) == []
-    assert holders(cni) == []
+    assert holders(cni.namespace) == []

@@ -1,4 +1,4 @@
-"""docs/findings.md and the tests in tests/attacks name the same findings."""
+"""docs/findings.md and the tests name the same findings."""
 
 from __future__ import annotations
 
@@ -55,3 +55,22 @@ def test_each_fault_of_this_runtime_is_a_row_and_is_tried() -> None:
     ]
     assert numbered == list(ast.literal_eval(tried))
     assert [int(name.split()[0]) for name in numbered] == list(range(1, 11))
+
+
+def test_each_fault_of_networks_has_tests_that_are_there() -> None:
+    table = PAGE.read_text(encoding="utf-8").partition("## Faults that pods' networks had")[2]
+    table = table.partition("\n## ")[0]
+    rows = re.findall(r"^\| (\d+) .* \| [^|]+ \| ([^|]+) \|$", table, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 30))
+    places = {path.name: path for path in (ROOT / "tests").glob("*/test_*.py")}
+    for number, tests in rows:
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", tests)
+        assert named, f"{number} has no test"
+        for file, name in named:
+            tree = ast.parse(places[file].read_text(encoding="utf-8"))
+            assert name in defined(tree), f"{number}: {file} has no {name}"
+
+
+def defined(tree: ast.AST) -> set[str]:
+    """The names of all functions of a module, those of its classes too."""
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}

@@ -31,7 +31,7 @@ MODULES = (
     *("virtio_pci", "virtio_console", "virtio_rng", "fuse", "virtiofs"),
     *("kvm_amd", "vhost_vsock", "vhost_net", "tun", "overlay", "erofs", "vsock_loopback"),
     # Of a pod's network: what CNI's bridge needs, what attaches it, and what forwards ports.
-    *("veth", "8021q", "ipvlan", "bridge"),
+    *("veth", "8021q", "ipvlan", "macvlan", "macvtap", "bridge"),
     *("sch_ingress", "cls_u32", "cls_bpf", "act_mirred", "nft_chain_nat", "nft_redir"),
 )
 APPLETS = ("cp", "insmod", "ip", "ln", "mkdir", "mount", "poweroff", "switch_root")

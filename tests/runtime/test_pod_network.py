@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import closing
+from typing import Any
 
 import pytest
 
-from kata_runtime.network.plan import TCFILTER
+from kata_agent.client import AgentClient
+from kata_runtime.network.model import Namespace
+from kata_runtime.network.plan import TCFILTER, plan
 from kata_runtime.resource import network
 from network_program import ETH0, USER, NetworkProgram
 
@@ -23,3 +27,32 @@ async def test_a_tap_has_its_queue_or_its_name(named: bool) -> None:
         found.close()
     assert broker.asked["named"] is named
     assert broker.asked["owner"] == (USER if named else 0)
+
+
+class SlowAgent:
+    """Answers what it is asked when all are waited for, as guests that share a host's processors do."""
+
+    def __init__(self, together: int) -> None:
+        self.asked: list[tuple[str, float | None]] = []
+        self._all = asyncio.Barrier(together)
+
+    async def call(
+        self, _service: str, name: str, _request: object, answer: Any, *, timeout: float | None
+    ) -> Any:
+        """See Client.call."""
+        self.asked.append((name, timeout))
+        await self._all.wait()
+        return answer()
+
+
+async def test_guests_that_start_together_have_the_configured_patience_for_each_call() -> None:
+    many, patience = 20, 4711.0
+    found = network.PodNetwork(plan(Namespace(links=(ETH0,)), TCFILTER))
+    slow = SlowAgent(many)
+    clients = [AgentClient(slow, timeout=patience) for _ in range(many)]  # type: ignore[arg-type]
+    async with asyncio.TaskGroup() as group:
+        for client in clients:
+            group.create_task(network.give(found, client, ()))
+    names = [name for name, _ in slow.asked]
+    assert names.count("UpdateInterface") == many, "asked once: an answer that comes late is no refusal"
+    assert {timeout for _, timeout in slow.asked} == {patience}

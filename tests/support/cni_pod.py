@@ -133,9 +133,9 @@ def compare_by_command(container: str, cni: CniPod) -> None:
     cni.namespace.ip("address", "delete", "10.236.6.7/24", "dev", "eth0")
 
 
-def holders(cni: CniPod) -> list[str]:
-    """What keeps the pod's namespace: processes in it, descriptors, and mounts elsewhere than /run/netns."""
-    wanted = os.stat(cni.namespace.path)
+def holders(namespace: Netns) -> list[str]:
+    """What keeps a pod's namespace: processes in it, descriptors, and mounts elsewhere than /run/netns."""
+    wanted = os.stat(namespace.path)
     found = []
     for path in (*Path("/proc").glob("[0-9]*/ns/net"), *Path("/proc").glob("[0-9]*/fd/*")):
         with suppress(OSError):
@@ -147,7 +147,7 @@ def holders(cni: CniPod) -> list[str]:
             found += [
                 f"{path}: {line}"
                 for line in path.read_text().splitlines()
-                if f"net:[{wanted.st_ino}]" in line and cni.namespace.name not in line
+                if f"net:[{wanted.st_ino}]" in line and namespace.name not in line
             ]
     return found
 

@@ -26,15 +26,18 @@ _PROGRAMS: dict[str, dict[str, str]] = {
 _UNKNOWN = {"firecracker": {"accelerator", "virtio_fs_daemon"}}
 
 
-def write(subject: str, node: Node, image: Path) -> Path:
-    """Write the configuration for a subject, one of ALL; skips where its programs are not named."""
+def write(subject: str, node: Node, image: Path, **changes: shipped_configuration.Value) -> Path:
+    """Write the configuration for a subject, one of ALL, with these keys changed.
+
+    Skips where its programs are not named.
+    """
     programs: dict[str, shipped_configuration.Value] = {}
     for key, variable in _PROGRAMS[subject].items():
         if not Path(os.environ.get(variable, "/nonexistent")).exists():
             pytest.skip(f"{variable} names no program")
         programs[key] = Path(os.environ[variable])
     name = subject.partition("-")[0]
-    values = shipped_configuration.for_image(image) | programs
+    values = shipped_configuration.for_image(image) | programs | changes
     unknown = _UNKNOWN.get(name, {"accelerator"})
     path = node.root / f"{subject}.toml"
     fit = {key: value for key, value in values.items() if key not in unknown}
