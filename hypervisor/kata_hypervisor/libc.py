@@ -1,10 +1,11 @@
 """What the hypervisor room calls in the C library, and asks of the kernel through it, with ctypes.
 
 It is what Python's standard library lacks; libseccomp is pyseccomp's to load. Functions raise OSError unless
-they say otherwise. With `use_errno` ctypes exchanges the thread's errno with a copy of its own right after
-each call, before anything else of Python runs, so that `ctypes.get_errno` is about the last call on this
-thread. What ctypes makes on first use is made when this module is imported: a sealed process could not. Nor
-could it call uname(2). Standard library only: the broker uses this module.
+they say otherwise, and go on after a signal that has interrupted them, as Python's own do (PEP 475). With
+`use_errno` ctypes exchanges the thread's errno with a copy of its own right after each call, before anything
+else of Python runs, so that `ctypes.get_errno` is about the last call on this thread. What ctypes makes on
+first use is made when this module is imported: a sealed process could not. Nor could it call uname(2).
+Standard library only: the broker uses this module.
 
 Sources: mmap(2), madvise(2), ioctl(2), ptrace(2), prctl(2), seccomp(2), tgkill(2), pidfd_getfd(2),
 mallopt(3).
@@ -13,7 +14,12 @@ mallopt(3).
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 MADV_REMOVE, MADV_HUGEPAGE, MADV_DONTDUMP = 9, 14, 16
 MAP_FIXED = 0x10
@@ -28,11 +34,10 @@ NUMBERS = {
 """Of the calls that old C libraries have no function for; empty for an architecture that is not here."""
 
 _NATIVE = NUMBERS.get(os.uname().machine, {})
-_MAP_FAILED = ctypes.c_void_p(-1).value
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _mmap = _libc.mmap
-_mmap.restype = ctypes.c_void_p
+_mmap.restype = ctypes.c_ssize_t  # no address of a process is negative
 _mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 _munmap = _libc.munmap
 _munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
@@ -56,41 +61,39 @@ def _number(name: str) -> int:
     return _NATIVE[name]
 
 
-def _error() -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))
+def _call(function: Any, *arguments: object) -> int:
+    """Call a function of the library, until it has not been interrupted by a signal. Raises OSError."""
+    while (result := int(function(*arguments))) < 0:
+        number = ctypes.get_errno()
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number))
+    return result
 
 
 def map_memory(address: int | None, size: int, protection: int, flags: int, descriptor: int) -> int:
     """mmap(2) from the start of a file, or without one (-1); returns the address."""
     # SAFETY: the address is a wish, or with MAP_FIXED inside a mapping that the caller has made and that
     # nobody uses. The result is the caller's, until it calls `unmap_memory`.
-    mapped: int | None = _mmap(address, size, protection, flags, descriptor, 0)
-    if mapped is None or mapped == _MAP_FAILED:
-        raise _error()
-    return mapped
+    return _call(_mmap, address, size, protection, flags, descriptor, 0)
 
 
 def unmap_memory(address: int, size: int) -> None:
     """munmap(2)."""
     # SAFETY: the range is a mapping of the caller's, made by `map_memory`; nothing points into it any more.
-    if _munmap(address, size) < 0:
-        raise _error()
+    _call(_munmap, address, size)
 
 
 def advise_memory(address: int, size: int, advice: int) -> None:
     """madvise(2)."""
     # SAFETY: the range is part of a mapping of the caller's. Advice that drops pages is given for pages only
     # whose content nobody wants.
-    if _madvise(address, size, advice) < 0:
-        raise _error()
+    _call(_madvise, address, size, advice)
 
 
 def ioctl_address(descriptor: int, request: int, address: int) -> None:
     """ioctl(2) whose argument is a number of 64 bits: fcntl.ioctl takes none of 2**31 and more."""
     # SAFETY: the requests that this is for take the number itself, an address in the guest: no pointer.
-    if _ioctl(descriptor, request, address) < 0:
-        raise _error()
+    _call(_ioctl, descriptor, request, address)
 
 
 def ptrace(
@@ -100,31 +103,25 @@ def ptrace(
     # SAFETY: `address` is no pointer in these requests. The buffer is the caller's and lives until the call
     # returns; it has the size that the kernel has reported for the same thread, which is stopped meanwhile.
     data = ctypes.addressof(buffer) if buffer is not None else None
-    result: int = _ptrace(request, tid, address or None, data)
-    if result < 0:
-        raise _error()
-    return result
+    return _call(_ptrace, request, tid, address or None, data)
 
 
 def detach_thread(request: int, tid: int, signal: int) -> None:
     """ptrace(2) with a request whose data is the number of a signal."""
     # SAFETY: neither of the two arguments is a pointer in these requests.
-    if _ptrace(request, tid, None, signal or None) < 0:
-        raise _error()
+    _call(_ptrace, request, tid, None, signal or None)
 
 
 def die_with_parent(number: int) -> None:
     """Have the kernel send this signal when the thread that forked us ends."""
     # SAFETY: no argument is a pointer.
-    if _prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0) < 0:
-        raise _error()
+    _call(_prctl, _PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def give_up_privileges() -> None:
     """No program that this thread executes gains privileges from here on (NO_NEW_PRIVS)."""
     # SAFETY: no argument is a pointer.
-    if _prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0:
-        raise _error()
+    _call(_prctl, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def seccomp(
@@ -134,26 +131,19 @@ def seccomp(
     # SAFETY: the pointer is to the caller's object, which its parameter here keeps alive, and which has the
     # type that the operation reads or writes. A pointer inside it (of struct sock_fprog) is to bytes that
     # the object itself keeps.
-    result: int = _syscall(_number("seccomp"), operation, flags, ctypes.addressof(argument), 0, 0, 0)
-    if result < 0:
-        raise _error()
-    return result
+    return _call(_syscall, _number("seccomp"), operation, flags, ctypes.addressof(argument), 0, 0, 0)
 
 
 def signal_thread(process: int, tid: int, number: int) -> None:
     """tgkill(2), which unlike pthread_kill(3) may name a thread that has just ended (ProcessLookupError)."""
     # SAFETY: no argument is a pointer.
-    if _syscall(_number("tgkill"), process, tid, number, 0, 0, 0) < 0:
-        raise _error()
+    _call(_syscall, _number("tgkill"), process, tid, number, 0, 0, 0)
 
 
 def copy_descriptor(process: int, descriptor: int) -> int:
     """pidfd_getfd(2): a copy of another process's descriptor. process: a descriptor of it."""
     # SAFETY: no argument is a pointer.
-    result: int = _syscall(_number("pidfd_getfd"), process, descriptor, 0, 0, 0, 0)
-    if result < 0:
-        raise _error()
-    return result
+    return _call(_syscall, _number("pidfd_getfd"), process, descriptor, 0, 0, 0, 0)
 
 
 def call(number: int, arguments: tuple[int, ...]) -> tuple[int, int]:

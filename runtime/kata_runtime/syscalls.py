@@ -2,7 +2,8 @@
 
 Numbers from 424 on are the same on every architecture; libc wrappers are used where they are old enough. With
 `use_errno` ctypes exchanges the thread's errno with a copy of its own right after each call, before anything
-else of Python runs, so that `ctypes.get_errno` is about the last call on this thread.
+else of Python runs, so that `ctypes.get_errno` is about the last call on this thread. A call goes on after a
+signal that has interrupted it, as Python's own do (PEP 475).
 Sources: mount(2), umount(2), unshare(2), setns(2), prctl(2), open_tree(2), mount_setattr(2), move_mount(2),
 close_range(2), openat2(2), pidfd_getfd(2), renameat2(2), pivot_root(2), capset(2), landlock(7),
 capabilities(7), bpf(2), ioprio_get(2).
@@ -17,6 +18,7 @@ import os
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+    from typing import Any
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mount.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p]
@@ -61,35 +63,30 @@ MOUNT_ATTR_NOSYMFOLLOW = 0x200000
 MOUNT_ATTR_NOATIME, MOUNT_ATTR_STRICTATIME, MOUNT_ATTR_NODIRATIME = 0x10, 0x20, 0x80
 
 
-def _check(result: int) -> int:
-    if result < 0:
+def _call(function: Any, *arguments: object) -> int:
+    """Call a function of the library, until it has not been interrupted by a signal. Raises OSError."""
+    while (result := int(function(*arguments))) < 0:
         number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number))
     return result
 
 
-def _call(number: int, *arguments: object) -> int:
-    return _check(_libc.syscall(ctypes.c_long(number), *arguments))
+def _system_call(number: int, *arguments: object) -> int:
+    return _call(_libc.syscall, ctypes.c_long(number), *arguments)
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
     """mount(2)."""
     # SAFETY: the strings are bytes with a zero at their end, which live until the call returns.
-    _check(
-        _libc.mount(
-            os.fsencode(source),
-            os.fsencode(target),
-            kind.encode(),
-            flags,
-            os.fsencode(data) if data else None,
-        )
-    )
+    options = os.fsencode(data) if data else None
+    _call(_libc.mount, os.fsencode(source), os.fsencode(target), kind.encode(), flags, options)
 
 
 def unmount(target: str, *, lazy: bool = False) -> None:
     """umount2(2), without following a link at the target's end. lazy: detach now, unmount when unused."""
     # SAFETY: the string is bytes with a zero at its end, which live until the call returns.
-    _check(_libc.umount2(os.fsencode(target), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0)))
+    _call(_libc.umount2, os.fsencode(target), _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy else 0))
 
 
 class _HowToOpen(ctypes.Structure):
@@ -122,14 +119,14 @@ def _openat2(directory: int, path: str, flags: int, resolve: int, mode: int = 0)
     # SAFETY: the string and the structure, whose size the kernel gets, live until the call returns.
     how = _HowToOpen(flags=flags, mode=mode, resolve=resolve)
     size = ctypes.c_size_t(ctypes.sizeof(how))
-    return _call(_OPENAT2, ctypes.c_int(directory), os.fsencode(path), ctypes.byref(how), size)
+    return _system_call(_OPENAT2, ctypes.c_int(directory), os.fsencode(path), ctypes.byref(how), size)
 
 
 def clone_tree(fd: int, *, recursive: bool) -> int:
     """Return a descriptor of a detached copy of a mount: a bind mount that is nowhere yet."""
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
     # SAFETY: the string is a constant with a zero at its end.
-    return _call(_OPEN_TREE, ctypes.c_int(fd), b"", ctypes.c_uint(flags))
+    return _system_call(_OPEN_TREE, ctypes.c_int(fd), b"", ctypes.c_uint(flags))
 
 
 def open_read_only(file: int) -> int:
@@ -162,7 +159,7 @@ def set_attributes(tree: int, attributes: int, *, recursive: bool, propagation: 
     flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
     # SAFETY: the string is a constant; the structure, whose size the kernel gets, lives until the return.
     size = ctypes.c_size_t(ctypes.sizeof(wanted))
-    _call(_MOUNT_SETATTR, ctypes.c_int(tree), b"", ctypes.c_uint(flags), ctypes.byref(wanted), size)
+    _system_call(_MOUNT_SETATTR, ctypes.c_int(tree), b"", ctypes.c_uint(flags), ctypes.byref(wanted), size)
 
 
 def clear_attributes(mounted: int, attributes: int) -> None:
@@ -170,7 +167,7 @@ def clear_attributes(mounted: int, attributes: int) -> None:
     wanted = _MountAttributes(clear=attributes)
     # SAFETY: the string is a constant; the structure, whose size the kernel gets, lives until the return.
     size = ctypes.c_size_t(ctypes.sizeof(wanted))
-    _call(
+    _system_call(
         _MOUNT_SETATTR, ctypes.c_int(mounted), b"", ctypes.c_uint(_AT_EMPTY_PATH), ctypes.byref(wanted), size
     )
 
@@ -179,7 +176,7 @@ def attach_tree(tree: int, target: int) -> None:
     """Put a detached mount on what a descriptor names."""
     flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
     # SAFETY: the strings are constants with a zero at their end.
-    _call(_MOVE_MOUNT, ctypes.c_int(tree), b"", ctypes.c_int(target), b"", ctypes.c_uint(flags))
+    _system_call(_MOVE_MOUNT, ctypes.c_int(tree), b"", ctypes.c_int(target), b"", ctypes.c_uint(flags))
 
 
 def unshare_mounts() -> None:
@@ -189,7 +186,7 @@ def unshare_mounts() -> None:
     makes one) receives what is mounted here later.
     """
     # SAFETY: no argument is a pointer.
-    _check(_libc.unshare(_CLONE_NEWNS))
+    _call(_libc.unshare, _CLONE_NEWNS)
     mount("", "/", flags=MS_SLAVE | MS_REC)
     mount("", "/", flags=MS_SHARED | MS_REC)
 
@@ -197,19 +194,19 @@ def unshare_mounts() -> None:
 def enter_mounts(namespace: int) -> None:
     """Enter a mount namespace by a descriptor of it; the root and the working directory become its root."""
     # SAFETY: no argument is a pointer.
-    _check(_libc.setns(namespace, _CLONE_NEWNS))
+    _call(_libc.setns, namespace, _CLONE_NEWNS)
 
 
 def enter_network(namespace: int) -> None:
     """Move this thread into a network namespace, by a descriptor of it."""
     # SAFETY: no argument is a pointer.
-    _check(_libc.setns(namespace, _CLONE_NEWNET))
+    _call(_libc.setns, namespace, _CLONE_NEWNET)
 
 
 def unshare_network() -> None:
     """Enter a network namespace of our own, which is empty."""
     # SAFETY: no argument is a pointer.
-    _check(_libc.unshare(_CLONE_NEWNET))
+    _call(_libc.unshare, _CLONE_NEWNET)
 
 
 class _ProgramLoad(ctypes.Structure):
@@ -241,7 +238,7 @@ def _load_program(kind: int, code: bytes) -> int:
     )
     # SAFETY: the structure, whose size the kernel gets, and both buffers live until the call returns.
     size = ctypes.c_uint(ctypes.sizeof(wanted))
-    return _call(_BPF[os.uname().machine], ctypes.c_int(_BPF_PROG_LOAD), ctypes.byref(wanted), size)
+    return _system_call(_BPF[os.uname().machine], ctypes.c_int(_BPF_PROG_LOAD), ctypes.byref(wanted), size)
 
 
 def unshare_child(*, network: bool = True, receive: bool = False) -> None:
@@ -252,33 +249,33 @@ def unshare_child(*, network: bool = True, receive: bool = False) -> None:
     """
     network_flag = _CLONE_NEWNET if network else 0
     # SAFETY: no argument is a pointer.
-    _check(_libc.unshare(_CLONE_NEWNS | _CLONE_NEWUTS | _CLONE_NEWIPC | network_flag))
+    _call(_libc.unshare, _CLONE_NEWNS | _CLONE_NEWUTS | _CLONE_NEWIPC | network_flag)
     mount("", "/", flags=(MS_SLAVE if receive else MS_PRIVATE) | MS_REC)
 
 
 def unshare_users() -> None:
     """Enter a user namespace of our own, which knows no user yet, with every capability in there."""
     # SAFETY: no argument is a pointer.
-    _check(_libc.unshare(_CLONE_NEWUSER))
+    _call(_libc.unshare, _CLONE_NEWUSER)
 
 
 def pivot_root() -> None:
     """Make the working directory, which is a mount, the root; nothing of the old one is left."""
     # SAFETY: the strings are constants with a zero at their end.
-    _check(_libc.pivot_root(b".", b"."))
+    _call(_libc.pivot_root, b".", b".")
     unmount(".", lazy=True)
 
 
 def unshare_pids() -> None:
     """Let the next child be process 1 of a PID namespace."""
     # SAFETY: no argument is a pointer.
-    _check(_libc.unshare(_CLONE_NEWPID))
+    _call(_libc.unshare, _CLONE_NEWPID)
 
 
 def enter_pids(namespace: int) -> None:
     """Let the next children be in a PID namespace, by a descriptor of it."""
     # SAFETY: no argument is a pointer.
-    _check(_libc.setns(namespace, _CLONE_NEWPID))
+    _call(_libc.setns, namespace, _CLONE_NEWPID)
 
 
 class _CapabilityHeader(ctypes.Structure):
@@ -319,7 +316,7 @@ def keep_capabilities(kept: int) -> None:
     """
     _bound_capabilities([number for number in range(_MAX_CAPABILITY + 1) if kept & 1 << number])
     # SAFETY: no argument is a pointer.
-    _check(_libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
+    _call(_libc.prctl, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     _keep_capabilities(kept & _permitted_capabilities())
 
 
@@ -327,17 +324,21 @@ def _permitted_capabilities() -> int:
     header = _CapabilityHeader(version=_CAPABILITY_VERSION, pid=0)
     found = (_CapabilityData * 2)()
     # SAFETY: both structures live until the call returns; this version writes two of the second.
-    _check(_libc.capget(ctypes.byref(header), found))
+    _call(_libc.capget, ctypes.byref(header), found)
     return int(found[0].permitted) | int(found[1].permitted) << 32
 
 
 def _bound_capabilities(kept: Collection[int]) -> None:
     for capability in range(_MAX_CAPABILITY + 1):
-        # SAFETY: no argument is a pointer.
-        if capability not in kept and _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
-            if ctypes.get_errno() == errno.EINVAL and capability > 0:
+        if capability in kept:
+            continue
+        try:
+            # SAFETY: no argument is a pointer.
+            _call(_libc.prctl, _PR_CAPBSET_DROP, capability, 0, 0, 0)
+        except OSError as error:
+            if error.errno == errno.EINVAL and capability > 0:
                 break  # the kernel has no more of them
-            _check(-1)
+            raise
 
 
 def _keep_capabilities(kept: int) -> None:
@@ -346,9 +347,9 @@ def _keep_capabilities(kept: int) -> None:
     low, high = kept & 0xFFFFFFFF, kept >> 32
     halves = (_CapabilityData * 2)(*(_CapabilityData(bits, bits, 0) for bits in (low, high)))
     # SAFETY: both structures live until the call returns; this version reads two of the second.
-    _check(_libc.capset(ctypes.byref(header), halves))
+    _call(_libc.capset, ctypes.byref(header), halves)
     # SAFETY: no argument is a pointer.
-    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    _call(_libc.prctl, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def gain_nothing(kept: Collection[int] = ()) -> None:
@@ -359,13 +360,13 @@ def gain_nothing(kept: Collection[int] = ()) -> None:
     """
     _bound_capabilities(kept)
     # SAFETY: no argument is a pointer.
-    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+    _call(_libc.prctl, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def forbid_dumps() -> None:
     """Be in no core dump, and be traced and read in /proc by root only."""
     # SAFETY: no argument is a pointer.
-    _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
+    _call(_libc.prctl, _PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 class _LandlockRuleset(ctypes.Structure):
@@ -376,7 +377,7 @@ def landlock_version() -> int:
     """The version of Landlock that the kernel has; 0 without it."""
     try:
         # SAFETY: no argument is a pointer that is looked at.
-        return _call(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(1))
+        return _system_call(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(1))
     except OSError as error:
         if error.errno in (errno.ENOSYS, errno.EOPNOTSUPP):
             return 0
@@ -399,10 +400,10 @@ def deny_files() -> bool:
     )
     size = ctypes.c_size_t(8 if version < 4 else 16 if version < 6 else 24)
     # SAFETY: the structure, whose size the kernel gets, lives until the call returns.
-    ruleset = _call(_LANDLOCK_CREATE_RULESET, ctypes.byref(denied), size, ctypes.c_uint(0))
+    ruleset = _system_call(_LANDLOCK_CREATE_RULESET, ctypes.byref(denied), size, ctypes.c_uint(0))
     try:
         # SAFETY: no argument is a pointer.
-        _call(_LANDLOCK_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint(0))
+        _system_call(_LANDLOCK_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint(0))
     finally:
         os.close(ruleset)
     return True
@@ -432,7 +433,7 @@ def attach_device_program(group: int, instructions: bytes, replaced: int = -1) -
         wanted.replaced = max(replaced, 0)
         # SAFETY: the structure, whose size the kernel gets, lives until the call returns.
         size = ctypes.c_uint(ctypes.sizeof(wanted))
-        _call(_BPF[os.uname().machine], ctypes.c_int(_BPF_PROG_ATTACH), ctypes.byref(wanted), size)
+        _system_call(_BPF[os.uname().machine], ctypes.c_int(_BPF_PROG_ATTACH), ctypes.byref(wanted), size)
     except BaseException:
         os.close(program)
         raise
@@ -443,7 +444,7 @@ def set_name(name: str) -> None:
     """Name this thread, as ps and /proc show it (15 characters)."""
     # SAFETY: the kernel reads 16 bytes at most, up to the zero that ends the buffer, which lives until then.
     buffer = ctypes.create_string_buffer(name.encode()[:15])
-    _check(_libc.prctl(_PR_SET_NAME, ctypes.addressof(buffer), 0, 0, 0))
+    _call(_libc.prctl, _PR_SET_NAME, ctypes.addressof(buffer), 0, 0, 0)
 
 
 class _MemoryMap(ctypes.Structure):
@@ -496,38 +497,38 @@ def set_command_line(command: Sequence[bytes], environment: Sequence[bytes]) -> 
         exe_fd=0xFFFFFFFF,  # stays, as the auxiliary vector does
     )
     # SAFETY: the structure, whose size the kernel gets, lives until the return; what it names, in `_shown`.
-    _check(_libc.prctl(_PR_SET_MM, _PR_SET_MM_MAP, ctypes.addressof(wanted), ctypes.sizeof(wanted), 0))
+    _call(_libc.prctl, _PR_SET_MM, _PR_SET_MM_MAP, ctypes.addressof(wanted), ctypes.sizeof(wanted), 0)
 
 
 def io_priority(pid: int) -> int:
     """Class and level with which a process is served by disks (ioprio_get(2))."""
     # SAFETY: no argument is a pointer.
-    return _call(_IOPRIO[os.uname().machine][0], ctypes.c_int(1), ctypes.c_int(pid))
+    return _system_call(_IOPRIO[os.uname().machine][0], ctypes.c_int(1), ctypes.c_int(pid))
 
 
 def set_io_priority(priority: int) -> None:
     """Be served by disks like this; see `io_priority`."""
     # SAFETY: no argument is a pointer.
     number = _IOPRIO[os.uname().machine][1]
-    _call(number, ctypes.c_int(1), ctypes.c_int(0), ctypes.c_int(priority))
+    _system_call(number, ctypes.c_int(1), ctypes.c_int(0), ctypes.c_int(priority))
 
 
 def become_subreaper() -> None:
     """Become the parent of descendants whose own parents exit."""
     # SAFETY: no argument is a pointer.
-    _check(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+    _call(_libc.prctl, _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def die_with_parent(number: int) -> None:
     """Have the kernel send this signal when the thread that forked us exits."""
     # SAFETY: no argument is a pointer.
-    _check(_libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0))
+    _call(_libc.prctl, _PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
 def close_range(first: int, last: int) -> None:
     """Close every descriptor from `first` to `last`, both included."""
     # SAFETY: no argument is a pointer.
-    _call(_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), ctypes.c_uint(0))
+    _system_call(_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), ctypes.c_uint(0))
 
 
 def take_descriptor(pid: int, fd: int) -> int:
@@ -535,7 +536,7 @@ def take_descriptor(pid: int, fd: int) -> int:
     process = os.pidfd_open(pid)
     try:
         # SAFETY: no argument is a pointer.
-        return _call(_PIDFD_GETFD, ctypes.c_int(process), ctypes.c_int(fd), ctypes.c_uint(0))
+        return _system_call(_PIDFD_GETFD, ctypes.c_int(process), ctypes.c_int(fd), ctypes.c_uint(0))
     finally:
         os.close(process)
 
@@ -543,4 +544,4 @@ def take_descriptor(pid: int, fd: int) -> int:
 def exchange(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> None:
     """Let two paths of one file system change places in one step. Raises OSError."""
     # SAFETY: the strings are bytes with a zero at their end, which live until the call returns.
-    _check(_libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE))
+    _call(_libc.renameat2, _AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)

@@ -9,6 +9,7 @@ import mmap
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,31 +32,57 @@ def test_one_module_of_a_room_loads_the_c_library(room: str) -> None:
     assert files == ([ROOT / room / expected] if expected else [])
 
 
-@pytest.mark.parametrize("path", [f"{room}/{module}" for room, module in MODULES.items() if module])
-def test_every_call_has_its_reasons(path: str) -> None:
-    source = (ROOT / path).read_text(encoding="utf-8")
-    tree = ast.parse(source)
-    foreign = {
+@pytest.fixture(params=[f"{room}/{module}" for room, module in MODULES.items() if module])
+def source(request: pytest.FixtureRequest) -> str:
+    path: Path = ROOT / request.param
+    return path.read_text(encoding="utf-8")
+
+
+def callers(source: str, called: Callable[[str], bool]) -> Iterator[ast.FunctionDef]:
+    """The functions of a module that call one whose name is such."""
+    for function in ast.parse(source).body:
+        if isinstance(function, ast.FunctionDef) and any(
+            isinstance(node, ast.Call) and called(ast.unparse(node.func)) for node in ast.walk(function)
+        ):
+            yield function
+
+
+def is_foreign(source: str) -> Callable[[str], bool]:
+    """Whether a name is that of a function of the C library."""
+    names = {
         target.id
-        for node in tree.body
+        for node in ast.parse(source).body
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Attribute)
         for target in node.targets
         if isinstance(target, ast.Name) and ast.unparse(node.value).startswith("_libc.")
     }
+    return lambda name: name.startswith("_libc.") or name in names
+
+
+def test_every_call_has_its_reasons(source: str) -> None:
+    foreign = is_foreign(source)
     calling = [
         function
-        for function in tree.body
-        if isinstance(function, ast.FunctionDef)
-        and not function.name.startswith("_")
-        and any(
-            isinstance(node, ast.Call)
-            and (ast.unparse(node.func).startswith("_libc.") or ast.unparse(node.func) in {"_call", *foreign})
-            for node in ast.walk(function)
-        )
+        for function in callers(source, lambda name: foreign(name) or name in ("_call", "_system_call"))
+        if not function.name.startswith("_")
     ]
     assert calling
     for function in calling:
         assert "# SAFETY: " in (ast.get_source_segment(source, function) or ""), function.name
+
+
+NEVER_INTERRUPTED = {
+    "call": "its result is that of a filter",
+    "limit_arenas": "mallopt(3) makes no system call",
+    "set_command_line": "sbrk(3) of 0 makes no system call",
+}
+
+
+def test_every_call_goes_on_after_a_signal(source: str) -> None:
+    """They are made by `_call`, which test_interrupted_calls interrupts."""
+    direct = {function.name for function in callers(source, is_foreign(source))}
+    assert direct <= NEVER_INTERRUPTED.keys()
+    assert list(callers(source, lambda name: name == "_call"))
 
 
 def test_a_failed_call_raises_with_its_own_errno() -> None:

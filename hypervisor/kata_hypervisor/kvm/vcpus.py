@@ -235,6 +235,7 @@ class VcpuThreads(Generic[Outcome, Page]):
 def accept_kicks() -> None:
     """Give KICK a handler that does nothing: that the signal came is enough. On the main thread only."""
     signal.signal(KICK, _ignore)
+    signal.siginterrupt(KICK, False)  # KVM_RUN returns all the same, every other call goes on
 
 
 def _ignore(number: int, frame: object) -> None:

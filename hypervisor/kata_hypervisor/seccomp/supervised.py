@@ -146,6 +146,8 @@ class SupervisedCommand:
         """
         awake, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         previous = {number: signal.signal(number, self._interrupt) for number in _PASSED_ON}
+        for number in _PASSED_ON:
+            signal.siginterrupt(number, False)
         previous_fd = signal.set_wakeup_fd(wake)
         try:
             self._serve(answer, awake)

@@ -123,6 +123,7 @@ class Server:
     def _reap_on_sigchld(self) -> None:
         wake_read, wake_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.siginterrupt(signal.SIGCHLD, False)  # or a child's end fails whatever call is being made
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
 
         def reap(_: int) -> None:
