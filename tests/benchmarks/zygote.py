@@ -42,6 +42,8 @@ from unikernel_node import CONFIGURATION, RUNTIME, TABLE, UnikernelNode
 from zygote_process import Zygote
 
 GROUP = "kata-benchmark"
+CALM = 0.002
+"""CPU seconds in half a second: what containerds spend that have nothing to do."""
 COLD, WARM, URUNC = "without the zygote", "with the zygote", "urunc"
 URUNC_RUNTIME = "io.containerd.urunc.v2"
 # The kind of unikernel whose command line urunc passes on as it is; ours reads no kind.
@@ -77,6 +79,16 @@ def spent(group: Path) -> float:
     if usage.exists():
         return int(usage.read_text()) / 1e9
     return int((group / "cpu.stat").read_text().split()[1]) / 1e6
+
+
+def await_calm(group: Path) -> None:
+    """Return when a cgroup has spent next to nothing for a while: what ended in it, has ended."""
+    deadline = time.monotonic() + PATIENCE
+    before, now = -1.0, spent(group)
+    while now - before > CALM:
+        assert time.monotonic() < deadline, "what was ended goes on"
+        time.sleep(0.5)
+        before, now = now, spent(group)
 
 
 class DidNotStartError(Exception):
@@ -117,13 +129,14 @@ class Contender:
         return container, sample
 
     def end(self, container: str) -> None:
-        """End one."""
+        """End one; return when no CPU is spent any more: the next sample would count it."""
         self.node.ctr("task", "rm", "--force", container)
         self.node.ctr("container", "rm", container)
         client = self._clients.pop(container)
         client.wait()
         assert client.stdout is not None
         client.stdout.close()
+        await_calm(self._group)
 
 
 def memory_of_last(contender: Contender, pods: int) -> float:

@@ -24,6 +24,7 @@ from kata_runtime.broker import cleanup, messages, processes, server, spawn
 from kata_runtime.broker.client import Broker
 from kata_runtime.broker.errors import BrokerLostError, RequestFailedError, RequestRefusedError
 from kata_runtime.broker.process import fork_broker
+from patience import PATIENCE
 
 PLAIN: dict[str, Any] = {"fds": [], **dict.fromkeys(("environment", "gate", "seccomp", "privileges"))}
 
@@ -359,6 +360,29 @@ async def test_close_ends_children_and_removes_everything(bed: Bed) -> None:
         assert await broker.close() == []
         with pytest.raises(BrokerLostError):
             await broker.make_directory(f"{bed.shared}/c2")
+
+
+async def test_all_who_close_at_once_are_answered_before_the_shim_ends(
+    bed: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two clients may ask a sealed shim for its shutdown, and its broker ends after it."""
+    monkeypatch.setattr(processes, "GRACE", 10 * PATIENCE)
+    broker = Broker(*fork_broker(bed.identity, str(bed.bundle), namespace=False))
+    log = await broker.relay_log()
+    answers: list[list[str]] = []
+
+    async def close() -> None:
+        answers.append(await broker.close())
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as closers:
+            for _ in range(3):
+                closers.start_soon(close)
+        assert await broker.close() == []
+    assert answers == [[], [], []]
+    assert os.waitpid(broker.pid, os.WNOHANG) == (0, 0)  # noqa: ASYNC222 - it does not wait
+    os.close(log)
+    wait_for_end(broker.pid, PATIENCE)
 
 
 async def test_close_ends_what_children_have_left_behind(bed: Bed) -> None:

@@ -84,6 +84,7 @@ class Broker:
         self._children = BrokerChildren(self.kill)
         self._process = os.pidfd_open(pid)
         self._closing = False
+        self._end: asyncio.Task[list[str]] | None = None
         self._bundle_gone = anyio.Event()
         self._gone = anyio.Event()
 
@@ -195,13 +196,15 @@ class Broker:
 
         Returns one line for each thing that could not be undone: `shim delete` will try these again. When the
         broker was lost before, nothing is undone here: that is for `cleanup.clean_up`. One that stands still
-        is not waited for.
+        is not waited for. Whoever asks while it is being done, or later, is answered with the first.
         """
-        return await finish(self._close())
+        if self._end is None:
+            self._end = asyncio.ensure_future(self._close())
+        return await finish(self._end)
 
     async def _close(self) -> list[str]:
         left: list[str] = []
-        if self._channel.is_open and not self._closing:
+        if self._channel.is_open:
             self._closing = True
             try:
                 reply = await self._request(lifecycle.close)
