@@ -112,9 +112,10 @@ class Capabilities(NamedTuple):
 
     agent: its guests run an agent that is reached over `transport`. file_sharing: directories of the host.
     disks: block devices at the start. block_hotplug: and later. device_hotplug: block devices of the host
-    later, which may be written. taps: network devices. tap_descriptors: taps as open descriptors; without it,
-    by name. tap_hotplug: network devices later. pause, resize, snapshot: the
-    methods of these names. restore: start from what `snapshot` wrote (`VmSpec.template`).
+    later, which may be written. device_nodes: it opens these by a path, not as a descriptor. taps: network
+    devices. tap_descriptors: taps as open descriptors; without it, by name. tap_hotplug: network devices
+    later. pause, resize, snapshot: the methods of these names. restore: start from what `snapshot` wrote
+    (`VmSpec.template`).
     """
 
     agent: bool = True
@@ -122,6 +123,7 @@ class Capabilities(NamedTuple):
     disks: bool = False
     block_hotplug: bool = False
     device_hotplug: bool = False
+    device_nodes: bool = False
     taps: bool = False
     tap_descriptors: bool = False
     tap_hotplug: bool = False

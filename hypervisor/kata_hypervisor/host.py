@@ -160,17 +160,18 @@ class Host(Protocol):
             HypervisorError: it cannot be opened, somebody else uses it, or this machine may not have it.
         """
 
-    async def show_disk(self, name: str, path: Path) -> Path:
-        """Let the VMM see a file of the host as a disk that it is given while it runs, read-only.
+    async def show_disk(self, name: str, path: Path, *, write: bool) -> Path:
+        """Let the VMM open a file or block device as a disk that it is given while it runs.
 
-        name: the disk's, see `api_request.NAME`. Returns the path at which the VMM sees it.
+        name: the disk's, see `api_request.NAME`. path: of a device /dev/block/MAJOR:MINOR, which is this
+        machine's alone until `hide_disk`. Returns the path at which the VMM sees it.
 
         Raises:
-            HypervisorError: it cannot be seen there, or this machine may not have it.
+            HypervisorError: it cannot be seen there, somebody else uses it, or this machine may not have it.
         """
 
     async def hide_disk(self, name: str) -> None:
-        """Take away what `show_disk` lets the VMM see; nothing for an unknown disk."""
+        """Take away what `show_disk` lets the VMM see, which has let it go; nothing for an unknown disk."""
 
     async def confinement(self, child: Child) -> list[ThreadConfinement]:
         """What the kernel reports of each thread of the child in /proc, main thread first.

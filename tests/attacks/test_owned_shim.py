@@ -258,6 +258,16 @@ def hostile(world: World, bystander: int) -> dict[str, list[Attack]]:
             for device in ("7:0", "8:0", "1:1")
             for write in (False, True)
         ],
+        "open_device": [
+            ({"device": device, "write": write}, "no config.json of the sandbox")
+            for device in ("7:0", "8:0", "1:1")
+            for write in (False, True)
+        ],
+        "show_device": [
+            ({"disk": "x", "device": device, "write": write}, "no config.json of the sandbox")
+            for device in ("7:0", "8:0", "1:1")
+            for write in (False, True)
+        ],
         "show_image": [({"disk": "x", "image": f"{number:064x}"}, "No such file") for number in (0, 1)],
         "hide_image": [({"disk": name}, None) for name in ("x", "rootfs_1")],
         "connect_guest": [({"port": port}, "No such file") for port in (1, 1024)],
@@ -550,6 +560,12 @@ def random_request(world: World, bystander: int, choose: random.Random) -> tuple
         "unmount": {"target": path()},
         "remove": {"path": path()},
         "give_device": {"device": choose.choice(["7:0", "8:0"]), "write": flag()},
+        "open_device": {"device": choose.choice(["7:0", "8:0"]), "write": flag()},
+        "show_device": {
+            "disk": choose.choice(["a", "b"]),
+            "device": choose.choice(["7:0", "8:0"]),
+            "write": flag(),
+        },
         "show_image": {"disk": choose.choice(["a", "b"]), "image": f"{choose.randrange(3):064x}"},
         "hide_image": {"disk": choose.choice(["a", "b"])},
         "open_fifo": {"path": path(), "mode": choose.choice(["r", "w", "rw"])},

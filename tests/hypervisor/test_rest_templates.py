@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from kata_hypervisor.errors import (
     SnapshotError,
 )
 from kata_hypervisor.rest_machine import RestMachine
+from kata_runtime.broker.api_filter import RequestFilter
 from rest_rig import KINDS, RestRig
 
 NAMES = tuple(KINDS)
@@ -305,6 +307,40 @@ async def test_cloud_hypervisor_plugs_and_takes_out(make: Make) -> None:
     last = rig.program.record[-1]
     assert (last["path"], last["body"]) == ("/api/v1/vm.remove-device", {"id": "later"})
     await machine.stop()
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+async def test_cloud_hypervisor_has_a_device_that_may_be_written(make: Make, read_only: bool) -> None:
+    rig = make("clh")
+    machine = await run(rig, rig.spec)
+    await machine.add_disk(Disk("device_1", Path("/dev/block/7:0"), read_only=read_only))
+    (asked,) = [entry["body"] for entry in rig.program.record if entry.get("path") == "/api/v1/vm.add-disk"]
+    assert (asked["path"], asked["readonly"], asked["sparse"]) == ("/dev/block/7:0", read_only, False)
+    rules = RequestFilter(machine.info.api_requests, {"/dev/block/7:0"})
+    assert rules._rewrite("PUT", "/api/v1/vm.add-disk", json.dumps(asked).encode())
+    await machine.stop()
+
+
+async def test_a_disk_that_the_guest_keeps_stays_the_machines(make: Make) -> None:
+    rig = make("clh", "holds")
+    rig.host.patience = 0.1
+    machine = await run(rig, rig.spec)
+    await machine.add_disk(Disk("later", rig.directory / "image", read_only=True))
+    for _ in range(2):
+        with pytest.raises(HypervisorError, match="take out the disk later: the guest does not let it go"):
+            await machine.remove_disk("later")
+    await machine.stop()
+
+
+async def test_a_disk_of_a_machine_that_ends_meanwhile(make: Make) -> None:
+    rig = make("clh", "holds")
+    machine = await run(rig, rig.spec)
+    await machine.add_disk(Disk("later", rig.directory / "image", read_only=True))
+    removing = asyncio.ensure_future(machine.remove_disk("later"))
+    await asyncio.sleep(0)
+    await machine.stop()
+    with pytest.raises(HypervisorError, match="take out the disk later: "):
+        await removing
 
 
 def filled(rig: RestRig) -> tuple[str, str]:

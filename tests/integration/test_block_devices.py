@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from loop_devices import SIZE, loop_device
 from node import Node, Pod
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("nothing_left")]
-
-SIZE = 4 << 20
-
-
-@contextmanager
-def loop_device(file: Path, *options: str) -> Iterator[Path]:
-    """A block device of the host on a file."""
-    file.touch()
-    os.truncate(file, SIZE)
-    command = ["losetup", "--find", "--show", *options, str(file)]
-    made = subprocess.run(command, capture_output=True, text=True, check=False)
-    if made.returncode:
-        pytest.skip(f"no loop device: {made.stderr.strip()}")
-    device = Path(made.stdout.strip())
-    if "--read-only" not in options:
-        subprocess.run(["blockdev", "--setrw", str(device)], check=True)  # as who had it before has left it
-    try:
-        yield device
-    finally:
-        subprocess.run(["losetup", "--detach", str(device)], check=True)
 
 
 @pytest.fixture

@@ -57,4 +57,9 @@ def test_a_device_is_admitted_and_expelled(leaf: Path) -> None:
     assert opened(leaf) == ["/dev/null", "/dev/zero"]
     program.expel(zero)
     assert opened(leaf) == ["/dev/null"]
+    full = DeviceRule(CHARACTER, 1, 7, "r")
+    program.admit(zero)
+    program.admit(full)
+    program.expel(full)
+    assert opened(leaf) == ["/dev/null", "/dev/zero"]  # one that stays is not lost with another
     os.close(program._attached)

@@ -7,6 +7,7 @@ KATA_TEST_CLOUD_HYPERVISOR name them, with guests that any KVM can run.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import stat
@@ -24,7 +25,7 @@ from kata_configuration.models.cloud_hypervisor import CloudHypervisor
 from kata_configuration.models.firecracker import Firecracker
 from kata_hypervisor import host_checks, registry
 from kata_hypervisor.contract import Disk, Hypervisor, SharedDirectory, UnikernelSpec, VmSpec
-from kata_hypervisor.errors import LaunchError, NotSupportedError, SnapshotError
+from kata_hypervisor.errors import HypervisorError, LaunchError, NotSupportedError, SnapshotError
 from kata_hypervisor.firecracker.unikernel import FirecrackerUnikernel
 from kata_hypervisor.rest_machine import RestMachine
 from kata_runtime.broker import image_cache, supervisor
@@ -32,6 +33,8 @@ from kata_runtime.broker.client import Broker
 from kata_runtime.broker.log_sink import take_fatal_message
 from kata_runtime.broker.process import fork_broker
 from kata_runtime.confinement import judging, reading, rows
+from loop_devices import SIZE, loop_device, number_of
+from patience import PATIENCE
 from standin_program import StandInProgram, write_virtiofsd
 from tiny_guest import SPIN, say, say_cpuid
 from tiny_guest import kernel as tiny_kernel
@@ -219,12 +222,54 @@ async def test_a_disk_that_comes_later_is_all_that_appears(ground: Ground) -> No
             await machine.add_disk(Disk("rootfs_3", path, read_only=True))
     with pytest.raises(LaunchError, match="No such file"):
         await machine.add_disk(Disk("rootfs_3", Path(image_cache.CACHE, f"{'b' * 64}.erofs"), read_only=True))
-    with pytest.raises(NotSupportedError, match="read-only"):
+    with pytest.raises(NotSupportedError, match=r"read-only an image|later disks are read-only"):
         await machine.add_disk(Disk("rootfs_3", image))
     assert list(disks.iterdir()) == []
     await machine.pause()
     await machine.resume()
     await machine.stop()
+
+
+@pytest.mark.parametrize("write", [True, False])
+async def test_a_device_that_comes_later_is_a_node_for_the_vmm_alone(
+    bed: Bed, broker: Broker, write: bool
+) -> None:
+    ground = Ground("clh", bed, broker)
+    machine = await ground.started()
+    disks = Path(f"/proc/{pid_of(machine)}/root{bed.directory}/disks")
+    with loop_device(bed.root / "file") as device:
+        number = number_of(device)
+        disk = Disk("device_1", Path("/dev/block", number), read_only=not write)
+        with pytest.raises(LaunchError, match=r"no config\.json of the sandbox names it"):
+            await machine.add_disk(disk)
+        await broker.read_spec(str(with_device(bed.bundle, number, write=write)))
+        (bed.root / "file").write_bytes(b"content".ljust(SIZE, b"\0"))
+        await machine.add_disk(disk)
+        node = disks / "device_1"
+        found = node.stat()
+        assert (stat.S_ISBLK(found.st_mode), found.st_rdev) == (True, device.stat().st_rdev)
+        assert (found.st_uid, found.st_gid) == (broker.user, broker.user)
+        assert stat.S_IMODE(found.st_mode) == (0o600 if write else 0o400)
+        opened = os.open(node, os.O_RDONLY)  # its mount lets it be opened, though that of the others does not
+        assert os.read(opened, 7) == b"content"
+        os.close(opened)
+        with pytest.raises(OSError, match="busy"):
+            os.open(device, os.O_RDONLY | os.O_EXCL)
+        await machine.remove_disk("device_1")
+        assert list(disks.iterdir()) == []
+        os.close(os.open(device, os.O_RDONLY | os.O_EXCL))
+    await machine.stop()
+
+
+def with_device(bundle: Path, device: str, *, write: bool) -> Path:
+    """The bundle, with a device in its specification."""
+    path = bundle / "config.json"
+    major, minor = map(int, device.split(":"))
+    rule = {"allow": True, "type": "b", "major": major, "minor": minor, "access": "rw" if write else "r"}
+    node = {"path": "/dev/volume", "type": "b", "major": major, "minor": minor}
+    linux = {"devices": [node], "resources": {"devices": [rule]}}
+    path.write_text(json.dumps({"linux": linux}))
+    return bundle
 
 
 @pytest.mark.parametrize("real", [False, True])
@@ -322,7 +367,13 @@ async def test_the_real_program_has_what_it_needs(bed: Bed, broker: Broker, name
     devices = {"null", "kvm", *(["urandom"] if name == "clh" else [])}
     assert_nothing_of_the_host(pid_of(machine), broker, bed.directory, devices, template)
     await machine.add_disk(Disk("rootfs_1", Path(image_cache.CACHE, f"{IMAGE}.erofs"), read_only=True))
-    await machine.remove_disk("rootfs_1")
+    if name == "clh":  # it asks the guest, and this one does not hear
+        broker.patience = 0.1
+        with pytest.raises(HypervisorError, match="the guest does not let it go"):
+            await machine.remove_disk("rootfs_1")
+        broker.patience = PATIENCE
+    else:
+        await machine.remove_disk("rootfs_1")
     await machine.pause()
     if await is_saved(machine, template):
         assert sum(path.stat().st_size for path in template.iterdir()) > 64 << 20

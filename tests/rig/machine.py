@@ -29,7 +29,7 @@ CHECKOUT = Path(__file__).parents[2]
 IMPORTED = ("agent", "configuration", "hypervisor", "runtime", "tests/support")
 MODULES = (
     *("virtio_pci", "virtio_console", "virtio_rng", "fuse", "virtiofs"),
-    *("kvm_amd", "vhost_vsock", "vhost_net", "tun", "overlay", "erofs", "vsock_loopback"),
+    *("kvm_amd", "vhost_vsock", "vhost_net", "tun", "overlay", "erofs", "vsock_loopback", "loop"),
     # Of a pod's network: what CNI's bridge needs, what attaches it, and what forwards ports.
     *("veth", "8021q", "ipvlan", "macvlan", "macvtap", "bridge"),
     *("sch_ingress", "cls_u32", "cls_bpf", "act_mirred", "nft_chain_nat", "nft_redir"),

@@ -101,20 +101,48 @@ def test_a_device_whose_name_another_gets_meanwhile_is_the_one_that_was_looked_a
         return ioctl(*arguments)
 
     disk.ioctl = swap  # type: ignore[method-assign]
-    descriptor = BlockDevices(given, Cgroup()).open("7:2", write=True)  # type: ignore[arg-type]
+    descriptor = opener(given).open("7:2", write=True)
     assert os.pread(descriptor, 100, 0) == b"content"
     os.close(descriptor)
 
 
 class Cgroup:
-    """Notes what is admitted."""
+    """Notes what is admitted, and what is allowed now."""
 
     def __init__(self) -> None:
         self.admitted: list[str] = []
+        self.allowed: list[object] = []
 
     def admit(self, rule: object, action: Callable[[], int]) -> int:
         self.admitted.append(str(rule))
         return action()
+
+    def allow(self, rule: object) -> None:
+        self.allowed.append(rule)
+
+    def forbid(self, rule: object) -> None:
+        self.allowed.remove(rule)
+
+
+class Vmm:
+    """Shows disks, or refuses."""
+
+    def __init__(self) -> None:
+        self.shown: dict[str, tuple[int, bool]] = {}
+        self.refuses = False
+
+    def show_device(self, name: str, number: int, *, write: bool) -> str:
+        if self.refuses:
+            raise RequestRefusedError("no room")
+        self.shown[name] = number, write
+        return f"/disks/{name}"
+
+    def hide_disk(self, name: str) -> None:
+        del self.shown[name]
+
+
+def opener(given: GivenDevices, cgroup: Cgroup | None = None, vmm: Vmm | None = None) -> BlockDevices:
+    return BlockDevices(given, cgroup or Cgroup(), vmm or Vmm())  # type: ignore[arg-type]
 
 
 class Disk:
@@ -153,7 +181,7 @@ def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 
 def test_only_what_was_given_is_opened_and_only_so(given: GivenDevices) -> None:
-    devices = BlockDevices(given, Cgroup())  # type: ignore[arg-type]
+    devices = opener(given)
     for device, write in (("8:0", False), ("8:0", True), ("7:1", True), ("7:01", False)):
         with pytest.raises(RequestRefusedError, match=r"no config\.json of the sandbox names it"):
             devices.open(device, write=write)
@@ -161,14 +189,14 @@ def test_only_what_was_given_is_opened_and_only_so(given: GivenDevices) -> None:
 
 def test_a_device_is_opened_for_one_pod_alone_and_admitted_meanwhile(given: GivenDevices, disk: Disk) -> None:
     cgroup = Cgroup()
-    os.close(BlockDevices(given, cgroup).open("7:2", write=True))  # type: ignore[arg-type]
+    os.close(opener(given, cgroup).open("7:2", write=True))
     assert disk.flags[-1] == os.O_RDWR | os.O_EXCL
     assert cgroup.admitted == ["b 7:2 rw"]
 
 
 def test_what_nobody_can_write_to_may_have_several_readers(given: GivenDevices, disk: Disk) -> None:
     disk.read_only = disk.busy = True
-    os.close(BlockDevices(given, Cgroup()).open("7:2", write=False))  # type: ignore[arg-type]
+    os.close(opener(given).open("7:2", write=False))
 
 
 @pytest.mark.parametrize(
@@ -185,16 +213,45 @@ def test_what_cannot_be_given_is_refused_by_name(
     for key, value in change.items():
         setattr(disk, key, value)
     with pytest.raises(RequestFailedError, match=f"^cannot open {disk.path}: {why}"):
-        BlockDevices(given, Cgroup()).open("7:2", write=True)  # type: ignore[arg-type]
+        opener(given).open("7:2", write=True)
 
 
 def test_a_device_without_content_is_refused(given: GivenDevices, disk: Disk) -> None:
     disk.path.write_bytes(b"")
     with pytest.raises(RequestFailedError, match="it has no content"):
-        BlockDevices(given, Cgroup()).open("7:2", write=True)  # type: ignore[arg-type]
+        opener(given).open("7:2", write=True)
 
 
 def test_a_device_that_is_gone_is_refused_by_its_number(given: GivenDevices) -> None:
     given.learn(spec(major=1048575), "/three")
     with pytest.raises(RequestFailedError, match="the host has no block device 1048575:1"):
-        BlockDevices(given, Cgroup()).open("1048575:1", write=False)  # type: ignore[arg-type]
+        opener(given).open("1048575:1", write=False)
+
+
+@pytest.mark.parametrize(("write", "access"), [(True, "rwm"), (False, "rm")])
+def test_a_device_is_shown_to_a_vmm_and_held_until_it_is_hidden(
+    given: GivenDevices, disk: Disk, write: bool, access: str
+) -> None:
+    cgroup, vmm = Cgroup(), Vmm()
+    devices = opener(given, cgroup, vmm)
+    before = len(os.listdir("/proc/self/fd"))
+    assert devices.show("device_1", "7:2", write=write) == "/disks/device_1"
+    assert vmm.shown == {"device_1": (os.makedev(7, 2), write)}
+    assert list(map(str, cgroup.allowed)) == [f"b 7:2 {access}"]
+    assert len(os.listdir("/proc/self/fd")) == before + 1  # nobody else may have it
+    for name in ("another", "device_1", "device_1"):
+        devices.hide(name)
+    assert (vmm.shown, cgroup.allowed) == ({}, [])
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_nothing_is_left_of_a_device_that_cannot_be_shown(given: GivenDevices, disk: Disk) -> None:
+    cgroup, vmm = Cgroup(), Vmm()
+    before = len(os.listdir("/proc/self/fd"))
+    vmm.refuses = True
+    with pytest.raises(RequestRefusedError, match="no room"):
+        opener(given, cgroup, vmm).show("device_1", "7:2", write=True)
+    with pytest.raises(RequestRefusedError, match=r"no config\.json of the sandbox names it"):
+        opener(given, cgroup, vmm).show("device_1", "8:0", write=False)
+    assert cgroup.allowed == []
+    assert len(os.listdir("/proc/self/fd")) == before

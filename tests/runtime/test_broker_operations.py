@@ -61,6 +61,7 @@ TEXTS: list[Any] = [None, 7, ["/a"], {}, "/a\0b", "/\ud800"]
 PATHS: list[Any] = [*TEXTS, "", "a", "./a", "/" + "x" * 5000, "/a" * 129]
 NAMES: list[Any] = [*TEXTS, "", "..", "a/b", "a.b", "\u00e4", "x" * 65]
 LABELS: list[Any] = [*TEXTS, "", "two\nlines", "x" * 201]
+DEVICES = [None, "", "7", "7:", ":0", "7:0:0", "7:-1", "/dev/loop0", ["7:0"], 7, "1" * 20 + ":1"]
 FLAGS: list[Any] = [None, 0, 1, "true", []]
 PIDS: list[Any] = [None, True, "100", -1, 0, 1, 100.0, 2**22 + 1]
 
@@ -179,10 +180,12 @@ EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
     "make_image": ({"root": "/r"}, {"root": PATHS}),
     "give_device": (
         {"device": "259:1048575", "write": False},
-        {
-            "device": [None, "", "7", "7:", ":0", "7:0:0", "7:-1", "/dev/loop0", ["7:0"], 7, "1" * 20 + ":1"],
-            "write": FLAGS,
-        },
+        {"device": DEVICES, "write": FLAGS},
+    ),
+    "open_device": ({"device": "7:0", "write": True}, {"device": DEVICES, "write": FLAGS}),
+    "show_device": (
+        {"disk": "device_1", "device": "7:0", "write": True},
+        {"disk": NAMES, "device": DEVICES, "write": FLAGS},
     ),
     "open_image": (
         {"name": "a" * 64},

@@ -21,18 +21,19 @@ STATUS = {
 def test_each_capability_has_a_reason_and_its_own_number() -> None:
     assert len({found.number for found in CAPABILITIES}) == len(CAPABILITIES)
     assert all(found.reason and found.name.startswith("CAP_") for found in CAPABILITIES)
-    assert {found.feature for found in CAPABILITIES} <= {"", *FEATURES}
+    assert {feature for found in CAPABILITIES for feature in found.features} <= {*FEATURES}
 
 
 def test_features_are_those_of_the_filter() -> None:
-    capabilities = {found.feature for found in CAPABILITIES}
-    assert load_policy("x86_64", program="broker").features | capabilities == {BASE, "", *FEATURES}
+    capabilities = {feature for found in CAPABILITIES for feature in found.features}
+    assert load_policy("x86_64", program="broker").features | capabilities == {BASE, *FEATURES}
 
 
 def test_what_the_features_need_is_kept() -> None:
     assert kept([]) == 0x8024003B
     assert kept(["network"]) == 0x8024003B | 1 << 12
     assert kept(["kvm"]) == kept([])
+    assert kept(["images", "nodes"]) == kept(["nodes"]) == kept([]) | 1 << 27
 
 
 def test_enough_is_no_excess() -> None:

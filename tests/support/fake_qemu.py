@@ -157,7 +157,7 @@ class FakeHost:
         """See Host."""
         raise NotImplementedError(f"QEMU's driver asked for {path}")
 
-    async def show_disk(self, name: str, path: Path) -> Path:
+    async def show_disk(self, name: str, path: Path, *, write: bool) -> Path:
         """See Host. QEMU takes no disk later."""
         raise NotImplementedError(f"QEMU's driver asked for {name}")
 

@@ -85,9 +85,10 @@ def rest(data: bytes) -> None:
         return
     stream = EventStream()
     for at in range(1, min(len(data), 2 * LIMIT), 97):
-        for source, event in stream.feed(data[at : at + 97]):
-            assert isinstance(source, str)
-            assert isinstance(event, str)
+        for event in stream.feed(data[at : at + 97]):
+            assert isinstance(event.source, str)
+            assert isinstance(event.name, str)
+            assert isinstance(event.properties, dict)
 
 
 async def _ask(data: bytes) -> None:

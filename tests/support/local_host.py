@@ -198,7 +198,7 @@ class LocalHost:
             raise OSError(code, os.strerror(code), os.fspath(path))
         return connection
 
-    async def show_disk(self, name: str, path: Path) -> Path:
+    async def show_disk(self, name: str, path: Path, *, write: bool) -> Path:
         """See Host. Children see all of the host."""
         return path
 

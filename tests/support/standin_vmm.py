@@ -15,6 +15,7 @@ description says, and misbehaves as its mode says:
     toothless        its filters allow everything
     PATH=once        refuses PATH, or METHOD PATH, the first time
     escape:execve    its main thread makes this call, or "ptrace", or forks
+    holds            its guest lets no device go
     reboot           tells that the guest resets          version:9.9   is of this version
 """
 
@@ -126,14 +127,14 @@ class StandIn:
         number = 4 if self.kind == "cloud-hypervisor" else 1
         os.write(number, data)
 
-    def event(self, source: str, event: str) -> None:
+    def event(self, source: str, event: str, **properties: str) -> None:
         """Tell an event, as Cloud Hypervisor does."""
         if self.kind == "cloud-hypervisor":
             document = {
                 "timestamp": {"secs": 0, "nanos": 1},
                 "source": source,
                 "event": event,
-                "properties": None,
+                "properties": properties or None,
             }
             os.write(5, json.dumps(document, indent=2).encode() + b"\n\n")
 
@@ -268,6 +269,8 @@ class StandIn:
                 self.resume()
             case ("PUT", "/api/v1/vm.add-disk"):
                 return 200, {"id": body["id"], "bdf": "0000:00:06.0"}
+            case ("PUT", "/api/v1/vm.remove-device") if self.mode != "holds":
+                self.event("vm", "device-removed", id=body["id"], bdf="0000:00:06.0")
             case ("PUT", "/api/v1/vm.pause") | ("PATCH", "/vm") if self.mode == "reboot":
                 self.event("vm", "rebooting")
         return 204, None

@@ -31,7 +31,7 @@ from kata_hypervisor.contract import (
     VmSpec,
     check_size,
 )
-from kata_hypervisor.errors import ConfinementError, NotSupportedError
+from kata_hypervisor.errors import ConfinementError, HypervisorError, NotSupportedError
 from kata_hypervisor.host import Host
 from kata_hypervisor.rest import RestClient, RestError, Step
 from kata_hypervisor.rest_machine import CONSOLE, RestMachine
@@ -51,6 +51,8 @@ ENDINGS = {
     ("vm", "rebooting"): "the guest reset itself",
     ("guest", "panic"): "the guest's kernel panicked",
 }
+REMOVED = ("vm", "device-removed")
+"""The event that a device is gone, which the guest has let go; with its id."""
 
 
 class CloudHypervisorDriver(RestMachine):
@@ -61,6 +63,8 @@ class CloudHypervisorDriver(RestMachine):
         file_sharing=True,
         disks=True,
         block_hotplug=True,
+        device_hotplug=True,
+        device_nodes=True,
         taps=True,
         tap_descriptors=True,
         pause=True,
@@ -88,6 +92,8 @@ class CloudHypervisorDriver(RestMachine):
         self._spec: VmSpec | None = None
         self._events = EventStream()
         self._event_received = asyncio.Event()
+        # By the id of a disk that is to be taken out: set when it is gone.
+        self._removed: dict[str, asyncio.Event] = {}
         self._reason: str | None = None
         self._ending: asyncio.Task[None] | None = None
 
@@ -229,19 +235,36 @@ class CloudHypervisorDriver(RestMachine):
 
     async def add_disk(self, disk: Disk) -> None:
         """See the contract."""
-        if not disk.read_only:
-            raise NotSupportedError(f"cannot plug the disk {disk.id}: {self.vmm}'s later disks are read-only")
-        shown = replace(disk, path=await self._host.show_disk(disk.id, disk.path))
-        config = machine.disk_config(self._table, shown)
+        path = await self._host.show_disk(disk.id, disk.path, write=not disk.read_only)
+        # A guest's discarded blocks stay as they are: holes are made in images that belong to a machine.
+        config = machine.disk_config(self._table, replace(disk, path=path)) | {"sparse": False}
         try:
             await self._command(f"plug the disk {disk.id}", "PUT", "/vm.add-disk", config)
         except BaseException:
             await finish(self._host.hide_disk(disk.id))
             raise
+        await self._verify_changed()
 
     async def remove_disk(self, name: str) -> None:
-        """See the contract; the guest lets go of it when it comes to that."""
-        await self._command(f"take out the disk {name}", "PUT", "/vm.remove-device", {"id": name})
+        """See the contract: Cloud Hypervisor asks the guest for it, and has closed it when the guest agrees.
+
+        One that the guest keeps stays the machine's.
+        """
+        what = f"take out the disk {name}"
+        removed = self._removed.setdefault(name, asyncio.Event())
+        await self._command(what, "PUT", "/vm.remove-device", {"id": name})
+        assert self._end is not None
+        gone = asyncio.ensure_future(removed.wait())
+        try:
+            waited = {gone, self._end}
+            await asyncio.wait(waited, timeout=self._host.patience, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+        if self._end.done():
+            raise HypervisorError(f"cannot {what}: {self._end.result().reason}")
+        if not removed.is_set():
+            raise HypervisorError(f"cannot {what}: the guest does not let it go")
+        del self._removed[name]
         await self._host.hide_disk(name)
 
     async def resize(self, size: MachineSize) -> MachineSize:
@@ -252,12 +275,16 @@ class CloudHypervisorDriver(RestMachine):
         if self._spec.later_memory_mib:
             body["desired_ram"] = size.memory_mib * machine.MIB
         await self._command("resize the virtual machine", "PUT", "/vm.resize", body)
+        await self._verify_changed()
+        return size
+
+    async def _verify_changed(self) -> None:
+        """Read what a machine that has got something is confined to; one that is less has to end."""
         try:
             await self.verify_confinement()
         except ConfinementError:
             await self.stop()
             raise
-        return size
 
     async def snapshot(self, directory: Path) -> None:
         """See the contract."""
@@ -267,10 +294,12 @@ class CloudHypervisorDriver(RestMachine):
 
     def _take_events(self, data: bytes) -> None:
         self._event_received.set()
-        for event in self._events.feed(data):
-            if event in ENDINGS and self._reason is None:
-                self._reason = ENDINGS[event]
+        for source, name, properties in self._events.feed(data):
+            if (source, name) in ENDINGS and self._reason is None:
+                self._reason = ENDINGS[source, name]
                 self._ending = asyncio.ensure_future(self._children.kill())
+            if (source, name) == REMOVED and (waited := self._removed.get(str(properties.get("id")))):
+                waited.set()
 
     def _own_reason(self) -> str | None:
         return self._reason

@@ -7,20 +7,29 @@ Source: event_monitor/src/lib.rs of Cloud Hypervisor 54: {"timestamp": .., "sour
 from __future__ import annotations
 
 import json
+from typing import Any, NamedTuple
 
 LIMIT = 64 * 1024
 """Characters of an unfinished event; the VMM may have been taken over by its guest."""
 
 
+class Event(NamedTuple):
+    """One event. properties: what it is told with; nothing, of an event without."""
+
+    source: str
+    name: str
+    properties: dict[str, Any]
+
+
 class EventStream:
-    """Splits what is read into (source, event) pairs; what is no event ends the stream for good."""
+    """Splits what is read into events; what is no event ends the stream for good."""
 
     def __init__(self) -> None:
         self._buffer = ""
         self._broken = False
         self._decoder = json.JSONDecoder()
 
-    def feed(self, data: bytes) -> list[tuple[str, str]]:
+    def feed(self, data: bytes) -> list[Event]:
         """Take what was read; return the events that are complete now."""
         if self._broken:
             return []
@@ -34,7 +43,9 @@ class EventStream:
                 break
             self._buffer = rest[end:]
             if isinstance(event, dict):
-                events.append((str(event.get("source")), str(event.get("event"))))
+                properties = event.get("properties")
+                found = properties if isinstance(properties, dict) else {}
+                events.append(Event(str(event.get("source")), str(event.get("event")), found))
         if self._broken:
             self._buffer = ""
         return events

@@ -8,12 +8,12 @@ from kata_hypervisor.driver_info import DriverInfo
 API_BASE = "/api/v1"
 
 _BUCKET = {"size": range(2**63), "refill_time": range(2**31), "one_time_burst?": range(2**63)}
-# A disk that comes while the machine runs is an image, which nobody writes.
+# What of a disk that comes while the machine runs may be written, the broker has settled where it is shown.
 _DISK = {
     "id": NAME,
     "serial": NAME,
     "path": DISK,
-    "readonly": True,
+    "readonly": bool,
     "direct": bool,
     "num_queues": range(1, 257),
     "queue_size": range(1, 65537),

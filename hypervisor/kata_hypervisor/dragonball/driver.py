@@ -66,6 +66,7 @@ class Dragonball(InProcessVmm[str], HotplugHypervisor):
         file_sharing=True,
         disks=True,
         block_hotplug=True,
+        device_hotplug=True,
         taps=True,
         tap_descriptors=True,
         tap_hotplug=True,

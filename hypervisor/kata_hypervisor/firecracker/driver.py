@@ -230,7 +230,7 @@ class FirecrackerDriver(RestMachine):
                 f"cannot plug the disk {disk.id}: the {len(self._spares)} that the machine was made to take "
                 "are in use, one for each container after the first"
             )
-        path = await self._host.show_disk(disk.id, disk.path)
+        path = await self._host.show_disk(disk.id, disk.path, write=False)
         self._spares[spare] = disk.id
         try:
             await self._fill(f"plug the disk {disk.id}", spare, path)

@@ -13,7 +13,8 @@ What remains must fit what was learned:
                      anywhere, if it is root's alone and named as containerd's clients do, see `client_fifos`
     open_log         in the directory of a log that was opened before the seal
     make_image       of what is mounted for the sandbox, by a program that the broker names
-    give_device      a block device that the config.json of one of this sandbox's containers gives, see
+    give_device, open_device, show_device
+                     a block device that the config.json of one of this sandbox's containers gives, see
                      `block_devices`
     open_image       an image whose name, the hash of its content, is known
 

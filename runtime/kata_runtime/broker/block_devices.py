@@ -2,7 +2,8 @@
 
 A device is opened for this sandbox alone (O_EXCL): one that is mounted, or that another pod has, is refused.
 The kernel keeps the pod's processes from devices (`device_rules`); they may open this one while it is opened
-here, and not afterwards.
+here, and not afterwards. A VMM that takes no descriptor, but a path, is shown a node: it may open the device
+as long as it is shown, and meanwhile the broker holds it for this sandbox.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from kata_runtime.broker.sandbox_cgroup import SandboxCgroup
+    from kata_runtime.broker.vmm_directory import VmmDirectory
 
 _BLKROGET = 0x125E
 _NAME = "DEVNAME="
@@ -74,11 +76,14 @@ class GivenDevices:
 
 
 class BlockDevices:
-    """Opens them."""
+    """Opens them. vmm: shows them to a VMM."""
 
-    def __init__(self, given: GivenDevices, cgroup: SandboxCgroup) -> None:
+    def __init__(self, given: GivenDevices, cgroup: SandboxCgroup, vmm: VmmDirectory) -> None:
         self._given = given
         self._cgroup = cgroup
+        self._vmm = vmm
+        # By the disk's name: what keeps a shown device from others, and what lets the VMM open it.
+        self._shown: dict[str, tuple[int, DeviceRule]] = {}
 
     def open(self, device: str, *, write: bool) -> int:
         """Open a device, "7:0"; the descriptor is the caller's.
@@ -101,6 +106,35 @@ class BlockDevices:
             os.close(descriptor)
             raise _failure(path, errno.ENXIO)
         return descriptor
+
+    def show(self, disk: str, device: str, *, write: bool) -> str:
+        """Let the VMM open a device under a disk's name, until `hide`; return the path at which it does.
+
+        Raises as `open`, and RequestRefusedError: the VMM has a disk of the name, or too many.
+        """
+        descriptor = self.open(device, write=write)
+        major, minor = map(int, device.split(":"))
+        rule = DeviceRule(BLOCK, major, minor, "rwm" if write else "rm")
+        try:
+            self._cgroup.allow(rule)
+            try:
+                path = self._vmm.show_device(disk, os.makedev(major, minor), write=write)
+            except BaseException:
+                self._cgroup.forbid(rule)
+                raise
+        except BaseException:
+            os.close(descriptor)
+            raise
+        self._shown[disk] = descriptor, rule
+        return path
+
+    def hide(self, disk: str) -> None:
+        """Take a shown device away from the VMM, which has let it go; nothing for another disk."""
+        if disk in self._shown:
+            descriptor, rule = self._shown.pop(disk)
+            self._vmm.hide_disk(disk)
+            self._cgroup.forbid(rule)
+            os.close(descriptor)
 
 
 def _path_of(device: str) -> str:

@@ -235,14 +235,21 @@ class Cgroup:
 
     def admit(self, rule: DeviceRule, action: Callable[[], int]) -> int:
         """Let its processes open one more device while something is done. Raises OSError."""
-        restriction = self._restriction
-        if restriction is None:
-            return action()
-        restriction.admit(rule)
+        self.allow(rule)
         try:
             return action()
         finally:
-            restriction.expel(rule)
+            self.forbid(rule)
+
+    def allow(self, rule: DeviceRule) -> None:
+        """Let its processes open one more device. Raises OSError."""
+        if self._restriction is not None:
+            self._restriction.admit(rule)
+
+    def forbid(self, rule: DeviceRule) -> None:
+        """Undo one `allow`. Raises OSError."""
+        if self._restriction is not None:
+            self._restriction.expel(rule)
 
     def oom_kills(self) -> int:
         """How many of its processes the kernel killed for want of memory; 0 where no hierarchy counts."""
@@ -293,7 +300,7 @@ class _DeviceProgram:
 
     def __init__(self, leaf: str, rules: list[DeviceRule]) -> None:
         self._leaf = leaf
-        self._rules = rules
+        self._rules = list(rules)
         self._attached = -1
         self.lacking = ""
         try:
@@ -309,10 +316,12 @@ class _DeviceProgram:
         """Let its processes open one more device. Raises OSError."""
         if not self.lacking:
             self._attach([*self._rules, rule])
+            self._rules.append(rule)
 
-    def expel(self, _rule: DeviceRule) -> None:
-        """Undo `admit`. Raises OSError."""
+    def expel(self, rule: DeviceRule) -> None:
+        """Undo `admit`; what another rule allows stays allowed. Raises OSError."""
         if not self.lacking:
+            self._rules.remove(rule)
             self._attach(self._rules)
 
     def _attach(self, rules: list[DeviceRule]) -> None:

@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 UNTIL_CONFIGURED = 300.0
 """Seconds of `patience` while no configuration is read: for the first container's bundle and streams."""
 
+DEVICES = Path("/dev/block")
+_PLUGGED = "only a block device of the host, or read-only an image of a root file system"
+
 Mount = tuple[str, str, Sequence[str]]
 """A mount as containerd gives it: type, source, options."""
 
@@ -423,11 +426,23 @@ class Broker:
         return self._children.add(image_cache.ROLE, reply.result["pid"]), _only(reply)
 
     async def open_disk(self, path: Path, *, write: bool) -> tuple[int, int]:
-        """See `kata_hypervisor.host.Host`; there are images of root file systems, and nothing else."""
+        """See `kata_hypervisor.host.Host`.
+
+        There are images of root file systems, and the devices that the containers' specifications give.
+        """
+        if path.parent == DEVICES:
+            return await self._open_device(path.name, write=write)
         if write or path.parent != Path(image_cache.CACHE) or path.suffix != image_cache.SUFFIX:
-            raise NotSupportedError(f"cannot plug {path}: only an image of a root file system, read-only")
+            raise NotSupportedError(f"cannot plug {path}: {_PLUGGED}")
         try:
             reply = await self._request(images.open_image, name=path.stem)
+        except BrokerError as error:
+            raise LaunchError(str(error)) from None
+        return _only(reply), reply.result["size"]
+
+    async def _open_device(self, device: str, *, write: bool) -> tuple[int, int]:
+        try:
+            reply = await self._request(images.open_device, device=device, write=write)
         except BrokerError as error:
             raise LaunchError(str(error)) from None
         return _only(reply), reply.result["size"]
@@ -439,12 +454,16 @@ class Broker:
         except BrokerError as error:
             raise LaunchError(str(error)) from None
 
-    async def show_disk(self, name: str, path: Path) -> Path:
-        """See `kata_hypervisor.host.Host`; there are images of root file systems, and nothing else."""
-        if path.parent != Path(image_cache.CACHE) or path.suffix != image_cache.SUFFIX:
-            raise NotSupportedError(f"cannot plug {path}: only an image of a root file system, read-only")
+    async def show_disk(self, name: str, path: Path, *, write: bool) -> Path:
+        """See `kata_hypervisor.host.Host`; there is what `open_disk` has."""
+        is_image = path.parent == Path(image_cache.CACHE) and path.suffix == image_cache.SUFFIX
         try:
-            reply = await self._request(images.show_image, disk=name, image=path.stem)
+            if path.parent == DEVICES:
+                reply = await self._request(images.show_device, disk=name, device=path.name, write=write)
+            elif is_image and not write:
+                reply = await self._request(images.show_image, disk=name, image=path.stem)
+            else:
+                raise NotSupportedError(f"cannot plug {path}: {_PLUGGED}")
         except BrokerError as error:
             raise LaunchError(str(error)) from None
         return Path(reply.result["path"])

@@ -98,7 +98,7 @@ class Context:
         self.hooks = Hooks(identity, bundle, directory.descriptor, directory.origin, journal, log_sink)
         self.logger = Logger(identity, directory.origin, journal)
         self.images = Images(directory, self.files, self.children, self.vmm)
-        self.block_devices = BlockDevices(self.authorization.devices, self.cgroup)
+        self.block_devices = BlockDevices(self.authorization.devices, self.cgroup, self.vmm)
         self.kvm = Kvm()
         self.network = PodNetwork(directory.descriptor, identity.directory, journal, self.children)
         self.streams = Streams(self.authorization)

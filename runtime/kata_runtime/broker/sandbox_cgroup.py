@@ -60,6 +60,16 @@ class SandboxCgroup:
         """See `Cgroup.admit`."""
         return self._cgroup.admit(rule, action) if self._cgroup else action()
 
+    def allow(self, rule: DeviceRule) -> None:
+        """See `Cgroup.allow`."""
+        if self._cgroup:
+            self._cgroup.allow(rule)
+
+    def forbid(self, rule: DeviceRule) -> None:
+        """See `Cgroup.forbid`."""
+        if self._cgroup:
+            self._cgroup.forbid(rule)
+
     def oom_kills(self) -> int:
         """How many processes in it the kernel has killed for want of memory."""
         return self._cgroup.oom_kills() if self._cgroup else 0

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 
 class Capability:
-    """One that is kept. number: as in linux/capability.h. feature: which needs it, empty for every broker."""
+    """One that is kept. number: as in linux/capability.h. features: which need it, none for every broker."""
 
-    __slots__ = ("feature", "name", "number", "reason")
+    __slots__ = ("features", "name", "number", "reason")
 
-    def __init__(self, name: str, number: int, reason: str, feature: str = "") -> None:
+    def __init__(self, name: str, number: int, reason: str, *features: str) -> None:
         self.name = name
         self.number = number
         self.reason = reason
-        self.feature = feature
+        self.features = features
 
 
 CAPABILITIES = (
@@ -45,7 +45,9 @@ CAPABILITIES = (
     Capability("CAP_FSETID", 4, "it keeps the set-group-id bit of files that others own"),
     Capability("CAP_SETFCAP", 31, "it keeps the capabilities of programs"),
     Capability("CAP_SYS_PTRACE", 19, "the paths that a child opens while it loads", "loading"),
-    Capability("CAP_MKNOD", 27, "an image keeps device nodes, which nobody opens on the host", "images"),
+    Capability(
+        "CAP_MKNOD", 27, "nodes in images, which nobody opens; one that a VMM opens", "images", "nodes"
+    ),
     Capability("CAP_NET_BIND_SERVICE", 10, "the guest's agent takes calls from reserved ports only", "vsock"),
     Capability("CAP_NET_ADMIN", 12, "what was attached to the pod's network is taken away", "network"),
 )
@@ -54,7 +56,7 @@ CAPABILITIES = (
 
 def kept(features: Collection[str]) -> int:
     """The capabilities for these features, as a set of bits."""
-    return sum(1 << found.number for found in CAPABILITIES if found.feature in ("", *features))
+    return sum(1 << one.number for one in CAPABILITIES if not one.features or {*one.features} & {*features})
 
 
 def confine(features: Collection[str], code: bytes) -> None:

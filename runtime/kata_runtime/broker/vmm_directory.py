@@ -1,8 +1,9 @@
 """What a confined VMM sees of its sandbox: a directory for its sockets, and the disks that it is given later.
 
 <directory>/vmm is a small tmpfs that belongs to the pod's user, the only place where its VMM may make
-anything. <directory>/disks is the broker's: a disk that is plugged into the running machine is mounted there,
-read-only, under its id. The VMM's own view of it is a slave mount (mount_namespaces(7)), which receives what
+anything. <directory>/disks is the broker's: a disk that is plugged into the running machine is mounted
+there, read-only, under its id; of a block device, a node that the pod's user owns, on a mount of its own
+that lets it be opened. The VMM's own view of it is a slave mount (mount_namespaces(7)), which receives what
 comes later. Both are in the broker's mount namespace, and end with it.
 """
 
@@ -26,12 +27,8 @@ MAX_DISKS = 64
 _RUN_OPTIONS = "mode=0700,size=1m,nr_inodes=64"
 _DISK_OPTIONS = "mode=0755,size=64k,nr_inodes=128"
 _FLAGS = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-_SHOWN = (
-    syscalls.MOUNT_ATTR_RDONLY
-    | syscalls.MOUNT_ATTR_NOSUID
-    | syscalls.MOUNT_ATTR_NODEV
-    | syscalls.MOUNT_ATTR_NOEXEC
-)
+_SHOWN = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NOEXEC
+_PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class VmmDirectory:
@@ -94,27 +91,49 @@ class VmmDirectory:
         Raises:
             RequestRefusedError: there is one of the name, or there are too many. OSError: the host cannot.
         """
-        path = os.path.join(self.disks_path, name)
-        if self._disks < 0:
-            raise RequestRefusedError("the sandbox's VMM was not made to see disks later")
-        if path in self.shown or len(self.shown) >= MAX_DISKS:
-            raise RequestRefusedError(f"the VMM has a disk {name} already, or {MAX_DISKS} of them")
+        self._check_room(name)
         if not stat.S_ISREG(os.fstat(image).st_mode):
             raise RequestRefusedError(f"the disk {name} is not a regular file")
-        tree = syscalls.clone_tree(image, recursive=False)
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+        os.close(os.open(name, flags, 0o444, dir_fd=self._disks))
+        return self._mount(name, image, _SHOWN | syscalls.MOUNT_ATTR_NODEV)
+
+    def show_device(self, name: str, number: int, *, write: bool) -> str:
+        """Let the VMM see a block device, by its number; as `show_disk`."""
+        self._check_room(name)
+        user = self._user()
+        os.mknod(name, stat.S_IFBLK | (0o600 if write else 0o400), number, dir_fd=self._disks)
+        return self._mount(name, None, _SHOWN, user)
+
+    def _check_room(self, name: str) -> None:
+        if self._disks < 0:
+            raise RequestRefusedError("the sandbox's VMM was not made to see disks later")
+        if os.path.join(self.disks_path, name) in self.shown or len(self.shown) >= MAX_DISKS:
+            raise RequestRefusedError(f"the VMM has a disk {name} already, or {MAX_DISKS} of them")
+
+    def _mount(self, name: str, source: int | None, attributes: int, user: int | None = None) -> str:
+        """Mount something on the place of a disk, or the place on itself; it goes away where that fails.
+
+        source: the descriptor of what is mounted there. user: who gets the place.
+        """
+        place = tree = -1
         try:
-            syscalls.set_attributes(tree, _SHOWN, recursive=False, propagation=syscalls.MS_PRIVATE)
-            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-            place = os.open(name, flags, 0o444, dir_fd=self._disks)
-            try:
-                syscalls.attach_tree(tree, place)
-            except OSError:
-                os.unlink(name, dir_fd=self._disks)
-                raise
-            finally:
-                os.close(place)
+            if user is not None:
+                os.chown(name, user, user, dir_fd=self._disks, follow_symlinks=False)
+            place = os.open(name, _PLACE, dir_fd=self._disks)
+            tree = syscalls.clone_tree(place if source is None else source, recursive=False)
+            if not attributes & syscalls.MOUNT_ATTR_NODEV:
+                syscalls.clear_attributes(tree, syscalls.MOUNT_ATTR_NODEV)
+            syscalls.set_attributes(tree, attributes, recursive=False, propagation=syscalls.MS_PRIVATE)
+            syscalls.attach_tree(tree, place)
+        except OSError:
+            os.unlink(name, dir_fd=self._disks)
+            raise
         finally:
-            os.close(tree)
+            for descriptor in (place, tree):
+                if descriptor >= 0:
+                    os.close(descriptor)
+        path = os.path.join(self.disks_path, name)
         self.shown.add(path)
         return path
 

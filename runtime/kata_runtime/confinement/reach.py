@@ -77,6 +77,14 @@ BROKER_SERVICES: dict[str, Service] = {
     "give_device": Service(
         ("openat", "ioctl", "bpf"), "open", "block devices that its config.json gives, in its guest's machine"
     ),
+    "open_device": Service(
+        ("openat", "ioctl", "bpf"), "open", "block devices that its config.json gives, in the machine in it"
+    ),
+    "show_device": Service(
+        ("openat", "ioctl", "bpf", "mknodat", "fchownat", "open_tree", "mount_setattr", "move_mount"),
+        "open",
+        "block devices that its config.json gives, in its guest's machine",
+    ),
     "show_image": Service(("openat", "open_tree", "mount_setattr", "move_mount")),
     "hide_image": Service(("umount2", "unlinkat")),
     "connect_guest": Service(("socket", "bind", "connect"), "connect", "its own guest"),

@@ -98,6 +98,8 @@ class LinuxBoot(GuestBoot):
         self._forwarder = Forwarder(self._network.listeners, self._connect_guest)
         if self.machine.capabilities.device_hotplug and self._machine_spec.spare_disks:
             self._broker.later.add("disks")
+            if self.machine.capabilities.device_nodes:
+                self._broker.later.add("nodes")
         try:
             await self.machine.prepare(replace(self._machine_spec, taps=self._network.taps))
         finally:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from kata_runtime.broker.operations import checks
 from kata_runtime.broker.operations.declaration import Reply, operation
 from kata_runtime.broker.phase import ALWAYS, BEFORE_SEAL
@@ -35,7 +37,8 @@ def show_image(context: Context, *, disk: str, image: str) -> Reply:
 
 @operation(ALWAYS, disk=checks.name)
 def hide_image(context: Context, *, disk: str) -> Reply:
-    """Take away what `show_image` lets the VMM see; nothing for an unknown disk."""
+    """Take away what `show_image` or `show_device` lets the VMM see; nothing for an unknown disk."""
+    context.block_devices.hide(disk)
     context.vmm.hide_disk(disk)
     return Reply()
 
@@ -48,6 +51,25 @@ def give_device(context: Context, *, device: str, write: bool) -> Reply:
     """
     context.give_device(device, write=write)
     return Reply()
+
+
+@operation(ALWAYS, disk=checks.name, device=checks.device, write=checks.flag)
+def show_device(context: Context, *, disk: str, device: str, write: bool) -> Reply:
+    """Let the VMM open a block device that a config.json gives, under a disk's name.
+
+    device: MAJOR:MINOR. Answers the "path" at which the VMM sees it.
+    """
+    return Reply(path=context.block_devices.show(disk, device, write=write))
+
+
+@operation(ALWAYS, device=checks.device, write=checks.flag)
+def open_device(context: Context, *, device: str, write: bool) -> Reply:
+    """Open a block device that a config.json gives, for the machine in the shim; answers "size" in bytes.
+
+    device: MAJOR:MINOR.
+    """
+    descriptor = context.block_devices.open(device, write=write)
+    return Reply(descriptor, size=os.lseek(descriptor, 0, os.SEEK_END))
 
 
 @operation(ALWAYS, name=checks.sha256)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from kata_runtime.broker.context import Context
 
 SEAL_MODES = ("enforce", "log")
-FEATURES = ("images", "disks", "network", "kvm", "loading", "vsock")
+FEATURES = ("images", "disks", "nodes", "network", "kvm", "loading", "vsock")
 """What a pod may need of its broker after the seal, beside what each does: see `self_confinement`."""
 
 
