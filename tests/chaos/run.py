@@ -24,7 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
-from chaos_pod import FAULTS, Report, Step, play
+from chaos_pod import FAULTS, Report, Step, forget_forks, play
 from kata_runtime import identity
 from kata_runtime.broker import cleanup
 from kata_runtime.broker.cgroups import hierarchies
@@ -136,6 +136,8 @@ def _play_round(root: Path, step: Step | None, fault: str) -> Report:
         report.violations.append("the step was never reached")
     left = cleanup.clean_up(host.identity, timeout=1)  # as `shim delete`
     report.violations += [f"left after shim delete: {line}" for line in left]
+    if fault == "no processes":
+        forget_forks(root.name)
     report.violations += [f"left on the host: {line}" for line in host.settled()]
     if len(os.listdir("/proc/self/fd")) != descriptors:
         report.violations.append("containerd has descriptors left")

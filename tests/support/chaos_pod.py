@@ -33,6 +33,7 @@ from kata_hypervisor import registry
 from kata_hypervisor.contract import VmExit, VmmProcess, VmSpec
 from kata_hypervisor.errors import HypervisorError, LaunchError
 from kata_hypervisor.host import Child
+from kata_runtime.broker.cgroups import hierarchies
 from kata_runtime.broker.client import Broker
 from kata_runtime.broker.errors import RequestFailedError
 from kata_runtime.broker.process import fork_broker
@@ -56,6 +57,7 @@ EXHAUSTED = {
     "disk is full": os.strerror(errno.ENOSPC),
     "no descriptors": os.strerror(errno.EMFILE),
     "no memory": os.strerror(errno.ENOMEM),
+    "no processes": os.strerror(errno.EAGAIN),
 }
 """What the host has no more of from a step of the broker's on, and the words that an error has for it."""
 
@@ -266,6 +268,8 @@ class Life:
             case "no descriptors":
                 used = max(int(name) for name in os.listdir(f"/proc/{self.broker.pid}/fd"))
                 _limit(self.broker.pid, resource.RLIMIT_NOFILE, used + 1)
+            case "no processes":
+                forbid_forks(self.root.name, self.broker.pid)
             case "no memory":
                 pages = int(Path(f"/proc/{self.broker.pid}/statm").read_text().split()[0])
                 _limit(self.broker.pid, resource.RLIMIT_AS, pages * resource.getpagesize())
@@ -448,6 +452,32 @@ def fill(directory: Path) -> None:
     with contextlib.suppress(OSError):
         for number in itertools.count():
             (directory / f"filler-{number}").touch()
+
+
+def forbid_forks(name: str, pid: int) -> None:
+    """Let no process begin below the cgroup of this name, where the pod's is; and put one in there."""
+    for hierarchy in hierarchies():
+        group = Path(hierarchy.mountpoint, name)
+        if hierarchy.version == 2 and "pids" in Path(hierarchy.mountpoint, "cgroup.controllers").read_text():
+            Path(hierarchy.mountpoint, "cgroup.subtree_control").write_text("+pids")
+        elif "pids" not in hierarchy.controllers:
+            continue
+        alone = group / "early"  # where the broker may still be: version 2 has processes in leaves only
+        alone.mkdir(parents=True, exist_ok=True)
+        (group / "pids.max").write_text("0")
+        if f"/{name}/" not in Path(f"/proc/{pid}/cgroup").read_text():
+            (alone / "cgroup.procs").write_text(str(pid))
+        return
+    raise RuntimeError("no hierarchy of this host limits processes")
+
+
+def forget_forks(name: str) -> None:
+    """Undo `forbid_forks`, when the processes are gone."""
+    for hierarchy in hierarchies():
+        for group in (Path(hierarchy.mountpoint, name, "early"), Path(hierarchy.mountpoint, name)):
+            if (group.parent / "pids.max").exists() or (group / "pids.max").exists():
+                with contextlib.suppress(FileNotFoundError):
+                    group.rmdir()
 
 
 def _limit(pid: int, which: int, value: int) -> None:

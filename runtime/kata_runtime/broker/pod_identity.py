@@ -16,7 +16,7 @@ import os
 import signal
 
 from kata_runtime import syscalls
-from kata_runtime.broker import claims, processes
+from kata_runtime.broker import claims, messages, processes
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
 
 TYPE_CHECKING = False
@@ -113,10 +113,30 @@ class PodIdentity:
         return pid
 
     def _make_namespace(self, network: int | None) -> None:
-        self._own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         read, write = os.pipe2(os.O_CLOEXEC)  # `write` stays open as long as the broker
         ready, done = os.pipe2(os.O_CLOEXEC)
-        code = _waiting_filter()
+        self._own, pid = own, 0
+        try:
+            code = _waiting_filter()
+            pid = self._fork_init(network, code, read, done)
+            self._journal.push("process", pid=pid, start=processes.start_time(pid), name=INIT)
+            os.close(done)
+            done = -1
+            if (failed := os.read(ready, 1000)) != b"ready":
+                raise RequestFailedError(f"cannot start the pod's init: {failed.decode() or 'it was killed'}")
+            self._pids = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+        except BaseException:
+            messages.close_all([own, write])
+            self._own = -1
+            if pid:
+                os.kill(pid, signal.SIGKILL)  # not waited for: the broker reaps every child of its own
+            raise
+        finally:
+            messages.close_all([fd for fd in (read, ready, done) if fd >= 0])
+        self._init = pid
+
+    def _fork_init(self, network: int | None, code: bytes, wait: int, report: int) -> int:
         syscalls.unshare_pids()
         pid = -1
         try:
@@ -125,17 +145,8 @@ class PodIdentity:
             if pid != 0:
                 syscalls.enter_pids(self._own)
         if pid == 0:
-            _be_init(self._place, self.user, network, code, read, done)
-        self._journal.push("process", pid=pid, start=processes.start_time(pid), name=INIT)
-        for fd in (read, done):
-            os.close(fd)
-        failed = os.read(ready, 1000)
-        os.close(ready)
-        if failed != b"ready":
-            os.close(write)
-            raise RequestFailedError(f"cannot start the pod's init: {failed.decode() or 'it was killed'}")
-        self._pids = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
-        self._init = pid
+            _be_init(self._place, self.user, network, code, wait, report)
+        return pid
 
 
 def _waiting_filter() -> bytes:
