@@ -24,7 +24,15 @@ from broker_fixtures import BASE, COUNT
 from kata_configuration.models.cloud_hypervisor import CloudHypervisor
 from kata_configuration.models.firecracker import Firecracker
 from kata_hypervisor import host_checks, registry
-from kata_hypervisor.contract import Disk, Hypervisor, SharedDirectory, UnikernelSpec, VmSpec
+from kata_hypervisor.contract import (
+    MEMORY_STEP_MIB,
+    Disk,
+    Hypervisor,
+    MachineSize,
+    SharedDirectory,
+    UnikernelSpec,
+    VmSpec,
+)
 from kata_hypervisor.errors import HypervisorError, LaunchError, NotSupportedError, SnapshotError
 from kata_hypervisor.firecracker.unikernel import FirecrackerUnikernel
 from kata_hypervisor.rest_machine import RestMachine
@@ -381,6 +389,42 @@ async def test_the_real_program_has_what_it_needs(bed: Bed, broker: Broker, name
     await machine.verify_confinement()
     assert "nested: 00" in machine.console_tail
     await machine.stop()
+
+
+async def test_the_real_cloud_hypervisor_grows_takes_a_device_and_stays_confined(
+    bed: Bed, broker: Broker
+) -> None:
+    if not REAL["clh"]:
+        pytest.skip("no variable names a cloud-hypervisor")
+    kernel = bed.root / "kernel"
+    kernel.write_bytes(tiny_kernel(say(b"hello\n") + SPIN, pvh=True))
+    values: dict[str, Any] = {"path": REAL["clh"], "kernel": kernel, "shared_fs": "none"}
+    machine = registry.create("clh", CloudHypervisor(**values), broker)
+    assert isinstance(machine, RestMachine)
+    most = MachineSize(3, 128 + 2 * MEMORY_STEP_MIB)
+    await machine.prepare(VmSpec("pod", bed.directory, 1, 128, kernel, most=most))
+    await machine.run()
+    # Each thread is verified after each of these; there is one more for each virtual CPU.
+    for size in (MachineSize(2, 128 + MEMORY_STEP_MIB), most):
+        assert await machine.resize(size) == size
+        assert len(vcpus_of(machine)) == size.vcpus
+    with loop_device(bed.root / "file") as device:
+        number = number_of(device)
+        await broker.read_spec(str(with_device(bed.bundle, number, write=True)))
+        await machine.add_disk(Disk("device_1", Path("/dev/block", number)))
+        broker.patience = 0.1
+        with pytest.raises(HypervisorError, match="the guest does not let it go"):
+            await machine.remove_disk("device_1")
+        broker.patience = PATIENCE
+        with pytest.raises(OSError, match="busy"):
+            os.open(device, os.O_RDONLY | os.O_EXCL)  # it is the machine's until that ends
+        await machine.verify_confinement()
+        await machine.stop()
+
+
+def vcpus_of(machine: RestMachine) -> list[str]:
+    threads = Path(f"/proc/{pid_of(machine)}/task").glob("*/comm")
+    return [name for path in threads if (name := path.read_text().strip()).startswith("vcpu")]
 
 
 @pytest.mark.skipif(not (FIRECRACKER and JAILER), reason="needs KATA_TEST_FIRECRACKER and KATA_TEST_JAILER")
