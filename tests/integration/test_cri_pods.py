@@ -11,16 +11,22 @@ from typing import Any
 import pytest
 
 import containerd_versions
+import cri_settings
 from cri_node import GATEWAYS, Cri, require
+from patience import PATIENCE
 from volume_fixtures import AtomicVolume, mounted
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(max(600, 3 * PATIENCE))]
 
 MIB = 1 << 20
+SHIM = "shim"
+"""A handler whose sandboxes the shim makes itself, without a container of the pause image."""
 BURN = "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done"
 FILL = "dd if=/dev/zero of=/cache/x bs=1M count=24 2>/dev/null"
 PARENT = f"/kt-cri-{os.getpid()}"
 """The pod's cgroup on the host, as a kubelet makes one: its machine is in there."""
+OF_SHIM = f"{PARENT}-shim"
+"""That of the pod whose sandbox the shim makes."""
 GROUP = "d=/sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup); test -e $d/cpu.stat || d=/sys/fs/cgroup"
 
 
@@ -28,7 +34,8 @@ GROUP = "d=/sys/fs/cgroup$(cut -d: -f3 /proc/self/cgroup); test -e $d/cpu.stat |
 def cri(tmp_path_factory: pytest.TempPathFactory, guest_image: Path) -> Iterator[Cri]:
     require()
     try:
-        made = Cri(tmp_path_factory.mktemp("cri"), guest_image, containerd_versions.SECOND)
+        further = (cri_settings.runtime(SHIM, sandboxer=SHIM),)
+        made = Cri(tmp_path_factory.mktemp("cri"), guest_image, containerd_versions.SECOND, further)
     except containerd_versions.NotAvailableError as error:
         pytest.skip(str(error))
     try:
@@ -119,3 +126,36 @@ def test_a_pods_numbers_are_those_of_its_machine_and_its_network(pod: Pod) -> No
     assert int(told["linux"]["memory"]["workingSetBytes"]["value"]) > used
     # What a guest takes for its own processor's time is more than the host's where that is busy.
     assert int(told["linux"]["cpu"]["usageCoreNanoSeconds"]["value"]) > 0
+
+
+def test_a_pod_whose_sandbox_the_shim_makes(cri: Cri) -> None:
+    """Its namespace, names and sysctls come by CreateSandbox; its status and numbers by the sandbox API."""
+    limits = {"memory_limit_in_bytes": 96 * MIB, "cpu_period": 100000, "cpu_quota": 150000}
+    linux = {"sysctls": {"kernel.shm_rmid_forced": "1"}, "cgroup_parent": OF_SHIM, "resources": limits}
+    file = cri.pod_file("of-the-shim", linux=linux, hostname="of-the-shim")
+    pod = cri.run("runp", "--runtime", SHIM, file)
+    script = (
+        "hostname; cat /proc/sys/kernel/shm_rmid_forced; grep nameserver /etc/resolv.conf; "
+        "ip -4 -o address show eth0 | awk '{print $4}'; grep -c ^processor /proc/cpuinfo; exec sleep 3600"
+    )
+    made = cri.start(pod, file, "inside", script)
+    status = json.loads(cri.run("inspectp", pod))["status"]
+    assert status["state"] == "SANDBOX_READY"
+
+    def lines() -> list[str]:
+        return cri.run("logs", made).splitlines()
+
+    cri.bed.node.until(lambda: len(lines()) == 5, "what the container says")
+    name, sysctl, server, address, processors = lines()
+    assert (name, sysctl, server) == ("of-the-shim", "1", "nameserver 10.238.7.53")
+    assert processors == "2"
+    machine = cri.bed.node.pids(pod)["qemu"]
+    assert f"{OF_SHIM}/" in Path(f"/proc/{machine}/cgroup").read_text()
+    assert address.partition("/")[0] == status["network"]["ip"]
+    assert cri.run("exec", "--sync", made, "echo", "answers") == "answers"
+    (told,) = json.loads(cri.run("statsp", "-o", "json", "--id", pod))["stats"]
+    assert int(told["linux"]["memory"]["workingSetBytes"]["value"]) > 0
+    cri.run("stopp", pod)  # codespell:ignore stopp
+    assert json.loads(cri.run("inspectp", pod))["status"]["state"] == "SANDBOX_NOTREADY"
+    cri.run("rmp", pod)
+    cri.bed.node.until(lambda: pod not in cri.bed.node.sandboxes(), "the sandbox's end")

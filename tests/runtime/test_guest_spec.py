@@ -12,6 +12,7 @@ from kata_runtime.block_nodes import BlockNode
 from kata_runtime.container.guest_spec import (
     GUEST_SHARED,
     GuestSource,
+    PodSettings,
     amend,
     amend_process,
     left_out,
@@ -103,9 +104,19 @@ def test_the_guests_seccomp_profile_is_kept_unless_disabled() -> None:
 def test_a_pods_sysctls_beside_the_containers_own() -> None:
     spec = {"root": {}, "process": {}, "linux": {"sysctl": {"net.core.somaxconn": "5"}}}
     pods = {"net.core.somaxconn": "1", "kernel.msgmax": "9000"}
-    made = amend(spec, "c1", {}, disable_guest_seccomp=False, sysctls=pods)
+    made = amend(spec, "c1", {}, disable_guest_seccomp=False, settings=PodSettings(sysctls=pods))
     assert made["linux"]["sysctl"] == {"net.core.somaxconn": "5", "kernel.msgmax": "9000"}
     assert spec["linux"] == {"sysctl": {"net.core.somaxconn": "5"}}
+
+
+@pytest.mark.parametrize("own", [[], [{"destination": "/etc/resolv.conf", "type": "tmpfs"}]])
+def test_a_pods_name_servers_where_the_container_has_no_file_of_its_own(own: list[dict[str, Any]]) -> None:
+    spec = {"root": {}, "process": {}, "mounts": own}
+    settings = PodSettings(name_servers=("nameserver 10.0.0.1",))
+    mounts = amend(spec, "c1", {}, disable_guest_seccomp=False, settings=settings)["mounts"]
+    assert [mount["destination"] for mount in mounts] == ["/etc/resolv.conf"]
+    assert (mounts[0].get("source") == "/run/resolv.conf") is not bool(own)
+    assert amend(spec, "c1", {}, disable_guest_seccomp=False)["mounts"] == own
 
 
 def test_rules_that_forbid_a_device_of_the_host_do_not_reach_the_guest() -> None:

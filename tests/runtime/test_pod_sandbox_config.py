@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from google.protobuf.any_pb2 import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kata_runtime.errors import InvalidRequestError, UnsupportedError
-from kata_runtime.shim.pod_sandbox_config import check_sysctls, namespaces_of, sysctls_of
+from kata_runtime.shim.pod_sandbox_config import (
+    cgroup_of,
+    check_sysctls,
+    hostname_of,
+    name_servers_of,
+    namespaces_of,
+    sums_of,
+    sysctls_of,
+)
 from kata_runtime.shim.protobuf_lite import bytes_field, number_field
 
 URL = "runtime.v1.PodSandboxConfig"
@@ -26,6 +36,58 @@ def test_sysctls_of_a_pod() -> None:
     assert sysctls_of(Any(type_url=URL, value=config(sysctls))) == sysctls
     assert sysctls_of(Any(type_url="other", value=b"\xff")) == {}
     assert sysctls_of(Any(type_url=URL)) == {}
+
+
+def test_the_host_name_of_a_pod() -> None:
+    assert hostname_of(Any(type_url=URL, value=config({}))) == "pod"
+    assert hostname_of(Any(type_url="other", value=config({}))) == ""
+
+
+def test_name_servers_of_a_pod() -> None:
+    """As containerd writes resolv.conf for the sandboxes that it makes itself."""
+    texts = {1: ("10.0.0.1", "fd00::1"), 2: ("svc.example", "example"), 3: ("ndots:5", "edns0")}
+    dns = b"".join(bytes_field(number, text) for number, those in texts.items() for text in those)
+    expected = (
+        "search svc.example example",
+        "nameserver 10.0.0.1",
+        "nameserver fd00::1",
+        "options ndots:5 edns0",
+    )
+    assert name_servers_of(Any(type_url=URL, value=bytes_field(4, dns))) == expected
+    assert name_servers_of(Any(type_url=URL, value=config({}))) == ()
+    assert name_servers_of(Any(type_url="other", value=b"\xff")) == ()
+
+
+@pytest.mark.parametrize("text", ["10.0.0.1\noptions rotate", "10.0.0.1\0"])
+def test_a_name_server_is_one_line(text: str) -> None:
+    with pytest.raises(InvalidRequestError, match="dns_config"):
+        name_servers_of(Any(type_url=URL, value=bytes_field(4, bytes_field(1, text))))
+
+
+@pytest.mark.parametrize(
+    ("parent", "path"),
+    [
+        ("/kubepods/pod1", "/kubepods/pod1/s1"),
+        ("/kubepods.slice/kubepods-pod1.slice", "kubepods-pod1.slice:cri-containerd:s1"),
+        ("", ""),
+    ],
+)
+def test_the_cgroup_of_a_pod(parent: str, path: str) -> None:
+    """As containerd names it for the sandboxes that it makes itself."""
+    options = Any(type_url=URL, value=bytes_field(8, bytes_field(1, parent)))
+    assert cgroup_of(options, "s1") == path
+    assert cgroup_of(Any(type_url="other", value=b"\xff"), "s1") == ""
+
+
+def test_the_sums_of_a_pods_limits() -> None:
+    limits = number_field(1, 100000) + number_field(2, (1 << 64) - 1) + number_field(4, 1 << 28)
+    options = Any(type_url=URL, value=bytes_field(8, bytes_field(5, limits)))
+    assert sums_of(options) == {
+        "io.kubernetes.cri.sandbox-cpu-period": "100000",
+        "io.kubernetes.cri.sandbox-cpu-quota": "-1",
+        "io.kubernetes.cri.sandbox-memory": str(1 << 28),
+    }
+    assert sums_of(Any(type_url="other", value=b"\xff")) == {}
 
 
 def test_what_is_no_configuration_is_refused() -> None:
@@ -58,11 +120,12 @@ def test_namespaces_of_a_pod(modes: dict[int, int], own: list[str]) -> None:
 
 @given(st.binary())
 def test_any_bytes_are_a_configuration_or_refused(data: bytes) -> None:
-    try:
-        found = sysctls_of(Any(type_url=URL, value=data))
-    except InvalidRequestError:
-        return
-    assert all(isinstance(key, str) and isinstance(value, str) for key, value in found.items())
+    options = Any(type_url=URL, value=data)
+    for read in (sysctls_of, hostname_of, name_servers_of, namespaces_of, sums_of):
+        with suppress(InvalidRequestError):
+            read(options)
+    with suppress(InvalidRequestError):
+        assert isinstance(cgroup_of(options, "s1"), str)
 
 
 def test_only_sysctls_of_namespaces() -> None:

@@ -22,10 +22,13 @@ import containerd_versions
 import cri_settings
 from namespaced_node import NamespacedNode
 from node import IMAGE, Client
+from patience import PATIENCE
 
 PROGRAM = os.environ.get("KATA_TEST_CRICTL", "")
 PLUGINS = Path("/usr/lib/cni")
 GATEWAYS = ("10.238.7.1", "fd00:ed8::1")
+BUDGET = max(100.0, PATIENCE)
+"""Seconds that a command may take: a machine in an emulated machine takes longer to start."""
 PAUSE = "localhost/kata-quickstart/pause:1"
 NAMES = {"servers": ["10.238.7.53"], "searches": ["svc.example"], "options": ["ndots:3"]}
 
@@ -69,8 +72,17 @@ if command == "ADD":
 class Cri:
     """crictl for a node whose pods get a network of CNI's."""
 
-    def __init__(self, directory: Path, image: Path, version: str = containerd_versions.SYSTEM) -> None:
-        """directory: for files. image: directory of the guest image. version: of containerd."""
+    def __init__(
+        self,
+        directory: Path,
+        image: Path,
+        version: str = containerd_versions.SYSTEM,
+        further: Sequence[str] = (),
+    ) -> None:
+        """directory: for files. image: directory of the guest image. version: of containerd.
+
+        further: handlers beside ours, as `cri_settings.runtime` writes them.
+        """
         self.directory = directory
         for name in ("bin", "net.d", "records"):
             (directory / name).mkdir()
@@ -90,6 +102,7 @@ class Cri:
         runtimes = [
             cri_settings.runtime("kata"),
             cri_settings.runtime("bare", configuration=directory / "bare.toml"),
+            *further,
         ]
         settings = cri_settings.plugin(
             runtimes,
@@ -109,13 +122,20 @@ class Cri:
     def command(self, *arguments: str) -> list[str]:
         """The argv of a command."""
         endpoint = f"unix://{self.bed.node.containerd.address}"
-        options = ("--runtime-endpoint", endpoint, "--image-endpoint", endpoint, "--timeout", "100s")
+        options = (
+            "--runtime-endpoint",
+            endpoint,
+            "--image-endpoint",
+            endpoint,
+            "--timeout",
+            f"{BUDGET:.0f}s",
+        )
         return [*self.bed.inside, PROGRAM, *options, *arguments]
 
     def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a command to its end."""
         argv = self.command(*arguments)
-        return subprocess.run(argv, capture_output=True, text=True, timeout=110, check=False)
+        return subprocess.run(argv, capture_output=True, text=True, timeout=BUDGET + 10, check=False)
 
     def run(self, *arguments: str) -> str:
         """Run a command, which succeeds; returns what it prints."""
@@ -128,11 +148,13 @@ class Cri:
         path.write_text(json.dumps(content))
         return str(path)
 
-    def pod_file(self, name: str, linux: object = None, ports: Sequence[object] = ()) -> str:
-        """Write what crictl takes for a pod."""
+    def pod_file(
+        self, name: str, linux: object = None, ports: Sequence[object] = (), **fields: object
+    ) -> str:
+        """Write what crictl takes for a pod. fields: further ones of its PodSandboxConfig."""
         metadata = {"name": name, "namespace": "default", "uid": name, "attempt": 1}
         pod = {"metadata": metadata, "linux": linux or {}, "port_mappings": [*ports], "dns_config": NAMES}
-        return self._file(name, {**pod, "log_directory": str(self.directory / "logs")})
+        return self._file(name, {**pod, "log_directory": str(self.directory / "logs"), **fields})
 
     def start(self, pod: str, file: str, name: str, script: str, **fields: object) -> str:
         """Start a container of a pod; returns its id. fields: further ones of its ContainerConfig."""

@@ -26,15 +26,23 @@ _OF_KATA = """\
       privileged_without_host_devices = true
       pod_annotations = ["io.katacontainers.*"]
 """
+_SANDBOXER = """\
+      sandboxer = "{sandboxer}"
+"""
 _OPTIONS = """\
       [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{name}.options]
         ConfigPath = "{path}"
 """
 
 
-def runtime(name: str, kind: str = KATA, *, configuration: Path | None = None) -> str:
-    """The table of a handler. kind: the type of its runtime. configuration: its own, of ours."""
+def runtime(name: str, kind: str = KATA, *, configuration: Path | None = None, sandboxer: str = "") -> str:
+    """The table of a handler. kind: the type of its runtime. configuration: its own, of ours.
+
+    sandboxer: "shim" where the shim makes a pod's sandbox itself, which containerd 2 and later can ask of it.
+    """
     text = _RUNTIME.format(name=name, type=kind)
+    if sandboxer:
+        text += _SANDBOXER.format(sandboxer=sandboxer)
     if kind == KATA:
         text += _OF_KATA
     return text + (_OPTIONS.format(name=name, path=configuration) if configuration is not None else "")

@@ -38,6 +38,28 @@ _DROPPED_NAMESPACES = frozenset({"network", "time"})
 
 GUEST_WATCHED = "/run/kata-containers/watched"
 
+RESOLV_CONF = "/etc/resolv.conf"
+# The guest's agent writes the file when it makes the sandbox; it is memory of the pod's own guest.
+_OF_NAME_SERVERS = {
+    "destination": RESOLV_CONF,
+    "type": "bind",
+    "source": "/run/resolv.conf",
+    "options": ["bind", "ro", "nosuid", "nodev", "noexec"],
+}
+
+
+class PodSettings(NamedTuple):
+    """What a pod without a container of its own says for all of its containers.
+
+    sysctls: by name. name_servers: lines of resolv.conf.
+    """
+
+    sysctls: Mapping[str, str] = MappingProxyType({})
+    name_servers: tuple[str, ...] = ()
+
+
+NO_SETTINGS = PodSettings()
+
 # Directories of a pod in which a kubelet has its emptyDirs, and parts of them.
 _OF_KUBELETS = ("/kubernetes.io~empty-dir/", "/volume-subpaths/")
 _UPDATED = re.compile(r"/kubernetes\.io~(configmap|secret|projected|downward-api)/[^/]+/?$")
@@ -125,15 +147,15 @@ def amend(
     disable_guest_seccomp: bool,
     vcpus: int = 1,
     processes_of: str = "",
-    sysctls: Mapping[str, str] = MappingProxyType({}),
+    settings: PodSettings = NO_SETTINGS,
     nodes: Sequence[BlockNode] = (),
 ) -> JsonObject:
     """The specification for the guest's runtime; the argument is not changed.
 
     guest_sources: of each shared volume, by its index in mounts. vcpus: the most of the machine.
-    processes_of: the container whose process namespace it joins. sysctls: the pod's, for a specification that
-    has none of the name. nodes: its block devices; what stands for one has the host's number still, which the
-    guest's agent replaces.
+    processes_of: the container whose process namespace it joins. settings: the pod's, for a specification
+    that does not say otherwise. nodes: its block devices; what stands for one has the host's number still,
+    which the guest's agent replaces.
     """
     guest = copy.deepcopy(spec)
     guest["root"]["path"] = rootfs_of(container_id)
@@ -158,8 +180,10 @@ def amend(
     below = [f"{source.path}/{path}" for source in guest_sources.values() for path in source.below]
     if below:
         annotations[MOUNTS_ANNOTATION] = json.dumps(below)
-    if sysctls:
-        linux["sysctl"] = {**sysctls, **(linux.get("sysctl") or {})}
+    if settings.sysctls:
+        linux["sysctl"] = {**settings.sysctls, **(linux.get("sysctl") or {})}
+    if settings.name_servers and RESOLV_CONF not in [mount.get("destination") for mount in guest["mounts"]]:
+        guest["mounts"].append(dict(_OF_NAME_SERVERS))
     if disable_guest_seccomp:
         linux.pop("seccomp", None)
     # Labels and profiles of the host's security modules mean nothing to the guest's kernel.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from kata_agent.constants import FEATURE_PORT_FORWARD, FEATURE_STREAM_IO
@@ -16,6 +15,7 @@ from kata_hypervisor import registry
 from kata_hypervisor.concurrency import finish
 from kata_hypervisor.contract import Disk, Hypervisor
 from kata_runtime.container.guest import GuestBoot, RunStage
+from kata_runtime.container.guest_spec import NO_SETTINGS, PodSettings
 from kata_runtime.pod import machine_spec
 from kata_runtime.pod.agent_connection import connect_agent, unless_ended
 from kata_runtime.pod.linux_guest import LinuxGuest
@@ -28,7 +28,7 @@ from kata_runtime.resource.shares import share_with_guest
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection
 
     from kata_agent.client import AgentClient
     from kata_configuration import Configuration
@@ -43,7 +43,7 @@ class LinuxBoot(GuestBoot):
     """A Linux guest that is still to come.
 
     spec: the OCI specification of the sandbox's first container, for size, hostname and disks. disks: those
-    of the machine besides its image. sysctls: of a sandbox without a container of its own, see LinuxGuest.
+    of the machine besides its image. settings: of a sandbox without a container of its own, see LinuxGuest.
     first: how many disks the first container gets when the machine runs; None: there is no such container.
 
     Raises:
@@ -60,7 +60,7 @@ class LinuxBoot(GuestBoot):
         spec: JsonObject,
         disks: tuple[Disk, ...] = (),
         *,
-        sysctls: Mapping[str, str] = MappingProxyType({}),
+        settings: PodSettings = NO_SETTINGS,
         first: int | None = None,
     ) -> None:
         self.machine = registry.create(configuration.hypervisor_name, configuration.hypervisor, broker)
@@ -69,7 +69,7 @@ class LinuxBoot(GuestBoot):
         self._network = PodNetwork()
         self._forwarder = Forwarder((), self._connect_guest)
         self._configuration = configuration
-        self._sysctls = sysctls
+        self._settings = settings
         capabilities = self.machine.capabilities
         shares = configuration.hypervisor.shares_files
         plugs = capabilities.device_hotplug if shares else capabilities.block_hotplug
@@ -79,6 +79,7 @@ class LinuxBoot(GuestBoot):
         )
         later_memory = self._machine_spec.later_memory_mib > 0
         self._request = machine_spec.request_of(configuration, identity, spec, later_memory=later_memory)
+        self._request.dns.extend(settings.name_servers)
         # Random numbers are had now: a sealed process gets none.
         self._reseed = Reseed() if self._machine_spec.template is not None else None
 
@@ -123,7 +124,7 @@ class LinuxBoot(GuestBoot):
             streams=FEATURE_STREAM_IO in features,
             room=Room(self.machine, agent, self._machine_spec, self._keeps_size),
             forwarder=self._forwarder if forwards else None,
-            sysctls=self._sysctls,
+            settings=self._settings,
         )
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import anyio
@@ -18,6 +17,7 @@ from kata_hypervisor.concurrency import race
 from kata_runtime.container import guest_spec, namespaces, resources
 from kata_runtime.container.bundle import ContainerType, JsonObject, container_type
 from kata_runtime.container.guest import Guest
+from kata_runtime.container.guest_spec import NO_SETTINGS, PodSettings
 from kata_runtime.errors import UnsupportedError
 from kata_runtime.pod.health import PAUSE, HealthCheck
 from kata_runtime.stdio.polled import PolledStdio
@@ -41,9 +41,9 @@ class LinuxGuest(Guest):
     """A Linux guest whose agent answers.
 
     streams: whether the agent has them; else stdio is polled. forwarder: of connections to its ports, if its
-    agent has what that takes; closed when the guest is stopped. sysctls: of the pod, for every container that
-    has none of the name; they are of namespaces which containers share, and the first of them sets them.
-    room: of the machine for containers.
+    agent has what that takes; closed when the guest is stopped. settings: of the pod, for every container
+    that does not say otherwise; sysctls are of namespaces which containers share, and the first of them sets
+    them. room: of the machine for containers.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class LinuxGuest(Guest):
         streams: bool,
         room: Room,
         forwarder: Forwarder | None = None,
-        sysctls: Mapping[str, str] = MappingProxyType({}),
+        settings: PodSettings = NO_SETTINGS,
     ) -> None:
         self.shares_files = configuration.hypervisor.shares_files
         self.takes_disks = machine.capabilities.block_hotplug
@@ -66,7 +66,7 @@ class LinuxGuest(Guest):
         self._agent = agent
         self._streams = streams
         self._forwarder = forwarder
-        self._sysctls = sysctls
+        self._settings = settings
         self._room = room
         self._with_own_processes: set[str] = set()
 
@@ -134,7 +134,7 @@ class LinuxGuest(Guest):
             disable_guest_seccomp=self._disable_seccomp,
             vcpus=self._room.most.vcpus,
             processes_of=target,
-            sysctls=self._sysctls,
+            settings=self._settings,
             nodes=container.nodes,
         )
         request = agent_pb2.CreateContainerRequest(

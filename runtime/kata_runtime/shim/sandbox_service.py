@@ -11,6 +11,7 @@ from kata_agent.ttrpc.server import Handler
 from kata_agent.ttrpc.service import service_of
 from kata_runtime.container import bundle, namespaces
 from kata_runtime.container.bundle import JsonObject
+from kata_runtime.container.guest_spec import PodSettings
 from kata_runtime.container.process import KILLED
 from kata_runtime.containerd_api import sandbox_pb2, types_pb2
 from kata_runtime.errors import AlreadyExistsError, NotFoundError, StateError
@@ -48,6 +49,7 @@ class SandboxService:
         self._default_config_path = default_config_path
         self._created = False
         self._spec: JsonObject | None = None
+        self._name_servers: tuple[str, ...] = ()
         self._config_path: str | None = None
 
     def handlers(self) -> dict[tuple[str, str], Handler]:
@@ -89,11 +91,16 @@ class SandboxService:
         spec: JsonObject = {}
         if os.path.exists(os.path.join(request.bundle_path, "config.json")):
             spec = await load_spec(request.bundle_path, self._broker.read_spec)
-        spec["annotations"] = {**bundle.annotations_of(spec), **request.annotations}
+        sums = pod_sandbox_config.sums_of(request.options)
+        spec["annotations"] = {**bundle.annotations_of(spec), **sums, **request.annotations}
+        spec["hostname"] = pod_sandbox_config.hostname_of(request.options) or spec.get("hostname")
+        self._name_servers = pod_sandbox_config.name_servers_of(request.options)
         # The CRI gives a namespace to every pod but those with the host's network; others may leave it out.
         linux = spec["linux"] = spec.get("linux") or {}
         linux["sysctl"] = {**(linux.get("sysctl") or {}), **pod_sandbox_config.sysctls_of(request.options)}
         pod_sandbox_config.check_sysctls(linux["sysctl"])
+        if path := pod_sandbox_config.cgroup_of(request.options, request.sandbox_id):
+            linux["cgroupsPath"] = path
         own = {"linux": {"namespaces": pod_sandbox_config.namespaces_of(request.options)}}
         namespaces.refuse(own, f"sandbox {request.sandbox_id}", first=True)
         if request.netns_path or not pod_sandbox_config.is_pod(request.options):
@@ -117,8 +124,8 @@ class SandboxService:
 
     async def _make_boot(self, configuration: Configuration, spec: JsonObject) -> GuestBoot:
         """A Linux guest, without a container's files."""
-        sysctls = spec["linux"]["sysctl"]
-        return LinuxBoot(configuration, self._sandbox.identity, self._broker, spec, sysctls=sysctls)
+        settings = PodSettings(spec["linux"]["sysctl"], self._name_servers)
+        return LinuxBoot(configuration, self._sandbox.identity, self._broker, spec, settings=settings)
 
     async def platform(self, request: sandbox_pb2.PlatformRequest) -> sandbox_pb2.PlatformResponse:
         """What runs in the guest: Linux on the host's architecture."""
