@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from kata_runtime import direct_volumes
+from kata_runtime.ctl.main import main as kata_ctl
 from loop_devices import SIZE, loop_device
 from node import Node, Pod
 
@@ -114,3 +119,80 @@ class TestPod:
     def test_a_node_outside_of_dev_is_refused(self, pod: Pod, disk: Path) -> None:
         result = pod.run("true", options=both(disk, "/volume", "rbind:rw"))
         assert "the node /volume of a block device has to be below /dev" in result.stderr
+
+
+class TestAssignedVolumes:
+    """A directory of the host that stands for a device, whose file system the guest mounts."""
+
+    @pytest.fixture
+    def volume(self, tmp_path: Path) -> Iterator[Path]:
+        """A directory that is registered for a device with an ext4; its file is DIRECTORY.img."""
+        if shutil.which("mkfs.ext4") is None:
+            pytest.skip("mkfs.ext4 is missing: install e2fsprogs")
+        directory, file = tmp_path / "volume", tmp_path / "volume.img"
+        directory.mkdir()
+        with loop_device(file, size=4 * SIZE) as device:
+            subprocess.run(["mkfs.ext4", "-q", device], check=True)
+            metadata = {"fsGroup": "1234", "fsGroupChangePolicy": "OnRootMismatch"}
+            register(directory, device=str(device), options=["noatime"], metadata=metadata)
+            yield directory
+            assert kata_ctl(["direct-volume", "remove", "--volume-path", str(directory)]) == 0
+
+    def test_containers_of_a_pod_share_one_that_only_the_guest_mounts(self, pod: Pod, volume: Path) -> None:
+        writer = "echo kept >/data/file; sleep 3600"
+        with pod.running("sh", "-c", writer, options=bind(volume, "/data", "rbind:rw")):
+            script = (
+                "until cat /data/file; do sleep 0.1; done 2>/dev/null; echo x >/data/file || echo refused; "
+                "grep ' /data ' /proc/mounts | cut -d' ' -f3,4; stat -c %g /data"
+            )
+            result = pod.run("sh", "-c", script, options=bind(volume, "/data", "rbind:ro"))
+            kept, refused, mounted, group = result.stdout.splitlines()
+            assert (kept, refused, group) == ("kept", "refused", "1234")
+            assert mounted.startswith("ext4 ro,noatime")
+            assert list(volume.iterdir()) == []  # the host has mounted nothing
+        assert on_disk(volume, "file") == "kept\n"
+
+    def test_one_that_is_registered_read_only(self, pod: Pod, volume: Path) -> None:
+        register(volume, device=registered(volume)["device"], options=["ro"])
+        script = "touch /data/x || echo refused"
+        result = pod.run("sh", "-c", script, options=bind(volume, "/data", "rbind:rw"))
+        assert result.stdout == "refused\n"
+
+    def test_one_whose_device_is_in_use_is_refused_by_name(self, pod: Pod, volume: Path) -> None:
+        device = registered(volume)["device"]
+        held = os.open(device, os.O_RDONLY | os.O_EXCL)
+        try:
+            result = pod.run("true", options=bind(volume, "/data", "rbind:rw"))
+        finally:
+            os.close(held)
+        assert f"cannot open {device}: it is in use" in result.stderr
+
+    def test_one_whose_device_is_gone_is_refused_by_name(self, pod: Pod, volume: Path) -> None:
+        register(volume, device="/dev/gone")
+        result = pod.run("true", options=bind(volume, "/data", "rbind:rw"))
+        assert f"{volume} stands for /dev/gone: No such file" in result.stderr
+
+    def test_a_registration_that_others_could_write_is_refused(self, pod: Pod, volume: Path) -> None:
+        Path(direct_volumes.directory_of(str(volume)), direct_volumes.FILE).chmod(0o666)
+        result = pod.run("true", options=bind(volume, "/data", "rbind:rw"))
+        assert "is not a file that root alone writes to" in result.stderr
+
+
+def register(directory: Path, **described: object) -> None:
+    """Have the command register a volume."""
+    info = json.dumps({"volume-type": "block", "fstype": "ext4", **described})
+    command = ["direct-volume", "add", "--volume-path", str(directory), "--mount-info", info]
+    assert kata_ctl(command) == 0
+
+
+def registered(directory: Path) -> dict[str, str]:
+    """What is registered for a volume."""
+    path = Path(direct_volumes.directory_of(str(directory)), direct_volumes.FILE)
+    found: dict[str, str] = json.loads(path.read_text())
+    return found
+
+
+def on_disk(directory: Path, name: str) -> str:
+    """A file of a volume that nobody has mounted."""
+    command = ["debugfs", "-R", f"cat /{name}", f"{directory}.img"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -13,15 +13,13 @@ from typing import Any
 import pytest
 
 import growing
-import shim_harness
-import shim_process
 import shipped_configuration
 from kata_agent.ttrpc.status import RpcError
 from loop_devices import SIZE, loop_device, number_of
 from shim_harness import Lab
 from shim_pod import Pod
 
-pytestmark = [pytest.mark.rig, pytest.mark.usefixtures("kvm"), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.rig, pytest.mark.usefixtures("kvm"), pytest.mark.timeout(3600)]
 
 PROGRAMS = {"clh": "KATA_TEST_CLOUD_HYPERVISOR", "dragonball": ""}
 
@@ -44,11 +42,8 @@ async def pod(driver: str, lab: Lab, guest_image: Path) -> AsyncIterator[Pod]:
         values |= {"path": Path(os.environ[variable]), **growing.SETTINGS}
     path = lab.directory / f"{driver}.toml"
     path.write_text(shipped_configuration.render(values, driver))
-    with pytest.MonkeyPatch.context() as patched:
-        for module in (shim_harness, shim_process):  # under emulation
-            patched.setattr(module, "PATIENCE", 300.0)
-        async with Pod.running(lab, path) as pod:
-            yield pod
+    async with Pod.running(lab, path) as pod:
+        yield pod
 
 
 def given(device: Path, access: str = "rw") -> dict[str, Any]:

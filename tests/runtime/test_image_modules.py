@@ -78,7 +78,9 @@ def test_no_busybox() -> None:
         ("drivers/net/vxlan/vxlan", True),
         ("drivers/net/virtio_net", False),
         ("net/vmw_vsock/vsock", False),
-        ("fs/xfs/xfs", False),
+        ("fs/ext4/ext4", True),
+        ("fs/xfs/xfs", True),
+        ("fs/btrfs/btrfs", False),
     ],
 )
 def test_which(path: str, taken: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -11,9 +12,11 @@ import pytest
 from kata_agent.client import AgentClient
 from kata_agent.protos import agent_pb2
 from kata_configuration import load
+from kata_runtime.broker.client import Broker
 from kata_runtime.ctl.main import main
 from kata_runtime.identity import SandboxIdentity
 from kata_runtime.pod import machine_spec
+from kata_runtime.pod.linux_boot import LinuxBoot
 from kata_runtime.pod.reseed import Reseed
 from kata_runtime.template import maker
 
@@ -74,6 +77,16 @@ def test_a_machine_starts_from_a_template_where_that_is_configured(place: Path, 
     configuration = load(write(place, on=on), check_host=False)
     spec = machine_spec.machine_of(configuration, SandboxIdentity("a", "b", "c"), {}, ())
     assert spec.template == (place if on else None)
+
+
+@pytest.mark.parametrize(("on", "slots"), [(True, 0), (False, 8)])
+def test_a_pod_with_shared_files_has_the_slots_of_its_template(place: Path, on: bool, slots: int) -> None:
+    """Which has none: with any of its own it would not start from it."""
+    configuration = load(write(place, on=on), check_host=False)
+    spec = {"annotations": {"io.kubernetes.cri.container-type": "sandbox"}}
+    identity, broker = SandboxIdentity("a", "b", "c"), cast(Broker, SimpleNamespace(user=1))
+    boot = LinuxBoot(configuration, identity, broker, spec, first=0)
+    assert boot._machine_spec.spare_disks == slots
 
 
 @pytest.mark.parametrize(("shared_fs", "count"), [("virtio-fs", 0), ("none", 1)])

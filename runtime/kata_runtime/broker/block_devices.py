@@ -60,6 +60,10 @@ class GivenDevices:
             self._add(device, write=write and "w" in allowed)
         return "r" in allowed
 
+    def add_assigned(self, device: str, *, write: bool) -> None:
+        """Take one that root has registered for a volume of a specification's, see `direct_volumes`."""
+        self._add(device, write=write)
+
     def _add(self, device: str, *, write: bool) -> None:
         self._given[device] = self._given.get(device, False) or write
 

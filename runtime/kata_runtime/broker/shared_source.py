@@ -12,10 +12,14 @@ class SharedSource:
 
     place: below the shared directory. readonly: whether it is so by itself. below: the paths in it at which
     something is mounted that came along. device: "MAJOR:MINOR" of a block device, which has no place; mode,
-    user, group: of its node.
+    user, group: of its node. fstype, options: of the file system on it, which the guest mounts as the volume;
+    fs_group, on_mismatch: whose it becomes there, see `direct_volumes`.
     """
 
-    __slots__ = ("below", "device", "group", "mode", "place", "readonly", "user")
+    __slots__ = (
+        *("below", "device", "fs_group", "fstype", "group", "mode", "on_mismatch", "options", "place"),
+        *("readonly", "user"),
+    )
 
     def __init__(
         self,
@@ -26,6 +30,10 @@ class SharedSource:
         mode: int = 0,
         user: int = 0,
         group: int = 0,
+        fstype: str = "",
+        options: Sequence[str] = (),
+        fs_group: int | None = None,
+        on_mismatch: bool = False,
     ) -> None:
         self.place = place
         self.readonly = readonly
@@ -34,6 +42,10 @@ class SharedSource:
         self.mode = mode
         self.user = user
         self.group = group
+        self.fstype = fstype
+        self.options = options
+        self.fs_group = fs_group
+        self.on_mismatch = on_mismatch
 
     def to_json(self) -> dict[str, object]:
         """Its fields as JSON has them."""

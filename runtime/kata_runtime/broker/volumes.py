@@ -15,10 +15,11 @@ import errno
 import os
 import stat
 
-from kata_runtime import syscalls
+from kata_runtime import direct_volumes, syscalls
 from kata_runtime.broker import source_facts
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
 from kata_runtime.broker.shared_source import SharedSource, forbidden
+from kata_runtime.direct_volumes import DirectVolumeError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ class Volumes:
     def share(self, source: str, *, readonly: bool, recursive: bool, readonly_below: bool) -> SharedSource:
         """Share a file or directory of the host, or what has it already; `unshare` undoes it.
 
-        A block device is not shared: from here on it may be plugged in.
+        A block device is not shared: from here on it may be plugged in. So may that which a directory stands
+        for, see `direct_volumes`.
 
         Raises:
             RequestRefusedError: it is not authorized. RequestFailedError: the host cannot do it.
@@ -83,6 +85,8 @@ class Volumes:
         )
         readonly_below = readonly_below or not facts.below
         try:
+            if (assigned := self._find_assigned(source, readonly=readonly)) is not None:
+                return assigned
             _refuse_endpoint(tree, source)
             if (node := _block_node(tree)) is not None:
                 if not self._authorization.devices.add_mounted(node.device, write=not readonly):
@@ -97,6 +101,37 @@ class Volumes:
         self._users.setdefault(place, []).append(volume)
         below = sorted({os.fsdecode(source_facts.unescape(path)) for _, path in facts.below})
         return SharedSource(place, facts.readonly, below)
+
+    def _find_assigned(self, source: str, *, readonly: bool) -> SharedSource | None:
+        """The device that root has registered for a source."""
+        try:
+            volume = direct_volumes.find(source)
+        except DirectVolumeError as error:
+            raise RequestFailedError(str(error), errno.EOPNOTSUPP) from None
+        if volume is None:
+            return None
+        try:
+            found = os.stat(volume.device)
+        except OSError as error:
+            raise RequestFailedError(
+                f"{source} stands for {volume.device}: {error.strerror}", errno.EOPNOTSUPP
+            ) from None
+        if not stat.S_ISBLK(found.st_mode):
+            raise RequestFailedError(
+                f"{source} stands for {volume.device}, which is no block device", errno.EOPNOTSUPP
+            )
+        device = f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+        readonly = readonly or volume.readonly
+        self._authorization.devices.add_assigned(device, write=not readonly)
+        return SharedSource(
+            "",
+            readonly,
+            device=device,
+            fstype=volume.fstype,
+            options=volume.options,
+            fs_group=volume.group,
+            on_mismatch=volume.on_mismatch,
+        )
 
     def find_memory(self, source: str) -> dict[str, Any] | None:
         """What a source is of memory that the host has made for the pod, see `source_facts`; None for others.

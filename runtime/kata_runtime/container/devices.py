@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from kata_runtime.block_nodes import BlockNode, Numbers
+    from kata_runtime.container.assigned_disk import AssignedDisk
     from kata_runtime.container.bundle import JsonObject
 
 OWN_OF_EVERY_LINUX = {
@@ -60,7 +61,7 @@ def check(container_id: str, spec: JsonObject) -> None:
     raise _foreign(container_id, f"{found[0].get('path')}{more}", "character", number, _way_out(linux))
 
 
-def refuse_blocks(container_id: str, nodes: Collection[BlockNode], why: str) -> None:
+def refuse_blocks(container_id: str, nodes: Collection[BlockNode | AssignedDisk], why: str) -> None:
     """Refuse block devices of the host where no disk can be plugged in. why: what to do about it.
 
     Raises:

@@ -11,6 +11,7 @@ import anyio
 
 from kata_agent.protos.agent_pb2 import Storage
 from kata_runtime.block_nodes import BlockNode
+from kata_runtime.container.assigned_disk import AssignedDisk
 from kata_runtime.container.bundle import JsonObject
 from kata_runtime.container.states import Event, State, after
 from kata_runtime.stdio.files import StdioPaths
@@ -104,6 +105,13 @@ class Container:
     # Block devices of the host that it is given, and those that were plugged in for it.
     nodes: list[BlockNode] = field(default_factory=list)
     plugged: list[str] = field(default_factory=list)
+    # Volumes that are block devices of the host, which the guest mounts.
+    assigned: list[AssignedDisk] = field(default_factory=list)
+
+    @property
+    def blocks(self) -> list[BlockNode | AssignedDisk]:
+        """All block devices of the host that it is given."""
+        return [*self.nodes, *self.assigned]
 
     @property
     def rootfs(self) -> str:

@@ -41,6 +41,7 @@ COMMANDS = {
     "seccomp": Command("kata_runtime.ctl.seccomp", "show how processes are confined"),
     "network": Command("kata_runtime.ctl.network", "compare a pod's network with its guest's"),
     "confinement": Command("kata_runtime.ctl.confinement", "show what each process of a pod is on the host"),
+    "direct-volume": Command("kata_runtime.ctl.direct_volume", "register devices that guests mount"),
     "log-level": Command("kata_runtime.ctl.log_level", "show or change what a running sandbox logs"),
     "metrics": Command("kata_runtime.ctl.metrics", "print metrics of the running sandboxes for Prometheus"),
     "cleanup": Command("kata_runtime.ctl.cleanup", "undo what dead sandboxes have left on this host"),

@@ -1,7 +1,8 @@
 """Modules that the guest's kernel loads when something asks for them, and what loads them.
 
 netfilter, tunnels, bridges and the like: pods bring programs that expect them of any Linux. The driver of
-memory that comes later: the runtime asks for it. They are in the root file system, which is read where
+memory that comes later: the runtime asks for it. File systems of disks that a container is given, with the
+checksums that they ask the kernel's cryptography for. They are in the root file system, which is read where
 something is used, so that boots pay nothing. The kernel starts /sbin/modprobe (kernel.modprobe) with an
 alias; busybox's reads the two tables that are made here as depmod(8) makes them.
 """
@@ -21,6 +22,7 @@ MODPROBE = "usr/sbin/modprobe"
 ON_DEMAND = re.compile(
     r"net/(netfilter|bridge|8021q|sched|ipv4|ipv6|xfrm|key|llc)/.*|"
     r"drivers/virtio/virtio_mem|"
+    r"fs/(ext4/ext4|xfs/xfs)|crypto/crc32c_generic|"
     r"drivers/net/(dummy|geneve|ifb|macvlan|macvtap|tap|tun|veth|vrf|ipvlan/.*|vxlan/.*|wireguard/.*)"
 )
 """Their files below the kernel's directory, without the suffix."""

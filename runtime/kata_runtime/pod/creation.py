@@ -227,15 +227,15 @@ class Creation:
             await self._shares.share_rootfs(container, rootfs)
         unikernel = await find_unikernel(container, self._broker)
         if unikernel is not None or not shared:
-            devices.refuse_blocks(container.id, container.nodes, block_devices.NO_DISKS)
+            devices.refuse_blocks(container.id, container.blocks, block_devices.NO_DISKS)
         if unikernel is not None:
             return UnikernelBoot(configuration, identity, self._broker, unikernel, container)
         registry.require_machine(configuration.hypervisor_name, configuration.hypervisor)
         if shared:
-            count = len({node.device for node in container.nodes})
+            count = len({node.device for node in container.blocks})
             boot = LinuxBoot(configuration, identity, self._broker, container.spec, first=count)
             if not boot.machine.capabilities.device_hotplug:
-                devices.refuse_blocks(container.id, container.nodes, block_devices.NO_DISKS)
+                devices.refuse_blocks(container.id, container.blocks, block_devices.NO_DISKS)
             return boot
         await self._shares.unshare(container)
         device = machine_spec.rootfs_device(configuration)
@@ -257,7 +257,7 @@ class Creation:
             sources |= await self._shares.share(container, rootfs)
             await self._plug(container)
             return sources
-        devices.refuse_blocks(container.id, container.nodes, block_devices.NO_DISKS)
+        devices.refuse_blocks(container.id, container.blocks, block_devices.NO_DISKS)
         if not guest.takes_disks:
             raise UnsupportedError(
                 f"cannot create container {container.id}: the hypervisor shares no files and takes no disk "
@@ -271,7 +271,7 @@ class Creation:
 
     async def _plug(self, container: Container) -> None:
         """Plug in the block devices that a container is given."""
-        if container.nodes:
+        if container.blocks:
             await self._devices.plug(container, self._sandbox.guest)
 
     async def _create_later(

@@ -77,6 +77,7 @@ class LinuxBoot(GuestBoot):
         self._machine_spec = machine_spec.machine_of(
             configuration, identity, spec, disks, spares=spares, resizable=capabilities.resize
         )
+        self._takes_devices = capabilities.device_hotplug and spares > 0
         later_memory = self._machine_spec.later_memory_mib > 0
         self._request = machine_spec.request_of(configuration, identity, spec, later_memory=later_memory)
         self._request.dns.extend(settings.name_servers)
@@ -97,7 +98,7 @@ class LinuxBoot(GuestBoot):
             named=not self.machine.capabilities.tap_descriptors,
         )
         self._forwarder = Forwarder(self._network.listeners, self._connect_guest)
-        if self.machine.capabilities.device_hotplug and self._machine_spec.spare_disks:
+        if self._takes_devices:
             self._broker.later.add("disks")
             if self.machine.capabilities.device_nodes:
                 self._broker.later.add("nodes")

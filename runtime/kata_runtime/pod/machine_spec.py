@@ -64,7 +64,8 @@ def machine_of(
         kernel_parameters=_kernel_parameters(configuration),
         shared=SharedDirectory(Path(identity.shared_directory)) if table.shares_files else None,
         disks=disks,
-        spare_disks=spares,
+        # Where files are shared, a template is made without slots for disks: its copies have none either.
+        spare_disks=0 if table.shares_files and table.template_path is not None else spares,
         template=table.template_path,
     )
 

@@ -17,6 +17,7 @@ from kata_runtime.errors import InvalidRequestError, UnsupportedError
 
 if TYPE_CHECKING:
     from kata_runtime.block_nodes import BlockNode
+    from kata_runtime.container.assigned_disk import AssignedDisk
     from kata_runtime.container.guest import Guest
     from kata_runtime.container.process import Container
 
@@ -52,14 +53,14 @@ class BlockDevices:
             HypervisorError: one cannot be opened or plugged in; the message names it.
         """
         if not guest.takes_devices:
-            devices.refuse_blocks(container.id, container.nodes, NO_DISKS)
+            devices.refuse_blocks(container.id, container.blocks, NO_DISKS)
         for node in container.nodes:
             check_path(container.id, node)
         async with self._lock:
-            for node in container.nodes:
-                await self._use(container, node, guest)
+            for given in container.blocks:
+                await self._use(container, given, guest)
 
-    async def _use(self, container: Container, node: BlockNode, guest: Guest) -> None:
+    async def _use(self, container: Container, node: BlockNode | AssignedDisk, guest: Guest) -> None:
         plugged = self._plugged.get(node.device) or await self._plug(node, guest)
         if node.write and plugged.disk.read_only:
             raise UnsupportedError(
@@ -71,7 +72,7 @@ class BlockDevices:
         container.plugged.append(node.device)
         node.found_by = plugged.found_by
 
-    async def _plug(self, node: BlockNode, guest: Guest) -> _Plugged:
+    async def _plug(self, node: BlockNode | AssignedDisk, guest: Guest) -> _Plugged:
         self._made += 1
         disk = Disk(f"device_{self._made}", Path("/dev/block", node.device), read_only=not node.write)
         plugged = self._plugged[node.device] = _Plugged(disk, await guest.add_disk(disk))

@@ -8,11 +8,13 @@ import os
 import stat
 from typing import TYPE_CHECKING, NamedTuple
 
+from kata_agent.protos import types_pb2
 from kata_agent.protos.agent_pb2 import Storage
 from kata_runtime.block_nodes import BlockNode, access, rules_of
 from kata_runtime.broker.errors import RequestFailedError
 from kata_runtime.broker.shared_source import SharedSource, forbidden
 from kata_runtime.container import guest_spec
+from kata_runtime.container.assigned_disk import AssignedDisk
 from kata_runtime.container.guest_spec import GuestSource
 from kata_runtime.container.process import Container
 from kata_runtime.errors import InvalidRequestError, RuntimeRoomError, SandboxError, UnsupportedError
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
     from kata_configuration.bind_mount import BindMount
     from kata_runtime.broker.client import Broker
+
+GUEST_ASSIGNED = "/run/kata-containers/assigned"
+"""Where the guest mounts the disks that are volumes."""
 
 SANDBOX_MOUNTS = "sandbox-mounts"
 """The directory of what is shared with the guest itself, below the shared one. Source: Kata Containers."""
@@ -52,7 +57,8 @@ class Shares:
 
         rootfs: containerd's mounts; without any, the bundle's own directory is shared.
         Returns where the guest sees each volume, by its index in the specification's mounts; one that is a
-        block device is among the container's `nodes` instead.
+        block device is among the container's `nodes` instead, and the device of one that the guest mounts
+        among its `assigned`.
 
         Raises:
             InvalidRequestError: the specification names a source that is not there.
@@ -65,7 +71,9 @@ class Shares:
             if volume.index in container.memory:
                 continue
             shared = await self._share_volume(container, volume)
-            if shared.device:
+            if shared.fstype:
+                sources[volume.index] = _assigned(container, volume, shared)
+            elif shared.device:
                 container.nodes.append(_node(container, volume, shared))
             else:
                 sources[volume.index] = self._found(container, volume, shared)
@@ -188,6 +196,25 @@ def _unshareable(mount: BindMount, why: str) -> SandboxError:
         f"cannot share {mount.source} with the guest, as sandbox_bind_mounts in [runtime] demands: {why}; "
         "correct the entry or remove it",
     )
+
+
+def _assigned(container: Container, volume: guest_spec.Volume, shared: SharedSource) -> GuestSource:
+    """A volume that is a file system of the guest's, on a disk that is plugged in later."""
+    write = not volume.readonly and not shared.readonly
+    storage = Storage(
+        driver="blk",
+        fstype=shared.fstype,
+        options=[*shared.options, *([] if write or "ro" in shared.options else ["ro"])],
+        mount_point=f"{GUEST_ASSIGNED}/{shared.device.replace(':', '_')}",
+    )
+    if shared.fs_group is not None:
+        storage.fs_group.group_id = shared.fs_group
+        storage.fs_group.group_change_policy = (
+            types_pb2.OnRootMismatch if shared.on_mismatch else types_pb2.Always
+        )
+    container.storages.append(storage)
+    container.assigned.append(AssignedDisk(volume.destination, shared.device, write, storage))
+    return GuestSource(storage.mount_point, readonly=not write)
 
 
 def _node(container: Container, volume: guest_spec.Volume, shared: SharedSource) -> BlockNode:
