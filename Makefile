@@ -114,7 +114,7 @@ restarts: environment image ## descriptors and disk space that a pod holds, over
 clock: environment image ## how far a guest's clock goes from a busy host's in MINUTES (30)
 	KATA_TEST_IMAGE=$(IMAGE) $(BIN)/python tests/benchmarks/clock.py --minutes $(or $(MINUTES),30) $(ARGS)
 
-bench-rig: environment image ## the in-process machine beside QEMU's microvm and q35, on KVM: a table of ratios
+bench-rig: environment image ## the in-process machine beside QEMU's, and networks of pods in both, on KVM: tables of ratios
 	$(BIN)/python tests/rig/run.py --image $(IMAGE) --deadline 2700 --prefer-host -- python tests/benchmarks/beside_qemu.py $(ARGS)
 	$(BIN)/python tests/rig/run.py --image $(IMAGE) --deadline 2700 --prefer-host -- python tests/benchmarks/pod_network.py --machines $(ARGS)
 

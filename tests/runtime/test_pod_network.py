@@ -56,3 +56,14 @@ async def test_guests_that_start_together_have_the_configured_patience_for_each_
     names = [name for name, _ in slow.asked]
     assert names.count("UpdateInterface") == many, "asked once: an answer that comes late is no refusal"
     assert {timeout for _, timeout in slow.asked} == {patience}
+
+
+async def test_what_a_guest_lacks_after_it_is_configured_is_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    found = network.PodNetwork(plan(Namespace(links=(ETH0,)), TCFILTER))
+    await network.give(found, AgentClient(SlowAgent(1), timeout=1), ())  # type: ignore[arg-type]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.message.startswith("the guest's network differs from the pod's: ")
+    assert ETH0.name in record.message

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from kata_runtime.network.kernel import Kernel
+    from kata_runtime.network.model import Link
 
 _MACVTAP_INDEXES = range(8192, 8192 + 65536)
 """Where the indexes of macvtaps are drawn from: /dev/tapN is one for all namespaces of the host together."""
@@ -137,6 +138,7 @@ def _attach_tap(kernel: Kernel, attachment: Attachment, wanted: Wanted, *, place
         kernel.drop_queue(tap, name)
         kernel.set_up(tap, name)
         kernel.add_ingress(tap, name)
+        _check_there(kernel, link)
         kernel.add_ingress(link.index, link.name)
         _judge(kernel, tap, attachment, with_addresses=wanted.spoof_protection, places_told=places_told)
         kernel.redirect(tap, link.index, name)
@@ -147,6 +149,12 @@ def _attach_tap(kernel: Kernel, attachment: Attachment, wanted: Wanted, *, place
     if wanted.named:
         taps.close_all(fds)
     return fds
+
+
+def _check_there(kernel: Kernel, link: Link) -> None:
+    """Raise NetworkError where an interface has gone: its index may be another's by now, even the tap's."""
+    if kernel.index_of(link.name) != link.index:
+        raise NetworkError(f"cannot attach the interface {link.name}: the interface has gone meanwhile")
 
 
 def _judge(
@@ -185,6 +193,7 @@ def _attach_macvtap(kernel: Kernel, attachment: Attachment, wanted: Wanted) -> l
             f"cannot attach the interface {link.name}: the hypervisor opens devices by name, and a macvtap "
             f'is opened by its number; set internetworking_model = "{planning.TCFILTER}"'
         )
+    _check_there(kernel, link)
     index = _make_macvtap(kernel, attachment)
     taps.keep_silent(name)
     for address in link.addresses:
