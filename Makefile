@@ -17,7 +17,7 @@ ROOMS := configuration runtime hypervisor agent
 PROTOS := agent/kata_agent/protos runtime/kata_runtime/containerd_api
 
 .DEFAULT_GOAL := help
-.PHONY: help setup environment packages test-packages hooks run test lint unit integration critest like-runc test-rig rig fuzz chaos soak image bench bench-check bench-rig restarts clock protos check-protos confinement-page filters lock sbom format install clean
+.PHONY: help setup environment packages test-packages hooks run test lint unit integration critest like-runc test-rig rig fuzz chaos soak mutate image bench bench-check bench-rig restarts clock protos check-protos confinement-page filters lock sbom format install clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,6 +86,9 @@ chaos: environment ## the fault matrix: each fault at each step of a pod's life;
 
 soak: test-packages environment image ## MINUTES (10) of operations on pods: nothing left, lost or grown; ARGS: --help lists them
 	$(BIN)/python tests/soak/run.py --image $(IMAGE) --minutes $(or $(MINUTES),10) $(ARGS)
+
+mutate: environment ## whether the unit tests notice a mistake in a module: MODULE names some; ARGS='--sample 20'
+	$(BIN)/python tests/mutate/run.py $(MODULE) $(ARGS)
 
 image: environment ## build the guest image, or see that it is up to date
 	@$(BIN)/kata-ctl image build --output $(IMAGE)
