@@ -65,6 +65,58 @@ def test_a_release_takes_anothers_place_in_suites_only(text: str, expected: str,
     assert rename_suite(text, "bookworm", "trixie", deb822=deb822) == expected
 
 
+NOBLE = "Types: deb\nURIs: http://mirror/ubuntu\nSuites: noble noble-updates\nComponents: main\n"
+
+
+def test_the_sources_of_another_distribution_take_the_place_of_the_hosts(tmp_path: Path) -> None:
+    sources = tmp_path / "ubuntu.sources"
+    sources.write_text(NOBLE)
+    apt = Apt.of(sources, tmp_path / "cache")
+    assert apt.suite == "noble"
+    apt._prepare()
+    parts = apt.directory / "sources/parts"
+    assert {path.name: path.read_text() for path in parts.iterdir()} == {"ubuntu.sources": NOBLE}
+    line = tmp_path / "ubuntu.list"
+    line.write_text("# none\ndeb [signed-by=/k.gpg] http://mirror/ubuntu jammy main\n")
+    other = Apt.of(line, tmp_path / "cache")
+    assert other.suite == "jammy"
+    assert other.directory != apt.directory
+
+
+def test_the_lists_say_whose_packages_they_are(tmp_path: Path) -> None:
+    sources = tmp_path / "ubuntu.sources"
+    sources.write_text(NOBLE)
+    apt = Apt.of(sources, tmp_path / "cache")
+    apt._prepare()
+    lists = apt.directory / "lists/mirror_dists_noble_InRelease"
+    lists.write_text("Label: x\n")
+    with pytest.raises(PackageError, match="do not say whose they are"):
+        apt.origin()
+    lists.write_text("-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA512\n\nOrigin: Ubuntu\nSuite: noble\n")
+    assert distribution.known(apt.origin(), apt.suite, "x86_64").kernel == "linux-image-virtual"
+    lists.write_text("Origin: Plan 9\n")
+    with pytest.raises(PackageError, match="cannot make a guest from plan 9 noble on x86_64"):
+        distribution.known(apt.origin(), apt.suite, "x86_64")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("none.sources", None, "cannot read the sources .*No such file"),
+        ("sources", NOBLE, "apt reads no sources .*name the file"),
+        ("a.sources", "Types: deb\nSuites:\n", "name no release"),
+        ("a.list", "# deb http://mirror noble main\n", "name no release"),
+    ],
+)
+def test_sources_that_apt_would_not_read_are_refused(
+    tmp_path: Path, name: str, text: str | None, message: str
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(PackageError, match=message):
+        Apt.of(tmp_path / name, tmp_path / "cache")
+
+
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory that is the whole search path for programs."""

@@ -43,6 +43,24 @@ def test_the_arguments_reach_the_builder(
     assert f'kernel_verity_params = "{HASHES}"' in printed.out
 
 
+def test_another_distribution_has_its_own_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Build] = []
+
+    def build(request: Build, progress: Progress) -> Outcome:
+        asked.append(request)
+        return Outcome(MANIFEST, built=False)
+
+    monkeypatch.setattr(builder, "build", build)
+    sources = ["--sources", str(tmp_path / "ubuntu.sources")]
+    assert ctl.main(["image", "build", *sources]) == 0
+    assert [(one.sources, one.suite) for one in asked] == [(tmp_path / "ubuntu.sources", None)]
+    with pytest.raises(SystemExit):
+        ctl.main(["image", "build", *sources, "--suite", "noble"])
+    assert "argument --suite: not allowed with argument --sources" in capsys.readouterr().err
+
+
 def test_an_image_that_is_up_to_date_is_said_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -36,8 +36,15 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="DIR",
         help="where downloads stay; default: /var/cache/kata-containers/image",
     )
-    build.add_argument(
+    origin = build.add_mutually_exclusive_group()
+    origin.add_argument(
         "--suite", help="release to take packages from, such as trixie; default: the host's release"
+    )
+    origin.add_argument(
+        "--sources",
+        type=Path,
+        metavar="FILE",
+        help="another distribution's sources of apt (*.sources or *.list), in place of the host's",
     )
     build.add_argument(
         "--force",
@@ -57,7 +64,9 @@ def run_build(arguments: argparse.Namespace) -> int:
     started = time.monotonic()
     try:
         with _progress() as progress:
-            request = builder.Build(output, cache, arguments.suite, arguments.force)
+            request = builder.Build(
+                output, cache, arguments.suite, arguments.force, sources=arguments.sources
+            )
             outcome = builder.build(request, progress)
     except ImageError as error:
         print(f"kata-ctl: {error}", file=sys.stderr)

@@ -1,8 +1,9 @@
 """What the guest's packages are today, and the files of them, by the host's own apt.
 
-Apt runs with the host's sources, keyrings, pins and proxies, but with a state of its own in the cache: an
-empty dpkg status, so that nothing counts as installed, and package lists of its own, so that the host's stay
-as they are. The network is touched only when something must be downloaded.
+Apt runs with the host's sources, or those of another distribution, and with the host's keyrings, pins and
+proxies, but with a state of its own in the cache: an empty dpkg status, so that nothing counts as installed,
+and package lists of its own, so that the host's stay as they are. The network is touched only when something
+must be downloaded.
 
 Source: apt-get(8), --print-uris; apt.conf(5); apt's README.progress-reporting for the status lines.
 """
@@ -26,6 +27,8 @@ ETC = Path("/etc/apt")
 URI_LINE = re.compile(r"'(?P<uri>[^']+)' (?P<file>[^ /]+\.deb) (?P<size>\d+) SHA256:(?P<sha256>[0-9a-f]{64})")
 STATUS_LINE = re.compile(rb"dlstatus:\d+:([\d.]+):")
 ONE_LINE_SOURCE = re.compile(r"^(\s*deb\s+(?:\[[^\]]*\]\s+)?\S+\s+)(\S+)", re.MULTILINE)
+SUFFIXES = (".list", ".sources")
+ORIGIN = re.compile(r"^Origin: *(\S.*?) *$", re.MULTILINE)
 SUITES_FIELD = re.compile(r"^(Suites:)(.*(?:\n[ \t].*)*)", re.MULTILINE | re.IGNORECASE)
 
 
@@ -45,10 +48,13 @@ class Apt:
 
     directory: where state and downloaded packages live; nothing else may be in it.
     codename: the host's release. suite: the release to take packages from; when it differs, it takes the
-    place of the host's release in the host's sources.
+    place of the host's release in the host's sources. sources: a file of apt's, named as apt wants it, in
+    place of the host's sources.
     """
 
-    def __init__(self, directory: Path, codename: str, suite: str, etc: Path = ETC) -> None:
+    def __init__(
+        self, directory: Path, codename: str, suite: str, etc: Path = ETC, sources: Path | None = None
+    ) -> None:
         self.directory = directory
         self.archives = directory / "archives"
         self._lists = directory / "lists"
@@ -56,11 +62,45 @@ class Apt:
         self.suite = suite
         self._rename = (codename, suite)
         self._etc = etc
+        self._given = sources
+
+    @classmethod
+    def of(cls, sources: Path, cache: Path) -> Apt:
+        """Return the apt of another distribution, whose first release in its sources is the guest's.
+
+        sources: of the form of apt's *.sources or *.list. cache: of all builds.
+
+        Raises:
+            PackageError: apt would not read the file, or it names no release.
+        """
+        try:
+            text = sources.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PackageError(f"cannot read the sources {sources}: {error}") from error
+        if sources.suffix not in SUFFIXES:
+            raise PackageError(f"apt reads no sources {sources}: name the file *.sources or *.list")
+        suite = first_suite(text, deb822=sources.suffix == ".sources")
+        if suite is None:
+            raise PackageError(
+                f"the sources {sources} name no release: give it as Suites: (*.sources) or after the address"
+            )
+        return cls(cache / hashlib.sha256(text.encode()).hexdigest()[:16], suite, suite, sources=sources)
+
+    def origin(self) -> str:
+        """Return the distribution that signed the package lists, in lower case, such as "ubuntu".
+
+        Raises:
+            PackageError: no list says it.
+        """
+        for path in sorted(self._lists.glob("*Release")):
+            if match := ORIGIN.search(path.read_text(encoding="utf-8", errors="replace")):
+                return match[1].lower()
+        raise PackageError("the package lists do not say whose they are (Origin:): give other --sources")
 
     def fingerprint(self) -> str:
         """Return a hash of everything that decides what a package's name means: sources, pins, lists."""
         digest = hashlib.sha256(repr(self._rename).encode())
-        for path in [*_configuration_files(self._etc), *sorted(self._lists.glob("*Release"))]:
+        for path in [*self._configuration_files(), *sorted(self._lists.glob("*Release"))]:
             digest.update(str(path.name).encode() + b"\0" + path.read_bytes() + b"\0")
         return digest.hexdigest()
 
@@ -152,11 +192,21 @@ class Apt:
         (self.directory / "state/status").touch()
         shutil.rmtree(self._sources, ignore_errors=True)
         (self._sources / "parts").mkdir(parents=True)
-        for path in _source_files(self._etc):
+        for path in self._source_files():
             text = rename_suite(
                 path.read_text(encoding="utf-8"), *self._rename, deb822=path.suffix == ".sources"
             )
             (self._sources / "parts" / path.name).write_text(text, encoding="utf-8")
+
+    def _source_files(self) -> list[Path]:
+        if self._given is not None:
+            return [self._given]
+        parts = [path for path in (self._etc / "sources.list.d").glob("*") if path.suffix in SUFFIXES]
+        return [path for path in [self._etc / "sources.list", *sorted(parts)] if path.is_file()]
+
+    def _configuration_files(self) -> list[Path]:
+        pins = [self._etc / "preferences", *sorted((self._etc / "preferences.d").glob("*"))]
+        return [*self._source_files(), *(path for path in pins if path.is_file())]
 
     def _options(self) -> list[str]:
         settings = {
@@ -199,14 +249,11 @@ def rename_suite(text: str, codename: str, suite: str, *, deb822: bool) -> str:
     return ONE_LINE_SOURCE.sub(lambda line: line[1] + suite_name.sub(suite, line[2]), text)
 
 
-def _source_files(etc: Path) -> list[Path]:
-    parts = [path for path in (etc / "sources.list.d").glob("*") if path.suffix in (".list", ".sources")]
-    return [path for path in [etc / "sources.list", *sorted(parts)] if path.is_file()]
-
-
-def _configuration_files(etc: Path) -> list[Path]:
-    pins = [etc / "preferences", *sorted((etc / "preferences.d").glob("*"))]
-    return [*_source_files(etc), *(path for path in pins if path.is_file())]
+def first_suite(text: str, *, deb822: bool) -> str | None:
+    """Return the first release that sources name: noble, where they say noble and noble-updates."""
+    match = (SUITES_FIELD if deb822 else ONE_LINE_SOURCE).search(text)
+    words = match[2].split() if match else []
+    return words[0] if words else None
 
 
 def _sha256(path: Path) -> str | None:

@@ -61,8 +61,9 @@ class Build:
     """An image to make.
 
     output: the directory that becomes the image. cache: downloads and package lists, shared by builds.
-    suite: the release to take packages from, None for the host's. force: fetch the package lists and build
-    even when nothing changed.
+    suite: the release to take packages from, None for the host's. sources: another distribution's, in a file
+    of apt's that names its release too, in place of the host's and of `suite`. force: fetch the package lists
+    and build even when nothing changed.
     """
 
     output: Path = DEFAULT_OUTPUT
@@ -70,6 +71,7 @@ class Build:
     suite: str | None = None
     force: bool = False
     agent: Agent = field(default_factory=Agent.installed)
+    sources: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,25 +88,36 @@ def build(request: Build, progress: Progress) -> Outcome:
     Raises:
         ImageError: see errors.py; the output is as it was.
     """
-    with _explained(request):
+    with _explained(request), locked(request.cache, lambda: progress.step("waiting for another build")):
+        apt, made_of = _archive(request, progress)
+        plan = None if request.force else _known_plan(apt, made_of.kernel)
+        if plan is not None and (current := _up_to_date(request, plan)):
+            return Outcome(current, built=False)
+        output = request.output.absolute()
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with build_directory(output, lambda: progress.step("waiting for another build")) as scratch:
+            return Outcome(_make(request, apt, plan, made_of, scratch, output, progress), built=True)
+
+
+def _archive(request: Build, progress: Progress) -> tuple[Apt, Distribution]:
+    """Where packages come from: the host's distribution, or the one that the lists of `sources` are of."""
+    cache = request.cache.absolute()
+    if request.sources is None:
         host = distribution.detect()
         suite = request.suite or host.codename
-        apt = Apt(request.cache.absolute() / suite, host.codename, suite)
-        with locked(request.cache, lambda: progress.step("waiting for another build")):
-            plan = None if request.force else _known_plan(apt, host.kernel)
-            if plan is not None and (current := _up_to_date(request, plan)):
-                return Outcome(current, built=False)
-            output = request.output.absolute()
-            output.parent.mkdir(parents=True, exist_ok=True)
-            with build_directory(output, lambda: progress.step("waiting for another build")) as scratch:
-                return Outcome(_make(request, apt, plan, host, scratch, output, progress), built=True)
+        return Apt(cache / suite, host.codename, suite), host
+    apt = Apt.of(request.sources, cache)
+    if not apt.has_lists():
+        progress.step("package lists")
+        apt.refresh()
+    return apt, distribution.known(apt.origin(), apt.suite)
 
 
 def _make(
     request: Build,
     apt: Apt,
     plan: Plan | None,
-    host: Distribution,
+    made_of: Distribution,
     scratch: Path,
     output: Path,
     progress: Progress,
@@ -113,7 +126,7 @@ def _make(
     if plan is None or apt.missing(plan.packages):
         progress.step("package lists")
         apt.refresh()
-        plan = _new_plan(apt, host.kernel)
+        plan = _new_plan(apt, made_of.kernel)
     progress.step("packages")
     apt.fetch(plan.packages, progress.advance)
     progress.step("kernel and initramfs")
@@ -135,7 +148,7 @@ def _make(
     hashes = verity.append(new / IMAGE, hashlib.sha256(identity.encode()).digest())
     progress.step("manifest")
     artifacts = {name: Artifact.of(new / name) for name in ARTIFACTS}
-    made_from = _made_from(sbom.Archive(host.name, apt.suite), plan, request.agent)
+    made_from = _made_from(sbom.Archive(made_of.name, apt.suite), plan, request.agent)
     (new / sbom.SBOM).write_text(sbom.write(identity, artifacts, made_from), encoding="utf-8")
     artifacts[sbom.SBOM] = Artifact.of(new / sbom.SBOM)
     newest = _day(max(guest.newest, boot.newest, checking.newest))

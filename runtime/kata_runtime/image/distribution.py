@@ -49,14 +49,22 @@ def detect(os_release: Path = OS_RELEASE, machine: str | None = None) -> Distrib
         PackageError: it is none that we know, or has no kernel for this architecture.
     """
     fields = _read(os_release)
-    name, codename = fields.get("ID", "linux"), fields.get("VERSION_CODENAME", "")
+    return known(fields.get("ID", "linux"), fields.get("VERSION_CODENAME", ""), machine)
+
+
+def known(name: str, codename: str, machine: str | None = None) -> Distribution:
+    """Return a distribution by its name and release.
+
+    Raises:
+        PackageError: it is none that we know, or has no kernel for this architecture.
+    """
     machine = machine or platform.machine()
     kernel = KERNELS.get(name, {}).get(machine)
     if kernel is None or not codename:
-        known = ", ".join(sorted(KERNELS))
+        choices = ", ".join(sorted(KERNELS))
         raise PackageError(
             f"cannot make a guest from {name} {codename or '(no release name)'} on {machine}: "
-            f"build on one of {known} and copy the image"
+            f"build on one of {choices} and copy the image, or give one's --sources"
         )
     return Distribution(name, codename, kernel)
 
