@@ -14,6 +14,7 @@ IMAGE=/var/lib/kata-containers/image
 CONFIGURATION=/etc/kata-containers/configuration.toml
 CONTAINERD=/etc/containerd/config.toml
 STATE=/run/kata-containers
+JUDGED=/run/kata-configuration
 LAUNCHERS='/usr/local/bin/containerd-shim-kata-v2 /usr/local/bin/containerd-shim-containerd-kata'
 
 fail() {
@@ -87,7 +88,7 @@ remove() {
     for launcher in $LAUNCHERS; do
         rm -f "$HOST$launcher"
     done
-    rm -rf "$HOST$PREFIX"
+    rm -rf "$HOST$PREFIX" "$HOST$JUDGED"
     echo "node.sh: removed; $CONFIGURATION and $IMAGE are left"
 }
 

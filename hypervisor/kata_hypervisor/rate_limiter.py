@@ -1,4 +1,4 @@
-"""The rate limiter of a disk, as Cloud Hypervisor's and Firecracker's APIs describe it: two token buckets.
+"""The rate limiter of a device, as Cloud Hypervisor's and Firecracker's APIs describe it: two token buckets.
 
 Source: RateLimiter and TokenBucket of both API specifications.
 """
@@ -34,6 +34,12 @@ def rate_limiter(limits: Limits) -> Json:
         "ops": _bucket(limits.disk_rate_limiter_ops_max_rate, limits.disk_rate_limiter_ops_one_time_burst),
     }
     return {name: bucket for name, bucket in buckets.items() if bucket}
+
+
+def bandwidth_limiter(rate: int) -> Json:
+    """The one bucket of a limit of bits in a second; empty without one."""
+    bucket = _bucket(_octets(rate), 0)
+    return {"bandwidth": bucket} if bucket else {}
 
 
 def _octets(bits: int) -> int:

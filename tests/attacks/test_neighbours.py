@@ -20,6 +20,7 @@ import pytest
 from attack_bed import IS_ROOT, Owned, World, end, make_world, play
 from broker_bed import Bed, Shim, ask
 from kata_agent import reserved_ports
+from kata_configuration.models.qemu import QemuHypervisor
 from kata_hypervisor.qemu import command
 from kata_runtime import syscalls
 from kata_runtime.broker import claims, cleanup, pod_identity, rollback, sandbox_directory
@@ -292,12 +293,13 @@ def test_a_local_user_is_not_taken_for_root_by_a_guests_agent() -> None:
 def test_who_may_read_the_guests_image_locks_no_pod_out(tmp_path: Path) -> None:
     """A lock on these bytes (block/file-posix.c) takes no more than to read the file, and QEMU heeds it."""
     (image := tmp_path / "image").write_bytes(bytes(1 << 20))
+    table = QemuHypervisor.model_validate({"kernel": str(image)})
     with open(image, "rb") as opened:
         lock = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 100, 200, 0)
         fcntl.fcntl(opened, fcntl.F_OFD_SETLK, lock)
         machine = ("-M", "q35", "-nodefaults", "-display", "none", "-vga", "none", "-S", "-m", "16M")
         started = subprocess.run(
-            ["qemu-system-x86_64", *machine, "-qmp", "stdio", *command._image(image)],
+            ["qemu-system-x86_64", *machine, "-qmp", "stdio", *command._image(table, image)],
             input=b'{"execute": "qmp_capabilities"}{"execute": "quit"}',
             capture_output=True,
             check=False,

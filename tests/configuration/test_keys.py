@@ -19,13 +19,14 @@ from kata_configuration.judge import rules
 from kata_configuration.judge.removed_keys import KEYS, VALUES
 from kata_configuration.models import (
     HYPERVISORS,
+    INEFFECTIVE,
     PLANNED,
     TABLES,
     Table,
     cloud_hypervisor,
     cloud_hypervisor_planned,
 )
-from kata_configuration.models.base import MachineTable
+from kata_configuration.models.base import Instead, MachineTable
 from kata_configuration.models.cloud_hypervisor import CloudHypervisor
 from kata_configuration.models.cloud_hypervisor_planned import CloudHypervisorPlanned
 from kata_configuration.parse.toml_text import value_text
@@ -36,14 +37,14 @@ GUEST = 'kernel = "/boot/vmlinuz"\nimage = "/srv/image"\n'
 QEMU = f"[hypervisor.qemu]\n{GUEST}"
 NOT_YET = "is known to Kata and not supported by this version"
 NO_IOMMU = "the machine has no virtual IOMMU, and no device of the host that its guest could put behind one"
+ONE_MONITOR = "QEMU has one monitor, which the pod's broker holds, and which takes checked commands only"
+EMPTY_DIR = "an emptyDir volume is a directory of the host that the guest shares, or of medium Memory, a tmpfs of the guest's own"
 ALWAYS_ROOTLESS = "is not needed: every machine runs as a user of its pod, who has no privileges"
 NOTHING = "; the value changes nothing (remove it)"
 
 # Each text is put after QEMU (three lines), and compared without "hypervisor." and the file's name.
 CASES: list[tuple[str, str, list[str]]] = [
     # QEMU: what its driver does not honour yet.
-    ("planned", "enable_iothreads = true\n", [f"4:1: error[KATA203] qemu.enable_iothreads: {NOT_YET} (remove it)"]),
-    ("planned, and off", "enable_iothreads = false\n", [f"4:1: note[KATA210] qemu.enable_iothreads: {NOT_YET}{NOTHING}"]),
     ("planned, with what happens instead", "enable_iommu = true\n", [f"4:1: error[KATA203] qemu.enable_iommu: {NOT_YET}: {NO_IOMMU} (remove it)"]),
     ("planned, off, with what happens instead", "enable_iommu = false\n", [f"4:1: note[KATA210] qemu.enable_iommu: {NOT_YET}: {NO_IOMMU}{NOTHING}"]),
     ("planned, with what to do", "[runtime]\nenable_vcpus_pinning = true\n", [f"5:1: error[KATA203] runtime.enable_vcpus_pinning: {NOT_YET}: each virtual CPU runs on any CPU that the cgroup above the pod's has (remove it, and give that cgroup a cpuset if pods are to keep to some CPUs)"]),
@@ -54,18 +55,24 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("mounts of no form", '[runtime]\nsandbox_bind_mounts = ["/srv/tools", "tools", "/", "/srv/../x:ro", "/srv/x/", "/srv:rx"]\n', [f'5:{column}: error[KATA304] runtime.sandbox_bind_mounts[{number}]: "{value}" is no path of a directory or file of the host (write a path such as /srv/tools, or /srv/tools:rw)' for column, number, value in ((38, 1, "tools"), (47, 2, "/"), (52, 3, "/srv/../x:ro"), (68, 4, "/srv/x/"), (79, 5, "/srv:rx"))]),
     ("mounts of one name", '[runtime]\nsandbox_bind_mounts = ["/srv/tools", "/opt/tools:rw"]\n', ['5:38: error[KATA401] runtime.sandbox_bind_mounts[1]: has the last name "tools" of another entry, by which the guest finds each (keep one of them)']),
     ("mounts where no files are shared", 'shared_fs = "none"\n[runtime]\nsandbox_bind_mounts = ["/srv/tools"]\n', ["6:23: error[KATA401] runtime.sandbox_bind_mounts: cannot be: qemu is configured to share no files with its guests (remove it)"]),
-    ("planned, and empty", 'firmware = ""\n', [f"4:1: note[KATA210] qemu.firmware: {NOT_YET}{NOTHING}"]),
-    ("planned, of the wrong type", 'enable_iothreads = "no"\n', [f"4:1: error[KATA203] qemu.enable_iothreads: {NOT_YET} (remove it)"]),
-    ("a protection", "disable_guest_selinux = false\n", [f"4:1: error[KATA213] qemu.disable_guest_selinux: {NOT_YET} (remove it only where pods can do without this protection) [security]"]),
-    ("a protection, by one of its values", '[runtime]\nemptydir_mode = "block-encrypted"\n', [f"5:1: error[KATA213] runtime.emptydir_mode: {NOT_YET} (remove it only where pods can do without this protection) [security]"]),
-    ("no protection, by another", '[runtime]\nemptydir_mode = "block-plain"\n', [f"5:1: error[KATA203] runtime.emptydir_mode: {NOT_YET} (remove it)"]),
-    ("planned, by another name", 'dbg_monitor_socket = ""\n', [f"4:1: note[KATA210] qemu.dbg_monitor_socket: {NOT_YET}{NOTHING}"]),
-    ("a planned table", "[hypervisor.qemu.factory]\nenable_template = true\n", [f"4:18: error[KATA203] qemu.factory: {NOT_YET} (remove it)"]),
-    ("a planned table, off", "[hypervisor.qemu.factory]\nenable_template = false\n", [f"4:18: note[KATA210] qemu.factory: {NOT_YET}{NOTHING}"]),
-    ("acted on by no runtime", 'ctlpath = "/x"\n', ["4:1: error[KATA203] qemu.ctlpath: is read by Kata and acted on by no runtime (remove it)"]),
-    ("acted on by the Go runtime", 'pflashes = ["/f"]\n', ["4:1: error[KATA203] qemu.pflashes: is acted on by Kata's Go runtime only (remove it)"]),
-    ("acted on by the Go runtime, off", "memory_offset = 0\n", ["4:1: note[KATA210] qemu.memory_offset: is acted on by Kata's Go runtime only" + NOTHING]),
-    ("a planned table, off, with settings", "[agent.kata.mem_agent]\nmem_agent_enable = false\ncompact_sec_max = 180\n", [f"4:13: note[KATA210] agent.kata.mem_agent: {NOT_YET}{NOTHING}"]),
+    ("planned, and empty", 'extra_monitor_socket = ""\n', [f"4:1: note[KATA210] qemu.extra_monitor_socket: {NOT_YET}: {ONE_MONITOR}{NOTHING}"]),
+    ("planned, of the wrong type", "extra_monitor_socket = true\n", [f"4:1: error[KATA203] qemu.extra_monitor_socket: {NOT_YET}: {ONE_MONITOR} (remove it)"]),
+    ("a protection", "disable_guest_selinux = false\n", [f"4:1: error[KATA213] qemu.disable_guest_selinux: {NOT_YET}: containers run without SELinux in the guest (remove it only where pods can do without this protection) [security]"]),
+    ("a protection, by one of its values", '[runtime]\nemptydir_mode = "block-encrypted"\n', [f"5:1: error[KATA213] runtime.emptydir_mode: {NOT_YET}: {EMPTY_DIR} (remove it only where pods can do without this protection) [security]"]),
+    ("no protection, by another", '[runtime]\nemptydir_mode = "block-plain"\n', [f"5:1: error[KATA203] runtime.emptydir_mode: {NOT_YET}: {EMPTY_DIR} (remove it, and set medium: Memory of the volumes that must not be on the host's disks)"]),
+    ("planned, by another name", 'dbg_monitor_socket = ""\n', [f"4:1: note[KATA210] qemu.dbg_monitor_socket: {NOT_YET}: {ONE_MONITOR}{NOTHING}"]),
+    ("a planned table", "[hypervisor.qemu.factory]\nenable_template = true\n", [f"4:18: error[KATA203] qemu.factory: {NOT_YET}: every machine is booted (remove it, or use the hypervisor dragonball, whose machines start from a template)"]),
+    ("a planned table, off", "[hypervisor.qemu.factory]\nenable_template = false\n", [f"4:18: note[KATA210] qemu.factory: {NOT_YET}: every machine is booted{NOTHING}"]),
+    ("acted on by no runtime", 'ctlpath = "/x"\n', ["4:1: error[KATA203] qemu.ctlpath: is read by Kata and acted on by no runtime: the runtime controls the hypervisor by its own interface (remove it)"]),
+    ("acted on by the Go runtime", 'pflashes = ["/f"]\n', ["4:1: error[KATA203] qemu.pflashes: is acted on by Kata's Go runtime only: a machine has no flash image: its firmware is one file (remove it, and write firmware in [hypervisor.qemu])"]),
+    ("acted on by the Go runtime, off", "[runtime]\nenable_pprof = false\n", ["5:1: note[KATA210] runtime.enable_pprof: is acted on by Kata's Go runtime only: no profile is served" + NOTHING]),
+    ("acted on by the Go runtime, and needless", "memory_offset = 64\n", ["4:1: note[KATA210] qemu.memory_offset: is not needed: a machine has no persistent memory, and no address space is kept for it (remove it)"]),
+    ("honoured by one driver, and of the Go runtime", "rx_rate_limiter_max_rate = 8000\n", ["4:1: error[KATA204] qemu.rx_rate_limiter_max_rate: is not a key of QEMU, but of firecracker: a guest's network is as fast as its pod's (remove it, and limit the pod's interface, as the CNI plugin bandwidth does)"]),
+    ("cache options that are in force", "block_device_cache_set = true\n", ["4:1: note[KATA210] qemu.block_device_cache_set: is acted on by Kata's Go runtime only: each cache option of block devices is in force without it" + NOTHING]),
+    ("sectors of no size", "block_device_logical_sector_size = 256\n", ["4:36: error[KATA304] qemu.block_device_logical_sector_size: 256 is less than 512 (write 512, or 0 for the device's own)"]),
+    ("sectors that do not fit", "block_device_logical_sector_size = 4096\nblock_device_physical_sector_size = 512\n", ["4:36: error[KATA401] qemu.block_device_logical_sector_size: block_device_logical_sector_size = 4096 is more than block_device_physical_sector_size = 512 (change it or block_device_physical_sector_size)"]),
+    ("threads without their switch", "indep_iothreads = 2\n", ["4:19: warning[KATA404] qemu.indep_iothreads: has no effect without enable_iothreads (remove it, or set enable_iothreads)"]),
+    ("a planned table, off, with settings", "[agent.kata.mem_agent]\nmem_agent_enable = false\ncompact_sec_max = 180\n", [f"4:13: note[KATA210] agent.kata.mem_agent: {NOT_YET}: the guest's kernel alone ages, evicts and compacts its memory{NOTHING}"]),
     ("a list of what annotations may do", 'valid_jailer_paths = ["/usr/bin/jailer"]\n', ["4:1: note[KATA210] qemu.valid_jailer_paths: is not a key of QEMU, but of firecracker" + NOTHING]),
     # Keys of other drivers, and the driver's own way.
     ("Firecracker's", 'jailer_path = "/usr/bin/jailer"\n', ["4:1: error[KATA204] qemu.jailer_path: is not a key of QEMU, but of firecracker (remove it)"]),
@@ -126,8 +133,8 @@ CASES: list[tuple[str, str, list[str]]] = [
     # What became of it.
     ("a time that is another now", "[agent.kata]\ndial_timeout = 45\n", ["5:1: error[KATA204] agent.kata.dial_timeout: was the time in seconds to reach the agent, until Kata's runtime-rs; dial_timeout_ms is another thing, the pause between two attempts (write reconnect_timeout_ms = 45000)"]),
     ("a rename", "[runtime]\nstatic_resource_mgmt = true\n", ["5:1: error[KATA204] runtime.static_resource_mgmt: was renamed in Kata 3.2.0 (write static_sandbox_resource_mgmt)"]),
-    ("a rename to what is planned", "enable_balloon_f_reporting = true\n", ["4:1: error[KATA204] qemu.enable_balloon_f_reporting: was renamed in Kata 3.14.0 (remove it: what it became, reclaim_guest_freed_memory, is not supported by this version)"]),
-    ("the same under clh", "[hypervisor.clh]\nenable_balloon_f_reporting = true\n", ["5:1: warning[KATA204] clh.enable_balloon_f_reporting: was renamed in Kata 3.14.0 (write reclaim_guest_freed_memory)"]),
+    ("a rename to what is planned", '[agent.kata]\ntrace_mode = "dynamic"\n', ["5:1: error[KATA204] agent.kata.trace_mode: was removed in Kata 2.3.0 (remove it: what it became, enable_tracing, is not supported by this version)"]),
+    ("a rename under clh", "[hypervisor.clh]\nenable_balloon_f_reporting = true\n", ["5:1: warning[KATA204] clh.enable_balloon_f_reporting: was renamed in Kata 3.14.0 (write reclaim_guest_freed_memory)"]),
     ("a move", "[runtime]\ncreate_container_timeout = 60\n", ["5:1: error[KATA204] runtime.create_container_timeout: is a key of Kata's Go runtime; the agent's table has it here (move it to [agent.kata])"]),
     ("a unit", "[agent.kata]\nrequest_timeout_ms = 30000\n", ["5:1: error[KATA204] agent.kata.request_timeout_ms: was renamed in Kata 3.19.0, and is in seconds since (write create_container_timeout = 30)"]),
     ("Go's alone", "enable_numa = true\n", ["4:1: error[KATA204] qemu.enable_numa: is a key of Kata's Go runtime, which shows the host's NUMA nodes to the guest (remove it)"]),
@@ -188,9 +195,17 @@ def test_what_will_be_reported_for_a_key(
 
 
 def test_what_asks_for_nothing_changes_nothing(write: Write) -> None:
-    inert = 'enable_iommu = false\nfirmware = ""\njailer_path = ""\nmemory_offset = 0\nenable_numa = false\n'
+    inert = 'enable_iommu = false\nextra_monitor_socket = ""\njailer_path = ""\nmemory_offset = 0\nenable_numa = false\n'
     plain = load(write(QEMU), check_host=False).hypervisor
     assert load(write(QEMU + inert), check_host=False).hypervisor == plain
+
+
+def test_every_key_that_is_not_honoured_says_what_happens_instead() -> None:
+    for path, model in [*PLANNED.items(), *INEFFECTIVE.items()]:
+        for key, field in model.model_fields.items():
+            said = [item for item in field.metadata if isinstance(item, Instead)]
+            assert [bool(item.clause) for item in said] == [True] or key.startswith("valid_"), (path, key)
+            assert all(item.advice.startswith("remove it") for item in said)
 
 
 def test_a_hypervisor_without_a_driver_cannot_be_selected(

@@ -87,10 +87,11 @@ CASES: list[tuple[str, str, list[str]]] = [
     ),
     (
         "a key of Kata's",
-        QEMU + "reclaim_guest_freed_memory = true\n",
+        QEMU + 'cold_plug_vfio = "root-port"\n',
         [
-            "4:1: error[KATA203] hypervisor.qemu.reclaim_guest_freed_memory: is known to Kata and not "
-            "supported by this version (remove it)"
+            "4:1: error[KATA203] hypervisor.qemu.cold_plug_vfio: is known to Kata and not supported by this "
+            "version: a guest gets the block devices of the host that its containers name, as disks, and no "
+            "other device (remove it, and run pods that need another device with another runtime)"
         ],
     ),
     (

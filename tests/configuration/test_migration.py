@@ -80,7 +80,6 @@ disable_guest_seccomp = false
 """
 
 CHANGES = [
-    (13, 'dropped "enable_iommu" from hypervisor.qemu.enable_annotations', Weight.LOST),
     (17, "dropped hypervisor.qemu.hotplug_vfio_on_root_bus = true", Weight.LOST),
     (19, "dropped [factory]", Weight.LOST),
     (14, 'changed hypervisor.qemu.shared_fs from "virtio-9p" to "virtio-fs"', Weight.CHANGED),
@@ -89,6 +88,7 @@ CHANGES = [
     (26, 'changed agent.kata.enable_debug from "true" to true', Weight.CHANGED),
     (31, "moved runtime.create_container_timeout to [agent.kata]", Weight.CHANGED),
     (9, "dropped hypervisor.qemu.msize_9p = 16384", Weight.HARMLESS),
+    (13, 'dropped "enable_iommu" from hypervisor.qemu.enable_annotations', Weight.HARMLESS),
     (13, 'dropped "[" from hypervisor.qemu.enable_annotations', Weight.HARMLESS),
 ]
 
@@ -224,12 +224,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert printed.out == heading + OURS
     lines = printed.err.splitlines()
     assert lines[0] == "lost: the source asked for this, and this version does not do it:"
-    assert lines[4] == "changed:"
-    assert lines[-1] == "dropped 2 that asked for nothing (--harmless lists them)"
+    assert lines[3] == "changed:"
+    assert lines[-1] == "dropped 3 that asked for nothing (--harmless lists them)"
     shown = [line.partition(": ")[0].strip() for line in lines if line.startswith("  ")]
     assert shown == [f"{old}:{line}" for line, _, weight in CHANGES if weight is not Weight.HARMLESS]
     main([*command, "--harmless"])
-    assert capsys.readouterr().err.splitlines()[-3] == "dropped, and nothing is lost:"
+    assert capsys.readouterr().err.splitlines()[-4] == "dropped, and nothing is lost:"
     assert main([*command, "--output", str(new)]) == 1
     assert (new.read_text(), capsys.readouterr().out) == (heading + OURS, "")
     assert stat.S_IMODE(new.stat().st_mode) & 0o022 == 0
@@ -300,8 +300,9 @@ def test_a_stray_key_goes_where_it_is_meant(text: str, expected: str, codes: lis
 
 
 LOSSES = [
-    ("hypervisor.qemu", 'firmware = "/f"', Weight.LOST),
-    ("hypervisor.qemu", "reclaim_guest_freed_memory = true", Weight.LOST),
+    ("hypervisor.qemu", 'extra_monitor_socket = "qmp"', Weight.LOST),
+    ("hypervisor.qemu", 'block_device_driver = "virtio-scsi"', Weight.HARMLESS),
+    ("agent.kata", "launch_process_timeout = 6", Weight.HARMLESS),
     ("hypervisor.qemu", 'cold_plug_vfio = "root-port"', Weight.LOST),
     ("hypervisor.qemu", "rx_rate_limiter_max_rate = 1000", Weight.LOST),
     ("hypervisor.qemu", 'pflashes = ["/f"]', Weight.LOST),
@@ -310,7 +311,7 @@ LOSSES = [
     ("runtime", "enable_pprof = true", Weight.LOST),
     ("hypervisor.qemu", 'ctlpath = "/c"', Weight.HARMLESS),
     ("hypervisor.qemu", "msize_9p = 4096", Weight.HARMLESS),
-    ("hypervisor.qemu", "reclaim_guest_freed_memory = false", Weight.HARMLESS),
+    ("hypervisor.qemu", "enable_iommu = false", Weight.HARMLESS),
     ("hypervisor.qemu", "disable_guest_selinux = false", Weight.PROTECTION),
     ("hypervisor.qemu", "rootless = true", Weight.HARMLESS),
     ("runtime", "sandbox_cgroup_only = false", Weight.CHANGED),

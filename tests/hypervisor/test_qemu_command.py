@@ -83,7 +83,7 @@ def test_the_whole_command_line_under_tcg() -> None:
             "-blockdev",
             "driver=raw,node-name=image,read-only=on,file.driver=file,file.filename=/k/image,file.locking=off",
         ),
-        *("-device", "virtio-blk-pci,drive=image"),
+        *("-device", "virtio-blk-pci,drive=image,num-queues=1,queue-size=128"),
         *("-chardev", "socket,id=filesystem,fd=6"),
         *("-device", "vhost-user-fs-pci,chardev=filesystem,tag=kataShared,queue-size=1024"),
     ]
@@ -116,6 +116,25 @@ def test_memory_of_huge_pages_and_memory_that_is_allocated_before() -> None:
     argv = command_line(table(enable_hugepages=True, enable_mem_prealloc=True), SPEC, SERIAL)
     memory = next(argument for argument in argv if argument.startswith("memory-backend"))
     assert memory.endswith(",share=on,seal=on,hugetlb=on,hugetlbsize=2M,prealloc=on")
+
+
+def test_block_devices_have_threads_and_queues_of_their_own() -> None:
+    argv = command_line(table(enable_iothreads=True, indep_iothreads=2, num_queues=2), SPEC, SERIAL)
+    assert [item for item in argv if item.startswith("iothread,")] == [
+        f"iothread,id=block-{number}" for number in range(3)
+    ]
+    assert "virtio-blk-pci,drive=image,num-queues=2,queue-size=128,iothread=block-0" in argv
+
+
+def test_the_machine_starts_with_the_configured_firmware_which_is_shown_to_it() -> None:
+    configured = table(firmware=Path("/f/OVMF.fd"))
+    assert value(command_line(configured, SPEC, SERIAL), "-bios") == "/f/OVMF.fd"
+    assert Path("/f/OVMF.fd") in shown(configured, SPEC, SERIAL).files
+
+
+def test_memory_that_the_guest_has_freed_is_given_back() -> None:
+    argv = command_line(table(reclaim_guest_freed_memory=True), SPEC, SERIAL)
+    assert "virtio-balloon-pci,free-page-reporting=on" in argv
 
 
 def test_the_shared_file_systems_queue_has_the_configured_size() -> None:

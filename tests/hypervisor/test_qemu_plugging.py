@@ -17,7 +17,7 @@ from kata_hypervisor.contract import Disk, VmSpec
 from kata_hypervisor.errors import HypervisorError, NotSupportedError
 from kata_hypervisor.qemu import qmp_control
 from kata_hypervisor.qemu.driver import Qemu
-from kata_hypervisor.qemu.plugging import ports
+from kata_hypervisor.qemu.plugging import device, ports
 from kata_runtime.broker.monitor import CommandFilter
 from machines import start
 
@@ -86,10 +86,18 @@ async def test_a_disk_is_a_descriptor_and_a_device_on_a_port(make: Any) -> None:
         "driver": "raw",
         "node-name": "disk-0",
         "read-only": True,
-        "cache": {"direct": True},
+        "cache": {"direct": True, "no-flush": False},
         "file": {"driver": "host_device", "filename": "/dev/fdset/1", "locking": "off"},
     }
-    assert machine.arguments("device_add")["bus"] == "slot-0"
+    assert machine.arguments("device_add") == {
+        "driver": "virtio-blk-pci",
+        "bus": "slot-0",
+        "id": "disk-0",
+        "drive": "disk-0",
+        "serial": "device_1",
+        "num-queues": 1,
+        "queue-size": 128,
+    }
     assert driver.disk_node("device_1") == "/dev/disk/by-id/virtio-device_1"
     await driver.remove_disk("device_1")
     assert machine.asked == [*PLUGGED, "device_del", "blockdev-del"]
@@ -97,8 +105,17 @@ async def test_a_disk_is_a_descriptor_and_a_device_on_a_port(make: Any) -> None:
 
 async def test_what_is_asked_is_what_the_broker_passes(make: Any) -> None:
     machine = make(events={"device_del": GONE})
-    for board in ("q35", "pc"):
-        driver = await machine.start(machine_type=board)
+    most = {
+        "enable_iothreads": True,
+        "indep_iothreads": 8,
+        "num_queues": 256,
+        "queue_size": 1024,
+        "block_device_cache_noflush": True,
+        "block_device_logical_sector_size": 512,
+        "block_device_physical_sector_size": 65536,
+    }
+    for board, keys in (("q35", {}), ("pc", {}), ("q35", most), ("q35", {"enable_iothreads": True})):
+        driver = await machine.start(machine_type=board, **keys)
         await driver.add_disk(DISK)
         await driver.remove_disk("device_1")
         rules = CommandFilter(driver.info.monitor_commands)
@@ -107,6 +124,25 @@ async def test_what_is_asked_is_what_the_broker_passes(make: Any) -> None:
             if command != "qmp_capabilities":
                 assert rules._rewrite({"execute": command, "arguments": arguments})
         await driver.stop()
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, {}),
+        ({"enable_iothreads": True}, {"iothread": "block-0"}),
+        ({"enable_iothreads": True, "indep_iothreads": 2}, {"iothread": "block-2"}),
+        (
+            {"block_device_logical_sector_size": 4096},
+            {"logical_block_size": 4096, "physical_block_size": 4096},
+        ),
+        ({"block_device_physical_sector_size": 4096}, {"physical_block_size": 4096}),
+    ],
+)
+def test_what_a_disk_is_like(keys: dict[str, Any], expected: dict[str, Any]) -> None:
+    described = device(QemuHypervisor(kernel=Path("/k"), **keys), DISK, 3)
+    plain = ("driver", "bus", "id", "drive", "serial", "num-queues", "queue-size")
+    assert {name: found for name, found in described.items() if name not in plain} == expected
 
 
 async def test_ports_are_free_again_and_there_are_no_more(make: Any) -> None:

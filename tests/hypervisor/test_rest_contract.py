@@ -59,6 +59,8 @@ async def test_what_is_asked_and_answered_keeps_to_the_description(
     monkeypatch.setattr(host_checks, "KVM", Path(os.devnull))
     if name == "clh" and settings:
         settings = {**settings, "enable_mem_prealloc": True, "reclaim_guest_freed_memory": True}
+    if name == "firecracker" and settings:
+        settings = {**settings, "rx_rate_limiter_max_rate": 8_000_000, "tx_rate_limiter_max_rate": 1}
     version = ".".join(map(str, versions.numbers_of(file.stem) or ()))
     directory, template, bare = tmp_path / "m", tmp_path / "template", tmp_path / "bare"
     for path in (directory, template, bare):

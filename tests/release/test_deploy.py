@@ -20,6 +20,7 @@ import jsonschema
 import pytest
 import yaml
 
+from kata_configuration import kept
 from kata_runtime.ctl import containerd
 from kata_runtime.identity import STATE_ROOT
 
@@ -87,7 +88,9 @@ def test_the_images_script_is_what_its_container_runs() -> None:
     script = container["command"][0]
     assert f"COPY deploy/node.sh {script}\n" in recipe
     assert "\nCOPY release/lock/runtime.txt " in recipe
-    assert f"STATE={STATE_ROOT}\n" in (DEPLOY / "node.sh").read_text()
+    node = (DEPLOY / "node.sh").read_text()
+    assert f"STATE={STATE_ROOT}\n" in node
+    assert f"JUDGED={kept.ROOT}\n" in node
 
 
 # -- the script --------------------------------------------------------------------------------------------
@@ -183,12 +186,16 @@ def test_a_node_gets_the_runtime_and_gives_it_back(host: Host) -> None:
     assert "pods run in virtual machines on this node: nothing was removed" in refused.stderr
     assert "kata" in config.read_text()
     pod.rmdir()
+    judged = host.root / kept.ROOT.relative_to("/")
+    judged.mkdir(exist_ok=True)
+    (judged / "entry").touch()
 
     done = host.run("remove")
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert config.read_text() == own
     assert host.restarts.read_text() == "1 restart containerd\n" * 2
     assert not (host.root / "opt/kata-runtime-py").exists()
+    assert not judged.exists()
     assert not (host.root / "usr/local/bin/containerd-shim-kata-v2").exists()
     assert configuration.read_text() == changed
 

@@ -92,6 +92,9 @@ OTHER: dict[str, object] = {
     "hypervisor_name": "clh",
     "template_path": "/run/templates",
     "queue_size": 256,
+    "firmware": "@other",
+    "block_device_logical_sector_size": 4096,
+    "block_device_physical_sector_size": 4096,
     "virtio_fs_queue_size": 512,
     "overhead_vcpus": 2.0,
     "default_maxvcpus": 1,
@@ -111,6 +114,7 @@ BESIDE: dict[str, dict[str, object]] = {
     "default_maxmemory": {"static_sandbox_resource_mgmt": False},
     "enable_virtio_mem": {"static_sandbox_resource_mgmt": False},
     "disable_new_netns": {"internetworking_model": "none"},
+    "indep_iothreads": {"enable_iothreads": True},
 }
 
 
@@ -218,7 +222,8 @@ def of_qemu(table: QemuHypervisor, spec: VmSpec) -> Iterator[object]:
     devices = command.Devices(None, vhost_net=True)
     networked = dataclasses.replace(spec, taps=(Tap("tap0", "tap0_kata", "02:00:00:00:00:01", (9,)),))
     yield command.command_line(table, networked, devices)
-    yield plugging.content(table, Disk("device_1", Path("/dev/block/7:0")), 0, 1)
+    disk = Disk("device_1", Path("/dev/block/7:0"))
+    yield plugging.content(table, disk, 0, 1), plugging.device(table, disk, 0)
     yield command.shown(table, networked, devices).to_json()
     monitor = QemuUnikernel(table, SimpleNamespace(patience=9.0))
     monitor._confine(SimpleNamespace(unconfined=True))  # type: ignore[arg-type]
@@ -237,6 +242,7 @@ def of_firecracker(table: Firecracker, spec: VmSpec, files: Path) -> Iterator[ob
     places = firecracker.Places(Path("/api"), Path("/vsock"), {path: path for path in files.iterdir()})
     yield firecracker.command_line(table, spec, places.api)
     yield list(firecracker.requests(table, spec, places))
+    yield firecracker.interface(table, Tap("net0", "tap0", "02:00:00:00:00:01"))
     if table.jailer_path is not None:
         yield firecracker.jailer_command_line(table, spec, Path("/base"), 1, places.api)
 
@@ -449,7 +455,8 @@ def of_annotations(path: Path) -> Observed:
     text = path.read_text()
     files = path.parent / "files"
     wanted = {f"{table}default_memory": "1024"}
-    for key in ("path", "kernel", "initrd", "image", "jailer_path", "virtio_fs_daemon", "entropy_source"):
+    files_of = ("path", "kernel", "initrd", "image", "firmware", "jailer_path", "virtio_fs_daemon")
+    for key in (*files_of, "entropy_source"):
         wanted[f"{table}{key}"] = str(files / "other")
     seen: Observed = {"file": len(text) > 0}
     for name, value in wanted.items():

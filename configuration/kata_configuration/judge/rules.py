@@ -145,6 +145,13 @@ def _memory_fits(table: Any) -> Iterator[Finding]:
         yield _relation(table, ("default_memory", "default_maxmemory"), message)
 
 
+def _sectors_fit(table: Any) -> Iterator[Finding]:
+    logical, physical = table.block_device_logical_sector_size, table.block_device_physical_sector_size
+    if 0 < physical < logical:
+        keys = ("block_device_logical_sector_size", "block_device_physical_sector_size")
+        yield _relation(table, keys, f"{keys[0]} = {logical} is more than {keys[1]} = {physical}")
+
+
 def _timeouts_fit(table: Any) -> Iterator[Finding]:
     reconnect, dial = table.reconnect_timeout_ms, table.dial_timeout_ms
     if reconnect < dial:
@@ -222,6 +229,11 @@ RULES: tuple[Rule, ...] = (
     Rule("hypervisor", ("image", "initrd"), _initrd_mounts_the_image),
     Rule("hypervisor", ("default_vcpus", "default_maxvcpus"), _vcpus_fit),
     Rule("hypervisor", ("default_memory", "default_maxmemory"), _memory_fits),
+    Rule(
+        "hypervisor",
+        ("block_device_logical_sector_size", "block_device_physical_sector_size"),
+        _sectors_fit,
+    ),
     Rule(
         "hypervisor",
         ("enable_debug",),

@@ -192,8 +192,7 @@ def _successor(
 
 
 def _unhonoured(path: KeyPath, model: type[Table], key: str, value: object, why: str) -> Finding:
-    field = model.model_fields[model.aliases.get(key, key)]
-    instead = next((item for item in field.metadata if isinstance(item, Instead)), Instead(""))
+    instead = _instead(model, key)
     if not instead.lost and _is_valid(model, key, value):
         return Finding(Code.INERT, path, f"is not needed: {instead.clause}", "remove it", on_key=True)
     if instead.clause:
@@ -204,6 +203,12 @@ def _unhonoured(path: KeyPath, model: type[Table], key: str, value: object, why:
         hint = "remove it only where pods can do without this protection"
         return Finding(Code.UNPROTECTED, path, why, hint, on_key=True, loss=Loss.PROTECTION)
     return Finding(Code.UNSUPPORTED, path, why, instead.advice, on_key=True)
+
+
+def _instead(model: type[Table] | None, key: str) -> Instead:
+    """Return what happens in place of a key of a table that is not honoured; nothing is said without one."""
+    metadata = model.model_fields[model.aliases.get(key, key)].metadata if model else ()
+    return next((item for item in metadata if isinstance(item, Instead)), Instead(""))
 
 
 def _protects(model: type[Table], key: str, value: object) -> bool:
@@ -219,7 +224,9 @@ def _others(path: KeyPath, key: str, others: list[tuple[str, ...]], value: objec
     declared = [owner for name in others for owner in _owners(name, key)]
     if any(_asks_for_nothing(owner, key, value) for owner in declared):
         return Finding(Code.INERT, path, f"{message}; {HARMLESS}", "remove it", on_key=True)
-    return Finding(Code.FOREIGN_KEY, path, message, "remove it", on_key=True)
+    instead = _instead(_declared(INEFFECTIVE[own_path(path)[0]], key), key)
+    message += f": {instead.clause}" if instead.clause else ""
+    return Finding(Code.FOREIGN_KEY, path, message, instead.advice, on_key=True)
 
 
 def _asks_for_nothing(model: type[Table], key: str, value: object) -> bool:

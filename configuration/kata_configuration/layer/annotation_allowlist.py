@@ -90,8 +90,9 @@ def _check_entry(
         message = f"{quoted(entry)} allows almost every key that is not guarded: {_some(opened)}"
         yield Finding(Code.ENTRY_WIDE, path, message, "list the names that pods need")
     elif not matched and is_unhonoured(_literal(entry)):
+        # A pod that sets it is refused by name, whether the entry stands there or not.
         message = f"{quoted(entry)} is the name of a key that is not honoured here"
-        yield Finding(Code.ENTRY_DEAD, path, message, "remove it")
+        yield Finding(Code.ENTRY_DEAD, path, message, "remove it", loss=Loss.NOTHING)
     elif not matched:
         found = closest(entry, known)
         hint = f"did you mean {quoted(found)}?" if found else "remove it"

@@ -88,17 +88,29 @@ class AgentPlanned(Table):
         Instead("no traces are sent; the log has the agent's messages, with enable_debug = true all of them"),
     ] = False
     debug_console_enabled: Annotated[
-        bool, About("Open a console in the guest for whoever reaches it on the host.", "Kata 3.0.0")
+        bool,
+        About("Open a console in the guest for whoever reaches it on the host.", "Kata 3.0.0"),
+        Instead(
+            "the guest has no console beside its containers, and with enable_debug of its hypervisor's table "
+            "what its kernel prints is in the runtime's log",
+            advice="remove it, and set enable_debug in the hypervisor's table",
+        ),
     ] = False
     visible_cdi_devices: Annotated[
-        bool, About("Let the agent add CDI devices that containers name in variables.", "Kata 3.32.0")
+        bool,
+        About("Let the agent add CDI devices that containers name in variables.", "Kata 3.32.0"),
+        Instead("a container gets the devices that its specification names, and none that a variable names"),
     ] = False
-    server_port: Annotated[int, About("The vsock port that the agent listens on.", "Kata 3.0.0")] = Field(
-        1024, ge=1, le=2**32 - 2
-    )
-    log_port: Annotated[int, About("The vsock port that the agent's log comes from.", "Kata 3.0.0")] = Field(
-        1025, ge=1, le=2**32 - 2
-    )
+    server_port: Annotated[
+        int,
+        About("The vsock port that the agent listens on.", "Kata 3.0.0"),
+        Instead("the agent listens on the port 1024 of its own guest, which no other guest shares"),
+    ] = Field(1024, ge=1, le=2**32 - 2)
+    log_port: Annotated[
+        int,
+        About("The vsock port that the agent's log comes from.", "Kata 3.0.0"),
+        Instead("the agent's log comes by the guest's console, and by no port"),
+    ] = Field(1025, ge=1, le=2**32 - 2)
     cdh_api_timeout_ms: Annotated[
         Milliseconds,
         Plausible(1000),
@@ -106,13 +118,21 @@ class AgentPlanned(Table):
             "Time that the guest's confidential data hub has to answer.",
             "Kata 3.31.0",
         ),
+        Instead("the guest has no confidential data hub, and nothing waits for one", lost=False),
     ] = Field(50000, ge=1000, le=3600000)
     launch_process_timeout: Annotated[
-        Seconds, About("Time that the agent has to start its helpers; 0 is its own.", "Kata 3.29.0")
+        Seconds,
+        About("Time that the agent has to start its helpers; 0 is its own.", "Kata 3.29.0"),
+        Instead("the agent starts no helpers, and nothing waits for them", lost=False),
     ] = Field(0, ge=0, le=3600)
     policy: Annotated[
         Text,
         About('The policy that the agent enforces, in Rego; "" is the image\'s own.', "Kata 3.23.0"),
+        Instead("the agent has no policy, and does for the runtime whatever that asks"),
         Protects(),
     ] = ""
-    mem_agent: Annotated[MemAgent, About("The memory agent.", "Kata 3.13.0")] = MemAgent.model_validate({})
+    mem_agent: Annotated[
+        MemAgent,
+        About("The memory agent.", "Kata 3.13.0"),
+        Instead("the guest's kernel alone ages, evicts and compacts its memory"),
+    ] = MemAgent.model_validate({})

@@ -7,16 +7,21 @@ from typing import Annotated, Literal
 
 from kata_configuration.models import device_keys as device
 from kata_configuration.models import machine_keys as machine
-from kata_configuration.models.base import About, HypervisorTable
-from kata_configuration.models.subtables import Factory, RootlessUserKey
+from kata_configuration.models.base import HypervisorTable, Instead
+from kata_configuration.models.subtables import Factory, PlannedFactory, RootlessUserKey
 
 
 class CloudHypervisorPlanned(HypervisorTable):
     """What the driver of Cloud Hypervisor will honour."""
 
-    firmware: machine.Firmware = None
+    firmware: Annotated[
+        machine.Firmware, Instead("Cloud Hypervisor starts the kernel itself, without a firmware")
+    ] = None
     valid_firmware_paths: machine.ValidFirmwarePaths = ()
-    cpu_features: machine.CpuFeatures = ""
+    cpu_features: Annotated[
+        machine.CpuFeatures,
+        Instead("the guest's processor has the features of the host's that Cloud Hypervisor passes on"),
+    ] = ""
     enable_guest_swap: machine.EnableGuestSwap = False
     guest_swap_path: machine.GuestSwapPath = Path("/run/kata-containers/swap")
     guest_swap_size_percent: device.GuestSwapSize = 100
@@ -25,12 +30,10 @@ class CloudHypervisorPlanned(HypervisorTable):
     disable_selinux: machine.DisableSelinux = False
     rootless: machine.Rootless = False
     rootless_user: RootlessUserKey = None
-    vm_rootfs_driver: Annotated[Literal["virtio-blk-pci", "virtio-pmem"], device.VM_ROOTFS_DRIVER] = (
-        "virtio-blk-pci"
-    )
+    vm_rootfs_driver: Annotated[
+        Literal["virtio-blk-pci", "virtio-pmem"], device.VM_ROOTFS_DRIVER, device.ONE_DRIVER
+    ] = "virtio-blk-pci"
     guest_hook_path: machine.GuestHookPath = ""
-    factory: Annotated[Factory, About("Starting virtual machines from a template.", "Kata 3.23.0")] = (
-        Factory()
-    )
+    factory: PlannedFactory = Factory()
     confidential_guest: machine.ConfidentialGuest = False
     sev_snp_guest: machine.SevSnpGuest = False

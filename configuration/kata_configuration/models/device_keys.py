@@ -24,7 +24,23 @@ from kata_configuration.models.base import (
     malformed,
 )
 
-BlockDriver = Literal["virtio-blk-pci", "virtio-blk-ccw", "virtio-blk-mmio", "virtio-pmem", "virtio-scsi"]
+NO_SWAP = Instead(
+    "a guest has no swap device, and a container beyond its limit is ended by the guest's kernel",
+    advice="remove it, and give the containers the memory that they need",
+)
+
+MIN_SECTOR = 512
+
+# Upstream's names, and those of its Go runtime where they are others.
+BlockDriver = Literal[
+    "virtio-blk-pci",
+    "virtio-blk-ccw",
+    "virtio-blk-mmio",
+    "virtio-pmem",
+    "virtio-scsi",
+    "virtio-blk",
+    "nvdimm",
+]
 
 
 def _power_of_two(value: int) -> int:
@@ -33,6 +49,18 @@ def _power_of_two(value: int) -> int:
     return value
 
 
+def _sector_size(value: int) -> int:
+    if 0 < value < MIN_SECTOR:
+        raise malformed(f"is less than {MIN_SECTOR}", f"write {MIN_SECTOR}, or 0 for the device's own")
+    return _power_of_two(value) if value else value
+
+
+# Devices of the host that a guest drives itself.
+NO_VFIO = Instead(
+    "a guest gets the block devices of the host that its containers name, as disks, and no other device",
+    advice="remove it, and run pods that need another device with another runtime",
+)
+
 # Block devices.
 BLOCK_DEVICE_DRIVER = About(
     "The virtual device that carries a container's block device.",
@@ -40,10 +68,22 @@ BLOCK_DEVICE_DRIVER = About(
     takes_effect_in=Effect.MACHINE,
 )
 VM_ROOTFS_DRIVER = About("The virtual device that carries the image.", "Kata 3.2.0")
+ONE_DRIVER = Instead(
+    "every disk of a guest is a virtio-blk device, which the guest finds by its name", lost=False
+)
 BlockDeviceCacheDirect = Annotated[
     bool,
     About(
         "Read and write block devices past the host's page cache (O_DIRECT).",
+        "Kata 3.0.0",
+        takes_effect_in=Effect.MACHINE,
+    ),
+]
+BlockDeviceCacheNoflush = Annotated[
+    bool,
+    About(
+        "Ignore the guest's requests to flush block devices to the host's disk: a host that crashes loses "
+        "what a guest has saved.",
         "Kata 3.0.0",
         takes_effect_in=Effect.MACHINE,
     ),
@@ -105,30 +145,38 @@ DiskOperationsBurst = Annotated[
 LogicalSectorSize = Annotated[
     Octets,
     About(
-        "The sector size of block devices that the guest addresses; 0 is the device's own.",
+        "The size of the sectors by which the guest addresses a container's block device, a power of two "
+        "from 512 on; 0 is the device's own.",
         "Kata 3.29.0",
+        takes_effect_in=Effect.MACHINE,
     ),
     Field(ge=0, le=65536),
+    AfterValidator(_sector_size),
     Annotation(name="blk_logical_sector_size"),
 ]
 PhysicalSectorSize = Annotated[
     Octets,
     About(
-        "The sector size of block devices that the guest aligns to; 0 is the device's own.",
+        "The size of the sectors to which the guest aligns what it writes to a container's block device, a "
+        "power of two from 512 on; 0 is the device's own.",
         "Kata 3.29.0",
+        takes_effect_in=Effect.MACHINE,
     ),
     Field(ge=0, le=65536),
+    AfterValidator(_sector_size),
     Annotation(name="blk_physical_sector_size"),
 ]
 GuestSwapSize = Annotated[
     Percent,
     About("Size of the guest's swap, of its memory.", "Kata 3.15.0"),
+    NO_SWAP,
     Field(ge=1, le=10000),
     Needs("enable_guest_swap"),
 ]
 GuestSwapThreshold = Annotated[
     Seconds,
     About("Time between the guest's start and the making of its swap device.", "Kata 3.15.0"),
+    NO_SWAP,
     Field(ge=0, le=3600),
     Needs("enable_guest_swap"),
 ]
@@ -148,6 +196,27 @@ DisableVhostNet = Annotated[
         "Kata 3.0.0",
         takes_effect_in=Effect.MACHINE,
     ),
+    Needs("internetworking_model", without="none", table="runtime"),
+]
+
+ReceiveRate = Annotated[
+    BitsPerSecond,
+    About(
+        "Bandwidth into the guest, of each network device; 0 is no limit.",
+        "Kata 3.0.0",
+        takes_effect_in=Effect.MACHINE,
+    ),
+    Field(ge=0, le=2**63 - 1),
+    Needs("internetworking_model", without="none", table="runtime"),
+]
+SendRate = Annotated[
+    BitsPerSecond,
+    About(
+        "Bandwidth out of the guest, of each network device; 0 is no limit.",
+        "Kata 3.0.0",
+        takes_effect_in=Effect.MACHINE,
+    ),
+    Field(ge=0, le=2**63 - 1),
     Needs("internetworking_model", without="none", table="runtime"),
 ]
 

@@ -45,6 +45,8 @@ class Firecracker(MachineTable):
     disk_rate_limiter_bw_one_time_burst: device.DiskBandwidthBurst = 0
     disk_rate_limiter_ops_max_rate: device.DiskOperations = 0
     disk_rate_limiter_ops_one_time_burst: device.DiskOperationsBurst = 0
+    rx_rate_limiter_max_rate: device.ReceiveRate = 0
+    tx_rate_limiter_max_rate: device.SendRate = 0
     enable_annotations: machine.EnableAnnotations = ()
     enable_debug: machine.EnableDebug = False
     log_level: machine.HypervisorLogLevel = "info"

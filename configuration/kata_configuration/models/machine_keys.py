@@ -32,12 +32,19 @@ from kata_configuration.models.base import (
     Text,
     malformed,
 )
+from kata_configuration.models.device_keys import NO_SWAP
 
 # Why an annotation may set a key that is open.
 OWN_SIZE = "a pod's author chooses the size of its machine, whose memory and CPUs the pod's cgroup limits"
 
 # What an annotation does that turns a filter off.
 NO_FILTER = "run their machine without its seccomp filter"
+
+# What happens in place of keys of confidential guests.
+NOT_CONFIDENTIAL = Instead("no guest is confidential: its host can read its memory")
+
+# What happens in place of the keys of a machine that grows, where none does.
+FIXED_MEMORY = Instead("a machine keeps the memory that it starts with", lost=False)
 
 _BLOCK = ("512|1024|2048|4096", "512, 1024, 2048 or 4096")
 # Parameter -> the form of its value, and in words. Source: the kernel's drivers/md/dm-verity-target.c.
@@ -177,14 +184,20 @@ ValidImagePaths = Annotated[
 Firmware = Annotated[
     OptionalPath,
     About(
-        "The firmware that the machine starts with, in place of the built-in one.",
+        "The firmware that a machine with a Linux guest starts with, in place of the VMM's own.",
         "Kata 3.0.0",
         example="/usr/share/OVMF/OVMF.fd",
+        takes_effect_in=Effect.MACHINE,
     ),
     Annotation(listed_in="valid_firmware_paths"),
 ]
 ValidFirmwarePaths = Annotated[
-    Globs, About("Shell patterns of the files that an annotation may name as firmware.", OURS)
+    Globs,
+    About(
+        "Shell patterns of the files that an annotation may name as firmware.",
+        OURS,
+        takes_effect_in=Effect.LOADING,
+    ),
 ]
 RootfsType = Annotated[
     Literal["erofs", "ext4", "xfs"],
@@ -331,10 +344,12 @@ ReclaimGuestFreedMemory = Annotated[
 EnableGuestSwap = Annotated[
     bool,
     About("Give the guest a swap device.", "Kata 3.0.0"),
+    NO_SWAP,
 ]
 GuestSwapPath = Annotated[
     HostPath,
     About("The directory on the host for the files of guests' swap devices.", "Kata 3.15.0"),
+    NO_SWAP,
     Needs("enable_guest_swap"),
 ]
 
@@ -360,11 +375,19 @@ HonorUnconfined = Annotated[
 SelinuxLabel = Annotated[
     Text,
     About('The SELinux label of the process that runs the machine; "" is the host\'s own.', "Kata 3.21.0"),
+    Instead("the process that runs the machine has the SELinux label that containerd gave to the runtime"),
     Protects(),
 ]
-DisableSelinux = Annotated[bool, About("Run the virtual machine without the SELinux label.", "Kata 3.21.0")]
+DisableSelinux = Annotated[
+    bool,
+    About("Run the virtual machine without the SELinux label.", "Kata 3.21.0"),
+    Instead("no SELinux label is set, and none is taken away", lost=False),
+]
 DisableGuestSelinux = Annotated[
-    bool, About("Run containers without SELinux in the guest.", "Kata 3.9.0"), Protects()
+    bool,
+    About("Run containers without SELinux in the guest.", "Kata 3.9.0"),
+    Instead("containers run without SELinux in the guest"),
+    Protects(),
 ]
 Rootless = Annotated[
     bool,
@@ -377,15 +400,22 @@ Rootless = Annotated[
 ConfidentialGuest = Annotated[
     bool,
     About("Encrypt the guest's memory with what the processor offers (TDX, SEV, SE).", "Kata 3.0.0"),
+    NOT_CONFIDENTIAL,
     Protects(),
 ]
-SevSnpGuest = Annotated[bool, About("Demand AMD SEV-SNP of a confidential guest.", "Kata 3.15.0"), Protects()]
+SevSnpGuest = Annotated[
+    bool,
+    About("Demand AMD SEV-SNP of a confidential guest.", "Kata 3.15.0"),
+    NOT_CONFIDENTIAL,
+    Protects(),
+]
 Initdata = Annotated[
     Text,
     About(
         "Data whose hash a confidential guest's attestation covers.",
         "Kata 3.19.0",
     ),
+    NOT_CONFIDENTIAL,
     Protects(),
     Annotation(name="cc_init_data"),
 ]

@@ -18,6 +18,7 @@ from kata_configuration.models.base import (
     Effect,
     Form,
     MachineTable,
+    Needs,
     Text,
     malformed,
 )
@@ -41,6 +42,8 @@ class QemuHypervisor(MachineTable):
     rootfs_type: machine.RootfsType = "erofs"
     kernel_verity_params: machine.KernelVerityParams = ""
     kernel_params: machine.KernelParams = ""
+    firmware: machine.Firmware = None
+    valid_firmware_paths: machine.ValidFirmwarePaths = ()
     machine_type: Annotated[
         Literal["q35", "pc"],
         About("The machine that QEMU emulates.", "Kata 3.0.0", takes_effect_in=Effect.MACHINE),
@@ -74,6 +77,7 @@ class QemuHypervisor(MachineTable):
     overhead_memory: machine.OverheadMemory = Field(96, ge=0, le=16 * 1024 * 1024)
     enable_mem_prealloc: machine.EnableMemPrealloc = False
     enable_hugepages: machine.EnableHugepages = False
+    reclaim_guest_freed_memory: machine.ReclaimGuestFreedMemory = False
     seccompsandbox: Annotated[
         Text,
         About(
@@ -87,6 +91,29 @@ class QemuHypervisor(MachineTable):
     ] = DENY_ALL
     honor_unconfined: machine.HonorUnconfined = False
     block_device_cache_direct: device.BlockDeviceCacheDirect = False
+    block_device_cache_noflush: device.BlockDeviceCacheNoflush = False
+    block_device_logical_sector_size: device.LogicalSectorSize = 0
+    block_device_physical_sector_size: device.PhysicalSectorSize = 0
+    queue_size: device.QueueSize = Field(128, ge=4, le=1024)
+    num_queues: device.NumQueues = 1
+    enable_iothreads: Annotated[
+        bool,
+        About(
+            "Serve block devices in a thread of their own, and not in QEMU's main loop.",
+            "Kata 3.0.0",
+            takes_effect_in=Effect.MACHINE,
+        ),
+    ] = False
+    indep_iothreads: Annotated[
+        int,
+        About(
+            "Further threads, among which block devices that come later are distributed; 0 leaves them to "
+            "the one of enable_iothreads.",
+            "Kata 3.32.0",
+            takes_effect_in=Effect.MACHINE,
+        ),
+        Needs("enable_iothreads"),
+    ] = Field(0, ge=0, le=8)
     network_queues: device.NetworkQueues = 1
     disable_vhost_net: device.DisableVhostNet = False
     shared_fs: device.SharedFs = "virtio-fs"

@@ -44,6 +44,16 @@ class Factory(Table):
     ] = Path("/run/vc/vm/template")
 
 
+PlannedFactory = Annotated[
+    Factory,
+    About("Starting virtual machines from a template.", "Kata 3.23.0"),
+    Instead(
+        "every machine is booted",
+        advice="remove it, or use the hypervisor dragonball, whose machines start from a template",
+    ),
+]
+
+
 class RootlessUser(Table):
     """The user that an unprivileged virtual machine runs as."""
 

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from kata_hypervisor.contract import Disk, VmSpec
+from kata_hypervisor.contract import Disk, Tap, VmSpec
 from kata_hypervisor.firecracker.info import EMPTY, spare
 from kata_hypervisor.kernel_line import is_partitioned, kernel_line
 from kata_hypervisor.machine_privileges import machine_privileges
 from kata_hypervisor.privileges import TUN, Privileges
-from kata_hypervisor.rate_limiter import rate_limiter
+from kata_hypervisor.rate_limiter import bandwidth_limiter, rate_limiter
 
 if TYPE_CHECKING:
     from kata_configuration.models.firecracker import Firecracker as Table
@@ -166,8 +166,7 @@ def requests(table: Table, spec: VmSpec, places: Places) -> Iterator[Request]:
     vsock = {"guest_cid": GUEST_CID, "uds_path": str(places.vsock)}
     yield "adding the way to the agent", "/vsock", vsock
     for tap in spec.taps:
-        body = {"iface_id": tap.id, "host_dev_name": tap.name, "guest_mac": tap.mac}
-        yield f"adding the network device {tap.id}", f"/network-interfaces/{tap.id}", body
+        yield f"adding the network device {tap.id}", f"/network-interfaces/{tap.id}", interface(table, tap)
     yield "adding the source of random numbers", "/entropy", {}
 
 
@@ -191,6 +190,16 @@ def drive(table: Table, disk: Disk, path: Path) -> Json:
     }
     if limits := rate_limiter(table):
         config["rate_limiter"] = limits
+    return config
+
+
+def interface(table: Table, tap: Tap) -> Json:
+    """Describe a network device; what it receives and what it sends are limited each by itself."""
+    config: Json = {"iface_id": tap.id, "host_dev_name": tap.name, "guest_mac": tap.mac}
+    if limits := bandwidth_limiter(table.rx_rate_limiter_max_rate):
+        config["rx_rate_limiter"] = limits
+    if limits := bandwidth_limiter(table.tx_rate_limiter_max_rate):
+        config["tx_rate_limiter"] = limits
     return config
 
 

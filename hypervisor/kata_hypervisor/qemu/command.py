@@ -14,7 +14,7 @@ from kata_agent import reserved_ports
 from kata_hypervisor.contract import MachineSize, SharedDirectory, Tap, VmSpec
 from kata_hypervisor.kernel_line import kernel_line
 from kata_hypervisor.privileges import KVM, NULL, VHOST_NET, Privileges, prefix_data
-from kata_hypervisor.qemu.info import LATER_MEMORY
+from kata_hypervisor.qemu.info import BLOCK_THREADS, LATER_MEMORY
 
 if TYPE_CHECKING:
     from kata_configuration.models.qemu import QemuHypervisor as QemuTable
@@ -87,16 +87,18 @@ def command_line(table: QemuTable, spec: VmSpec, devices: Devices) -> list[str]:
         *_channels(),
         *_agent(devices),
         *_entropy(table.entropy_source),
-        *(_image(spec.image) if spec.image else ()),
+        *_block_threads(table),
+        *(_image(table, spec.image) if spec.image else ()),
         *(_filesystem(spec.shared, table.virtio_fs_queue_size) if spec.shared else ()),
         *_taps(spec.taps, vhost=_has_vhost_net(table, devices)),
         *_later_memory(table, spec.later_memory_mib),
+        *(("-device", "virtio-balloon-pci,free-page-reporting=on") * table.reclaim_guest_freed_memory),
     ]
 
 
 def shown(table: QemuTable, spec: VmSpec, devices: Devices) -> Privileges:
     """What QEMU is shown of the host for this machine: what its command line names."""
-    files = [spec.kernel, *filter(None, (spec.initrd, spec.image))]
+    files = [spec.kernel, *filter(None, (table.firmware, spec.initrd, spec.image))]
     nodes = [
         NULL,
         *program_devices(table),
@@ -135,6 +137,16 @@ def option(head: str, **properties: object) -> str:
     """Write `head,key=value,...`; a comma in a value is doubled, an underscore in a key becomes a hyphen."""
     escaped = {key.replace("_", "-"): str(value).replace(",", ",,") for key, value in properties.items()}
     return ",".join([head, *(f"{key}={value}" for key, value in escaped.items())])
+
+
+def block_threads(table: QemuTable) -> tuple[str, ...]:
+    """Name the threads that serve block devices: the image's, then those of later disks; or none."""
+    return BLOCK_THREADS[: 1 + table.indep_iothreads] if table.enable_iothreads else ()
+
+
+def queues(table: QemuTable) -> dict[str, int]:
+    """The queues of a block device."""
+    return {"num-queues": table.num_queues, "queue-size": table.queue_size}
 
 
 def board(table: QemuTable, size: MachineSize, most: MachineSize | None = None) -> Iterator[str]:
@@ -180,7 +192,7 @@ def _later_memory(table: QemuTable, memory_mib: int) -> Iterator[str]:
 
 def _boot(table: QemuTable, spec: VmSpec, devices: Devices) -> Iterator[str]:
     # qboot is QEMU's own minimal firmware: a tenth of a second less than SeaBIOS.
-    yield from ("-bios", "qboot.rom", "-kernel", str(spec.kernel))
+    yield from ("-bios", str(table.firmware or "qboot.rom"), "-kernel", str(spec.kernel))
     if spec.initrd is not None:
         yield from ("-initrd", str(spec.initrd))
     agent = () if devices.vsock_cid is None else (reserved_ports.PARAMETER,)
@@ -214,11 +226,18 @@ def _entropy(source: Path) -> Iterator[str]:
     yield from ("-device", option("virtio-rng-pci", rng="entropy"))
 
 
-def _image(image: Path) -> Iterator[str]:
+def _block_threads(table: QemuTable) -> Iterator[str]:
+    for name in block_threads(table):
+        yield from ("-object", option("iothread", id=name))
+
+
+def _image(table: QemuTable, image: Path) -> Iterator[str]:
     # QEMU's locks are advisory, and whoever may read a file may take them: every pod, every user of the host.
     file = {"file.driver": "file", "file.filename": image, "file.locking": "off"}
     yield from ("-blockdev", option("driver=raw", node_name="image", read_only="on", **file))
-    yield from ("-device", option("virtio-blk-pci", drive="image"))
+    threads = block_threads(table)
+    served = {"iothread": threads[0]} if threads else {}
+    yield from ("-device", option("virtio-blk-pci", drive="image", **queues(table), **served))
 
 
 def _filesystem(shared: SharedDirectory, queue_size: int) -> Iterator[str]:

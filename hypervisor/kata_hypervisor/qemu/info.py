@@ -19,6 +19,13 @@ MOST_LATER_DISKS = 8
 
 BUS_OF_PC = "pci.0"
 
+BLOCK_THREADS = tuple(f"block-{number}" for number in range(1 + MOST_LATER_DISKS))
+"""Threads that serve block devices: the first the image, each of the others a later disk at least."""
+
+QUEUES, QUEUE_SIZES = range(1, 257), tuple(1 << exponent for exponent in range(2, 11))
+SECTOR_SIZES = tuple(1 << exponent for exponent in range(9, 17))
+"""What a later disk may be like, in bytes, requests and queues: what the configuration's keys allow."""
+
 
 def cpu_name(number: int) -> str:
     """Return how QEMU calls the CPU in a socket. Those that a machine has at boot have no name, and stay."""
@@ -56,13 +63,18 @@ _ADD_DISK = {
     "id": _DISK,
     "drive": _DISK,
     "serial": NAME,
+    "num-queues": QUEUES,
+    "queue-size": QUEUE_SIZES,
+    "logical_block_size?": SECTOR_SIZES,
+    "physical_block_size?": SECTOR_SIZES,
+    "iothread?": BLOCK_THREADS,
 }
 _SETS = range(1, 1 << 31)
 _CONTENT = {
     "driver": "raw",
     "node-name": _DISK,
     "read-only": bool,
-    "cache": {"direct": bool},
+    "cache": {"direct": bool, "no-flush": bool},
     "file": {"driver": "host_device", "filename": SET, "locking": "off"},
 }
 

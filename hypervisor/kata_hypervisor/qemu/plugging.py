@@ -21,7 +21,7 @@ from kata_hypervisor.concurrency import finish
 from kata_hypervisor.contract import Disk
 from kata_hypervisor.errors import HypervisorError, NotSupportedError
 from kata_hypervisor.host import Host
-from kata_hypervisor.qemu.command import option
+from kata_hypervisor.qemu.command import block_threads, option, queues
 from kata_hypervisor.qemu.info import BUS_OF_PC, MOST_LATER_DISKS, disk_name, slot
 from kata_hypervisor.qemu.qmp import QmpClient, QmpError
 
@@ -54,9 +54,30 @@ def content(table: QemuTable, disk: Disk, place: int, number: int) -> dict[str, 
         "driver": "raw",
         "node-name": disk_name(place),
         "read-only": disk.read_only,
-        "cache": {"direct": table.block_device_cache_direct},
+        "cache": {"direct": table.block_device_cache_direct, "no-flush": table.block_device_cache_noflush},
         "file": {"driver": "host_device", "filename": f"/dev/fdset/{number}", "locking": "off"},
     }
+
+
+def device(table: QemuTable, disk: Disk, place: int) -> dict[str, object]:
+    """The device of the later disk in a place: the arguments of device_add."""
+    name = disk_name(place)
+    described: dict[str, object] = {
+        "driver": "virtio-blk-pci",
+        "bus": BUS_OF_PC if table.machine_type == "pc" else slot(place),
+        "id": name,
+        "drive": name,
+        "serial": disk.id,
+        **queues(table),
+    }
+    logical, physical = table.block_device_logical_sector_size, table.block_device_physical_sector_size
+    if logical:
+        described["logical_block_size"] = logical
+    if logical or physical:  # QEMU takes none that is less than the other
+        described["physical_block_size"] = max(logical, physical)
+    if threads := block_threads(table):
+        described["iothread"] = threads[1 + place % table.indep_iothreads if table.indep_iothreads else 0]
+    return described
 
 
 class LaterDisks:
@@ -74,7 +95,6 @@ class LaterDisks:
         monitor: QmpClient,
         run: Callable[[str, Coroutine[Any, Any, object]], Awaitable[object]],
     ) -> None:
-        self._shares_bus = table.machine_type == "pc"
         self._table = table
         self._host = host
         self._monitor = monitor
@@ -98,7 +118,7 @@ class LaterDisks:
         try:
             await self._open(disk, place, what)
             try:
-                await self._attach(disk, place, what)
+                await self._execute(what, "device_add", **device(self._table, disk, place))
             except BaseException:
                 await _undo(self._close(place, disk.id))
                 raise
@@ -122,12 +142,6 @@ class LaterDisks:
 
     async def _forget(self, number: int) -> None:
         await self._execute("close a descriptor", "remove-fd", **{"fdset-id": number})
-
-    async def _attach(self, disk: Disk, place: int, what: str) -> None:
-        name, bus = disk_name(place), BUS_OF_PC if self._shares_bus else slot(place)
-        await self._execute(
-            what, "device_add", driver="virtio-blk-pci", bus=bus, id=name, drive=name, serial=disk.id
-        )
 
     async def _close(self, place: int, name: str) -> None:
         await self._execute(f"let go of the disk {name}", "blockdev-del", **{"node-name": disk_name(place)})

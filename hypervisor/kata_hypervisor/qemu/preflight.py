@@ -43,6 +43,8 @@ def check_host(
     check_room(spec.memory_mib, spec.kernel, spec.initrd, TABLE)
     if spec.image is not None:
         check_readable("the guest's image", spec.image, f"correct image in {TABLE}")
+    if table.firmware is not None:
+        check_readable("the machine's firmware", table.firmware, f"correct firmware in {TABLE}")
     check_readable("the source of random numbers", table.entropy_source, f"correct entropy_source in {TABLE}")
     if not table.confined:
         warnings.append(

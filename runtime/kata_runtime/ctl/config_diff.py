@@ -47,5 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
         for difference in found:
             print(difference)
         confining = sum(difference.security for difference in found)
-        print(f"{len(found)} keys differ, {confining} concern confinement", file=sys.stderr)
+        differ = "1 key differs" if len(found) == 1 else f"{len(found)} keys differ"
+        concern = "concerns" if confining == 1 else "concern"
+        print(f"{differ}, {confining} {concern} confinement", file=sys.stderr)
     return DIFFERENT if found else SAME
