@@ -112,7 +112,7 @@ def _mistakes(node: ast.AST, *, in_function: bool) -> Iterator[ast.AST]:
             yield ast.Constant(not value)
         case ast.Constant(int(value)):
             yield ast.Constant(value + 1)
-        case ast.Return(ast.expr()):
+        case ast.Return(ast.expr() as value) if ast.unparse(value) != "None":
             yield ast.Return()
         case ast.If(test, body, orelse) | ast.While(test, body, orelse) if isinstance(
             test, ast.Name | ast.Attribute | ast.Call | ast.NamedExpr

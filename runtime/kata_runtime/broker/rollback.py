@@ -92,7 +92,6 @@ class RollbackJournal:
                 self.entries.pop(number, None)
             case {"n": int(number), "undo": str()}:
                 self.entries[number] = entry
-                self._next = number + 1
             case {"sandbox": str()}:
                 self.header = entry
             case _:
