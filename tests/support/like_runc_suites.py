@@ -227,6 +227,7 @@ done
 """
 
 _REDIS_UNITS = """
+export TERM=dumb  # no colours
 mkdir -p src && cp -r /suites/redis/tests .
 for program in server cli benchmark sentinel check-aof check-rdb; do
     ln -sf /usr/bin/redis-$program src/redis-$program
