@@ -18,7 +18,6 @@ import anyio
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "support"))
 
 from kata_runtime.containerd_api import types_pb2
-from kata_runtime.ctl.running import running_sandboxes
 from shim_harness import Lab
 from shim_pod import Pod
 
@@ -31,9 +30,7 @@ SCRIPT = "ls -R /bin /etc >/dev/null; exec 3>/big; dd if=/dev/zero bs=64k count=
 
 def descriptors(pod: Pod) -> int:
     """How many the pod's virtiofsd has."""
-    (sandbox,) = [one for one in running_sandboxes() if one.namespace == pod.shim.lab.namespace]
-    servers = [process.pid for process in sandbox.processes if process.name == "virtiofsd"]
-    return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in servers)
+    return sum(len(os.listdir(f"/proc/{pid}/fd")) for pid in pod.pids("virtiofsd"))
 
 
 def disk(lab: Lab) -> Path:

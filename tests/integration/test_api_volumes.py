@@ -14,7 +14,6 @@ import anyio
 import pytest
 
 from kata_agent.ttrpc.status import Code, RpcError
-from kata_runtime.ctl.running import running_sandboxes
 from oci_bundle import bind
 from shared_files_program import compile_into
 from shim_pod import Pod
@@ -337,10 +336,8 @@ async def test_no_file_without_a_name_is_made(shim_pod: Pod, directory: Path) ->
 
 def held(pod: Pod) -> set[str]:
     """The files that the pod's virtiofsd holds open, but for those of its own work."""
-    (sandbox,) = [one for one in running_sandboxes() if one.namespace == pod.shim.lab.namespace]
-    servers = [process.pid for process in sandbox.processes if process.name == "virtiofsd"]
     found = set()
-    for pid in servers:
+    for pid in pod.pids("virtiofsd"):
         for entry in Path(f"/proc/{pid}/fd").iterdir():
             try:
                 found.add(f"{entry.name} {os.readlink(entry)}")

@@ -5,14 +5,16 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from kata_agent.ttrpc.status import RpcError
 from kata_runtime.broker.mounts import compact
 from kata_runtime.containerd_api import types_pb2
 from oci_bundle import make_process, make_spec, write_bundle
-from odd_images import IMAGES, OddImage
+from odd_images import IMAGES, OddImage, links_to_elsewhere
 from shim_pod import Pod
 
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(not shutil.which("runc"), reason="needs runc")]
@@ -48,31 +50,36 @@ def stack(shim_pod: Pod, image: OddImage) -> Stack:
     return Stack(image, lab.snapshots / lab.new_id("odd"), lab.rootfs)
 
 
-@pytest.fixture
-def with_runc(shim_pod: Pod, image: OddImage, stack: Stack, tmp_path: Path) -> Iterator[tuple[int, str, str]]:
-    """How a container of the image ends with runc: status, output, errors."""
-    user = {"uid": image.user, "gid": image.user}
-    write_bundle(tmp_path / "bundle", make_spec(make_process("sh", "-c", image.script, user=user)))
+@contextmanager
+def run_by_runc(stack: Stack, directory: Path, script: str, user: int) -> Iterator[tuple[int, str, str]]:
+    """How a container of a stack ends with runc: status, output, errors."""
+    process = make_process("sh", "-c", script, user={"uid": user, "gid": user})
+    bundle = directory / "bundle"
+    write_bundle(bundle, make_spec(process))
     base, options = compact(",".join(stack.options("runc")))
-    rootfs = tmp_path / "bundle" / "rootfs"
+    rootfs = bundle / "rootfs"
     subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, rootfs], cwd=base, check=True)
     try:
         command: list[str | Path] = [
             "runc",
             "--root",
-            tmp_path / "state",
+            directory / "state",
             "run",
             "--bundle",
-            tmp_path / "bundle",
+            bundle,
+            stack.home.name,
         ]
-        found = subprocess.run([*command, stack.home.name], capture_output=True, check=False)
-        yield (
-            found.returncode,
-            found.stdout.decode("utf-8", "replace"),
-            found.stderr.decode("utf-8", "replace"),
-        )
+        found = subprocess.run(command, capture_output=True, check=False)
+        said, errors = (text.decode("utf-8", "replace") for text in (found.stdout, found.stderr))
+        yield found.returncode, said, errors
     finally:
         subprocess.run(["umount", rootfs], check=True)
+
+
+@pytest.fixture
+def with_runc(image: OddImage, stack: Stack, tmp_path: Path) -> Iterator[tuple[int, str, str]]:
+    with run_by_runc(stack, tmp_path, image.script, image.user) as found:
+        yield found
 
 
 async def test_an_odd_image_is_what_it_is_with_runc(
@@ -94,3 +101,30 @@ async def test_a_file_with_two_names_is_written_by_one_of_them(shim_pod: Pod) ->
     script = "echo -more >>/four; sleep 2; cat /three; echo; cat /four"
     finished = await shim_pod.run("sh", "-c", script, rootfs=[mount])
     assert sorted(finished.text.split()) == ["upper", "upper-more"]
+
+
+async def test_a_link_in_the_place_of_dev_is_refused_as_with_runc(shim_pod: Pod, tmp_path: Path) -> None:
+    mount, refused = linked("dev", shim_pod, tmp_path)
+    assert refused
+    with pytest.raises(RpcError, match="/dev"):
+        await shim_pod.run("true", rootfs=[mount])
+
+
+@pytest.mark.parametrize(("name", "file"), [("proc", "self/comm"), ("sys", "kernel")])
+async def test_a_link_in_the_place_of_proc_or_sys_is_followed_in_the_root(
+    shim_pod: Pod, name: str, file: str, tmp_path: Path
+) -> None:
+    """Where runc refuses the image. See docs/limits.md."""
+    mount, refused = linked(name, shim_pod, tmp_path)
+    assert "must be mounted on ordinary directory" in refused
+    finished = await shim_pod.run("ls", "-d", f"/{name}/{file}", f"/real/{name}/{file}", rootfs=[mount])
+    assert set(finished.text.split()) == {f"/{name}/{file}", f"/real/{name}/{file}"}
+
+
+def linked(name: str, pod: Pod, directory: Path) -> tuple[types_pb2.Mount, str]:
+    """A root file system with a link to elsewhere in it for a name, and what runc says of it."""
+    lab = pod.shim.lab
+    stack = Stack(links_to_elsewhere(name), lab.snapshots / lab.new_id("odd"), lab.rootfs)
+    with run_by_runc(stack, directory, "true", 0) as (status, _, errors):
+        assert status != 0
+    return types_pb2.Mount(type="overlay", source="overlay", options=stack.options("ours")), errors

@@ -7,15 +7,18 @@ names a directory with them:
 
   KATA_TEST_PJDFSTEST  pjdfstest's sources, built in place
   KATA_TEST_LTP        where the Linux Test Project was installed (its --prefix)
+  KATA_TEST_RUNTIMETEST  a directory with runtimetest, of the OCI's runtime-tools
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 SUPPORT = Path(__file__).resolve().parent.parent / "support"
@@ -27,13 +30,14 @@ import like_runc_report  # noqa: E402
 from kata_runtime.image import builder  # noqa: E402
 from kata_runtime.image.errors import ImageError  # noqa: E402
 from like_runc_report import Comparison  # noqa: E402
-from like_runc_suites import BASE, PRELUDE, SUITES, Suite  # noqa: E402
+from like_runc_suites import PRELUDE, SUITES, Suite  # noqa: E402
 from node import RUNTIME, Node  # noqa: E402
 
 RUNC = "io.containerd.runc.v2"
 PAGE = Path(__file__).resolve().parents[2] / "docs/like-runc.md"
 PLACES = {"root": "/var/tmp", "volume": "/volume"}
 FAILED, UNFIT = 1, 2
+POLL = 0.2
 
 
 def main() -> int:
@@ -71,13 +75,11 @@ def play(arguments: argparse.Namespace, suites: list[Suite]) -> list[Comparison]
         node.start()
         with tempfile.TemporaryDirectory(dir=node.root) as directory:
             archive = Path(directory) / "image.tar"
-            packages = {*BASE, *(name for suite in suites for name in suite.packages)}
-            trees = {place: Path(os.environ[name]) for suite in suites for place, name in suite.trees.items()}
-            like_runc_image.write(archive, packages, trees)
+            like_runc_image.write(archive, suites)
             node.ctr("image", "import", archive)
         found = []
         for suite in suites:
-            for place in arguments.place or PLACES:
+            for place in (place for place in suite.places if place in (arguments.place or PLACES)):
                 texts = [_run(node, suite, place, runtime, arguments) for runtime in (RUNC, RUNTIME)]
                 found.append(like_runc_report.compare(suite.name, place, *map(suite.read, texts)))
                 print(f"{suite.name} on the {place}: {found[-1].alike} alike", file=sys.stderr, flush=True)
@@ -104,9 +106,30 @@ def _run(node: Node, suite: Suite, place: str, runtime: str, arguments: argparse
     directory.mkdir(parents=True, exist_ok=True)
     # Into files as it comes: of a suite that takes hours something is seen, whatever ends it.
     paths = [directory / f"{name}.{kind}" for kind in ("txt", "errors")]
-    with paths[0].open("wb") as output, paths[1].open("wb") as errors:
-        subprocess.run(command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors, check=False)
+    with (
+        paths[0].open("wb") as output,
+        paths[1].open("wb") as errors,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=errors) as process,
+    ):
+        if suite.given_spec:
+            _give_spec(node, container, volume, process)
     return paths[0].read_text(errors="replace")
+
+
+def _give_spec(node: Node, container: str, volume: Path, process: subprocess.Popen[bytes]) -> None:
+    """Put the container's specification, as containerd has it, into its volume."""
+    while process.poll() is None:
+        found = node.ctr("container", "info", container, check=False)
+        if found.returncode == 0:
+            spec = json.loads(found.stdout)["Spec"]
+            # It would read each, and this one gives whoever reads it an error, on any kernel.
+            read_only = [path for path in spec["linux"]["readonlyPaths"] if path != "/proc/sysrq-trigger"]
+            spec["linux"]["readonlyPaths"] = read_only
+            new = volume / "config.json.new"
+            new.write_text(json.dumps(spec))
+            new.rename(volume / "config.json")
+            return
+        time.sleep(POLL)
 
 
 if __name__ == "__main__":

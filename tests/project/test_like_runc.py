@@ -9,7 +9,19 @@ import pytest
 
 import like_runc_report
 from like_runc_report import ABSENT, Comparison, Difference
-from like_runc_suites import NOT_FINISHED, PRELUDE, SUITES, Suite, read_lines, read_tap, read_unittest
+from like_runc_sources import source_entries
+from like_runc_suites import (
+    NOT_FINISHED,
+    PRELUDE,
+    SUITES,
+    Suite,
+    read_lines,
+    read_postgresql,
+    read_redis,
+    read_said,
+    read_tap,
+    read_unittest,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,6 +31,22 @@ JUNIT = """\
 <skipped>why</skipped></testcase><testcase name="test.test_os.A.test_c"><failure/></testcase></testsuite>\
 </testsuites>
 @@ test_io 137
+"""
+REDIS = """\
+@@ unit/type/incr
+[ok]: INCR against non existing key (1 ms)
+[err]: INCR fails in tests/unit/type/incr.tcl
+Expected '1' to be equal to '2'
+[ok]: INCR against non existing key (12 ms)
+[skip]: slow one
+@@ unit/type/incr status 1
+"""
+PG_REGRESS = """\
+============== running regression test queries ==============
+test test_setup                   ... ok           38 ms
+parallel group (2 tests):  char boolean
+     boolean                      ... FAILED       20 ms
+     char                         ... ok           10 ms
 """
 TAP = """\
 @@ mkdir/00.t
@@ -50,6 +78,39 @@ def test_what_suites_print_is_read() -> None:
     }
 
 
+def test_what_redis_and_postgresql_print_is_read() -> None:
+    unit = "unit/type/incr"
+    assert read_redis(REDIS) == {
+        f"{unit}: INCR against non existing key": "passed",
+        f"{unit}: INCR fails": "err",
+        f"{unit}: INCR against non existing key #2": "passed",
+        f"{unit}: slow one": "skip",
+        unit: "status 1",
+    }
+    found = {"test_setup": "passed", "boolean": "FAILED", "char": "passed"}
+    assert read_postgresql(PG_REGRESS) == found
+
+
+def test_what_comes_in_no_order_is_read_by_its_words() -> None:
+    lines = (
+        "ok 1 # SKIP hostname not set\nnot ok 2 - has a\n  ---\nok 3 - has b\nok 4 - has b\n@@ end status 0\n"
+    )
+    assert read_said(lines) == {
+        "hostname not set": "passed",
+        "has a": "failure",
+        "has b": "passed",
+        "has b #2": "passed",
+        "end": "status 0",
+    }
+
+
+def test_sources_of_packages_take_the_place_of_packages() -> None:
+    deb822 = "Types: deb\nURIs: http://mirror\nSuites: bookworm\n"
+    assert source_entries(deb822, deb822=True) == deb822.replace("deb\n", "deb-src\n", 1)
+    lines = "# deb none\ndeb [signed-by=/k] http://mirror bookworm main\n"
+    assert source_entries(lines, deb822=False) == lines.replace("\ndeb ", "\ndeb-src ")
+
+
 def test_tests_are_compared_one_by_one() -> None:
     runc = {"a": "passed", "b": "passed", "c": "skipped", "d": "status 0 passed 2"}
     found = like_runc_report.compare("s", "root", runc, runc | {"b": "failure", "e": "passed"})
@@ -78,7 +139,7 @@ def test_the_page_has_a_reason_for_each_row_and_names_suites_that_there_are() ->
 
 @pytest.mark.parametrize("suite", SUITES.values(), ids=lambda suite: suite.name)
 def test_scripts_are_bash(suite: Suite) -> None:
-    script = PRELUDE + suite.script
+    script = PRELUDE + suite.script + suite.build
     done = subprocess.run(
         ["bash", "-O", "extglob", "-n"], input=script, text=True, capture_output=True, check=False
     )

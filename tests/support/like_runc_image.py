@@ -8,14 +8,17 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples/quickstart"))
 
+import like_runc_sources
 from kata_runtime.image import distribution
 from kata_runtime.image.apt import Apt
 from kata_runtime.image.build_directory import locked
+from kata_runtime.image.errors import ToolError
+from like_runc_suites import BASE, Suite
 from oci_archive import write_archive
 
 CACHE = Path("/var/cache/kata-tests/like-runc")
@@ -25,6 +28,7 @@ MERGED = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 """Directories that the distributions keep as links into /usr; packages may still name them."""
 ALTERNATIVES = {"usr/bin/awk": "mawk", "usr/bin/sh": "dash", "usr/bin/python3": "python3.11"}
 """Links that packages' scripts would make."""
+DIRECTORIES = {"tmp": 0o1777, "var/tmp": 0o1777, "dev": 0o755, "etc": 0o755, "run": 0o755}
 FILES = {
     "etc/hosts": "127.0.0.1 localhost\n::1 localhost ip6-localhost\n",
     "etc/resolv.conf": "",
@@ -32,29 +36,55 @@ FILES = {
 }
 
 
-def write(archive: Path, packages: Iterable[str], trees: Mapping[str, Path]) -> None:
-    """Write the image. trees: what of this host is at which place in it.
+def write(archive: Path, suites: Sequence[Suite]) -> None:
+    """Write the image in which suites run.
 
     Raises:
-        ImageError: the packages cannot be had.
+        ImageError: packages cannot be had, or a suite cannot be built.
     """
     with locked(CACHE, lambda: None):
         root = CACHE / "root"
         shutil.rmtree(root, ignore_errors=True)
-        _unpack(packages, root)
+        _unpack(suites, root)
         _complete(root)
-        for place, tree in trees.items():
-            shutil.copytree(tree, root / place.lstrip("/"), symlinks=True, dirs_exist_ok=True)
+        for suite in suites:
+            _add(suite, root)
         write_archive(archive, NAME, _layer(root), {"Env": [f"PATH={PATH}"], "Cmd": ["sh"]})
         shutil.rmtree(root)
 
 
-def _unpack(packages: Iterable[str], root: Path) -> None:
+def _add(suite: Suite, root: Path) -> None:
+    for place, name in suite.trees.items():
+        tree = Path(os.environ[name])
+        shutil.copytree(tree, root / place.lstrip("/"), symlinks=True, dirs_exist_ok=True)
+    if suite.source:
+        (root / "suites").mkdir(exist_ok=True)
+        like_runc_sources.unpack(suite.source, CACHE / "sources", root / "suites" / suite.name)
+    if suite.build:
+        _build(suite, root)
+
+
+def _build(suite: Suite, root: Path) -> None:
+    # In mounts of its own, which end with it: tools want /dev/null.
+    inside = f"cd /suites/{suite.name} && set -e\n{suite.build}"
+    script = 'mount --rbind /dev "$0/dev" && exec chroot "$0" bash -c "$1"'
+    command = ["unshare", "--mount", "sh", "-c", script, str(root), inside]
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env={"PATH": PATH}
+    )
+    if done.returncode:
+        raise ToolError(f"cannot build {suite.name}: {done.stderr.strip() or done.returncode}")
+
+
+def _unpack(suites: Sequence[Suite], root: Path) -> None:
     host = distribution.detect()
     apt = Apt(CACHE / "apt", host.codename, host.codename)
     if not apt.has_lists():
         apt.refresh()
-    found = apt.resolve(sorted(packages))
+    names = {*BASE, *(name for suite in suites for name in (*suite.packages, *suite.tools))}
+    found = apt.resolve(sorted(names))
+    if alone := {name for suite in suites for name in suite.alone}:
+        found = [*found, *(one for one in apt.resolve(sorted(alone)) if one.name in alone)]
     apt.fetch(found, lambda fraction: None)
     for name in MERGED:
         (root / "usr" / name).mkdir(parents=True)
@@ -68,6 +98,9 @@ def _unpack(packages: Iterable[str], root: Path) -> None:
 
 
 def _complete(root: Path) -> None:
+    for name, mode in DIRECTORIES.items():
+        (root / name).mkdir(parents=True, exist_ok=True)
+        (root / name).chmod(mode)
     for name in ("passwd", "group"):
         shutil.copy(root / f"usr/share/base-passwd/{name}.master", root / "etc" / name)
     for name, text in FILES.items():

@@ -17,18 +17,33 @@ Outcomes = dict[str, str]
 
 BASE = ("base-passwd", "bash", "coreutils", "dash", "findutils", "grep", "mawk", "sed", "procps")
 PASSED, NOT_FINISHED = "passed", "did not come to its end"
+PLACES = ("root", "volume")
 _MARK = "@@ "
+_REDIS = re.compile(r"\[(ok|err|skip|ignore|exception|timeout)\]: (.*?)( \(\d+ ms\)| in tests/\S+)?$")
+_POSTGRESQL = re.compile(r"(?:test)?\s+(\w+)\s+\.\.\. (ok|FAILED|failed \(ignored\))")
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """packages: of the distribution. trees: variables that name a directory of the host, by their place."""
+    """packages: of the distribution. trees: variables that name a directory of the host, by their place.
+
+    source: a source package of the distribution, whose tree is /suites/NAME. build: a script that makes of it
+    what the suite needs, run once in the image, in that tree, with `tools` beside the packages. alone:
+    packages that are taken without what they depend on. given_spec: its script finds the container's
+    specification in /volume/config.json, once it runs. places: where it is run.
+    """
 
     name: str
     script: str
     read: Callable[[str], Outcomes]
     packages: tuple[str, ...] = ()
     trees: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
+    build: str = ""
+    tools: tuple[str, ...] = ()
+    alone: tuple[str, ...] = ()
+    given_spec: bool = False
+    places: tuple[str, ...] = PLACES
 
     def missing(self) -> list[str]:
         """Variables that name no directory here."""
@@ -73,6 +88,41 @@ def read_tap(text: str) -> Outcomes:
             outcome = "failure" if match[1] else PASSED
             found[f"{name}:{match[2]}"] = f"{outcome}, {known[1].lower()}" if known else outcome
     return found
+
+
+def read_redis(text: str) -> Outcomes:
+    """Of redis' lines, after lines with a mark and a unit's name; a name that comes again is counted."""
+    found: Outcomes = {}
+    unit = ""
+    for line in text.splitlines():
+        if line.startswith(_MARK):
+            unit, _, outcome = line.removeprefix(_MARK).partition(" ")
+            if outcome:
+                found[unit] = outcome
+        elif match := _REDIS.match(line):
+            _count(found, f"{unit}: {match[2]}", PASSED if match[1] == "ok" else match[1])
+    return found
+
+
+def read_said(text: str) -> Outcomes:
+    """Of lines in TAP's form in no order, by what they say, and of lines with a mark as in `read_lines`."""
+    found: Outcomes = {}
+    for line in text.splitlines():
+        if match := re.match(r"(not )?ok \d+ (?:- |# SKIP )(.*)", line):
+            _count(found, match[2], "failure" if match[1] else PASSED)
+    return found | read_lines(text)
+
+
+def _count(found: Outcomes, name: str, outcome: str) -> None:
+    """Add a test of which there may be others of its name, which are counted."""
+    again = sum(1 for one in found if one == name or one.startswith(f"{name} #"))
+    found[f"{name} #{again + 1}" if again else name] = outcome
+
+
+def read_postgresql(text: str) -> Outcomes:
+    """Of pg_regress' lines: a test of its own, or one of a group."""
+    matches = (_POSTGRESQL.match(line) for line in text.splitlines())
+    return {match[1]: PASSED if match[2] == "ok" else match[2] for match in matches if match}
 
 
 PRELUDE = """
@@ -158,6 +208,72 @@ for seed in 1 2 3; do
 done
 """
 
+_GIT_BUILD = """
+make CC=gcc NO_CURL=1 NO_EXPAT=1 NO_OPENSSL=1 NO_TCLTK=1 NO_GETTEXT=1 CFLAGS=-O1 --jobs=2 \\
+    t/helper/test-tool t/helper/test-fake-ssh GIT-BUILD-OPTIONS
+make -C templates
+"""
+"""What the tests call beside the programs of the distribution's package, which are those that are tested."""
+
+_GIT = """
+export GIT_TEST_INSTALLED=/usr/bin GIT_TEST_CHAIN_LINT=0 GIT_TEST_EXT_CHAIN_LINT=0
+place=$PWD
+cd /suites/git/t || exit
+for file in t[01]*.sh; do
+    wanted ${file%.sh} || continue
+    echo "@@ ${file%.sh}"
+    timeout --signal=KILL 1800 sh ./$file --root=$place 2>&1 </dev/null
+done
+"""
+
+_REDIS_UNITS = """
+export TERM=dumb  # no colours
+mkdir -p src && cp -r /suites/redis/tests .
+for program in server cli benchmark sentinel check-aof check-rdb; do
+    ln -sf /usr/bin/redis-$program src/redis-$program
+done
+for unit in $(sed -n '/^set ::all_tests/,/^}/p' tests/test_helper.tcl | grep unit/); do
+    wanted $unit || continue
+    echo "@@ $unit"
+    arguments="--single $unit --clients 1 --durable"
+    timeout --signal=KILL 1800 tclsh tests/test_helper.tcl $arguments 2>&1 </dev/null
+    echo "@@ $unit status $?"
+    pkill -KILL redis-server
+done
+"""
+
+# The server does not run as root.
+_POSTGRESQL_BUILD = """
+gcc -O1 -shared -fPIC -I/usr/include/postgresql/15/server -o src/test/regress/regress.so \\
+    src/test/regress/regress.c
+ln -s /usr/lib/postgresql/15/lib/autoinc.so /usr/lib/postgresql/15/lib/refint.so src/test/regress
+"""
+_PG_REGRESS = """
+export LC_ALL=C
+regress=/suites/postgresql/src/test/regress
+cp -r $regress/sql $regress/expected $regress/data $regress/resultmap .
+grep '^test:' $regress/parallel_schedule | while read -r _ names; do
+    group=
+    for name in $names; do
+        if [ $name = test_setup ] || wanted $name; then group="$group $name"; fi
+    done
+    [ -z "$group" ] || echo "test:$group"
+done >schedule
+chown -R nobody .
+setpriv --reuid=nobody --regid=nogroup --clear-groups \\
+    /usr/lib/postgresql/15/lib/pgxs/src/test/regress/pg_regress --temp-instance=$PWD/instance \\
+    --bindir=/usr/lib/postgresql/15/bin --dlpath=$regress --inputdir=$PWD --outputdir=$PWD \\
+    --no-locale --encoding=UTF8 --max-connections=10 --schedule=schedule 2>&1 </dev/null
+head -n 400 regression.diffs >&2
+"""
+
+_RUNTIMETEST = """
+until [ -s /volume/config.json ]; do sleep 1; done
+cd /
+/suites/runtimetest/runtimetest --path=/volume
+echo "@@ end status $?"
+"""
+
 SUITES = {
     suite.name: suite
     for suite in (
@@ -180,6 +296,40 @@ SUITES = {
             read_tap,
             ("perl-base", "openssl"),
             {"/suites/pjdfstest": "KATA_TEST_PJDFSTEST"},
+        ),
+        Suite(
+            "git",
+            _GIT,
+            read_tap,
+            ("git", "perl", "diffutils"),
+            source="git",
+            build=_GIT_BUILD,
+            tools=("gcc", "libc6-dev", "make", "zlib1g-dev"),
+        ),
+        Suite(
+            "redis",
+            _REDIS_UNITS,
+            read_redis,
+            ("redis-server", "redis-tools", "tcl", "procps"),
+            source="redis",
+        ),
+        Suite(
+            "postgresql",
+            _PG_REGRESS,
+            read_postgresql,
+            ("postgresql-15", "postgresql-client-15", "diffutils", "util-linux"),
+            source="postgresql-15",
+            build=_POSTGRESQL_BUILD,
+            tools=("gcc", "libc6-dev"),
+            alone=("postgresql-server-dev-15",),
+        ),
+        Suite(
+            "runtimetest",
+            _RUNTIMETEST,
+            read_said,
+            trees={"/suites/runtimetest": "KATA_TEST_RUNTIMETEST"},
+            given_spec=True,
+            places=("root",),
         ),
         Suite("ltp", _LTP, read_lines, ("libaio1", "libcap2", "libnuma1"), {"/suites/ltp": "KATA_TEST_LTP"}),
     )

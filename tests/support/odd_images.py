@@ -97,6 +97,17 @@ def _links(layers: list[Path]) -> None:
     (layers[1] / "real" / "run").mkdir(parents=True)
 
 
+def links_to_elsewhere(name: str) -> OddImage:
+    """An image that has a link in the place of a directory that the kernel's own files are mounted on."""
+
+    def make(layers: list[Path]) -> None:
+        _white_out(layers[0] / name)
+        (layers[1] / name).symlink_to(f"/real/{name}")
+        (layers[1] / "real" / name).mkdir(parents=True)
+
+    return OddImage(2, make, "true")
+
+
 IMAGES: Mapping[str, OddImage] = {
     "no users": OddImage(1, _without_users, "id; ls /etc; touch /x; stat -c %u:%g /x"),
     "whiteouts": OddImage(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -49,7 +50,7 @@ class Lab:
         self.logs: dict[Path, int] = {}
         self.shims: list[Shim] = []
         self._values = shipped_configuration.for_image(image)
-        self._count = 0
+        self._count, self._mark = 0, secrets.token_hex(3)
         write_rootfs(self.rootfs)
         install_launcher(self.launcher)
         self.configuration = self.configure("configuration")
@@ -72,9 +73,9 @@ class Lab:
         return path
 
     def new_id(self, kind: str) -> str:
-        """An id that no other of this lab has."""
+        """An id that nothing else on this host has: processes are told apart by it, see Leftovers."""
         self._count += 1
-        return f"{kind}-{self._count}"
+        return f"{kind}-{self._count}-{self._mark}"
 
     def identity(self, sandbox_id: str, **where: str) -> SandboxIdentity:
         """Who a sandbox of this lab is; it is looked for in `leftovers` from here on."""

@@ -11,6 +11,7 @@ from typing import Any
 from google.protobuf.any_pb2 import Any as PackedAny
 
 from kata_runtime.containerd_api import types_pb2
+from kata_runtime.ctl.running import running_sandboxes
 from oci_bundle import make_process, make_spec
 from shim_harness import Lab, Shim
 from shim_process import Finished, Process, Streams
@@ -53,6 +54,12 @@ class Pod:
         finally:
             await pod.shim.close()
         assert before.settle() == []
+
+    def pids(self, name: str) -> list[int]:
+        """Of the living processes of this pod that have this name, such as "virtiofsd"."""
+        mine = (self.shim.lab.namespace, self.shim.id)
+        (sandbox,) = [one for one in running_sandboxes() if (one.namespace, one.id) == mine]
+        return [process.pid for process in sandbox.processes if process.name == name]
 
     def spec(self, *args: str, process: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
         """The specification of a further container; see make_process and make_spec for the changes."""
