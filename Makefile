@@ -103,6 +103,7 @@ bench: environment image ## benchmarks: ratios measured side by side in one run,
 	$(BIN)/python tests/benchmarks/network.py
 	$(BIN)/python tests/benchmarks/boundary.py
 	$(BIN)/python tests/benchmarks/pod_network.py
+	$(BIN)/python tests/benchmarks/cri_pods.py
 	$(BIN)/python tests/benchmarks/drivers.py
 	$(BIN)/python tests/benchmarks/zygote.py
 	@$(BIN)/python tests/benchmarks/results.py show --json $(KATA_BENCH_RESULTS) > build/bench/results.json

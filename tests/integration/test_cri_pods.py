@@ -128,12 +128,23 @@ def test_a_pods_numbers_are_those_of_its_machine_and_its_network(pod: Pod) -> No
     assert int(told["linux"]["cpu"]["usageCoreNanoSeconds"]["value"]) > 0
 
 
-def test_a_pod_whose_sandbox_the_shim_makes(cri: Cri) -> None:
-    """Its namespace, names and sysctls come by CreateSandbox; its status and numbers by the sandbox API."""
+@pytest.fixture
+def of_shim(cri: Cri) -> Iterator[tuple[str, str]]:
+    """A pod whose sandbox the shim makes: its id, and its file."""
     limits = {"memory_limit_in_bytes": 96 * MIB, "cpu_period": 100000, "cpu_quota": 150000}
     linux = {"sysctls": {"kernel.shm_rmid_forced": "1"}, "cgroup_parent": OF_SHIM, "resources": limits}
     file = cri.pod_file("of-the-shim", linux=linux, hostname="of-the-shim")
     pod = cri.run("runp", "--runtime", SHIM, file)
+    try:
+        yield pod, file
+    finally:
+        cri.run("rmp", "-f", pod)
+        cri.bed.node.until(lambda: pod not in cri.bed.node.sandboxes(), "the sandbox's end")
+
+
+def test_a_pod_whose_sandbox_the_shim_makes(cri: Cri, of_shim: tuple[str, str]) -> None:
+    """Its namespace, names, size and sysctls come by CreateSandbox; its status by the sandbox API."""
+    pod, file = of_shim
     script = (
         "hostname; cat /proc/sys/kernel/shm_rmid_forced; grep nameserver /etc/resolv.conf; "
         "ip -4 -o address show eth0 | awk '{print $4}'; grep -c ^processor /proc/cpuinfo; exec sleep 3600"
@@ -149,13 +160,11 @@ def test_a_pod_whose_sandbox_the_shim_makes(cri: Cri) -> None:
     name, sysctl, server, address, processors = lines()
     assert (name, sysctl, server) == ("of-the-shim", "1", "nameserver 10.238.7.53")
     assert processors == "2"
+    assert address.partition("/")[0] == status["network"]["ip"]
     machine = cri.bed.node.pids(pod)["qemu"]
     assert f"{OF_SHIM}/" in Path(f"/proc/{machine}/cgroup").read_text()
-    assert address.partition("/")[0] == status["network"]["ip"]
     assert cri.run("exec", "--sync", made, "echo", "answers") == "answers"
     (told,) = json.loads(cri.run("statsp", "-o", "json", "--id", pod))["stats"]
     assert int(told["linux"]["memory"]["workingSetBytes"]["value"]) > 0
     cri.run("stopp", pod)  # codespell:ignore stopp
     assert json.loads(cri.run("inspectp", pod))["status"]["state"] == "SANDBOX_NOTREADY"
-    cri.run("rmp", pod)
-    cri.bed.node.until(lambda: pod not in cri.bed.node.sandboxes(), "the sandbox's end")
