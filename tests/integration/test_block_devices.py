@@ -48,6 +48,38 @@ def test_the_only_container_of_a_sandbox_has_a_disk(node: Node, disk: Path, tmp_
     assert (tmp_path / "disk").read_bytes().startswith(b"from-the-guest")
 
 
+SEEN = """
+cd /sys/block
+for disk in vd*; do
+    [ "$(cat $disk/serial)" ] && echo "$(cd $disk/mq && ls | wc -l) $(cd $disk/queue && \\
+        cat logical_block_size physical_block_size write_cache nr_requests | tr '\\n' ' ')"
+done
+grep -l 0x0005 /sys/bus/virtio/devices/*/device | wc -l
+cat /sys/class/dmi/id/bios_vendor
+"""
+
+
+def test_the_guest_sees_the_disk_that_the_configuration_describes(node: Node, disk: Path) -> None:
+    keys = {"num_queues": 2, "queue_size": 64, "enable_iothreads": True, "indep_iothreads": 2}
+    keys |= {"block_device_logical_sector_size": 4096, "block_device_cache_noflush": True}
+    keys |= {"reclaim_guest_freed_memory": True, "default_vcpus": 2}
+    firmware = "/usr/share/seabios/bios-256k.bin"
+    path = node.configuration("disks", firmware=firmware, **keys)
+    options = ("--runtime-config-path", path, "--device", disk)
+    with node.running("sh", "-c", f"{SEEN}echo all; sleep 3600", options=options) as client:
+        node.until(lambda: "all\n" in client.output or client.ended, "what the guest sees")
+        assert client.errors == ""
+        qemu = Path(f"/proc/{node.pids(client.container)['qemu']}")
+        threads = [thread.read_text().strip() for thread in qemu.glob("task/*/comm")]
+        line = (qemu / "cmdline").read_text().split("\0")
+        seen = client.output.splitlines()
+    assert seen == ["2 4096 4096 write back 64 ", "1", "SeaBIOS", "all"]
+    assert sorted(name for name in threads if name.startswith("IO block-")) == [
+        f"IO block-{n}" for n in range(3)
+    ]
+    assert line[line.index("-bios") + 1] == firmware
+
+
 def bind(source: Path, target: str, options: str) -> tuple[str, str]:
     return ("--mount", f"type=bind,src={source},dst={target},options={options}")
 
