@@ -29,6 +29,7 @@ sys.path.insert(0, str(HERE.parent / "support"))
 import hypothesis  # noqa: E402 - once, so that no fork need load it
 import pytest  # noqa: E402
 
+from kata_hypervisor import libc  # noqa: E402
 from mutants import Mutant, mutants  # noqa: E402
 
 SLOWER = 10
@@ -69,6 +70,7 @@ def passes(name: str, path: Path, source: str, tests: Sequence[str], limit: floa
     """Whether the tests pass with this source of the module. limit: seconds, after which they do not."""
     pid = os.fork()
     if pid == 0:
+        libc.die_with_parent(signal.SIGKILL)
         null = os.open(os.devnull, os.O_RDWR)
         for standard in (0, 1, 2):
             os.dup2(null, standard)

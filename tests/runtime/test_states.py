@@ -29,3 +29,12 @@ def test_a_process_ends_once_and_is_deleted_once() -> None:
     assert State.STOPPED not in ends
     assert TRANSITIONS[State.STOPPED, Event.DELETE] is State.DELETED
     assert not any(state is State.DELETED for state, _ in TRANSITIONS)
+
+
+@pytest.mark.parametrize("event", Event)
+def test_a_refusal_says_in_which_states_it_would_be_done(event: Event) -> None:
+    refused = next(state for state in State if (state, event) not in TRANSITIONS)
+    wanted = {state.value for state in State if (state, event) in TRANSITIONS}
+    with pytest.raises(StateError, match="and must be ") as caught:
+        after(refused, event, "container x")
+    assert set(str(caught.value).partition("and must be ")[2].split(" or ")) == wanted
