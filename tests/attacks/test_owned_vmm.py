@@ -70,6 +70,8 @@ DISK = {
     "id": "disk-0",
     "drive": "disk-0",
     "serial": "device_1",
+    "num-queues": 1,
+    "queue-size": 128,
 }
 SIZE = {"path": LATER_MEMORY_PATH, "property": "requested-size", "value": 128 << 20}
 FILE = {"driver": "host_device", "filename": "/dev/fdset/1", "locking": "off"}
@@ -77,7 +79,7 @@ CONTENT = {
     "driver": "raw",
     "node-name": "disk-0",
     "read-only": True,
-    "cache": {"direct": False},
+    "cache": {"direct": False, "no-flush": False},
     "file": FILE,
 }
 NO_NUMBERS = (0, -1, True, None, "1", 1.0, [1])
@@ -106,6 +108,14 @@ ARGUMENTS: list[tuple[str, dict[str, Any], tuple[dict[str, Any], ...]]] = [
             *({"bus": name} for name in ("slot-8", "pcie.0", "slot-", "", None)),
             *({key: name} for key in ("id", "drive") for name in NO_DISKS),
             *({"serial": text} for text in ("", "/dev/sda", "x,y", "x" * 65, None)),
+            *({"num-queues": value} for value in (257, *NO_NUMBERS)),
+            *({"queue-size": value} for value in (2, 2048, *NO_NUMBERS)),
+            *(
+                {f"{kind}_block_size": value}
+                for kind in ("logical", "physical")
+                for value in (-1, 1 << 17, "1")
+            ),
+            *({"iothread": name} for name in ("block-9", "block-", "/objects/later", "", 1, None)),
             *({"socket-id": 1}, {"file": "/etc/shadow"}, {"write-cache": "on"}, {"opaque": "x"}),
         ),
     ),
@@ -136,7 +146,7 @@ ARGUMENTS: list[tuple[str, dict[str, Any], tuple[dict[str, Any], ...]]] = [
             *({"driver": name} for name in ("qcow2", "file", "nbd", "raw ", None)),
             *({"node-name": name} for name in NO_DISKS),
             *({"read-only": value} for value in ("on", 1, None)),
-            *({"cache": value} for value in ({}, {"direct": 1}, {"direct": True, "no-flush": True})),
+            *({"cache": value} for value in ({}, {"direct": True}, {"direct": 1, "no-flush": True})),
             *({"file": value} for value in ("image", None, {}, {**FILE, "driver": "file"})),
             *(
                 {"file": {**FILE, "filename": "/dev/fdset/" + end}}

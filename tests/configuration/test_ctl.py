@@ -86,7 +86,8 @@ except SystemExit:
 
 
 def test_help_imports_no_command() -> None:
-    run = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True)
+    wide = {**os.environ, "COLUMNS": "200"}
+    run = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True, env=wide)
     assert run.stderr.split() == ["kata_runtime", "kata_runtime.ctl", "kata_runtime.ctl.main"]
     assert all(command.summary in run.stdout for command in COMMANDS.values())
 

@@ -33,6 +33,7 @@ class Ring(RuleBasedStateMachine):
         self.out: dict[int, Chain] = {}
         self.answers: dict[int, tuple[int, int]] = {}
         self.event, self.quiet = begin, False
+        self._set(AVAILABLE + 4 + 2 * SIZE, begin)
 
     def _set(self, address: int, word: int) -> None:
         self.driver.memory.write(address, struct.pack("<H", word & 0xFFFF))
