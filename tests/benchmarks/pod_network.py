@@ -110,7 +110,10 @@ def serving(node: Node, chosen: Sequence[str], program: Path) -> Iterator[str]:
 def measure(program: Path, address: str, row: Row, milliseconds: int) -> float:
     """How many in a second, of all streams together: bytes or round trips; 0 when one has no answer."""
     argv = [str(program), "ask", address, str(PORT), row.command, str(milliseconds)]
-    asking = [subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) for _ in range(row.streams)]
+    asking = [
+        subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(row.streams)
+    ]
     answers = [process.communicate()[0] for process in asking]
     if any(process.returncode for process in asking):
         return 0
