@@ -164,7 +164,7 @@ class Host(Protocol):
         """Let the VMM open a file or block device as a disk that it is given while it runs.
 
         name: the disk's, see `api_request.NAME`. path: of a device /dev/block/MAJOR:MINOR, which is this
-        machine's alone until `hide_disk`. Returns the path at which the VMM sees it.
+        machine's alone from then on. Returns the path at which the VMM sees it.
 
         Raises:
             HypervisorError: it cannot be seen there, somebody else uses it, or this machine may not have it.

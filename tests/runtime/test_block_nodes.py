@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+from kata_runtime import syscalls
 from kata_runtime.block_nodes import block_nodes
 from kata_runtime.broker import block_devices
 from kata_runtime.broker.block_devices import BlockDevices, GivenDevices
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
+from loop_devices import loop_device, number_of
 
 DENY = {"allow": False, "access": "rwm"}
 
@@ -158,6 +160,8 @@ class Disk:
         monkeypatch.setattr(block_devices, "_path_of", lambda _: str(path))
         monkeypatch.setattr(block_devices, "os", self)
         monkeypatch.setattr(block_devices, "fcntl", self)
+        monkeypatch.setattr(syscalls, "clone_tree", lambda fd, recursive: os.dup(fd))
+        monkeypatch.setattr(syscalls, "set_attributes", lambda *_, **__: None)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
@@ -229,20 +233,77 @@ def test_a_device_that_is_gone_is_refused_by_its_number(given: GivenDevices) -> 
 
 
 @pytest.mark.parametrize(("write", "access"), [(True, "rwm"), (False, "rm")])
-def test_a_device_is_shown_to_a_vmm_and_held_until_it_is_hidden(
+def test_a_device_is_shown_to_a_vmm_until_it_is_hidden(
     given: GivenDevices, disk: Disk, write: bool, access: str
 ) -> None:
     cgroup, vmm = Cgroup(), Vmm()
     devices = opener(given, cgroup, vmm)
-    before = len(os.listdir("/proc/self/fd"))
     assert devices.show("device_1", "7:2", write=write) == "/disks/device_1"
     assert vmm.shown == {"device_1": (os.makedev(7, 2), write)}
     assert list(map(str, cgroup.allowed)) == [f"b 7:2 {access}"]
-    assert len(os.listdir("/proc/self/fd")) == before + 1  # nobody else may have it
     for name in ("another", "device_1", "device_1"):
         devices.hide(name)
     assert (vmm.shown, cgroup.allowed) == ({}, [])
-    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_device_that_a_vmm_could_open_is_no_other_pods_before_this_one_ends(
+    given: GivenDevices, disk: Disk
+) -> None:
+    """Attack: a guest owns its VMM, which says that the disk is gone, and keeps it open."""
+    vmm = Vmm()
+    devices = opener(given, vmm=vmm)
+    before = len(os.listdir("/proc/self/fd"))
+    for round_ in range(3):  # its containers may have it again, to read and to write
+        write = round_ > 0
+        devices.show("device_1", "7:2", write=write)
+        assert vmm.shown == {"device_1": (os.makedev(7, 2), write)}
+        with pytest.raises(RequestFailedError, match="it is in use"):
+            devices.show("device_2", "7:2", write=write)
+        devices.hide("device_1")
+        assert len(os.listdir("/proc/self/fd")) == before + 1
+        disk.busy = True  # by this sandbox's own claim
+    with pytest.raises(RequestFailedError, match="it is in use"):
+        opener(given).open("7:2", write=False)
+    vmm.refuses = True
+    with pytest.raises(RequestRefusedError, match="no room"):
+        devices.show("device_1", "7:2", write=True)
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+
+
+def test_a_claim_gives_no_more_than_was_given(given: GivenDevices, disk: Disk) -> None:
+    devices = opener(given)
+    given.learn(spec(rule(1, "r")), "/one")
+    disk.number = os.makedev(7, 1)
+    devices.show("device_1", "7:1", write=False)
+    devices.hide("device_1")
+    with pytest.raises(RequestRefusedError, match="to write: no config"):
+        devices.show("device_1", "7:1", write=True)
+    given.learn(spec(rule(1, "rw")), "/two")
+    disk.read_only = True
+    with pytest.raises(RequestFailedError, match="it is read-only"):
+        devices.show("device_1", "7:1", write=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+@pytest.mark.parametrize("options", [(), ("--read-only",)])
+def test_an_opened_device_cannot_be_opened_again_by_root(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Attack: virtiofsd is sent a descriptor to read from, and opens the device to write by /proc/self/fd."""
+    with loop_device(tmp_path / "file", *options) as path:
+        found = GivenDevices()
+        major, minor = map(int, number_of(path).split(":"))
+        found.learn(spec(major=major, minor=minor), "/one")
+        descriptor = opener(found).open(number_of(path), write=False)
+        try:
+            assert os.pread(descriptor, 1, 0) == b"\0"
+            for flags in (os.O_RDWR, os.O_WRONLY, os.O_RDONLY):
+                with pytest.raises(PermissionError):
+                    os.open(f"/proc/self/fd/{descriptor}", flags)
+            with pytest.raises(OSError, match="Read-only file system"):
+                os.fchmod(descriptor, 0o666)
+            with pytest.raises(OSError, match="Read-only file system"):
+                os.fchown(descriptor, 1, 1)
+        finally:
+            os.close(descriptor)
 
 
 def test_nothing_is_left_of_a_device_that_cannot_be_shown(given: GivenDevices, disk: Disk) -> None:

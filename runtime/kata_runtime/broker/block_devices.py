@@ -2,8 +2,13 @@
 
 A device is opened for this sandbox alone (O_EXCL): one that is mounted, or that another pod has, is refused.
 The kernel keeps the pod's processes from devices (`device_rules`); they may open this one while it is opened
-here, and not afterwards. A VMM that takes no descriptor, but a path, is shown a node: it may open the device
-as long as it is shown, and meanwhile the broker holds it for this sandbox.
+here, and not afterwards. What is opened lies behind a mount of its own on which no device can be opened any
+more: virtiofsd is root, and would open it for writing by /proc/self/fd when a guest that owns both has passed
+it there.
+
+A VMM that takes no descriptor, but a path, is shown a node: it may open the device as long as it is shown.
+The broker holds the device for this sandbox from then on until the sandbox ends. Whether a VMM that its guest
+owns has let it go nobody can see, and the next who has the device would share it with that guest.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import os
 import stat
 import struct
 
+from kata_runtime import syscalls
 from kata_runtime.block_nodes import access, block_nodes, rules_of
 from kata_runtime.broker.device_rules import BLOCK, DeviceRule
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
@@ -86,8 +92,10 @@ class BlockDevices:
         self._given = given
         self._cgroup = cgroup
         self._vmm = vmm
-        # By the disk's name: what keeps a shown device from others, and what lets the VMM open it.
-        self._shown: dict[str, tuple[int, DeviceRule]] = {}
+        # By the disk's name: a shown device, and what lets the VMM open it.
+        self._shown: dict[str, tuple[str, DeviceRule]] = {}
+        # By the device: what keeps one that was shown from others.
+        self._claims: dict[str, int] = {}
 
     def open(self, device: str, *, write: bool) -> int:
         """Open a device, "7:0"; the descriptor is the caller's.
@@ -116,7 +124,7 @@ class BlockDevices:
 
         Raises as `open`, and RequestRefusedError: the VMM has a disk of the name, or too many.
         """
-        descriptor = self.open(device, write=write)
+        claim = self._claim(device, write=write)
         major, minor = map(int, device.split(":"))
         rule = DeviceRule(BLOCK, major, minor, "rwm" if write else "rm")
         try:
@@ -127,18 +135,32 @@ class BlockDevices:
                 self._cgroup.forbid(rule)
                 raise
         except BaseException:
-            os.close(descriptor)
+            if device not in self._claims:
+                os.close(claim)
             raise
-        self._shown[disk] = descriptor, rule
+        self._claims[device] = claim
+        self._shown[disk] = device, rule
         return path
 
+    def _claim(self, device: str, *, write: bool) -> int:
+        """What keeps a device from others: a new claim, or that which is left of when it was shown before."""
+        if (claim := self._claims.get(device, -1)) < 0:
+            return self.open(device, write=write)
+        self._given.check(device, write=write)
+        if any(shown == device for shown, _ in self._shown.values()):
+            raise _failure(_path_of(device), errno.EBUSY)
+        if write and _is_read_only(claim):
+            raise _failure(_path_of(device), errno.EROFS)
+        return claim
+
     def hide(self, disk: str) -> None:
-        """Take a shown device away from the VMM, which has let it go; nothing for another disk."""
+        """Take a shown device away from the VMM; nothing for another disk. It stays this sandbox's."""
         if disk in self._shown:
-            descriptor, rule = self._shown.pop(disk)
-            self._vmm.hide_disk(disk)
-            self._cgroup.forbid(rule)
-            os.close(descriptor)
+            _, rule = self._shown.pop(disk)
+            try:
+                self._vmm.hide_disk(disk)
+            finally:
+                self._cgroup.forbid(rule)
 
 
 def _path_of(device: str) -> str:
@@ -161,15 +183,34 @@ def _open(path: str, number: int, *, write: bool) -> int:
         facts = os.fstat(found)
         if not stat.S_ISBLK(facts.st_mode) or facts.st_rdev != number:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        (read_only,) = struct.unpack("i", fcntl.ioctl(found, _BLKROGET, bytes(4)))
+        read_only = _is_read_only(found)
         if write and read_only:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        if read_only:
-            return os.dup(found)
         # The same device, whatever has the name by now.
-        return os.open(f"/proc/self/fd/{found}", (flags & ~os.O_NOFOLLOW) | os.O_EXCL)
+        return _open_for_good(found, (flags & ~os.O_NOFOLLOW) | (0 if read_only else os.O_EXCL))
     finally:
         os.close(found)
+
+
+def _open_for_good(found: int, flags: int) -> int:
+    """Open a device anew so that its descriptor cannot be opened again with other access. Raises OSError."""
+    tree = syscalls.clone_tree(found, recursive=False)
+    try:
+        descriptor = os.open(f"/proc/self/fd/{tree}", flags)
+        try:
+            nothing = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NODEV
+            syscalls.set_attributes(tree, nothing, recursive=False, propagation=syscalls.MS_PRIVATE)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+    finally:
+        os.close(tree)
+
+
+def _is_read_only(descriptor: int) -> bool:
+    (found,) = struct.unpack("i", fcntl.ioctl(descriptor, _BLKROGET, bytes(4)))
+    return bool(found)
 
 
 def _failure(path: str, number: int | None, reason: str | None = None) -> RequestFailedError:

@@ -75,10 +75,14 @@ BROKER_SERVICES: dict[str, Service] = {
     "make_image": Service(_RUN, "run", "the program that makes an image of one of its mounts"),
     "open_image": Service(("openat",), "open", "images of root file systems by their hash, read-only"),
     "give_device": Service(
-        ("openat", "ioctl", "bpf"), "open", "block devices that its config.json gives, in its guest's machine"
+        ("openat", "ioctl", "bpf", "open_tree", "mount_setattr"),
+        "open",
+        "block devices that its config.json gives, in its guest's machine",
     ),
     "open_device": Service(
-        ("openat", "ioctl", "bpf"), "open", "block devices that its config.json gives, in the machine in it"
+        ("openat", "ioctl", "bpf", "open_tree", "mount_setattr"),
+        "open",
+        "block devices that its config.json gives, in the machine in it",
     ),
     "show_device": Service(
         ("openat", "ioctl", "bpf", "mknodat", "fchownat", "open_tree", "mount_setattr", "move_mount"),
