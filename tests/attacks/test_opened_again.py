@@ -113,6 +113,39 @@ async def test_what_a_sealed_shim_has_open_to_read_is_read_only_for_root_too(
     assert image.read_bytes() == b"every pod's"
 
 
+STANDARD_STREAMS = """
+import os, stat
+gained = []
+for descriptor in (0, 2):
+    found = os.fstat(descriptor)
+    for name, attempt in {
+        "mode": lambda: os.fchmod(descriptor, stat.S_IMODE(found.st_mode)),
+        "owner": lambda: os.fchown(descriptor, found.st_uid, found.st_gid),
+    }.items():
+        try:
+            attempt()
+        except OSError:
+            continue
+        gained.append(name)
+print("device" if stat.S_ISCHR(os.fstat(0).st_mode) else "none", *gained)
+"""
+
+
+async def test_virtiofsd_cannot_take_the_host_s_dev_null_from_its_users(world: World, broker: Broker) -> None:
+    """Its standard streams are the host's /dev/null, whose owner is root of its user namespace too."""
+    read, write = os.pipe()
+    child = await broker.spawn(
+        *(NAME, [PYTHON, "-ISc", STANDARD_STREAMS]),
+        fds={1: write},
+        privileges=Privileges(proc=True, serves=Path(world.bed.shared), network=False),
+    )
+    os.close(write)
+    with os.fdopen(read) as output:
+        found = await asyncio.to_thread(output.read)
+    await child.wait()
+    assert found.split() == ["device"]
+
+
 LOOK = """
 import os
 for base, _, names in os.walk("/proc", topdown=True):

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     Find = Callable[[str], int]
 
 
+_DEVICES = "/dev"
+
+
 def find(path: str) -> int:
     """Open a path as anybody would, links followed. Raises OSError."""
     return os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -33,9 +36,10 @@ class Origin:
 
     @classmethod
     def leave(cls) -> Origin:
-        """Enter a mount namespace of our own. Raises OSError."""
+        """Enter a mount namespace of our own, in which no node of /dev can be changed. Raises OSError."""
         host = _current()
         syscalls.unshare_mounts()
+        _freeze_devices()
         return cls((host, _current()))
 
     def take(self, source: str, *, recursive: bool, find: Find = find) -> int:
@@ -82,6 +86,24 @@ class Origin:
         for namespace in self._namespaces or ():
             os.close(namespace)
         self._namespaces = None
+
+
+def _freeze_devices() -> None:
+    """Make the mount of /dev read-only, whose devices can be written all the same.
+
+    Children get descriptors of devices, if only /dev/null as a standard stream. By such a one virtiofsd,
+    which is root of the host's own users, could change the mode and owner of the host's node.
+    """
+    place = os.open(_DEVICES, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if not os.path.ismount(_DEVICES):
+            tree = syscalls.clone_tree(place, recursive=True)
+            syscalls.attach_tree(tree, place)
+            os.close(place)
+            place = tree
+        syscalls.set_attributes(place, syscalls.MOUNT_ATTR_RDONLY, recursive=False)
+    finally:
+        os.close(place)
 
 
 def _current() -> int:
