@@ -18,7 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-ROOT = "/run/kata-containers/shared/direct-volumes"
+SYSTEM = "/run"
+ROOT = f"{SYSTEM}/kata-containers/shared/direct-volumes"
 FILE = "mountInfo.json"
 LONGEST = 1 << 16
 """Bytes of a registration."""
@@ -34,6 +35,8 @@ _KEYS = frozenset({"volume-type", "device", "fstype", "metadata", "options"})
 _MAX_OPTIONS = 32
 _MAX_NAME = 255
 _NO_GROUP = (1 << 32) - 1
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class DirectVolumeError(ValueError):
@@ -80,17 +83,66 @@ def find(volume: str) -> DirectVolume | None:
     """
     try:
         path = os.path.join(directory_of(volume), FILE)
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (DirectVolumeError, FileNotFoundError):
+    except DirectVolumeError:
+        return None
+    try:
+        descriptor = _open(path)
+    except FileNotFoundError:
         return None
     except OSError as error:
         raise DirectVolumeError(f"cannot read the registration of {volume}: {error.strerror}") from None
     with open(descriptor, "rb") as file:
-        facts = os.fstat(descriptor)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_uid != 0 or facts.st_mode & 0o022:
-            raise DirectVolumeError(f"{path} is not a file that root alone writes to")
         content = file.read(LONGEST + 1)
     return parse(content, f"the registration of {volume}, {path},")
+
+
+def registered() -> list[str]:
+    """The paths that are registered, whatever their registrations say. Raises OSError."""
+    try:
+        names = os.listdir(ROOT)
+    except FileNotFoundError:
+        return []
+    found = []
+    for name in names:
+        try:
+            found.append(os.fsdecode(base64.b64decode(name, b"-_", validate=True)))
+        except ValueError:
+            continue  # no name that is looked for
+    return found
+
+
+def _open(path: str) -> int:
+    """Open a file that root alone may write or replace: a registration is for the path that it is found by.
+
+    Each directory on the way is looked at, from the system's own on.
+
+    Raises:
+        OSError: it cannot be opened, or there is a link on the way. DirectVolumeError: others may write it.
+    """
+    place, done = os.open(SYSTEM, _DIRECTORY), SYSTEM
+    for name in path.removeprefix(f"{SYSTEM}/").split("/"):
+        done += f"/{name}"
+        try:
+            below = os.open(name, _FILE if done == path else _DIRECTORY, dir_fd=place)
+        finally:
+            os.close(place)
+        place = below
+        try:
+            _check_writers(os.fstat(place), done)
+        except BaseException:
+            os.close(place)
+            raise
+    return place
+
+
+def _check_writers(facts: os.stat_result, path: str) -> None:
+    """Raises DirectVolumeError."""
+    directory = stat.S_ISDIR(facts.st_mode)
+    # In a sticky directory only its owner replaces a file.
+    others = facts.st_mode & 0o022 and not (directory and facts.st_mode & stat.S_ISVTX)
+    if facts.st_uid != 0 or others or not (directory or stat.S_ISREG(facts.st_mode)):
+        what = "directory" if directory else "file"
+        raise DirectVolumeError(f"{path} is not a {what} that root alone writes to")
 
 
 def parse(content: bytes, what: str) -> DirectVolume:
@@ -106,7 +158,7 @@ def parse(content: bytes, what: str) -> DirectVolume:
     _one_of(document, "volume-type", VOLUME_TYPES, what)
     fstype = _one_of(document, "fstype", FILE_SYSTEMS, what)
     device, options = document.get("device"), document.get("options") or []
-    if not isinstance(device, str) or not device.startswith("/dev/") or "\0" in device:
+    if not isinstance(device, str) or not device.startswith("/dev/") or not _is_path(device):
         raise DirectVolumeError(f"{what} has the device {str(device)[:100]!r}, which is no path below /dev")
     if (
         not isinstance(options, list)
@@ -125,6 +177,13 @@ def _one_of(document: dict[str, Any], key: str, allowed: tuple[str, ...], what: 
     if value not in allowed:
         raise DirectVolumeError(f"{what} has the {key} {str(value)[:40]!r}; there are {', '.join(allowed)}")
     return str(value)
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def _is_option(option: str) -> bool:

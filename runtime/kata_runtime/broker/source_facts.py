@@ -51,6 +51,11 @@ class SourceFacts:
         """Whether a program would see the same files there."""
         return self.inode == other.inode and self.below == other.below
 
+    def lies_in(self, other: SourceFacts) -> bool:
+        """Whether it is another directory, or in there, by whatever path of the host."""
+        device, top = other.home
+        return self.home[0] == device and (self.home[1] + b"/").startswith(top.rstrip(b"/") + b"/")
+
     def path_below(self, other: SourceFacts) -> bytes | None:
         """The path from another directory to this, where it is in there and no mount is on the way."""
         device, top = other.home

@@ -87,6 +87,7 @@ class Volumes:
         try:
             if (assigned := self._find_assigned(source, readonly=readonly)) is not None:
                 return assigned
+            _refuse_part(source, facts)
             _refuse_endpoint(tree, source)
             if (node := _block_node(tree)) is not None:
                 if not self._authorization.devices.add_mounted(node.device, write=not readonly):
@@ -282,6 +283,32 @@ class Volumes:
         )
         self._volumes.append(volume)
         return volume, volume.place
+
+
+def _refuse_part(source: str, facts: SourceFacts) -> None:
+    """Refuse what lies in a volume that is a device, or is one by another path than it is registered by.
+
+    What is on the device is not there: the host has not mounted it.
+    """
+    home = os.fsdecode(source_facts.unescape(facts.home[1]))
+    for volume in direct_volumes.registered():
+        # Their names first: most sources are of another, and to look costs more.
+        if f"/{os.path.basename(os.path.realpath(volume))}/" not in f"{home}/":
+            continue
+        try:
+            place = os.open(volume, os.O_PATH | os.O_CLOEXEC)
+        except OSError:
+            continue  # it is registered, and not there: nothing lies in it
+        try:
+            inside = facts.lies_in(source_facts.look(place, recursive=False))
+        finally:
+            os.close(place)
+        if inside:
+            raise RequestFailedError(
+                f"{source} lies in {volume}, which stands for a block device that the host does not mount: "
+                "nothing of the volume is there; mount the whole of it, without a subPath, by that path",
+                errno.EOPNOTSUPP,
+            )
 
 
 def _block_node(tree: int) -> SharedSource | None:

@@ -41,6 +41,7 @@ def _add(arguments: argparse.Namespace) -> int:
         content = arguments.mount_info.encode("utf-8", "surrogateescape")
         direct_volumes.parse(content, "what is to be registered")
         directory = direct_volumes.directory_of(arguments.volume_path)
+        os.umask(0o022)  # those above it are nobody else's either, whatever the CSI driver's is
         os.makedirs(directory, mode=0o700, exist_ok=True)
         _write(os.path.join(directory, direct_volumes.FILE), content)
     except DirectVolumeError as error:
