@@ -8,7 +8,7 @@ first use is made when this module is imported: a sealed process could not. Nor 
 Standard library only: the broker uses this module.
 
 Sources: mmap(2), madvise(2), ioctl(2), ptrace(2), prctl(2), seccomp(2), tgkill(2), pidfd_getfd(2),
-mallopt(3).
+open_tree(2), mount_setattr(2), mallopt(3).
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ PROT_NONE = 0
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _M_ARENA_MAX = -8
+_OPEN_TREE_CLONE, _AT_EMPTY_PATH = 1 | os.O_CLOEXEC, 0x1000
+_MOUNT_ATTR_RDONLY, _MS_PRIVATE = 0x1, 0x40000
 NUMBERS = {
-    "x86_64": {"tgkill": 234, "seccomp": 317, "pidfd_getfd": 438},
-    "aarch64": {"tgkill": 131, "seccomp": 277, "pidfd_getfd": 438},
+    "x86_64": {"tgkill": 234, "seccomp": 317, "open_tree": 428, "pidfd_getfd": 438, "mount_setattr": 442},
+    "aarch64": {"tgkill": 131, "seccomp": 277, "open_tree": 428, "pidfd_getfd": 438, "mount_setattr": 442},
 }
 """Of the calls that old C libraries have no function for; empty for an architecture that is not here."""
 
@@ -144,6 +146,45 @@ def copy_descriptor(process: int, descriptor: int) -> int:
     """pidfd_getfd(2): a copy of another process's descriptor. process: a descriptor of it."""
     # SAFETY: no argument is a pointer.
     return _call(_syscall, _number("pidfd_getfd"), process, descriptor, 0, 0, 0, 0)
+
+
+class _MountAttributes(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns_fd"))
+
+
+def open_node(path: str | os.PathLike[str], flags: int) -> int:
+    """Open a device of the host so that nobody can change its node by the descriptor, not even root.
+
+    It is opened behind a mount of its own that is read-only, where devices can be written all the same. Who
+    may make no mounts (EPERM) gets it as it is: it is passed to nobody then who is root.
+    """
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        tree = _read_only_copy(place)
+    except PermissionError:
+        return os.open(path, flags | os.O_CLOEXEC)
+    finally:
+        os.close(place)
+    try:
+        return os.open(f"/proc/self/fd/{tree}", flags | os.O_CLOEXEC)
+    finally:
+        os.close(tree)
+
+
+def _read_only_copy(place: int) -> int:
+    """A detached copy of the mount of what is open there."""
+    wanted = _MountAttributes(set=_MOUNT_ATTR_RDONLY, propagation=_MS_PRIVATE)
+    empty = ctypes.create_string_buffer(1)
+    # SAFETY: the string is of the length 0, and lives until the calls return, as the structure does.
+    name = ctypes.addressof(empty)
+    tree = _call(_syscall, _number("open_tree"), place, name, _OPEN_TREE_CLONE | _AT_EMPTY_PATH, 0, 0, 0)
+    try:
+        size, address = ctypes.sizeof(wanted), ctypes.addressof(wanted)
+        _call(_syscall, _number("mount_setattr"), tree, name, _AT_EMPTY_PATH, address, size, 0)
+    except BaseException:
+        os.close(tree)
+        raise
+    return tree
 
 
 def call(number: int, arguments: tuple[int, ...]) -> tuple[int, int]:

@@ -13,6 +13,7 @@ import secrets
 import struct
 from pathlib import Path
 
+from kata_hypervisor import libc
 from kata_hypervisor.errors import HostUnfitError
 
 DEVICE = Path("/dev/vhost-vsock")
@@ -31,7 +32,7 @@ def open_device(device: Path = DEVICE) -> tuple[int, int] | None:
         HostUnfitError: the device is there but cannot be used.
     """
     try:
-        descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = libc.open_node(device, os.O_RDWR)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:

@@ -129,8 +129,10 @@ def clone_tree(fd: int, *, recursive: bool) -> int:
     return _system_call(_OPEN_TREE, ctypes.c_int(fd), b"", ctypes.c_uint(flags))
 
 
-def open_read_only(file: int) -> int:
+def open_read_only(file: int, access: int = os.O_RDONLY) -> int:
     """Open a file anew to read, behind a mount of its own that is read-only, and is nowhere.
+
+    access: of a device, which can be written there all the same.
 
     Whoever has a descriptor, and may write to the file, can open it for writing by /proc/self/fd, or change
     its mode, however the descriptor was opened. The mount goes with this one, and denies it to root too.
@@ -138,7 +140,7 @@ def open_read_only(file: int) -> int:
     tree = clone_tree(file, recursive=False)
     try:
         set_attributes(tree, MOUNT_ATTR_RDONLY, recursive=False, propagation=MS_PRIVATE)
-        return os.open(f"/proc/self/fd/{tree}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return os.open(f"/proc/self/fd/{tree}", access | os.O_NONBLOCK | os.O_CLOEXEC)
     finally:
         os.close(tree)
 

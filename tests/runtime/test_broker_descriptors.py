@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import select
 import socket
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from kata_hypervisor import libc
 from kata_runtime.broker import descriptors
 from kata_runtime.broker.descriptors import OF_BROKER, OF_SHIM, OF_SHIM_WITH_MACHINE, find_unlisted, kind_of
+from kata_runtime.confinement.reading import read_descriptors
 
 
 def make_fifo(directory: Path) -> int:
@@ -67,6 +70,19 @@ def test_each_kind_is_told_from_the_others(made: tuple[str, int]) -> None:
     kind, number = made
     assert kind_of(os.getpid(), number) == kind
     assert descriptors.kinds(os.getpid())[number] == kind
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mknod needs root")
+def test_a_device_is_known_by_its_number_and_not_by_its_path(tmp_path: Path) -> None:
+    """One that is opened behind a mount of its own has no path, and a path may be anybody's."""
+    os.mknod(tmp_path / "kvm", 0o600 | stat.S_IFCHR, os.makedev(1, 5))
+    for number in (libc.open_node("/dev/zero", os.O_RDWR), os.open(tmp_path / "kvm", os.O_RDWR)):
+        assert kind_of(os.getpid(), number) == "/dev/zero"
+        os.close(number)
+    null = libc.open_node("/dev/null", os.O_RDWR)
+    before = read_descriptors(os.getpid())
+    os.close(null)
+    assert before.get("null", 0) == read_descriptors(os.getpid()).get("null", 0) + 1
 
 
 def test_one_that_is_closed_is_nothing() -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import stat
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from forked import in_child
+from kata_hypervisor import libc
 from kata_runtime.confinement import judging, reading
 from kata_runtime.confinement.rows import ROWS, SHIM
-from kata_runtime.pod.giving_up import give_up
+from kata_runtime.pod.giving_up import give_up, hold_files_read_only
 from kata_runtime.syscalls import landlock_version
 
 USER = 1_900_000_007
@@ -53,6 +55,24 @@ def test_what_is_open_stays_and_nothing_else_is_reached(tmp_path: Path) -> None:
     assert found.pop("user") == (USER,) * 6
     assert found.pop("read") == b"text"
     assert set(found.values()) <= {errno.EPERM, errno.EACCES}
+
+
+@needs_root
+def test_nobody_changes_a_device_of_the_host_by_what_a_shim_has_open() -> None:
+    """Attack: a guest that owns the shim and virtiofsd takes /dev/null from the host's users."""
+
+    def attempt() -> dict[str, int | None]:
+        null = os.open("/dev/null", os.O_RDWR)
+        hold_files_read_only()
+        opened = {"null": null, "node": libc.open_node("/dev/zero", os.O_RDWR)}
+        assert [os.write(number, b"x") for number in opened.values()] == [1, 1]
+        # What does not fail changes nothing.
+        return {
+            name: errno_of(os.fchmod, number, stat.S_IMODE(os.fstat(number).st_mode))
+            for name, number in opened.items()
+        }
+
+    assert in_child(attempt) == {"null": errno.EROFS, "node": errno.EROFS}
 
 
 @needs_root

@@ -6,6 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
+from kata_hypervisor import libc
 from kata_hypervisor.contract import Disk, Tap, VmSpec
 from kata_hypervisor.dragonball.virtio.block import Block, Medium
 from kata_hypervisor.dragonball.virtio.entropy import Entropy
@@ -62,7 +63,7 @@ def tap_queue(tap: Tap) -> tuple[int, bytes]:
 def open_vhost_net() -> int:
     """The host's vhost-net. Raises HostUnfitError."""
     try:
-        return os.open(VHOST_NET, os.O_RDWR | os.O_CLOEXEC)
+        return libc.open_node(VHOST_NET, os.O_RDWR)
     except OSError as error:
         raise HostUnfitError(
             f"cannot open {VHOST_NET}: {error.strerror}; load the module vhost_net, and allow the device in "
@@ -86,6 +87,6 @@ def open_entropy() -> Entropy:
         HostUnfitError: it has none.
     """
     try:
-        return Entropy(os.open(ENTROPY, os.O_RDONLY | os.O_CLOEXEC))
+        return Entropy(libc.open_node(ENTROPY, os.O_RDONLY))
     except OSError as error:
         raise HostUnfitError(f"cannot open {ENTROPY} for the guest: {error.strerror}") from error

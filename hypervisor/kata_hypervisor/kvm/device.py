@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 
+from kata_hypervisor import libc
 from kata_hypervisor.errors import HostUnfitError
 from kata_hypervisor.kvm import abi
 
@@ -25,7 +26,7 @@ def open_kvm(device: str = DEVICE) -> int:
         HostUnfitError: there is none, or it is another.
     """
     try:
-        descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+        descriptor = libc.open_node(device, os.O_RDWR)
     except OSError as error:
         hint = HINTS.get(error.errno or 0, "kata-ctl check tells what this host can do")
         raise HostUnfitError(f"cannot open {device}: {error.strerror}: {hint}") from error

@@ -19,7 +19,7 @@ import os
 import stat
 import struct
 
-from kata_runtime import syscalls
+from kata_runtime import device_names, syscalls
 from kata_runtime.block_nodes import access, block_nodes, rules_of
 from kata_runtime.broker.device_rules import BLOCK, DeviceRule
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from kata_runtime.broker.vmm_directory import VmmDirectory
 
 _BLKROGET = 0x125E
-_NAME = "DEVNAME="
 _WHY = {
     errno.EBUSY: "it is in use: it is mounted, or another pod or program of the host has it",
     errno.EACCES: "it is read-only; give it to the container read-only",
@@ -165,14 +164,10 @@ class BlockDevices:
 
 def _path_of(device: str) -> str:
     """Its node on the host, as the kernel names it."""
-    try:
-        with open(f"/sys/dev/block/{device}/uevent", encoding="utf-8", errors="surrogateescape") as file:
-            names = [line.strip().removeprefix(_NAME) for line in file if line.startswith(_NAME)]
-    except OSError:
-        names = []
-    if not names:
+    path = device_names.path_of(device_names.BLOCK, device)
+    if not path:
         raise RequestFailedError(f"the host has no block device {device}", errno.ENOENT)
-    return os.path.join("/dev", names[0])
+    return path
 
 
 def _open(path: str, number: int, *, write: bool) -> int:

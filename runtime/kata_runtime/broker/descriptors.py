@@ -1,8 +1,9 @@
 """What the sealed processes of the runtime hold open: each descriptor is of a kind that is on a list.
 
 What a descriptor is, is what the kernel says of it in /proc/PID/fd; of a socket that is not enough, so its
-copy is asked for its family. A kind that is on no list ends the pod before the guest runs: a directory, a
-device or a socket of another kind is a way out for whoever owns the process.
+copy is asked for its family, nor of a device, which is known by its number. A kind that is on no list ends
+the pod before the guest runs: a directory, a device or a socket of another kind is a way out for whoever owns
+the process.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import socket
 import stat
 
-from kata_runtime import syscalls
+from kata_runtime import device_names, syscalls
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,19 +95,19 @@ def kind_of(pid: int, number: int) -> str:
         return ""
     if found.st_dev == os.stat("/proc/self/ns/mnt").st_dev:
         return "namespace"
-    return _kind_of_file(pid, number, target, found.st_mode)
+    if stat.S_ISCHR(found.st_mode):
+        return device_names.path_of_character(found.st_rdev) or target
+    return _kind_of_file(pid, number, found.st_mode)
 
 
-def _kind_of_file(pid: int, number: int, target: str, mode: int) -> str:
+def _kind_of_file(pid: int, number: int, mode: int) -> str:
     if stat.S_ISFIFO(mode):
         return "FIFO"
     if stat.S_ISDIR(mode):
         return "directory"
     if stat.S_ISBLK(mode):
         return "block device"
-    if stat.S_ISREG(mode):
-        return "file to append to" if _flags(pid, number) & os.O_APPEND else "file"
-    return target  # a character device, by its name
+    return "file to append to" if _flags(pid, number) & os.O_APPEND else "file"
 
 
 def _flags(pid: int, number: int) -> int:

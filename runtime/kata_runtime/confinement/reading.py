@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
+from kata_runtime import device_names
 from kata_runtime.confinement import facts
 from kata_runtime.confinement.facts import Facts, Place, Thread
 
@@ -107,9 +108,12 @@ def _kinds(directory: str) -> Iterator[str]:
     for number in os.listdir(directory):
         path = f"{directory}/{number}"
         try:
-            target, mode = os.readlink(path), os.stat(path).st_mode
+            target, found = os.readlink(path), os.stat(path)
         except FileNotFoundError:
             continue
+        mode = found.st_mode
+        if stat.S_ISCHR(mode):
+            target = device_names.path_of_character(found.st_rdev) or target
         device = stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
         yield facts.kind_of(target, device=device, directory=stat.S_ISDIR(mode))
 

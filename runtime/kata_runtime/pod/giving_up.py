@@ -20,18 +20,20 @@ def hold_files_read_only() -> None:
     """Put each file that this process has open to read behind a mount of its own that is read-only.
 
     They are other pods' too: the guest's image, a template. Whoever owns this process may pass them to
-    virtiofsd, which the guest may own as well, and which as root would open them for writing.
+    virtiofsd, which the guest may own as well, and which as root would open them for writing. So is
+    /dev/null, a standard stream, whose mode it would change for everybody; other devices are opened so.
 
     Raises:
         OSError: it could not be done of one, whose path is in it.
     """
     for number, kind in descriptors.kinds(os.getpid()).items():
-        if kind != "file" or fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY:
+        access = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
+        if kind != os.devnull and (kind != "file" or access != os.O_RDONLY):
             continue
         if os.fstatvfs(number).f_flag & os.ST_RDONLY:
             continue
         try:
-            same = syscalls.open_read_only(number)
+            same = syscalls.open_read_only(number, access)
         except OSError as error:
             raise OSError(error.errno, error.strerror, os.readlink(f"/proc/self/fd/{number}")) from None
         os.dup2(same, number, inheritable=os.get_inheritable(number))
