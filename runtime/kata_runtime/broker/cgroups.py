@@ -225,7 +225,7 @@ class Cgroup:
         for hierarchy, leaf in self._leaves:
             if "devices" in hierarchy.controllers:
                 _restrict_by_lines(leaf, device_rules.lines(rules))
-                self._restriction = _Lines(leaf)
+                self._restriction = _Lines(leaf, rules)
                 return ""
         for hierarchy, leaf in self._leaves:
             if hierarchy.version == 2:
@@ -280,16 +280,23 @@ def _restrict_by_lines(leaf: str, lines: list[str]) -> None:
 class _Lines:
     """The devices of a version 1 cgroup that is restricted."""
 
-    def __init__(self, leaf: str) -> None:
+    def __init__(self, leaf: str, rules: list[DeviceRule]) -> None:
         self._leaf = leaf
+        self._rules = list(rules)
 
     def admit(self, rule: DeviceRule) -> None:
         """Let its processes open one more device. Raises OSError."""
         _write(self._leaf, "devices.allow", str(rule))
+        self._rules.append(rule)
 
     def expel(self, rule: DeviceRule) -> None:
         """Undo `admit`; what another rule allows stays allowed. Raises OSError."""
+        self._rules.remove(rule)
         _write(self._leaf, "devices.deny", str(rule))
+        # The kernel has one line for a device, from which that has taken its letters, whoever they came from.
+        for other in self._rules:
+            if other.is_of(rule):
+                _write(self._leaf, "devices.allow", str(other))
 
 
 class _DeviceProgram:

@@ -59,6 +59,10 @@ class DeviceRule:
         self.minor = minor
         self.access = access
 
+    def is_of(self, other: DeviceRule) -> bool:
+        """Whether it names the same devices."""
+        return (self.kind, self.major, self.minor) == (other.kind, other.major, other.minor)
+
     def __str__(self) -> str:
         major, minor = ("*" if number is EVERY else number for number in (self.major, self.minor))
         return f"{self.kind} {major}:{minor} {self.access}"
