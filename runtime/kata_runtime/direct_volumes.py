@@ -142,7 +142,10 @@ def _check_writers(facts: os.stat_result, path: str) -> None:
     others = facts.st_mode & 0o022 and not (directory and facts.st_mode & stat.S_ISVTX)
     if facts.st_uid != 0 or others or not (directory or stat.S_ISREG(facts.st_mode)):
         what = "directory" if directory else "file"
-        raise DirectVolumeError(f"{path} is not a {what} that root alone writes to")
+        raise DirectVolumeError(
+            f"{path} is not a {what} that root alone writes to: look at what is there, and give it to root "
+            "with the mode 0700"
+        )
 
 
 def parse(content: bytes, what: str) -> DirectVolume:
