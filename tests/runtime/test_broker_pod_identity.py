@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from kata_runtime import syscalls
+from kata_runtime.broker import confined_child
+from kata_runtime.broker.errors import RequestFailedError
 from kata_runtime.broker.pod_identity import PodIdentity
 from kata_runtime.broker.rollback import RollbackJournal
 from kata_runtime.identity import SandboxIdentity
@@ -68,3 +70,20 @@ def test_the_disk_is_full_when_the_init_is_written_down(
         assert child.wait() == -signal.SIGKILL
     assert open_files() == before
     assert pod.init == 0
+
+
+def test_a_long_sentence_of_the_init_is_told_as_far_as_it_comes(
+    pod: PodIdentity, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is cut by bytes, within a letter perhaps."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise confined_child.StepFailedError("x" + "é" * 1000)
+
+    monkeypatch.setattr(confined_child, "enter_nothing", fail)
+    monkeypatch.setattr(PodIdentity, "user", 1000)
+    before = open_files()
+    with pytest.raises(RequestFailedError, match=r"cannot start the pod's init: xé+\ufffd$"):
+        pod.start_init(None)
+    os.wait()
+    assert open_files() == before

@@ -124,7 +124,8 @@ class PodIdentity:
             os.close(done)
             done = -1
             if (failed := os.read(ready, 1000)) != b"ready":
-                raise RequestFailedError(f"cannot start the pod's init: {failed.decode() or 'it was killed'}")
+                why = failed.decode(errors="replace") or "it was killed"  # a long sentence comes cut
+                raise RequestFailedError(f"cannot start the pod's init: {why}")
             self._pids = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
         except BaseException:
             messages.close_all([own, write])

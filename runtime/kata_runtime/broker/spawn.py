@@ -125,7 +125,7 @@ def _follow(
                     number = int(rest)
                     raise _failure(name, path, OSError(number, os.strerror(number)))
                 if kind == UNCONFINED:
-                    raise RequestFailedError(f"cannot start {name}: {rest.decode()}")
+                    raise RequestFailedError(f"cannot start {name}: {rest.decode(errors='replace')}")
                 if kind == USERS:
                     _map_users(name, pid)
                     os.write(go, GO)
