@@ -17,7 +17,7 @@ Read = Callable[[int, int], bytes]
 
 MAGIC = b"\x7fELF"
 CLASS_32, CLASS_64, LITTLE_ENDIAN, CURRENT_VERSION = 1, 2, 1, 1
-ET_EXEC = 2
+ET_EXEC, ET_DYN = 2, 3
 EM_386, EM_X86_64, EM_AARCH64 = 3, 62, 183
 MACHINES = {EM_386: "i386", 21: "ppc64", 40: "arm", EM_X86_64: "x86_64", EM_AARCH64: "aarch64", 243: "riscv"}
 PT_LOAD, PT_INTERP, PT_NOTE = 1, 3, 4

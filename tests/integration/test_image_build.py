@@ -20,9 +20,9 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 import ubuntu_sources
-from kata_runtime.image import builder, distribution, elf, manifest, rootfs, sbom
+from kata_runtime.image import builder, distribution, elf, manifest, sbom
+from kata_runtime.image.agent import AGENT_ROOT, Agent
 from kata_runtime.image.errors import ContentError, PackageError
-from kata_runtime.image.rootfs import Agent
 from patience import PATIENCE
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -254,7 +254,7 @@ def test_the_image_is_small_and_has_what_a_read_only_root_needs(image: Path, roo
         assert (root / name).is_dir()
     assert (root / "etc/resolv.conf").readlink() == Path("/run/resolv.conf")
     assert not list(root.glob("usr/lib/python3.*/**/*.py"))
-    assert list(root.glob(f"{rootfs.AGENT_ROOT}/kata_agent/**/__pycache__/main.*.pyc"))
+    assert list(root.glob(f"{AGENT_ROOT}/kata_agent/**/__pycache__/main.*.pyc"))
 
 
 # A busy host's emulation loses interrupts by which the kernel tells whether it has a timer, and it panics.

@@ -10,7 +10,7 @@ import pytest
 
 import kata_hypervisor.kvm
 from kata_runtime.image import builder, initramfs
-from kata_runtime.image.rootfs import Agent
+from kata_runtime.image.agent import Agent
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 

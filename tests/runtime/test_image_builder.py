@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from kata_runtime.image import builder, distribution, manifest
+from kata_runtime.image.agent import Agent
+from kata_runtime.image.agent_program import AgentProgram
 from kata_runtime.image.apt import Apt, Package
 from kata_runtime.image.build_directory import build_directory, locked, publish
 from kata_runtime.image.errors import OutputError
 from kata_runtime.image.manifest import Artifact, Manifest
-from kata_runtime.image.rootfs import Agent
+from kata_runtime.image.sbom import Archive
 
 
 def never() -> None:
@@ -73,13 +75,14 @@ def test_a_second_build_waits_and_a_killed_one_lets_go(
         assert reported == ["waiting"]
 
 
+DEBIAN = Archive("debian", "bookworm")
 PACKAGE = Package("crun", "1.8", "crun_1.8_amd64.deb", 4, "ab" * 32)
 
 
 def make_manifest(directory: Path) -> Manifest:
     (directory / "vmlinuz").write_bytes(b"kernel")
     artifacts = {"vmlinuz": Artifact.of(directory / "vmlinuz")}
-    made = Manifest("cafe", "bookworm", "6.1.0", "2026-11-30", "root_hash=ab", [PACKAGE], artifacts)
+    made = Manifest("cafe", "bookworm", "6.1.0", "2026-11-30", "ours", "root_hash=ab", [PACKAGE], artifacts)
     made.write(directory)
     return made
 
@@ -95,7 +98,7 @@ def test_a_manifest_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"format": 1}', '{"format": 3, "packages": 3}', '{"format": 2}']
+    "text", ["", "[]", "{}", '{"format": 1}', '{"format": 4, "packages": 3}', '{"format": 3}']
 )
 def test_a_manifest_that_is_not_ours_is_none(tmp_path: Path, text: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
@@ -141,15 +144,28 @@ def test_a_plan_is_remembered_until_its_question_changes(
     (etc / "sources.list").write_text("deb http://mirror bookworm main\n")
     apt = Apt(tmp_path / "cache", "bookworm", "bookworm", etc)
     kernel = Package("linux-image-6.1.0", "6.1", "linux-image-6.1.0_6.1_amd64.deb", 1, "cd" * 32)
+    python = Package("python3-minimal", "3.11", "python3-minimal_3.11_amd64.deb", 1, "34" * 32)
     helper = Package("initramfs-tools", "1", "initramfs-tools_1_all.deb", 1, "ef" * 32)
     checker = Package("dmsetup", "2", "dmsetup_2_amd64.deb", 1, "12" * 32)
-    answers = {"crun": [PACKAGE], "busybox-static": [kernel, helper], "dmsetup": [checker]}
+    answers = {
+        "crun": [PACKAGE],
+        "python3-minimal": [python],
+        "busybox-static": [kernel, helper],
+        "dmsetup": [checker],
+    }
     monkeypatch.setattr(
         apt, "resolve", lambda names: next(found for name, found in answers.items() if name in names)
     )
     apt.directory.mkdir()
     plan = builder._new_plan(apt, "linux-image-cloud-amd64")
-    assert plan.packages == [PACKAGE, checker, kernel]
+    assert plan.packages == [PACKAGE, checker, kernel, python]
+    assert plan.fitting(Agent.installed()) == plan
+    own = AgentProgram(tmp_path, b"", None)
+    assert plan.fitting(own).packages == [PACKAGE, checker, kernel]
+    assert builder._made_from(DEBIAN, plan.fitting(own), own)[builder.IMAGE] == [
+        *DEBIAN.components([PACKAGE]),
+        *own.components(),
+    ]
     assert builder._known_plan(apt, "linux-image-cloud-amd64") == plan
     assert builder._known_plan(apt, "linux-image-other") is None
     (etc / "sources.list").write_text("deb http://mirror bookworm main contrib\n")

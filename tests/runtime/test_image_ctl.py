@@ -9,6 +9,7 @@ import pytest
 
 from kata_runtime.ctl import main as ctl
 from kata_runtime.image import builder
+from kata_runtime.image.agent import Agent
 from kata_runtime.image.apt import Package
 from kata_runtime.image.builder import Build, Outcome, Progress
 from kata_runtime.image.errors import PackageError
@@ -16,7 +17,8 @@ from kata_runtime.image.manifest import Artifact, Manifest
 
 HASHES = "root_hash=ab,salt=cd,data_blocks=1,data_block_size=4096,hash_block_size=4096"
 ARTIFACTS = {"vmlinuz": Artifact(12_300_000, "ab" * 32)}
-MANIFEST = Manifest("cafe", "trixie", "6.12.1-cloud-amd64", "2026-11-30", HASHES, [], ARTIFACTS)
+AGENT = "this project's, 0.1.0"
+MANIFEST = Manifest("cafe", "trixie", "6.12.1-cloud-amd64", "2026-11-30", AGENT, HASHES, [], ARTIFACTS)
 
 
 def test_the_arguments_reach_the_builder(
@@ -36,9 +38,11 @@ def test_the_arguments_reach_the_builder(
     (request,) = asked
     assert (request.output, request.cache) == (tmp_path / "o", tmp_path / "c")
     assert (request.suite, request.force) == ("trixie", True)
+    assert request.agent == Agent.installed()
     printed = capsys.readouterr()
     assert printed.err == "image: packages\n"
     assert "kernel 6.12.1-cloud-amd64, 0 packages of trixie, the newest of 2026-11-30" in printed.out
+    assert "  agent: this project's, 0.1.0\n" in printed.out
     assert "vmlinuz                  12.3 MB  sha256 abababababababab" in printed.out
     assert f'kernel_verity_params = "{HASHES}"' in printed.out
 
@@ -103,5 +107,6 @@ def test_env_shows_what_the_guest_is_made_of_and_how_old_that_is(
     ctl.main(["env"])
     shown = capsys.readouterr().out
     assert "kernel:         6.12.1-cloud-amd64" in shown
+    assert "agent:          this project's, 0.1.0" in shown
     assert "as of:          2026-11-30, when the newest of its packages was made" in shown
     assert "    crun 1.8.1-1\n" in shown

@@ -8,9 +8,9 @@ import pytest
 
 from elf_files import make_library
 from kata_runtime.image import initramfs, rootfs
+from kata_runtime.image.agent import Agent
 from kata_runtime.image.errors import ContentError
 from kata_runtime.image.kernel import Kernel
-from kata_runtime.image.rootfs import Agent
 from kata_runtime.image.tree import Tree
 
 LIB = "usr/lib/x86_64-linux-gnu"

@@ -11,11 +11,11 @@ from cyclonedx.validation.json import JsonStrictValidator
 from packageurl import PackageURL
 
 from kata_runtime.image import cyclonedx, sbom
+from kata_runtime.image.agent import Agent
 from kata_runtime.image.apt import Package
 from kata_runtime.image.cyclonedx import Component
 from kata_runtime.image.errors import ContentError
 from kata_runtime.image.manifest import Artifact
-from kata_runtime.image.rootfs import Agent
 
 EPOCH = Package("busybox-static", "1:1.35.0-4+b4", "busybox-static_1%3a1.35.0-4+b4_amd64.deb", 9, "ab" * 32)
 LIBRARY = Package("libstdc++6", "12.2.0-14~bpo1", "libstdc++6_12.2.0-14~bpo1_amd64.deb", 9, "cd" * 32)
@@ -32,7 +32,7 @@ def agent(tmp_path: Path) -> Agent:
 
 def bill(agent: Agent, *packages: Package) -> str:
     pieces = DEBIAN.components(packages)
-    made_from = {"vmlinuz": pieces[:1], "root": [*pieces, *sbom.agent_components(agent)]}
+    made_from = {"vmlinuz": pieces[:1], "root": [*pieces, *agent.components()]}
     return sbom.write("cafe" * 16, FILES, made_from)
 
 
@@ -74,4 +74,4 @@ def test_the_same_pieces_give_the_same_bytes_in_any_order(agent: Agent) -> None:
 def test_a_protobuf_without_a_version_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "__init__.py").touch()
     with pytest.raises(ContentError, match="has no __version__"):
-        sbom.agent_components(Agent(tmp_path, tmp_path))
+        Agent(tmp_path, tmp_path).components()

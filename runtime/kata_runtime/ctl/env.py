@@ -135,6 +135,7 @@ def _guest_image(configuration: Configuration | None) -> Facts:
         return {"directory": f"{directory} has no {manifest.MANIFEST} of this version's kata-ctl image build"}
     return {
         "directory": str(directory),
+        "agent": made.agent,
         "release": made.suite,
         "kernel": made.kernel,
         "as of": f"{made.newest}, when the newest of its packages was made (kata-ctl image build)",

@@ -47,6 +47,12 @@ def add_parser(subparsers: Subparsers) -> None:
         help="another distribution's sources of apt (*.sources or *.list), in place of the host's",
     )
     build.add_argument(
+        "--agent",
+        type=Path,
+        metavar="FILE",
+        help="a program to be the guest's agent in place of this project's, such as upstream's kata-agent",
+    )
+    build.add_argument(
         "--force",
         action="store_true",
         help="fetch the package lists and build, whether or not anything changed",
@@ -57,16 +63,18 @@ def add_parser(subparsers: Subparsers) -> None:
 def run_build(arguments: argparse.Namespace) -> int:
     """Bring the image up to date, and return the exit status."""
     from kata_runtime.image import builder
+    from kata_runtime.image.agent import Agent
+    from kata_runtime.image.agent_program import AgentProgram
     from kata_runtime.image.errors import ImageError
 
+    own: Path | None = arguments.agent
     output: Path = arguments.output or builder.DEFAULT_OUTPUT
     cache: Path = arguments.cache or builder.DEFAULT_CACHE
     started = time.monotonic()
     try:
         with _progress() as progress:
-            request = builder.Build(
-                output, cache, arguments.suite, arguments.force, sources=arguments.sources
-            )
+            agent = AgentProgram.read(own) if own else Agent.installed()
+            request = builder.Build(output, cache, arguments.suite, arguments.force, agent, arguments.sources)
             outcome = builder.build(request, progress)
     except ImageError as error:
         print(f"kata-ctl: {error}", file=sys.stderr)
@@ -83,6 +91,7 @@ def _report(outcome: Outcome, output: Path, seconds: float) -> None:
     made = outcome.manifest
     packages = f"{len(made.packages)} packages of {made.suite}, the newest of {made.newest}"
     print(f"{output}: {done} (kernel {made.kernel}, {packages})")
+    print(f"  agent: {made.agent}")
     for name, artifact in sorted(outcome.manifest.artifacts.items()):
         print(f"  {name:<22} {artifact.size / 1e6:6.1f} MB  sha256 {artifact.sha256[:16]}")
     print("a guest checks its image with the initrd kata-initrd-verity.img, and in [hypervisor.*]")

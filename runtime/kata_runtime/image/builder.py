@@ -8,12 +8,14 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
 from kata_runtime.image import command, distribution, initramfs, manifest, modules, rootfs, sbom, verity
+from kata_runtime.image.agent import Agent
 from kata_runtime.image.apt import Apt, Package
 from kata_runtime.image.build_directory import build_directory, locked, publish
 from kata_runtime.image.cyclonedx import Component
@@ -21,7 +23,7 @@ from kata_runtime.image.distribution import Distribution
 from kata_runtime.image.errors import OutputError
 from kata_runtime.image.kernel import Kernel
 from kata_runtime.image.manifest import Artifact, Manifest
-from kata_runtime.image.rootfs import Agent
+from kata_runtime.image.rootfs import GuestAgent
 from kata_runtime.image.tree import Tree
 
 DEFAULT_OUTPUT = Path("/var/lib/kata-containers/image")
@@ -44,16 +46,26 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The packages to use: the guest's, the machine's, and what checks the guest's root file system."""
+    """The packages to use: the guest's, its Python's, the machine's, and what checks the root file system."""
 
     guest: list[Package]
+    python: list[Package]
     boot: list[Package]
     verity: list[Package]
 
     @property
     def packages(self) -> list[Package]:
         """Every package once."""
-        return sorted({*self.guest, *self.boot, *self.verity})
+        return sorted({*self.root, *self.boot, *self.verity})
+
+    @property
+    def root(self) -> list[Package]:
+        """Those of the guest's root file system."""
+        return sorted({*self.guest, *self.python})
+
+    def fitting(self, agent: GuestAgent) -> Plan:
+        """Return what an image with this agent is made of."""
+        return self if agent.needs_python else replace(self, python=[])
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +75,14 @@ class Build:
     output: the directory that becomes the image. cache: downloads and package lists, shared by builds.
     suite: the release to take packages from, None for the host's. sources: another distribution's, in a file
     of apt's that names its release too, in place of the host's and of `suite`. force: fetch the package lists
-    and build even when nothing changed.
+    and build even when nothing changed. agent: the guest's.
     """
 
     output: Path = DEFAULT_OUTPUT
     cache: Path = DEFAULT_CACHE
     suite: str | None = None
     force: bool = False
-    agent: Agent = field(default_factory=Agent.installed)
+    agent: GuestAgent = field(default_factory=Agent.installed)
     sources: Path | None = None
 
 
@@ -91,6 +103,7 @@ def build(request: Build, progress: Progress) -> Outcome:
     with _explained(request), locked(request.cache, lambda: progress.step("waiting for another build")):
         apt, made_of = _archive(request, progress)
         plan = None if request.force else _known_plan(apt, made_of.kernel)
+        plan = plan and plan.fitting(request.agent)
         if plan is not None and (current := _up_to_date(request, plan)):
             return Outcome(current, built=False)
         output = request.output.absolute()
@@ -126,7 +139,7 @@ def _make(
     if plan is None or apt.missing(plan.packages):
         progress.step("package lists")
         apt.refresh()
-        plan = _new_plan(apt, made_of.kernel)
+        plan = _new_plan(apt, made_of.kernel).fitting(request.agent)
     progress.step("packages")
     apt.fetch(plan.packages, progress.advance)
     progress.step("kernel and initramfs")
@@ -141,10 +154,10 @@ def _make(
     (new / VERITY_INITRAMFS).write_bytes(initramfs.make(machine, boot, verity=checking))
     progress.step("root filesystem")
     identity = _input(request, plan)
-    guest = _unpack(apt, plan.guest, rootfs.keep)
+    guest = _unpack(apt, plan.root, rootfs.keep)
     tree = rootfs.assemble(guest, request.agent)
     modules.add(tree, machine, boot.read(modules.BUSYBOX))
-    rootfs.make(tree, scratch / "root", new / IMAGE, identity)
+    rootfs.make(tree, request.agent, scratch / "root", new / IMAGE, identity)
     hashes = verity.append(new / IMAGE, hashlib.sha256(identity.encode()).digest())
     progress.step("manifest")
     artifacts = {name: Artifact.of(new / name) for name in ARTIFACTS}
@@ -152,7 +165,11 @@ def _make(
     (new / sbom.SBOM).write_text(sbom.write(identity, artifacts, made_from), encoding="utf-8")
     artifacts[sbom.SBOM] = Artifact.of(new / sbom.SBOM)
     newest = _day(max(guest.newest, boot.newest, checking.newest))
-    made = Manifest(identity, apt.suite, machine.release, newest, str(hashes), plan.packages, artifacts)
+    made = Manifest(
+        *(identity, apt.suite, machine.release, newest, request.agent.described, str(hashes)),
+        plan.packages,
+        artifacts,
+    )
     made.write(new)
     publish(new, output)
     return made
@@ -162,13 +179,13 @@ def _day(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).date().isoformat()
 
 
-def _made_from(archive: sbom.Archive, plan: Plan, agent: Agent) -> dict[str, list[Component]]:
+def _made_from(archive: sbom.Archive, plan: Plan, agent: GuestAgent) -> dict[str, list[Component]]:
     kernel = [package for package in plan.boot if package.name.startswith("linux-image-")]
     return {
         KERNEL: archive.components(kernel),
         INITRAMFS: archive.components(plan.boot),
         VERITY_INITRAMFS: archive.components(sorted({*plan.boot, *plan.verity})),
-        IMAGE: [*archive.components(plan.guest), *sbom.agent_components(agent)],
+        IMAGE: [*archive.components(plan.root), *agent.components()],
     }
 
 
@@ -185,7 +202,8 @@ def _new_plan(apt: Apt, kernel: str) -> Plan:
     # A kernel package also depends on what installs it on a running system; a guest is not one.
     wanted = (*distribution.BOOT, "linux-image-", "linux-modules-")
     plan = Plan(
-        apt.resolve(distribution.guest_packages(apt.suite)),
+        apt.resolve(distribution.GUEST),
+        apt.resolve(distribution.python_packages(apt.suite)),
         [package for package in boot if package.name.startswith(wanted)],
         apt.resolve(distribution.VERITY),
     )
@@ -195,8 +213,8 @@ def _new_plan(apt: Apt, kernel: str) -> Plan:
 
 
 def _question(apt: Apt, kernel: str) -> list[str]:
-    asked = (*distribution.BOOT, *distribution.VERITY, *distribution.guest_packages(apt.suite))
-    return [apt.fingerprint(), kernel, *asked]
+    guest = (*distribution.GUEST, *distribution.python_packages(apt.suite))
+    return [apt.fingerprint(), kernel, *distribution.BOOT, *distribution.VERITY, *guest]
 
 
 def _known_plan(apt: Apt, kernel: str) -> Plan | None:
@@ -225,8 +243,9 @@ def _input(request: Build, plan: Plan) -> str:
     ours = Path(__file__).parent
     builder = [(path.name, path) for path in sorted(ours.iterdir()) if path.suffix in (".py", ".sh")]
     tool = ("mkfs.erofs", Path(command.find("mkfs.erofs")))
-    for name, path in [tool, *builder, *request.agent.files()]:
-        digest.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+    inputs = ((name, path.read_bytes()) for name, path in [tool, *builder])
+    for name, content in chain(inputs, request.agent.inputs()):
+        digest.update(name.encode() + b"\0" + hashlib.sha256(content).digest())
     return digest.hexdigest()
 
 

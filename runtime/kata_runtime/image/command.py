@@ -35,8 +35,14 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return kept | {"LC_ALL": "C", "PATH": SEARCH_PATH} | dict(extra or {})
 
 
-def run(argv: Sequence[str], *, stdin: bytes = b"", extra: Mapping[str, str] | None = None) -> bytes:
-    """Run a program to its end and return what it printed.
+def run(
+    argv: Sequence[str],
+    *,
+    stdin: bytes = b"",
+    extra: Mapping[str, str] | None = None,
+    errors: bool = False,
+) -> bytes:
+    """Run a program to its end and return what it printed. errors: to its standard error too.
 
     Raises:
         ToolError: it is missing or failed; the message ends with its last lines.
@@ -46,7 +52,7 @@ def run(argv: Sequence[str], *, stdin: bytes = b"", extra: Mapping[str, str] | N
     finished = subprocess.run(command, input=stdin, capture_output=True, env=environment(extra), check=False)
     if finished.returncode:
         raise failure(argv[0], finished.returncode, finished.stderr or finished.stdout)
-    return finished.stdout
+    return finished.stdout + (finished.stderr if errors else b"")
 
 
 @contextmanager

@@ -37,9 +37,9 @@ class Distribution:
     kernel: str
 
 
-def guest_packages(suite: str) -> tuple[str, ...]:
-    """Return what the guest's root filesystem is made of in a release."""
-    return (*NEWER_PYTHON.get(suite, PYTHON), *GUEST)
+def python_packages(suite: str) -> tuple[str, ...]:
+    """Return the Python of a release that this project's agent runs on."""
+    return NEWER_PYTHON.get(suite, PYTHON)
 
 
 def detect(os_release: Path = OS_RELEASE, machine: str | None = None) -> Distribution:

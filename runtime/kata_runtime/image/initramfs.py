@@ -80,4 +80,4 @@ def make(
 
 def keep_verity(path: str) -> bool:
     """Whether a file of dmsetup's packages may be part of the initramfs."""
-    return path == DMSETUP or bool(rootfs.LIBRARY.fullmatch(path) or rootfs.LOADER.fullmatch(path))
+    return path == DMSETUP or rootfs.is_library(path)

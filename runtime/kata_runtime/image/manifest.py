@@ -11,7 +11,7 @@ from pathlib import Path
 from kata_runtime.image.apt import Package
 
 MANIFEST = "manifest.json"
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,7 @@ class Manifest:
     """input: hash of all inputs. kernel: its release. packages: what the image is made of.
 
     newest: the day on which the last of them was made, as 2026-11-30: what was mended later is not in there.
+    agent: whose is in there, and which.
     verity: what kernel_verity_params is to say, for a guest that checks the image.
     """
 
@@ -40,6 +41,7 @@ class Manifest:
     suite: str
     kernel: str
     newest: str
+    agent: str
     verity: str
     packages: Sequence[Package]
     artifacts: Mapping[str, Artifact]

@@ -1,25 +1,20 @@
 """The guest image's bill of materials, `sbom.cdx.json` beside the image: what each file is made of.
 
-A file needs the packages that it was made from; the root filesystem also needs the agent, and the agent the
-protobuf of the host's Python environment.
+A file needs the packages that it was made from; the root filesystem also needs the agent: this project's with
+the protobuf of the host's Python environment, or a program of one's own.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kata_runtime.image import cyclonedx
 from kata_runtime.image.apt import Package
 from kata_runtime.image.cyclonedx import Component
-from kata_runtime.image.errors import ContentError
 from kata_runtime.image.manifest import Artifact
-from kata_runtime.image.rootfs import Agent
-from kata_runtime.version import VERSION
 
 SBOM = "sbom.cdx.json"
-PROTOBUF_VERSION = re.compile(r"""^__version__ = ['"]([^'"]+)['"]""", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,23 +38,6 @@ class Archive:
             qualifiers={"arch": architecture, "distro": self.suite},
         )
         return Component("library", package.name, package.version, purl, package.sha256)
-
-
-def agent_components(agent: Agent) -> list[Component]:
-    """Return the agent and the protobuf that it runs on.
-
-    Raises:
-        ContentError: protobuf does not have its version.
-    """
-    match = PROTOBUF_VERSION.search((agent.protobuf / "__init__.py").read_text(encoding="utf-8"))
-    if match is None:
-        raise ContentError(
-            f"{agent.protobuf}/__init__.py has no __version__, which the image's bill of materials lists: "
-            "install protobuf from its wheel"
-        )
-    purl = cyclonedx.package_url("pypi", "protobuf", version=match[1])
-    protobuf = Component("library", "protobuf", match[1], purl)
-    return [Component("application", "kata-agent", VERSION, needs=[protobuf.reference]), protobuf]
 
 
 def write(
