@@ -40,6 +40,10 @@ NO_IOMMU = "the machine has no virtual IOMMU, and no device of the host that its
 ONE_MONITOR = "QEMU has one monitor, which the pod's broker holds, and which takes checked commands only"
 EMPTY_DIR = "an emptyDir volume is a directory of the host that the guest shares, or of medium Memory, a tmpfs of the guest's own"
 ALWAYS_ROOTLESS = "is not needed: every machine runs as a user of its pod, who has no privileges"
+ROOT_ON_A_DISK = (
+    "a root file system on a block device is mounted on the host and "
+    "shared where files are shared, and is a disk of the guest elsewhere"
+)
 NOTHING = "; the value changes nothing (remove it)"
 
 # Each text is put after QEMU (three lines), and compared without "hypervisor." and the file's name.
@@ -51,7 +55,8 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("asks for what is always so", "rootless = true\n", [f"4:1: note[KATA210] qemu.rootless: {ALWAYS_ROOTLESS} (remove it)"]),
     ("asks against what is always so", "rootless = false\n", [f"4:1: note[KATA210] qemu.rootless: {ALWAYS_ROOTLESS} (remove it)"]),
     ("asks for what is always so, of the wrong type", 'rootless = "no"\n', [f"4:1: error[KATA203] qemu.rootless: {NOT_YET}: every machine runs as a user of its pod, who has no privileges (remove it)"]),
-    ("acted on by the Go runtime, with what happens instead", "disable_block_device_use = true\n", ["4:1: error[KATA203] qemu.disable_block_device_use: is acted on by Kata's Go runtime only: a root file system on a block device is mounted on the host and shared where files are shared, and is a disk of the guest elsewhere (remove it, and choose by shared_fs)"]),
+    ("acted on by the Go runtime, with what happens instead", 'shared_fs = "none"\ndisable_block_device_use = true\n', [f"5:1: error[KATA203] qemu.disable_block_device_use: is acted on by Kata's Go runtime only: {ROOT_ON_A_DISK} (remove it, and choose by shared_fs)"]),
+    ("what happens anyway with another key's value", "disable_block_device_use = true\n", [f"4:1: note[KATA210] qemu.disable_block_device_use: is not needed: {ROOT_ON_A_DISK} (remove it)"]),
     ("mounts of no form", '[runtime]\nsandbox_bind_mounts = ["/srv/tools", "tools", "/", "/srv/../x:ro", "/srv/x/", "/srv:rx"]\n', [f'5:{column}: error[KATA304] runtime.sandbox_bind_mounts[{number}]: "{value}" is no path of a directory or file of the host (write a path such as /srv/tools, or /srv/tools:rw)' for column, number, value in ((38, 1, "tools"), (47, 2, "/"), (52, 3, "/srv/../x:ro"), (68, 4, "/srv/x/"), (79, 5, "/srv:rx"))]),
     ("mounts of one name", '[runtime]\nsandbox_bind_mounts = ["/srv/tools", "/opt/tools:rw"]\n', ['5:38: error[KATA401] runtime.sandbox_bind_mounts[1]: has the last name "tools" of another entry, by which the guest finds each (keep one of them)']),
     ("mounts where no files are shared", 'shared_fs = "none"\n[runtime]\nsandbox_bind_mounts = ["/srv/tools"]\n', ["6:23: error[KATA401] runtime.sandbox_bind_mounts: cannot be: qemu is configured to share no files with its guests (remove it)"]),

@@ -236,12 +236,14 @@ class Instead(NamedTuple):
     """What this version does in place of a value or key that it does not honour.
 
     clause: what. lost: whether something is missing then that the value asks for. advice: what to do about a
-    key that is not honoured; it begins with "remove it".
+    key that is not honoured; it begins with "remove it". lost_with: a key of the same table with the value by
+    which that is missing, and with no other one; None where it depends on none.
     """
 
     clause: str
     lost: bool = True
     advice: str = "remove it"
+    lost_with: tuple[str, str] | None = None
 
 
 class Needs(NamedTuple):
