@@ -129,7 +129,7 @@ def _within(path: KeyPath, home: tuple[KeyPath, bool]) -> Finding:
     if honoured:
         hint, fix = f"it belongs in [{key_name(inner)}]", Fix(table=inner)
         return Finding(Code.FOREIGN_KEY, path, "is not a key of this table", hint, on_key=True, fix=fix)
-    return Finding(Code.UNSUPPORTED, path, f"{message}, which {NOT_HONOURED[3:]}", "remove it", on_key=True)
+    return Finding(Code.UNSUPPORTED, path, f"{message}, which {NOT_HONOURED}", "remove it", on_key=True)
 
 
 def _removed(

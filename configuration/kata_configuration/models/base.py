@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 __all__ = [
+    "AFTER_4_1",
     "HOUR",
     "OURS",
     "About",
@@ -59,6 +60,8 @@ __all__ = [
 
 # The release in which this runtime began to read a key that Kata does not have.
 OURS = "this runtime 0.1.0"
+# Of keys that Kata's main branch has, and its release 4.1.0 does not.
+AFTER_4_1 = "after Kata 4.1.0"
 HOUR = 3600
 
 
