@@ -51,6 +51,8 @@ NO_CONSOLE = (
 NO_DEVICES = (
     "a guest gets the block devices of the host that its containers name, as disks, and no other device"
 )
+NOT_CONFIDENTIAL = "no guest is confidential: its host can read its memory"
+NO_DAX = "a guest reads shared files through a page cache of its own"
 NOTHING = "; the value changes nothing (remove it)"
 
 # Each text is put after QEMU (three lines), and compared without "hypervisor." and the file's name.
@@ -163,6 +165,10 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("a key of a planned table", "enable_template = true\n", [f"4:1: error[KATA203] qemu.enable_template: is a key of [hypervisor.qemu.factory], which {NOT_YET} (remove it)"]),
     ("a key of a table", "[hypervisor.dragonball]\nenable_template = true\n", ["5:1: warning[KATA204] dragonball.enable_template: is not a key of this table (it belongs in [hypervisor.dragonball.factory])"]),
     ("Microsoft's", "[runtime]\nstatic_sandbox_default_workload_mem = 1792\n", ["5:1: error[KATA204] runtime.static_sandbox_default_workload_mem: is a key of Microsoft's build of Kata: the memory of a machine whose pod has no limit (write default_memory in [hypervisor.qemu])"]),
+    ("Microsoft's, of the machine", 'igvm = "/igvm"\n', ["4:1: error[KATA204] qemu.igvm: is a key of Microsoft's build of Kata: one file with the firmware and the guest (remove it; kernel, initrd and image name the guest)"]),
+    ("AMD's and Intel's", "sev_snp_guest = true\nsnp_guest_policy = 196608\nsnp_certs_path = \"/c\"\ntdx_quote_generation_service_socket_port = 4050\n", [f"4:1: error[KATA213] qemu.sev_snp_guest: {NOT_YET}: {NOT_CONFIDENTIAL} (remove it only where pods can do without this protection) [security]", f"5:1: note[KATA210] qemu.snp_guest_policy: {NOT_YET}: {NOT_CONFIDENTIAL}{NOTHING}", "6:1: error[KATA204] qemu.snp_certs_path: was removed in Kata 3.14.0 (remove it)", f"7:1: note[KATA210] qemu.tdx_quote_generation_service_socket_port: {NOT_YET}: {NOT_CONFIDENTIAL}{NOTHING}"]),
+    ("DAX", "virtio_fs_is_dax = true\nvirtio_fs_cache_size = 1024\n", [f"4:1: error[KATA203] qemu.virtio_fs_is_dax: is read by Kata and acted on by no runtime: {NO_DAX} (remove it)", f"5:1: error[KATA203] qemu.virtio_fs_cache_size: is acted on by Kata's Go runtime only: {NO_DAX} (remove it)"]),
+    ("DAX, off", "virtio_fs_is_dax = false\nvirtio_fs_cache_size = 0\n", [f"4:1: note[KATA210] qemu.virtio_fs_is_dax: is read by Kata and acted on by no runtime: {NO_DAX}{NOTHING}", f"5:1: note[KATA210] qemu.virtio_fs_cache_size: is acted on by Kata's Go runtime only: {NO_DAX}{NOTHING}"]),
     # Names of hypervisors.
     ("another name", "[hypervisor.cloud-hypervisor]\n", ["4:13: note[KATA211] cloud-hypervisor: is another name of [hypervisor.clh] (write clh)"]),
     ("almost the other name", "[hypervisor.cloud_hypervisr]\n", ['4:13: error[KATA202] cloud_hypervisr: unknown table (did you mean "cloud-hypervisor"?)']),
