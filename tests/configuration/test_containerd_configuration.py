@@ -49,6 +49,15 @@ def test_what_the_documentation_writes_is_clean(
     assert found(containerd(text)) == []
 
 
+def test_an_absent_runtime_may_be_in_a_file_that_is_imported(containerd: Callable[[str], Path]) -> None:
+    messages = []
+    for imports in ("[]", '["/etc/containerd/conf.d/*.toml"]'):
+        (found,) = lint(containerd(f"imports = {imports}\nversion = 3\n"), check_host=False)
+        assert found.code == "KATA801"
+        messages.append(found.message)
+    assert messages[1] == f"{messages[0]} in this file, and what it imports is not looked at"
+
+
 def test_another_runtime_is_not_judged(containerd: Callable[[str], Path]) -> None:
     text = handler() + f'[{V2}.runtimes.runc]\nruntime_type = "io.containerd.runc.v2"\nnonsense = 1\n'
     assert found(containerd(text)) == []

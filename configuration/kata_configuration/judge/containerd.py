@@ -72,7 +72,10 @@ def judge(tree: Mapping[str, Any], look: Look | None) -> Iterator[Finding]:
         hint = (
             f'add [plugins.{quoted(PLUGINS[version])}.containerd.runtimes.kata] with runtime_type = "{TYPE}"'
         )
-        yield Finding(Code.HANDLER_ABSENT, path, "no runtime is of this runtime's type", hint, on_key=True)
+        message = "no runtime is of this runtime's type"
+        if tree.get("imports"):
+            message += " in this file, and what it imports is not looked at"
+        yield Finding(Code.HANDLER_ABSENT, path, message, hint, on_key=True)
     for name in ours:
         yield from _handler((*path, name), runtimes[name], look)
         configured = _configuration(runtimes[name], look)
