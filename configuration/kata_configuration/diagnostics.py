@@ -125,6 +125,7 @@ class Code(Enum):
     HANDLER_ANNOTATIONS = ("KATA805", Severity.WARNING, False, "annotations of pods do not reach the runtime")
     HANDLER_DEVICES = ("KATA806", Severity.WARNING, True, "privileged containers get the host's devices")
     HANDLER_SNAPSHOTTER = ("KATA807", Severity.NOTE, False, "the snapshotter fits the hypervisor badly")
+    HANDLER_NO_SNAPSHOTTER = ("KATA808", Severity.WARNING, False, "containerd has no such snapshotter")
 
     def __init__(self, number: str, severity: Severity, security: bool, meaning: str) -> None:
         self.number = number

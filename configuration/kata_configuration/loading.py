@@ -106,7 +106,12 @@ def containerds_diagnostics(layer: Layer, *, check_host: bool) -> tuple[Diagnost
 
     look = configured if check_host else None
     found = [place_fault(layer, fault) for fault in layer.faults]
-    found += [place_finding(layer, finding) for finding in containerd.judge(layer.tree, look)]
+    with suggestions.limited():
+        found += [
+            place_finding(layer, finding)
+            for finding in containerd.judge(layer.tree, look)
+            if not layer.faults or layer.index.find(finding.path)  # else it may stand in what is unreadable
+        ]
     return tuple(sorted(found, key=lambda diagnostic: (diagnostic.line, diagnostic.column, diagnostic.code)))
 
 

@@ -12,7 +12,13 @@ from types import SimpleNamespace
 import pytest
 
 from kata_agent.guest import boot, devices, log, metrics, signals, system
-from kata_agent.guest.errors import InvalidRequestError, NotFoundError, StateError, UnsupportedError
+from kata_agent.guest.errors import (
+    GuestError,
+    InvalidRequestError,
+    NotFoundError,
+    StateError,
+    UnsupportedError,
+)
 from kata_agent.guest.namespaces import SharedNamespaces
 from kata_agent.guest.oom import OomWatcher
 from kata_agent.guest.reaper import Reaper
@@ -239,6 +245,40 @@ def test_name_servers(tmp_path: Path) -> None:
     assert not target.exists()
     system.set_name_servers(["nameserver 10.0.0.1", "search a"], str(target))
     assert target.read_text() == "nameserver 10.0.0.1\nsearch a\n"
+
+
+class Waiting(Reaper):
+    """A reaper that waits for what it runs itself, as no thread of this process collects."""
+
+    def run(self, command: list[str], stdio: tuple[int, int, int], timeout: float | None = None) -> int:
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(stdio)]
+        pid = os.posix_spawn(command[0], command, {}, file_actions=actions)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_kernel_module_that_is_not_there_fails_with_what_modprobe_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modprobe = tmp_path / "modprobe"
+    modprobe.write_text(
+        f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n[ "$1" = dummy ] && exit 0\n'
+        'echo "modprobe: module $1 not found" >&2\nexit 1\n'
+    )
+    modprobe.chmod(0o755)
+    monkeypatch.setattr(system, "_MODPROBE", (str(modprobe),))
+    with pytest.raises(
+        GuestError, match=r"^load kernel module nonsense: modprobe: module nonsense not found$"
+    ):
+        system.load_module("nonsense", [], Waiting())
+    system.load_module("dummy", ["numdummies=2"], Waiting())
+    assert (tmp_path / "asked").read_text() == "dummy numdummies=2\n"
+    for name in ("", "-r", "../dummy", "a b", "dummy\n"):
+        with pytest.raises(InvalidRequestError, match="is not the name of a kernel module"):
+            system.load_module(name, [], Waiting())
+    monkeypatch.setattr(system, "_MODPROBE", ())
+    monkeypatch.setattr(system, "_BUSYBOX", ())
+    with pytest.raises(GuestError, match="the guest image has no modprobe"):
+        system.load_module("nonsense", [], Waiting())
 
 
 def test_out_of_memory_events(tmp_path: Path) -> None:

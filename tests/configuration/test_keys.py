@@ -40,6 +40,19 @@ NO_IOMMU = "the machine has no virtual IOMMU, and no device of the host that its
 ONE_MONITOR = "QEMU has one monitor, which the pod's broker holds, and which takes checked commands only"
 EMPTY_DIR = "an emptyDir volume is a directory of the host that the guest shares, or of medium Memory, a tmpfs of the guest's own"
 ALWAYS_ROOTLESS = "is not needed: every machine runs as a user of its pod, who has no privileges"
+ROOT_ON_A_DISK = (
+    "a root file system on a block device is mounted on the host and "
+    "shared where files are shared, and is a disk of the guest elsewhere"
+)
+NO_CONSOLE = (
+    "the guest has no console beside its containers, and with enable_debug of its hypervisor's table "
+    "what its kernel prints is in the runtime's log"
+)
+NO_DEVICES = (
+    "a guest gets the block devices of the host that its containers name, as disks, and no other device"
+)
+NOT_CONFIDENTIAL = "no guest is confidential: its host can read its memory"
+NO_DAX = "a guest reads shared files through a page cache of its own"
 NOTHING = "; the value changes nothing (remove it)"
 
 # Each text is put after QEMU (three lines), and compared without "hypervisor." and the file's name.
@@ -51,7 +64,12 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("asks for what is always so", "rootless = true\n", [f"4:1: note[KATA210] qemu.rootless: {ALWAYS_ROOTLESS} (remove it)"]),
     ("asks against what is always so", "rootless = false\n", [f"4:1: note[KATA210] qemu.rootless: {ALWAYS_ROOTLESS} (remove it)"]),
     ("asks for what is always so, of the wrong type", 'rootless = "no"\n', [f"4:1: error[KATA203] qemu.rootless: {NOT_YET}: every machine runs as a user of its pod, who has no privileges (remove it)"]),
-    ("acted on by the Go runtime, with what happens instead", "disable_block_device_use = true\n", ["4:1: error[KATA203] qemu.disable_block_device_use: is acted on by Kata's Go runtime only: a root file system on a block device is mounted on the host and shared where files are shared, and is a disk of the guest elsewhere (remove it, and choose by shared_fs)"]),
+    ("acted on by the Go runtime, with what happens instead", 'shared_fs = "none"\ndisable_block_device_use = true\n', [f"5:1: error[KATA203] qemu.disable_block_device_use: is acted on by Kata's Go runtime only: {ROOT_ON_A_DISK} (remove it, and choose by shared_fs)"]),
+    ("what happens anyway with another key's value", "disable_block_device_use = true\n", [f"4:1: note[KATA210] qemu.disable_block_device_use: is not needed: {ROOT_ON_A_DISK} (remove it)"]),
+    ("of Kata after 4.1.0: a shell for a console", '[agent.kata]\ndebug_console_shell = "/bin/sh"\n', [f"5:1: error[KATA203] agent.kata.debug_console_shell: {NOT_YET}: {NO_CONSOLE} (remove it, and set enable_debug in the hypervisor's table)"]),
+    ("of Kata after 4.1.0: sockets of the host", '[runtime]\nvsock_uds_forward = ["1234:/run/x.sock"]\n', [f"5:1: error[KATA203] runtime.vsock_uds_forward: {NOT_YET}: no Unix socket of the host is behind a port of a guest's vsock (remove it, and let the pod reach that server by its network)"]),
+    ("of Kata after 4.1.0: what tells a pod's devices", '[runtime]\npod_resource_device_sources = ["dra"]\n', [f"5:1: error[KATA203] runtime.pod_resource_device_sources: {NOT_YET}: {NO_DEVICES} (remove it, and run pods that need another device with another runtime)"]),
+    ("of Kata after 4.1.0, as if it were not there", '[agent.kata]\ndebug_console_shell = ""\n[runtime]\nvsock_uds_forward = []\npod_resource_device_sources = ["device-plugin"]\n', [f"5:1: note[KATA210] agent.kata.debug_console_shell: {NOT_YET}: {NO_CONSOLE}{NOTHING}", f"7:1: note[KATA210] runtime.vsock_uds_forward: {NOT_YET}: no Unix socket of the host is behind a port of a guest's vsock{NOTHING}", f"8:1: note[KATA210] runtime.pod_resource_device_sources: {NOT_YET}: {NO_DEVICES}{NOTHING}"]),
     ("mounts of no form", '[runtime]\nsandbox_bind_mounts = ["/srv/tools", "tools", "/", "/srv/../x:ro", "/srv/x/", "/srv:rx"]\n', [f'5:{column}: error[KATA304] runtime.sandbox_bind_mounts[{number}]: "{value}" is no path of a directory or file of the host (write a path such as /srv/tools, or /srv/tools:rw)' for column, number, value in ((38, 1, "tools"), (47, 2, "/"), (52, 3, "/srv/../x:ro"), (68, 4, "/srv/x/"), (79, 5, "/srv:rx"))]),
     ("mounts of one name", '[runtime]\nsandbox_bind_mounts = ["/srv/tools", "/opt/tools:rw"]\n', ['5:38: error[KATA401] runtime.sandbox_bind_mounts[1]: has the last name "tools" of another entry, by which the guest finds each (keep one of them)']),
     ("mounts where no files are shared", 'shared_fs = "none"\n[runtime]\nsandbox_bind_mounts = ["/srv/tools"]\n', ["6:23: error[KATA401] runtime.sandbox_bind_mounts: cannot be: qemu is configured to share no files with its guests (remove it)"]),
@@ -144,9 +162,13 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("tables of Kata 1", '[proxy.kata]\npath = "/x"\n[shim.kata]\n', ["4:2: error[KATA203] proxy: was removed in Kata 2.0.0: the runtime speaks to the guest's agent itself (remove it)", "6:2: error[KATA203] shim: was removed in Kata 2.0.0: the runtime speaks to the guest's agent itself (remove it)"]),
     ("Go's factory", "[factory]\nenable_template = true\n", ["4:2: error[KATA203] factory: is a table of Kata's Go runtime; since Kata 3.23.0 each hypervisor has its own, without a cache (remove it: qemu does not support what it became)"]),
     ("the memory agent, alone", "[mem_agent]\nenable = true\n", ["4:2: error[KATA203] mem_agent: is a table of [agent.kata], which is known to Kata and not supported by this version (remove it)"]),
-    ("a key of a planned table", "enable_template = true\n", [f"4:1: error[KATA203] qemu.enable_template: is a key of [hypervisor.qemu.factory], which {NOT_YET[3:]} (remove it)"]),
+    ("a key of a planned table", "enable_template = true\n", [f"4:1: error[KATA203] qemu.enable_template: is a key of [hypervisor.qemu.factory], which {NOT_YET} (remove it)"]),
     ("a key of a table", "[hypervisor.dragonball]\nenable_template = true\n", ["5:1: warning[KATA204] dragonball.enable_template: is not a key of this table (it belongs in [hypervisor.dragonball.factory])"]),
     ("Microsoft's", "[runtime]\nstatic_sandbox_default_workload_mem = 1792\n", ["5:1: error[KATA204] runtime.static_sandbox_default_workload_mem: is a key of Microsoft's build of Kata: the memory of a machine whose pod has no limit (write default_memory in [hypervisor.qemu])"]),
+    ("Microsoft's, of the machine", 'igvm = "/igvm"\n', ["4:1: error[KATA204] qemu.igvm: is a key of Microsoft's build of Kata: one file with the firmware and the guest (remove it; kernel, initrd and image name the guest)"]),
+    ("AMD's and Intel's", "sev_snp_guest = true\nsnp_guest_policy = 196608\nsnp_certs_path = \"/c\"\ntdx_quote_generation_service_socket_port = 4050\n", [f"4:1: error[KATA213] qemu.sev_snp_guest: {NOT_YET}: {NOT_CONFIDENTIAL} (remove it only where pods can do without this protection) [security]", f"5:1: note[KATA210] qemu.snp_guest_policy: {NOT_YET}: {NOT_CONFIDENTIAL}{NOTHING}", "6:1: error[KATA204] qemu.snp_certs_path: was removed in Kata 3.14.0 (remove it)", f"7:1: note[KATA210] qemu.tdx_quote_generation_service_socket_port: {NOT_YET}: {NOT_CONFIDENTIAL}{NOTHING}"]),
+    ("DAX", "virtio_fs_is_dax = true\nvirtio_fs_cache_size = 1024\n", [f"4:1: error[KATA203] qemu.virtio_fs_is_dax: is read by Kata and acted on by no runtime: {NO_DAX} (remove it)", f"5:1: error[KATA203] qemu.virtio_fs_cache_size: is acted on by Kata's Go runtime only: {NO_DAX} (remove it)"]),
+    ("DAX, off", "virtio_fs_is_dax = false\nvirtio_fs_cache_size = 0\n", [f"4:1: note[KATA210] qemu.virtio_fs_is_dax: is read by Kata and acted on by no runtime: {NO_DAX}{NOTHING}", f"5:1: note[KATA210] qemu.virtio_fs_cache_size: is acted on by Kata's Go runtime only: {NO_DAX}{NOTHING}"]),
     # Names of hypervisors.
     ("another name", "[hypervisor.cloud-hypervisor]\n", ["4:13: note[KATA211] cloud-hypervisor: is another name of [hypervisor.clh] (write clh)"]),
     ("almost the other name", "[hypervisor.cloud_hypervisr]\n", ['4:13: error[KATA202] cloud_hypervisr: unknown table (did you mean "cloud-hypervisor"?)']),

@@ -373,8 +373,10 @@ def test_codes_are_unique() -> None:
         + ", ".join(f'"default_memroy{number}"' for number in range(8000))
         + "]\n",
         QEMU + 'seccompsandbox = "on' + "".join(f",spwan{number}=deny" for number in range(8000)) + '"\n',
+        'version = 2\n[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.kata]\n'
+        + "".join(f"snapshoter{number} = {number}\n" for number in range(8000)),
     ],
-    ids=["keys", "tables", "entries", "groups"],
+    ids=["keys", "tables", "entries", "groups", "keys of containerd's"],
 )
 def test_however_much_is_misspelled_so_much_is_compared(
     write: Write, text: str, monkeypatch: pytest.MonkeyPatch

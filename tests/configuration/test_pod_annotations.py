@@ -195,6 +195,23 @@ def test_unknown_annotations_are_refused(pod: Pod) -> None:
     ]
 
 
+def test_an_annotation_of_a_key_that_is_not_honoured_says_what_happens_instead(pod: Pod) -> None:
+    names = {
+        "runtime.enable_vcpus_pinning": "true",
+        "hypervisor.ctlpath": "/x",
+        "hypervisor.jailer_path": "/x",
+    }
+    not_here = "error[KATA702] names a key that is not honoured here"
+    assert refused(pod, '[".*"]', names) == [
+        f"annotation {PREFIX}hypervisor.ctlpath: {not_here}: the runtime controls the hypervisor by its own "
+        "interface (remove it)",
+        f"annotation {PREFIX}hypervisor.jailer_path: {not_here} (remove it)",  # Firecracker's, with QEMU
+        f"annotation {PREFIX}runtime.enable_vcpus_pinning: {not_here}: each virtual CPU runs on any CPU "
+        "that the cgroup above the pod's has (remove it, and give that cgroup a cpuset if pods are to keep "
+        "to some CPUs)",
+    ]
+
+
 def test_refusals_become_warnings_where_configured(pod: Pod) -> None:
     more = '[runtime]\nrefused_annotations = "warn"\n'
     names = {"hypervisor.default_vcpus": "2", "hypervisor.kernel": "/x", "hypervisor.none": ""}

@@ -74,7 +74,7 @@ async def test_nothing_else_is_opened(broker: Broker) -> None:
         (Path("/etc/passwd"), False),
         (cache / "x", False),
     ):
-        with pytest.raises(NotSupportedError, match="only an image of a root file system, read-only"):
+        with pytest.raises(NotSupportedError, match="read-only an image of a root file system"):
             await broker.open_disk(path, write=write)
     with pytest.raises(LaunchError, match="No such file or directory"):
         await broker.open_disk(absent, write=False)

@@ -76,7 +76,6 @@ ALLOWED = {
     "runtime/kata_runtime/broker/logger.py PATIENCE": (
         "a logger that neither ends nor obeys would keep its pod for ever: as with containerd's own shim"
     ),
-    "runtime/kata_runtime/broker/pod_network.py TIMEOUT": RETRIED,
     "runtime/kata_runtime/broker/processes.py GRACE": RETRIED,
     "runtime/kata_runtime/broker/supervisor.py GRACE": ENDING,
     "runtime/kata_runtime/broker/hook_declaration.py MAX_TIMEOUT": "the largest number that a hook may say",

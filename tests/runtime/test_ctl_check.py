@@ -157,6 +157,28 @@ def test_containerd(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check.check_containerd(setup).status is Status.FAIL
 
 
+def test_handlers(setup: Setup) -> None:
+    missing = check.check_handlers(setup)
+    assert (missing.status, missing.fix) == (Status.WARN, "kata-ctl containerd configure")
+    path = setup.root / "etc/containerd/config.toml"
+    path.parent.mkdir(parents=True)
+    table = 'plugins."io.containerd.cri.v1.runtime".containerd.runtimes.kata'
+    right = (
+        f'version = 3\n[{table}]\nruntime_type = "io.containerd.kata.v2"\n'
+        'privileged_without_host_devices = true\nsnapshotter = "native"\n'
+    )
+    path.write_text(right)
+    assert check.check_handlers(setup).status is Status.OK
+    wrong = right.replace("kata.v2", "runc.v2").replace("native", "devmaper").replace("true", "false")
+    path.write_text(wrong)
+    found = check.check_handlers(setup)
+    assert (found.status, found.fix) == (Status.WARN, f"kata-ctl config lint {path}")
+    assert "error[KATA802]" in found.cause  # the worst, though others stand before it
+    assert found.cause.endswith(", and 2 more")
+    path.write_text("version = \n")
+    assert "KATA101" in check.check_handlers(setup).cause
+
+
 def test_cgroups(setup: Setup) -> None:
     assert check.check_cgroups(setup).status is Status.WARN
     base = setup.root / "sys/fs/cgroup"

@@ -2,7 +2,7 @@
 
 Judged are the runtime handlers of its CRI plugin that run this runtime, or are named as if they did. Source:
 containerd, docs/cri/config.md and internal/cri/config/config.go; release 1.6 for version 2 of the file, 2.0
-for version 3.
+for version 3, 2.3 for version 4.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kata_configuration.diagnostics import Code, Finding, Fix, KeyPath, quoted
+from kata_configuration.judge import snapshotter
 from kata_configuration.suggestions import closest, unmistakable
 
 TYPE = "io.containerd.kata.v2"
 TYPES = (TYPE, "io.containerd.kata")
 OPTIONS_TYPE = "runtimeoptions.v1.Options"
 
-PLUGINS = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
+OLD_PLUGIN, PLUGIN = "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"
+PLUGINS = {2: OLD_PLUGIN, 3: PLUGIN, 4: PLUGIN}
 """The plugin with the runtimes, by the version of the file."""
 
 KEYS = (
@@ -30,8 +32,6 @@ KEYS = (
 """Of a runtime's table. containerd passes over others without a word."""
 
 OPTIONS = ("ConfigPath", "ConfigBody", "TypeUrl")
-
-BLOCK_SNAPSHOTTERS = ("devmapper", "blockfile", "erofs")
 
 ANNOTATION = "io.katacontainers.config.hypervisor.default_memory"
 """One of ours, to try a pattern with."""
@@ -59,7 +59,7 @@ def is_containerds(tree: Mapping[str, Any]) -> bool:
 def judge(tree: Mapping[str, Any], look: Look | None) -> Iterator[Finding]:
     """Yield the findings about this runtime's handlers. look: None where this host is not looked at."""
     version = tree.get("version", 1)
-    if version not in PLUGINS:
+    if not isinstance(version, int) or version not in PLUGINS:
         message = f"is {quoted(version)}, of which the runtimes are not known here"
         hint = 'write version = 2, or 3 for containerd 2 ("containerd config migrate" converts it)'
         yield Finding(Code.HANDLER_UNREAD, ("version",), message, hint)
@@ -72,11 +72,17 @@ def judge(tree: Mapping[str, Any], look: Look | None) -> Iterator[Finding]:
         hint = (
             f'add [plugins.{quoted(PLUGINS[version])}.containerd.runtimes.kata] with runtime_type = "{TYPE}"'
         )
-        yield Finding(Code.HANDLER_ABSENT, path, "no runtime is of this runtime's type", hint, on_key=True)
+        message = "no runtime is of this runtime's type"
+        if tree.get("imports"):
+            message += " in this file, and what it imports is not looked at"
+        yield Finding(Code.HANDLER_ABSENT, path, message, hint, on_key=True)
     for name in ours:
         yield from _handler((*path, name), runtimes[name], look)
-        if look is not None:
-            yield from _snapshotter((*path, name), runtimes[name], _table(tree, path[:-1]), look)
+        configured = _configuration(runtimes[name], look)
+        if configured is not None and not configured.shares_files:
+            yield from snapshotter.judge_fit(tree, version, (*path, name), configured.hypervisor)
+    if ours:
+        yield from snapshotter.judge_names(tree, version, path, ours)
 
 
 def _table(tree: Mapping[str, Any], path: KeyPath) -> Mapping[str, Any]:
@@ -94,9 +100,9 @@ def _is_ours(name: str, table: Mapping[str, Any]) -> bool:
 
 def _elsewhere(tree: Mapping[str, Any], version: int) -> Iterator[Finding]:
     """Find runtimes in the plugin of the file's other version, which containerd passes over."""
-    for other, plugin in PLUGINS.items():
+    for plugin, other in ((OLD_PLUGIN, 2), (PLUGIN, 3)):
         path: KeyPath = ("plugins", plugin, "containerd", "runtimes")
-        if other != version and _table(tree, path):
+        if plugin != PLUGINS[version] and _table(tree, path):
             message = f"is not read: a file of version {version} has its runtimes in {PLUGINS[version]}"
             hint = f"rename the plugin to {quoted(PLUGINS[version])}, or write version = {other}"
             yield Finding(Code.HANDLER_UNREAD, path, message, hint, on_key=True)
@@ -186,20 +192,3 @@ def _configuration(table: Mapping[str, Any], look: Look | None) -> Handled | Non
     options = table.get("options", {})
     name = options.get("ConfigPath", "") if isinstance(options, dict) else ""
     return look(name) if look is not None and isinstance(name, str) and name.startswith("/") else None
-
-
-def _snapshotter(
-    path: KeyPath, table: Mapping[str, Any], above: Mapping[str, Any], look: Look
-) -> Iterator[Finding]:
-    """Find a snapshotter of directories beside a hypervisor whose guests see no files of the host."""
-    configured = _configuration(table, look)
-    if configured is None or configured.shares_files:
-        return
-    name = table.get("snapshotter") or above.get("snapshotter") or "overlayfs"
-    if name not in BLOCK_SNAPSHOTTERS:
-        message = (
-            f"is {quoted(str(name))}: guests of {configured.hypervisor} see no files of the host, so that an "
-            "image is made of each container's root file system"
-        )
-        hint = f"choose one of {', '.join(BLOCK_SNAPSHOTTERS)} where starts must be fast"
-        yield Finding(Code.HANDLER_SNAPSHOTTER, (*path, "snapshotter"), message, hint)

@@ -10,6 +10,7 @@ import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from kata_configuration.bind_mount import BindMount
@@ -124,10 +125,20 @@ def _has_root(table: Any) -> Iterator[Finding]:
 
 def _initrd_mounts_the_image(table: Any) -> Iterator[Finding]:
     """Warn of an initrd of Kata's own beside an image: it is a whole guest, whose init is the agent."""
-    if table.image and table.initrd and _WHOLE_GUEST.fullmatch(table.initrd.name):
-        message = f"is not used: {table.initrd.name} is by its name a whole guest, which mounts no image"
-        hint = 'remove image, or name an initrd that mounts it, such as that of "kata-ctl image build"'
-        yield Finding(Code.UNUSED, ("image",), message, hint)
+    if table.image and table.initrd and is_whole_guest_by_name(table.initrd):
+        yield unused_image(f"{table.initrd.name} is by its name a whole guest")
+
+
+def is_whole_guest_by_name(initrd: Path) -> bool:
+    """Whether an initrd has a name that Kata's releases give theirs."""
+    return _WHOLE_GUEST.fullmatch(initrd.name) is not None
+
+
+def unused_image(why: str) -> Finding:
+    """Return the finding about an image that an initrd does not mount. why: the initrd, and what it is."""
+    message = f"is not used: {why}, which mounts no image"
+    hint = 'remove image, or name an initrd that mounts it, such as that of "kata-ctl image build"'
+    return Finding(Code.UNUSED, ("image",), message, hint)
 
 
 def _vcpus_fit(table: Any) -> Iterator[Finding]:

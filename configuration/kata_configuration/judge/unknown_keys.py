@@ -38,21 +38,22 @@ def unknown_key(path: KeyPath, model: type[Table], value: object, context: Conte
     if removed := removed_keys.find(table, key):
         return _removed(path, model, removed, value, context)
     if planned := _declared(PLANNED.get(table), key):
-        return _unhonoured(path, planned, key, value, NOT_HONOURED)
+        return _unhonoured(path, planned, value, NOT_HONOURED, context)
     if others := [name for name in _relatives(table) if _anywhere(name, key)]:
         return _others(path, key, others, value)
     if ineffective := _declared(INEFFECTIVE[table[0]], key):
-        return _ineffective(path, ineffective, key, value)
+        return _ineffective(path, ineffective, value, context)
     if inner := _inner_home(table, key):
         return _within(path, inner)
     return _misplaced(path, key, value, context) or _misspelled(path, model, table, context)
 
 
-def _ineffective(path: KeyPath, model: type[Table], key: str, value: object) -> Finding:
+def _ineffective(path: KeyPath, model: type[Table], value: object, context: Context) -> Finding:
+    key = str(path[-1])
     metadata = model.model_fields[model.aliases.get(key, key)].metadata
     actor = next((item.runtime for item in metadata if isinstance(item, ActedOnBy)), "")
     why = f"is acted on by {actor} only" if actor else "is read by Kata and acted on by no runtime"
-    found = _unhonoured(path, model, key, value, why)
+    found = _unhonoured(path, model, value, why, context)
     return found if actor else replace(found, loss=Loss.NOTHING)
 
 
@@ -128,7 +129,7 @@ def _within(path: KeyPath, home: tuple[KeyPath, bool]) -> Finding:
     if honoured:
         hint, fix = f"it belongs in [{key_name(inner)}]", Fix(table=inner)
         return Finding(Code.FOREIGN_KEY, path, "is not a key of this table", hint, on_key=True, fix=fix)
-    return Finding(Code.UNSUPPORTED, path, f"{message}, which {NOT_HONOURED[3:]}", "remove it", on_key=True)
+    return Finding(Code.UNSUPPORTED, path, f"{message}, which {NOT_HONOURED}", "remove it", on_key=True)
 
 
 def _removed(
@@ -191,9 +192,10 @@ def _successor(
     return removed.advice or f"write {name}", None
 
 
-def _unhonoured(path: KeyPath, model: type[Table], key: str, value: object, why: str) -> Finding:
+def _unhonoured(path: KeyPath, model: type[Table], value: object, why: str, context: Context) -> Finding:
+    key = str(path[-1])
     instead = _instead(model, key)
-    if not instead.lost and _is_valid(model, key, value):
+    if not _is_lost(instead, path[:-1], context) and _is_valid(model, key, value):
         return Finding(Code.INERT, path, f"is not needed: {instead.clause}", "remove it", on_key=True)
     if instead.clause:
         why += f": {instead.clause}"
@@ -209,6 +211,18 @@ def _instead(model: type[Table] | None, key: str) -> Instead:
     """Return what happens in place of a key of a table that is not honoured; nothing is said without one."""
     metadata = model.model_fields[model.aliases.get(key, key)].metadata if model else ()
     return next((item for item in metadata if isinstance(item, Instead)), Instead(""))
+
+
+def _is_lost(instead: Instead, table: KeyPath, context: Context) -> bool:
+    """Whether what a key of a table asks for is missing: it may depend on another key of that table."""
+    if instead.lost_with is None:
+        return instead.lost
+    key, value = instead.lost_with
+    written = lookup(context.tree, (*table, key))
+    if written is None:
+        field = TABLES[own_path(table)].model_fields.get(key)
+        written = field.default if field else value
+    return bool(written == value)
 
 
 def _protects(model: type[Table], key: str, value: object) -> bool:

@@ -35,7 +35,7 @@ from kata_configuration.models import (
     Runtime,
     Table,
 )
-from kata_configuration.models.base import Access, Annotation, RoundedUp, Unit
+from kata_configuration.models.base import Access, Annotation, Instead, RoundedUp, Unit
 from kata_configuration.suggestions import closest
 
 Tree = dict[str, Any]
@@ -106,6 +106,15 @@ def check_entries(table: Any) -> Iterator[Finding]:
 def _is_unhonoured(table: tuple[str, ...], name: str) -> bool:
     """Whether a name that allows nothing is that of a key that another table has, or another version."""
     return name in _names_of_family(table[0])
+
+
+def _instead_of(table: tuple[str, ...], name: str) -> Instead:
+    """Return what happens in place of a table's key that is not honoured; no clause where none says it."""
+    for model in (PLANNED.get(table), INEFFECTIVE[table[0]]):
+        if model is not None and (key := _key_of(model, name)):
+            metadata = model.model_fields[key].metadata
+            return next((item for item in metadata if isinstance(item, Instead)), Instead(""))
+    return Instead("")
 
 
 @functools.cache
@@ -269,7 +278,9 @@ class _Application:
             )
         table, model = self._model(family)
         if _is_unhonoured(table, rest):
-            return "names a key that is not honoured here", "remove it"
+            instead = _instead_of(table, rest)
+            clause = f": {instead.clause}" if instead.clause else ""
+            return f"names a key that is not honoured here{clause}", instead.advice
         found = closest(rest, model.model_fields)
         return (
             "names no key",

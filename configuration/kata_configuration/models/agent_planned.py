@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import AliasChoices, Field
 
 from kata_configuration.models.base import (
+    AFTER_4_1,
     About,
     Instead,
     LogLevel,
@@ -20,6 +21,11 @@ from kata_configuration.models.base import (
     Text,
 )
 
+NO_CONSOLE = Instead(
+    "the guest has no console beside its containers, and with enable_debug of its hypervisor's table "
+    "what its kernel prints is in the runtime's log",
+    advice="remove it, and set enable_debug in the hypervisor's table",
+)
 BYTE = 2**8 - 1
 LARGEST = 2**63 - 1
 DAY = 24 * 3600
@@ -90,12 +96,13 @@ class AgentPlanned(Table):
     debug_console_enabled: Annotated[
         bool,
         About("Open a console in the guest for whoever reaches it on the host.", "Kata 3.0.0"),
-        Instead(
-            "the guest has no console beside its containers, and with enable_debug of its hypervisor's table "
-            "what its kernel prints is in the runtime's log",
-            advice="remove it, and set enable_debug in the hypervisor's table",
-        ),
+        NO_CONSOLE,
     ] = False
+    debug_console_shell: Annotated[
+        Text,
+        About('The program of the guest that this console runs; "" is its own shell.', AFTER_4_1),
+        NO_CONSOLE,
+    ] = ""
     visible_cdi_devices: Annotated[
         bool,
         About("Let the agent add CDI devices that containers name in variables.", "Kata 3.32.0"),

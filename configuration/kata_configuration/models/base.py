@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
 __all__ = [
+    "AFTER_4_1",
     "HOUR",
     "OURS",
     "About",
@@ -59,6 +60,8 @@ __all__ = [
 
 # The release in which this runtime began to read a key that Kata does not have.
 OURS = "this runtime 0.1.0"
+# Of keys that Kata's main branch has, and its release 4.1.0 does not.
+AFTER_4_1 = "after Kata 4.1.0"
 HOUR = 3600
 
 
@@ -236,12 +239,14 @@ class Instead(NamedTuple):
     """What this version does in place of a value or key that it does not honour.
 
     clause: what. lost: whether something is missing then that the value asks for. advice: what to do about a
-    key that is not honoured; it begins with "remove it".
+    key that is not honoured; it begins with "remove it". lost_with: a key of the same table with the value by
+    which that is missing, and with no other one; None where it depends on none.
     """
 
     clause: str
     lost: bool = True
     advice: str = "remove it"
+    lost_with: tuple[str, str] | None = None
 
 
 class Needs(NamedTuple):

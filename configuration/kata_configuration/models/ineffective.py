@@ -57,6 +57,7 @@ class HypervisorIneffective(Table):
             "a root file system on a block device is mounted on the host and shared where files are shared, "
             "and is a disk of the guest elsewhere",
             advice="remove it, and choose by shared_fs",
+            lost_with=("shared_fs", "none"),
         ),
     ] = False
     block_device_cache_set: Annotated[

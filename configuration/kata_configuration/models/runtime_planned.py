@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kata_configuration.models.base import (
+    AFTER_4_1,
     About,
     Instead,
     OptionalPath,
@@ -100,3 +101,20 @@ class RuntimePlanned(Table):
         ),
         NO_VFIO,
     ] = None
+    pod_resource_device_sources: Annotated[
+        tuple[Literal["device-plugin", "dra"], ...],
+        Field(strict=False),
+        About("Which of the kubelet's lists of a pod's devices count.", AFTER_4_1),
+        NO_VFIO,
+    ] = ("device-plugin",)
+    vsock_uds_forward: Annotated[
+        Strings,
+        About(
+            'Sockets of the host that a guest reaches by a port of its vsock, as "PORT:PATH".',
+            AFTER_4_1,
+        ),
+        Instead(
+            "no Unix socket of the host is behind a port of a guest's vsock",
+            advice="remove it, and let the pod reach that server by its network",
+        ),
+    ] = ()

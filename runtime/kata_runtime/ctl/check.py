@@ -202,6 +202,29 @@ def check_containerd(setup: Setup) -> Finding:
     return _program("containerd", path, OLDEST_CONTAINERD, "apt-get install containerd")
 
 
+def check_handlers(setup: Setup) -> Finding:
+    """Whether containerd's configuration lets pods of Kubernetes reach this runtime, and as they should.
+
+    Nothing here keeps a virtual machine from running: a client such as ctr names the runtime itself.
+    """
+    from kata_configuration import ConfigurationError, Severity
+    from kata_configuration.layer.layers import read_files
+    from kata_configuration.loading import containerds_diagnostics
+    from kata_runtime.ctl.containerd import FILE
+
+    name, path = "handlers", setup.root / FILE.relative_to("/")
+    try:
+        found = containerds_diagnostics(read_files(path).layers[0], check_host=True)
+    except ConfigurationError as error:
+        return Finding(name, Status.WARN, str(error.diagnostics[0]), "kata-ctl containerd configure")
+    faults = [item for item in found if item.severity is Severity.ERROR]
+    faults += [item for item in found if item.severity is Severity.WARNING]
+    if not faults:
+        return Finding(name, Status.OK, f"{path} has this runtime")
+    more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
+    return Finding(name, Status.WARN, f"{faults[0]}{more}", f"kata-ctl config lint {path}")
+
+
 def check_cgroups(setup: Setup) -> Finding:
     """Which cgroups the host has."""
     base = setup.root / "sys/fs/cgroup"
@@ -250,6 +273,7 @@ CHECKS: tuple[Check, ...] = (
     check_virtiofsd,
     check_open_files,
     check_containerd,
+    check_handlers,
     check_cgroups,
     check_shared_memory,
     check_memory,

@@ -112,9 +112,10 @@ def _what_to_lint(paths: Sequence[Path], check_host: bool) -> tuple[list[Path], 
 
     host_rules: tuple[Rule, ...] = ()
     if check_host:
+        from kata_runtime.ctl.initrd_rule import INITRD_RULE
         from kata_runtime.ctl.kvm_rule import KVM_RULE
 
-        host_rules = (KVM_RULE,)
+        host_rules = (INITRD_RULE, KVM_RULE)
     if paths:
         return expand(paths), lambda path: lint(path, check_host=check_host, host_rules=host_rules)
     path, rule = discover(None, os.environ)

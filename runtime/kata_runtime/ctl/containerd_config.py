@@ -4,8 +4,7 @@ The handlers are one block of text between two comments, at the end of the file:
 written stays as it is, and taking the block out gives back the file. The tables that are in the block must be
 nowhere else, and the outcome must read as the file with those tables and nothing else changed.
 
-Source: containerd, docs/man/containerd-config.toml.5.md and docs/cri/config.md: the CRI plugin is
-io.containerd.grpc.v1.cri in version 2 of the file, io.containerd.cri.v1.runtime from version 3 on.
+Source: containerd, docs/man/containerd-config.toml.5.md and docs/cri/config.md.
 """
 
 from __future__ import annotations
@@ -18,10 +17,8 @@ from typing import Any
 
 import tomli
 
-RUNTIME = "io.containerd.kata.v2"
-OLD_PLUGIN, PLUGIN = "io.containerd.grpc.v1.cri", "io.containerd.cri.v1.runtime"
-PLUGINS = {2: OLD_PLUGIN, 3: PLUGIN, 4: PLUGIN}
-"""The plugin that has the runtimes, by the version of the file."""
+from kata_configuration.judge.containerd import PLUGINS, TYPE
+
 NEW_VERSION = 2
 """Of a file that we make: containerd 1.6 to 2.x read it."""
 
@@ -137,7 +134,7 @@ def _tables(plugin: str, name: str, configuration: Path) -> str:
     head = f'plugins."{plugin}".containerd.runtimes.{name}'
     return (
         f"[{head}]\n"
-        f'  runtime_type = "{RUNTIME}"\n'
+        f'  runtime_type = "{TYPE}"\n'
         "  privileged_without_host_devices = true\n"
         '  pod_annotations = ["io.katacontainers.*"]\n'
         f"  [{head}.options]\n"
