@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,10 @@ def test_an_initrd_is_known_by_what_is_in_it(
     assert [(item.key, item.line) for item in found] == [("hypervisor.qemu.image", 3)] * expected
     assert all(f"{name} has Kata's agent in it" in item.message for item in found)
     assert not [item for item in lint(path, check_host=False) if item.code == "KATA404"]
+
+
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "initrd")
+    path = tmp_path / "configuration.toml"
+    path.write_text(f'[hypervisor.qemu]\nkernel = "/k"\nimage = "/i"\ninitrd = "{tmp_path}/initrd"\n')
+    assert "KATA404" not in {item.code for item in lint(path, host_rules=(INITRD_RULE,))}
