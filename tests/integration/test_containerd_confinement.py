@@ -40,7 +40,7 @@ def test_as_shipped_every_thread_of_the_machine_is_filtered(node: Node) -> None:
             assert (thread["mode"], thread["mode_name"]) == (2, "filter"), thread
             assert thread["filters"] > inherited_filters()
             assert thread["no_new_privs"] is True
-        assert not [line for line in log_of(node, client.container) if "level=warning" in line]
+        assert warnings_of(node, client.container) == []
 
 
 def test_shim_and_machine_are_the_pods_user_without_capabilities(node: Node) -> None:
@@ -65,11 +65,12 @@ def test_turned_off_it_runs_with_a_warning_and_without_a_filter(node: Node) -> N
     path = node.configuration("unconfined", seccompsandbox="")
     with node.running(*FOREVER, options=("--runtime-config-path", path)) as client:
         assert {thread["mode"] for thread in threads_of(client.container, "qemu")} == {0}
-        warnings = [line for line in log_of(node, client.container) if "level=warning" in line]
+        warnings = warnings_of(node, client.container)
         assert any('qemu runs unconfined: seccompsandbox = \\"\\"' in line for line in warnings)
         assert any(f"{path}:" in line and "QEMU runs unconfined" in line for line in warnings)
 
 
-def log_of(node: Node, sandbox: str) -> list[str]:
-    """What the shim of one sandbox has logged."""
-    return [line for line in node.log().splitlines() if line.endswith(f"sandbox={sandbox}")]
+def warnings_of(node: Node, sandbox: str) -> list[str]:
+    """What the shim of one sandbox has warned of, but that it waited: that depends on the host."""
+    lines = [line for line in node.log().splitlines() if line.endswith(f"sandbox={sandbox}")]
+    return [line for line in lines if "level=warning" in line and "still waits after" not in line]
