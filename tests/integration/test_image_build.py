@@ -22,6 +22,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 import ubuntu_sources
 from kata_runtime.image import builder, distribution, elf, manifest, sbom
 from kata_runtime.image.agent import AGENT_ROOT, Agent
+from kata_runtime.image.agent_program import AgentProgram
 from kata_runtime.image.errors import ContentError, PackageError
 from patience import PATIENCE
 
@@ -47,6 +48,20 @@ def main():
         print("UP", crun[:2], mounted, os.access("/", os.W_OK), file=console, flush=True)
         print("ON DEMAND", sorted(loaded() & {"nfnetlink", "af_key", "tun"}), file=console, flush=True)
     ctypes.CDLL(None).reboot(0x4321FEDC)
+"""
+
+OWN = """
+#include <stdio.h>
+#include <sys/reboot.h>
+#include <unistd.h>
+
+int main(void)
+{
+    FILE *console = fopen("/dev/console", "w");
+    fprintf(console, "OWN %d %d\\n", getpid(), access("/usr/bin/python3", F_OK));
+    fclose(console);
+    return reboot(RB_POWER_OFF);
+}
 """
 
 
@@ -285,6 +300,22 @@ def test_it_boots_into_the_agent_and_loads_modules_on_demand(image: Path) -> Non
     console = boot(image, "root=/dev/vda")
     assert "UP ['crun', 'version'] True False" in console
     assert "ON DEMAND ['af_key', 'nfnetlink', 'tun']" in console
+
+
+@pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")
+@pytest.mark.parametrize("linked", ["static", "dynamic"])
+def test_a_program_of_ones_own_is_the_guests_init(linked: str, tmp_path: Path) -> None:
+    how = ["-static"] if linked == "static" else []
+    command = ["gcc", *how, "-x", "c", "-o", str(tmp_path / "own"), "-"]
+    subprocess.run(command, input=OWN, text=True, check=True)
+    agent = AgentProgram.read(tmp_path / "own")
+    assert (agent.loader is None) == (linked == "static")
+    made = builder.build(builder.Build(tmp_path / "image", CACHE, agent=agent), Steps()).manifest
+    assert made.agent == agent.described
+    assert not any("python" in package.name for package in made.packages)
+    bill = json.loads((tmp_path / "image" / sbom.SBOM).read_text())
+    assert not {"protobuf", "python3-minimal"} & {one["name"] for one in bill["components"]}
+    assert "OWN 1 -1" in boot(tmp_path / "image", "root=/dev/vda")
 
 
 @pytest.mark.parametrize(
