@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import containerd_versions
 import shipped_configuration
 from confinement_reports import assert_on_page, confinement, report_of, roles_of
+from held_files import held_files
 from kata_hypervisor.seccomp.confinement import read_threads
 from kata_runtime.ctl import confinement_page
 from node import FOREVER, Node
@@ -72,8 +72,7 @@ def test_one_process_holds_shim_and_machine_and_all_of_it_is_sealed(dragonball: 
         processes = dragonball.pids(client.container)
         assert set(processes) == {"shim", "broker", "virtiofsd", "init"}
         shim = processes["shim"]
-        files = {os.readlink(path) for path in Path(f"/proc/{shim}/fd").iterdir()}
-        assert {"anon_inode:kvm-vm", "anon_inode:kvm-vcpu:0", "/dev/vhost-vsock"} <= files
+        assert {"anon_inode:kvm-vm", "anon_inode:kvm-vcpu:0", "/dev/vhost-vsock"} <= {*held_files(shim)}
         threads = read_threads(shim)
         assert {thread.mode for thread in threads} == {2}, threads
         vcpus = [thread for thread in threads if thread.filters == 2]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from held_files import held_files
 from kata_hypervisor.seccomp.confinement import read_threads
 from kata_runtime.broker import cgroups
 from kata_runtime.ctl import check, findings
@@ -48,8 +49,7 @@ def test_check_finds_this_host_fit() -> None:
 
 
 def test_the_machine_runs_on_kvm_and_is_reached_over_vhost_vsock(qemu: int) -> None:
-    files = {os.readlink(path) for path in Path(f"/proc/{qemu}/fd").iterdir()}
-    assert {"anon_inode:kvm-vm", "anon_inode:kvm-vcpu:0", "/dev/vhost-vsock"} <= files
+    assert {"anon_inode:kvm-vm", "anon_inode:kvm-vcpu:0", "/dev/vhost-vsock"} <= {*held_files(qemu)}
     assert b"virtserialport" not in Path(f"/proc/{qemu}/cmdline").read_bytes()
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import pytest
 
 from cni_pod import GATEWAYS, CniPod, differences, holders, options
 from confinement_reports import report_of
+from held_files import held_files
 from kata_hypervisor.privileges import VHOST_NET
 from kata_hypervisor.seccomp.confinement import read_threads
 from kata_runtime.ctl import confinement_page
@@ -33,7 +31,7 @@ def test_qemu_holds_vhost_net_for_each_pair_of_queues(
         node.until(lambda: " packet loss" in client.output, "its ping")
         assert " 0% packet loss" in client.output
         vmm = node.pids(client.container)["qemu"]
-        held = [os.readlink(one) for one in Path(f"/proc/{vmm}/fd").iterdir()].count(str(VHOST_NET))
+        held = held_files(vmm).count(str(VHOST_NET))
         assert held == (0 if disabled else queues)
         # Where the kernel runs it as a thread of QEMU's, the kernel's worker is as confined as the others.
         assert [thread.tid for thread in read_threads(vmm) if not thread.confined] == []
