@@ -61,7 +61,7 @@ __all__ = [
 # The release in which this runtime began to read a key that Kata does not have.
 OURS = "this runtime 0.1.0"
 # Of keys that Kata's main branch has, and its release 4.1.0 does not.
-AFTER_4_1 = "after Kata 4.1.0"
+AFTER_4_1 = "Kata after 4.1.0"
 HOUR = 3600
 
 
@@ -218,7 +218,10 @@ class Form(NamedTuple):
 
 
 class PowerOfTwo(NamedTuple):
-    """That a number is a power of two."""
+    """That a number is a power of two, from `least` on, or 0 where that has a meaning of its own."""
+
+    least: int = 1
+    or_zero: bool = False
 
 
 class RoundedUp(NamedTuple):

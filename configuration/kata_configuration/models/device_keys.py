@@ -152,6 +152,7 @@ LogicalSectorSize = Annotated[
     ),
     Field(ge=0, le=65536),
     AfterValidator(_sector_size),
+    PowerOfTwo(MIN_SECTOR, or_zero=True),
     Annotation(name="blk_logical_sector_size"),
 ]
 PhysicalSectorSize = Annotated[
@@ -164,6 +165,7 @@ PhysicalSectorSize = Annotated[
     ),
     Field(ge=0, le=65536),
     AfterValidator(_sector_size),
+    PowerOfTwo(MIN_SECTOR, or_zero=True),
     Annotation(name="blk_physical_sector_size"),
 ]
 GuestSwapSize = Annotated[

@@ -95,10 +95,13 @@ def item_form(field: FieldInfo) -> str | None:
 
 def powers(field: FieldInfo) -> tuple[int, ...]:
     """Return the numbers that a key may have, where they are the powers of two in its range."""
-    if not any(isinstance(item, PowerOfTwo) for item in field.metadata):
+    rule = next((item for item in field.metadata if isinstance(item, PowerOfTwo)), None)
+    if rule is None:
         return ()
     low, high = limits(field)
-    return tuple(1 << bit for bit in range(high.bit_length()) if low <= 1 << bit <= high)
+    numbers = (1 << bit for bit in range(high.bit_length()))
+    zero = (0,) if rule.or_zero else ()
+    return (*zero, *(number for number in numbers if max(low, rule.least) <= number <= high))
 
 
 def choices(field: FieldInfo) -> tuple[Any, ...]:
