@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kata_agent.transport import GuestTransport
-from kata_hypervisor.errors import HypervisorError, NotSupportedError
+from kata_hypervisor.errors import ConfinementError, HypervisorError, NotSupportedError
 from kata_hypervisor.host import Child, ExitStatus
 from kata_hypervisor.verity import Verity
 
@@ -308,6 +308,14 @@ class Vmm(abc.ABC):
     @abc.abstractmethod
     async def verify_confinement(self) -> None:
         """Read the confinement of every VMM thread again. Raises ConfinementError as `run` does."""
+
+    async def _verify_changed(self) -> None:
+        """Read what a machine that has got something is confined to; one that is less has to end."""
+        try:
+            await self.verify_confinement()
+        except ConfinementError:
+            await self.stop()
+            raise
 
     @property
     @abc.abstractmethod

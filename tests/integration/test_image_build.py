@@ -23,6 +23,7 @@ import ubuntu_sources
 from kata_runtime.image import builder, distribution, elf, manifest, sbom
 from kata_runtime.image.agent import AGENT_ROOT, Agent
 from kata_runtime.image.agent_program import AgentProgram
+from kata_runtime.image.apt import Apt
 from kata_runtime.image.errors import ContentError, PackageError
 from patience import PATIENCE
 
@@ -147,10 +148,11 @@ def test_another_distribution_is_built_and_boots(stand_in: Agent, tmp_path: Path
         pytest.skip("Ubuntu's keys are taken from Debian's packages, and this host is Ubuntu itself")
     try:
         sources = ubuntu_sources.write(tmp_path, host.codename, CACHE)
-        request = builder.Build(tmp_path / "image", CACHE, agent=stand_in, sources=sources)
-        made = builder.build(request, Steps()).manifest
+        Apt.of(sources, CACHE).refresh()
     except PackageError as error:
         pytest.skip(f"Ubuntu's archive cannot be reached: {error}")
+    request = builder.Build(tmp_path / "image", CACHE, agent=stand_in, sources=sources)
+    made = builder.build(request, Steps()).manifest
     assert made.suite == ubuntu_sources.SUITE
     bill = (tmp_path / "image" / sbom.SBOM).read_text()
     assert "pkg:deb/ubuntu/crun@" in bill

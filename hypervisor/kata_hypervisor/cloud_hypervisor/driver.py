@@ -31,7 +31,7 @@ from kata_hypervisor.contract import (
     VmSpec,
     check_size,
 )
-from kata_hypervisor.errors import ConfinementError, HypervisorError, NotSupportedError
+from kata_hypervisor.errors import HypervisorError, NotSupportedError
 from kata_hypervisor.host import Host
 from kata_hypervisor.rest import RestClient, RestError, Step
 from kata_hypervisor.rest_machine import CONSOLE, RestMachine
@@ -277,14 +277,6 @@ class CloudHypervisorDriver(RestMachine):
         await self._command("resize the virtual machine", "PUT", "/vm.resize", body)
         await self._verify_changed()
         return size
-
-    async def _verify_changed(self) -> None:
-        """Read what a machine that has got something is confined to; one that is less has to end."""
-        try:
-            await self.verify_confinement()
-        except ConfinementError:
-            await self.stop()
-            raise
 
     async def snapshot(self, directory: Path) -> None:
         """See the contract."""

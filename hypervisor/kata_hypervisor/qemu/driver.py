@@ -26,7 +26,7 @@ from kata_hypervisor.contract import (
     VmSpec,
     check_supported,
 )
-from kata_hypervisor.errors import ConfinementError, HypervisorError, LaunchError
+from kata_hypervisor.errors import HypervisorError, LaunchError
 from kata_hypervisor.host import Host
 from kata_hypervisor.kernel_line import is_partitioned
 from kata_hypervisor.lifecycle import EXIT_GRACE
@@ -117,14 +117,6 @@ class Qemu(QmpControlled, Hypervisor):
         if self._later_disks is None:
             raise HypervisorError("the virtual machine has no disks: it was not started")
         return self._later_disks
-
-    async def _verify_changed(self) -> None:
-        """Read what a machine that has got something is confined to; one that is less has to end."""
-        try:
-            await self.verify_confinement()
-        except ConfinementError:
-            await self.stop()
-            raise
 
     async def _spawn(self, spec: VmSpec) -> None:
         """Start both processes."""

@@ -118,12 +118,8 @@ class Children:
         try:
             confined: dict[str, Any] = {}
             if privileges is not None:
-                spawn.check_executable(name, argv[0])
-                user, place = self._identity.user, self._identity.place
-                root = confined_child.plan(name, argv[0], privileges, user, place, self._directory)
-                _give_away(name, [fds[number] for number in privileges["written"]], user)
+                confined = {"root": self._plan(name, argv[0], fds, privileges), "fork": self._identity.fork}
                 network = network if privileges["network"] else None
-                confined = {"root": root, "fork": self._identity.fork}
             pid = spawn.spawn(
                 name,
                 argv,
@@ -148,6 +144,16 @@ class Children:
             self._filters[pid] = supervisor
             self._loop.add(supervisor.listener, lambda events: self._answer_filter(pid, supervisor, events))
         return pid
+
+    def _plan(
+        self, name: str, path: str, fds: Mapping[int, int], privileges: Mapping[str, Any]
+    ) -> confined_child.Plan:
+        """What a child is confined to, whose user gets the files that it may write."""
+        spawn.check_executable(name, path)
+        user, place = self._identity.user, self._identity.place
+        root = confined_child.plan(name, path, privileges, user, place, self._directory)
+        _give_away(name, [fds[number] for number in privileges["written"]], user)
+        return root
 
     def _answer_filter(self, pid: int, supervisor: ChildFilterSupervisor, events: int) -> None:
         """A child asks for what its filter does not simply allow, or has exited."""

@@ -75,11 +75,7 @@ def spawn(
     """
     check_executable(name, argv[0])
     environment = {"PATH": PATH} if environment is None else environment
-    install = None
-    if code:
-        from kata_hypervisor.seccomp import filter as kernel
-
-        install = partial(kernel.install, code, all_threads=False, listener=supervisor is not None)
+    install = _installer(code, supervised=supervisor is not None)
     go_read, go_write = os.pipe2(os.O_CLOEXEC)
     report_read, report_write = os.pipe2(os.O_CLOEXEC)
     try:
@@ -107,6 +103,15 @@ def spawn(
         os.close(go_write)
         os.close(report_read)
     return pid
+
+
+def _installer(code: bytes, *, supervised: bool) -> Callable[[], int | None] | None:
+    """What puts a seccomp program on the calling thread, loaded before the fork; None without one."""
+    if not code:
+        return None
+    from kata_hypervisor.seccomp import filter as kernel
+
+    return partial(kernel.install, code, all_threads=False, listener=supervised)
 
 
 def _follow(

@@ -82,10 +82,7 @@ async def serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> 
             await sandbox.fail(broker.fault)
 
         async def watch_bundle() -> None:
-            """End when nobody can ask for it: containerd finds a shim by its bundle, also to delete it."""
-            await broker.bundle_gone()
-            while not manager.empty:
-                await broker.bundle_gone()
+            await _until_forgotten(broker, manager)
             await shut_down()
 
         tasks.start_soon(watch_broker)
@@ -94,3 +91,10 @@ async def serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> 
         with anyio.move_on_after(FLUSH_BUDGET):  # for a client that reads no answers
             await server.answered()
         tasks.cancel_scope.cancel()
+
+
+async def _until_forgotten(broker: Broker, manager: Tasks) -> None:
+    """Return when nobody can ask for an end: containerd finds a shim by its bundle, also to delete it."""
+    await broker.bundle_gone()
+    while not manager.empty:
+        await broker.bundle_gone()
