@@ -282,7 +282,7 @@ def test_a_kernel_module_that_is_not_there_fails_with_what_modprobe_says(
 
 
 def test_tables_that_no_socket_option_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """iptables-legacy in a container finds them where it may change a network; elsewhere nothing is loaded."""
+    """They are there where a container may change its network; nothing is loaded for others."""
     asked = tmp_path / "asked"
     modprobe = tmp_path / "modprobe"
     modprobe.write_text(f'#!/bin/sh\necho "$@" >> {asked}\nexit 1\n')

@@ -68,8 +68,8 @@ def _run_modprobe(arguments: list[str], reaper: Reaper) -> None:
             os.close(writer)
         if status != 0:
             output = os.read(reader, 4096).decode(errors="replace").strip()
-            names = " ".join(arguments)
-            raise GuestError(f"load kernel module {names}: {output or f'modprobe ended with status {status}'}")
+            what = f"load kernel module {' '.join(arguments)}"
+            raise GuestError(f"{what}: {output or f'modprobe ended with status {status}'}")
     finally:
         os.close(reader)
 
