@@ -102,7 +102,7 @@ class Authorization:
             with self._open_bundle(bundle) as directory:
                 fd = syscalls.open_beneath(directory.fd, "config.json", _FILE)
                 try:
-                    spec = _parse(os.pread(fd, MAX_SPEC, 0))
+                    facts, spec = os.fstat(fd), _parse(os.pread(fd, MAX_SPEC, 0))
                     ours = self._is_ours(bundle, directory.fd, spec)
                 except BaseException:
                     os.close(fd)
@@ -113,7 +113,7 @@ class Authorization:
             os.close(fd)
             raise RequestRefusedError(f"{path} is not of a container of the sandbox {self._sandbox}")
         self._sources.learn(spec, bundle, sealed=self._sealed)
-        self.devices.learn(spec, bundle)
+        self.devices.learn(spec, bundle, facts)
         self._streams.add(bundle)
         self._bundles.own(bundle)
         return fd
