@@ -304,6 +304,19 @@ def test_a_device_that_a_vmm_could_open_is_no_other_pods_before_this_one_ends(
     assert len(os.listdir("/proc/self/fd")) == before + 1
 
 
+def test_a_claim_of_a_disk_that_has_gone_is_none_of_the_next(
+    given: GivenDevices, host: Host, disk: Disk
+) -> None:
+    devices = opener(given)
+    devices.show("device_1", "7:2", write=True)
+    devices.hide("device_1")
+    host["7:2"] = "2"
+    learn(given, spec(rule(2, "rw"), minor=2), "/three")
+    disk.busy = True  # the host has mounted it
+    with pytest.raises(RequestFailedError, match="it is in use"):
+        devices.show("device_1", "7:2", write=True)
+
+
 def test_a_claim_gives_no_more_than_was_given(given: GivenDevices, disk: Disk) -> None:
     devices = opener(given)
     learn(given, spec(rule(1, "r")), "/one")

@@ -135,8 +135,8 @@ class BlockDevices:
         self._vmm = vmm
         # By the disk's name: a shown device, and what lets the VMM open it.
         self._shown: dict[str, tuple[str, DeviceRule]] = {}
-        # By the device: what keeps one that was shown from others.
-        self._claims: dict[str, int] = {}
+        # By the device and the disk that it was: what keeps one that was shown from others.
+        self._claims: dict[tuple[str, str], int] = {}
 
     def open(self, device: str, *, write: bool) -> int:
         """Open a device, "7:0"; the descriptor is the caller's.
@@ -169,7 +169,8 @@ class BlockDevices:
 
         Raises as `open`, and RequestRefusedError: the VMM has a disk of the name, or too many.
         """
-        claim = self._claim(device, write=write)
+        kept = device, device_names.disk_of(device)
+        claim = self._claim(kept, write=write)
         major, minor = map(int, device.split(":"))
         rule = DeviceRule(BLOCK, major, minor, "rwm" if write else "rm")
         try:
@@ -180,16 +181,17 @@ class BlockDevices:
                 self._cgroup.forbid(rule)
                 raise
         except BaseException:
-            if device not in self._claims:
+            if kept not in self._claims:
                 os.close(claim)
             raise
-        self._claims[device] = claim
+        self._claims[kept] = claim
         self._shown[disk] = device, rule
         return path
 
-    def _claim(self, device: str, *, write: bool) -> int:
+    def _claim(self, kept: tuple[str, str], *, write: bool) -> int:
         """What keeps a device from others: a new claim, or that which is left of when it was shown before."""
-        if (claim := self._claims.get(device, -1)) < 0:
+        device, _ = kept
+        if (claim := self._claims.get(kept, -1)) < 0:
             return self.open(device, write=write)
         self._given.check(device, write=write)
         if any(shown == device for shown, _ in self._shown.values()):
