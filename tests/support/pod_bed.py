@@ -297,6 +297,9 @@ class BrokerDouble:
     async def open_log(self, path: str) -> int:
         raise AssertionError("no test here logs to a file")
 
+    async def settle_logs(self) -> None:
+        raise AssertionError("no test here logs to a file")
+
     async def open_in_image(self, root: str, name: str, *, write: bool) -> int:
         raise RequestFailedError(f"cannot open {name} in the image: there is none")
 

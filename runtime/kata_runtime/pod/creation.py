@@ -135,7 +135,9 @@ class Creation:
             return await self._broker.start_logger(uri)
 
         broker = self._broker
-        return await StdioFiles.open(process.paths, broker.open_fifo, broker.open_log, start_logger)
+        files = await StdioFiles.open(process.paths, broker.open_fifo, broker.open_log, start_logger)
+        files.settle = broker.settle_logs
+        return files
 
     async def _read(self, request: CreateRequest) -> Container:
         """The container that a bundle describes, as far as this side of the VM can check it."""
