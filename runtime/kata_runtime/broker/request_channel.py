@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ParamSpec, TypeAlias, cast
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 _log = logging.getLogger(__name__)
+
+SOON_US = 1000
+"""Microseconds for which the event loop stands still for an answer: most come sooner, and to be woken by the
+loop costs several times what they do. The kernel rounds it up to a tick or two."""
 
 
 class RequestChannel:
@@ -46,7 +51,8 @@ class RequestChannel:
         self.reason = reason
         self.gave_up = False
         self._socket = sock
-        self._socket.setblocking(False)
+        self._socket.setblocking(True)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, SOON_US))
         self._on_notice = on_notice
         self._on_lost = on_lost
         self._patience = patience
@@ -86,6 +92,8 @@ class RequestChannel:
         self._unsent.append((packet, descriptors, answer))
         if len(self._unsent) == 1:  # others wait for the socket
             self._send()
+        while self._open and not answer.done() and self._take():
+            pass
         try:
             # No task and no timeout of its own, each of which would cost as much as all else of it.
             return self._result(await uninterrupted(answer))
@@ -123,7 +131,7 @@ class RequestChannel:
         while self._unsent:
             packet, descriptors, answer = self._unsent[0]
             try:
-                messages.send(self._socket, packet, descriptors)
+                messages.send(self._socket, packet, descriptors, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 self._loop.add_writer(self._socket, self._send_on)
                 return
@@ -141,24 +149,30 @@ class RequestChannel:
 
     def _receive(self) -> None:
         """Take every message that is there. Called by the event loop."""
+        while self._open and self._take(socket.MSG_DONTWAIT):
+            pass
+
+    def _take(self, flags: int = 0) -> bool:
+        """Take one message; False where none is there, or comes soon. flags: of recv(2)."""
         try:
-            while True:
-                try:
-                    message, descriptors = messages.receive(self._socket)
-                except messages.DescriptorsLostError as error:
-                    described = {"message": str(error), "errno": error.errno}
-                    message, descriptors = {**error.message, "result": None, "error": described}, []
-                if "id" in message:
-                    self._on_reply(message, descriptors)
-                else:
-                    self._on_notice(message)
+            message, descriptors = messages.receive(self._socket, flags)
+        except messages.DescriptorsLostError as error:
+            described = {"message": str(error), "errno": error.errno}
+            message, descriptors = {**error.message, "result": None, "error": described}, []
         except BlockingIOError:
-            return
+            return False
         except messages.EndOfStream:
             self._lose()
+            return False
         except messages.MessageError as error:
             self.reason = f"{self.reason}: it sent what is no message: {error}"
             self._lose()
+            return False
+        if "id" in message:
+            self._on_reply(message, descriptors)
+        else:
+            self._on_notice(message)
+        return True
 
     def _on_reply(self, message: Message, descriptors: list[int]) -> None:
         answer = self._pending.pop(message["id"], None)
