@@ -209,6 +209,7 @@ def hostile(world: World, bystander: int) -> dict[str, list[Attack]]:
         **{operation.name: [(some_arguments(operation), SEALED)] for operation in EARLY},
         "supervise": [({}, "the shim is supervised already")],
         "oom_kills": [({}, None)],
+        "pin_vcpus": [({"cpus": cpus}, "enable_vcpus_pinning is not set") for cpus in ([], [0], [0, 99])],
         "kill": [({"pid": bystander, "signal": number}, None) for number in (9, 15, 19)],
         "confinement": [({"pid": pid}, "has exited") for pid in (bystander, os.getppid(), 2)],
         "end_loading": [({"pid": pid}, "has no filter of ours") for pid in (bystander, os.getppid(), 2)],

@@ -131,13 +131,22 @@ class Broker:
 
     # -- the sandbox ---------------------------------------------------------------------------------------
 
-    async def prepare(self, path: str | None) -> str:
+    async def prepare(self, path: str | None, *, pinning: bool) -> str:
         """Make the sandbox's cgroup and move shim and broker into it; once, before any child is started.
 
-        path: the specification's linux.cgroupsPath. Returns the cgroup's path within each hierarchy.
+        path: the specification's linux.cgroupsPath. pinning: whether `pin_vcpus` may follow. Returns the
+        cgroup's path within each hierarchy.
         """
-        reply = await self._request(cgroup.prepare, cgroup=path)
+        reply = await self._request(cgroup.prepare, cgroup=path, pinning=pinning)
         return str(reply.result["path"])
+
+    async def pin_vcpus(self, cpus: Sequence[int]) -> None:
+        """Keep each virtual CPU on one CPU of the host, in this order; with none, let all of them go.
+
+        Raises:
+            RequestFailedError: the pod's cgroup lacks one of them, or the VMM's threads are not as many.
+        """
+        await self._request(cgroup.pin_vcpus, cpus=list(cpus))
 
     async def take_user(self, base: int, count: int) -> int:
         """Take a uid of the range [base, base + count) for the pod; once, before its children."""

@@ -24,6 +24,7 @@ from kata_runtime.broker.log_sink import LogSink, take_fatal_message
 from kata_runtime.broker.logger import Logger
 from kata_runtime.broker.monitor import CommandFilter, Monitor
 from kata_runtime.broker.phase import Phase
+from kata_runtime.broker.pinning import Pinning
 from kata_runtime.broker.pod_identity import PodIdentity
 from kata_runtime.broker.pod_network import PodNetwork
 from kata_runtime.broker.reserve import Reserve
@@ -93,6 +94,7 @@ class Context:
         self.pod = PodIdentity(identity, journal)
         self.vmm = VmmDirectory(identity.directory, self._user, namespace=directory.has_namespace)
         self.children = Children(self.shim, self.pod, self.vmm, journal, loop, log_sink, self._notify)
+        self.pinning = Pinning(self.shim, self.cgroup, self.children, journal)
         self.connections = Connections(events, identity.directory, directory.descriptor, self._user)
         self.files = Files(identity, directory, self.authorization)
         self.volumes = Volumes(directory, self.files, self.authorization, self._servers)

@@ -10,6 +10,7 @@ of these is counted, and hides no other. Kinds:
 
     process  pid, start, name   a child; with `patience`, one that may exit by itself, see `processes.retire`
     cgroup   path, origin       a leaf with the sandbox's processes; `origin` is where the shim came from
+    threads  path, origin       a group of single threads in a leaf, which go back to the leaf, `origin`
     rmgroup  path               a parent of it, removed when it is empty
     unmount  path               a mount in the namespace of the header
     remove   path               an empty directory or a file

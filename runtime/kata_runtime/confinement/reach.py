@@ -97,6 +97,7 @@ BROKER_SERVICES: dict[str, Service] = {
     "run_hooks": Service((*_RUN, "sendmsg"), "run", "poststart and poststop hooks of its config.json, once"),
     "probe_kvm": Service(("openat", "ioctl", "mmap")),
     "oom_kills": Service(("openat",)),
+    "pin_vcpus": Service(("openat", "mkdirat", "unlinkat")),
     "supervise": Service(()),
     "close": Service(("umount2", "unlinkat", "kill")),
 }

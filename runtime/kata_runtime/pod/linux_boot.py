@@ -18,6 +18,7 @@ from kata_runtime.container.guest import GuestBoot, RunStage
 from kata_runtime.container.guest_spec import NO_SETTINGS, PodSettings
 from kata_runtime.pod import machine_spec
 from kata_runtime.pod.agent_connection import connect_agent, unless_ended
+from kata_runtime.pod.host_cpus import HostCpus
 from kata_runtime.pod.linux_guest import LinuxGuest
 from kata_runtime.pod.port_forwarding import Forwarder
 from kata_runtime.pod.reseed import Reseed, give_time
@@ -118,12 +119,15 @@ class LinuxBoot(GuestBoot):
         forwards = FEATURE_PORT_FORWARD in features
         if not forwards:
             self._forwarder.close()  # a connection is refused then
+        room = Room(self.machine, agent, self._machine_spec, self._keeps_size)
+        pinning = self._configuration.runtime.enable_vcpus_pinning
         return LinuxGuest(
             self._configuration,
             self.machine,
             agent,
             streams=FEATURE_STREAM_IO in features,
-            room=Room(self.machine, agent, self._machine_spec, self._keeps_size),
+            room=room,
+            cpus=HostCpus(self._broker, lambda: room.size.vcpus, pinning=pinning),
             forwarder=self._forwarder if forwards else None,
             settings=self._settings,
         )

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 OPERATIONS: tuple[Operation[...], ...] = (
     cgroup.prepare,
     cgroup.oom_kills,
+    cgroup.pin_vcpus,
     children.take_user,
     children.spawn,
     children.kill,
