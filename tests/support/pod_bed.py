@@ -230,6 +230,7 @@ class BrokerDouble:
         self.fault = ""
         self.mounted: list[str] = []
         self.made: list[str] = []
+        self.shown: list[str] = []
         self.late: list[str] = []
         self.configured = True
         self.hooks: dict[str, list[str]] = {}
@@ -291,6 +292,10 @@ class BrokerDouble:
     async def unshare(self, place: str) -> None:
         await self.unmount(place)
         await self.remove(place)
+
+    async def show_root(self, target: str) -> None:
+        assert target in self.mounted
+        self.shown.append(target)
 
     async def unmount(self, target: str) -> None:
         self.mounted.remove(target)

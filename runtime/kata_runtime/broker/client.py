@@ -372,6 +372,10 @@ class Broker:
         """Undo one `share`, by the place that it answered."""
         await self._request(files.unshare, place=place)
 
+    async def show_root(self, target: str) -> None:
+        """Make what is mounted there the root of the pod's init: for who copies files by /proc/PID/root."""
+        await self._request(files.show_root, target=target)
+
     async def unmount(self, target: str) -> None:
         """Undo `mount` or `bind`, all that is stacked there; what is in use is detached. The target stays."""
         await self._request(files.unmount, target=target)
