@@ -76,7 +76,8 @@ class Apt:
         try:
             text = sources.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise PackageError(f"cannot read the sources {sources}: {error}") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise PackageError(f"cannot read the sources {sources}: {reason}") from error
         if sources.suffix not in SUFFIXES:
             raise PackageError(f"apt reads no sources {sources}: name the file *.sources or *.list")
         suite = first_suite(text, deb822=sources.suffix == ".sources")
