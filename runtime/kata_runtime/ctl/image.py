@@ -21,7 +21,7 @@ MADE, FAILED, INTERRUPTED = 0, 1, 130
 
 def add_parser(subparsers: Subparsers) -> None:
     """Register the command and its subcommands."""
-    parser = subparsers.add_parser("image", help="make the guest image")
+    parser = subparsers.add_parser("image", help="build the guest's image")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     build = actions.add_parser(
         "build",

@@ -7,12 +7,13 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING
 
-from kata_runtime.ctl.shim_call import NotAskedError, call_shim, socket_of
+from kata_runtime.ctl import running
+from kata_runtime.ctl.shim_call import call_shim
 
 if TYPE_CHECKING:
     from kata_runtime.ctl.main import Subparsers
 
-PROVOKED, REFUSED, NOT_RUN = 0, 1, 2
+PROVOKED, REFUSED = 0, 1
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -31,11 +32,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask the one shim that is meant."""
-    try:
-        return asyncio.run(_provoke(socket_of(arguments.sandbox)))
-    except NotAskedError as error:
-        print(f"kata-ctl: {error}", file=sys.stderr)
-        return NOT_RUN
+    return asyncio.run(_provoke(running.only(arguments.sandbox).socket))
 
 
 async def _provoke(path: str) -> int:

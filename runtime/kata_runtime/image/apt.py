@@ -77,7 +77,8 @@ class Apt:
             with sources.open(encoding="utf-8") as file:
                 fault, text = trusted.fault_of(sources, os.fstat(file.fileno())), file.read()
         except (OSError, UnicodeDecodeError) as error:
-            raise PackageError(f"cannot read the sources {sources}: {error}") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise PackageError(f"cannot read the sources {sources}: {reason}") from error
         if fault is not None:
             raise PackageError(f"cannot use the sources {sources}: {fault}: copy them to where root writes")
         if sources.suffix not in SUFFIXES:
