@@ -85,9 +85,10 @@ def standing(layer: Layer, finding: Finding) -> object:
     """The value that a finding is about."""
     value: Any = layer.tree
     for part in finding.path:
-        value = (
-            value.get(part) if isinstance(value, dict) else value[part] if isinstance(value, list) else None
-        )
+        if isinstance(value, list) and isinstance(part, int):
+            value = value[part]
+        else:
+            value = value.get(part) if isinstance(value, dict) else None
     return value
 
 
