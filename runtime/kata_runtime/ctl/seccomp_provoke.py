@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from kata_runtime.ctl.shim_call import NotAskedError, call_shim, socket_of
+from kata_runtime.logging import printable
 
 if TYPE_CHECKING:
     from kata_runtime.ctl.main import Subparsers
@@ -47,7 +48,7 @@ async def _provoke(path: str) -> int:
     try:
         await call_shim(path, SERVICE, PROVOKE, Empty(), Empty)
     except RpcError as error:
-        print(f"kata-ctl: the shim did not try: {error}", file=sys.stderr)
+        print(f"kata-ctl: the shim did not try: {printable(str(error))}", file=sys.stderr)
         return REFUSED
     print("the shim called execve; see the container's output and containerd's log for what came of it")
     return PROVOKED
