@@ -1,10 +1,11 @@
 """The fault matrix: each fault that may happen at each step of a pod's life: nothing stuck, nothing lost.
 
-usage: run.py [--rounds N] [--seed N] [--only TEXT]
+usage: run.py [--rounds N] [--seed N] [--only TEXT] [--containerd [system|2.x]]
 
 Without --rounds, all of the matrix. Each round is a pod of its own. After it `shim delete` is run as
 containerd does it, and the host is looked at: processes, mounts, cgroups, loop devices, entries of /run that
-name the pod. Needs root. Exit status 1: something was wrong, which is told.
+name the pod. With --containerd, the steps are what a person does with ctr, and everything is real.
+Needs root. Exit status 1: something was wrong, which is told.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
+import chaos_rounds
+import containerd_versions
 from chaos_pod import FAULTS, Report, Step, forget_forks, play
 from kata_runtime import identity
 from kata_runtime.broker import cleanup
@@ -156,20 +159,37 @@ def main() -> int:
     )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="", help="rounds whose name has this text")
+    parser.add_argument(
+        "--containerd",
+        nargs="?",
+        const=containerd_versions.SYSTEM,
+        choices=(containerd_versions.SYSTEM, containerd_versions.SECOND),
+        help="rounds with the real containerd, by ctr",
+    )
+    parser.add_argument("--image", type=Path, help="of the guest, for rounds with containerd")
     arguments = parser.parse_args()
     if os.geteuid() != 0:
         print("needs root", file=sys.stderr)
         return 2
+    if arguments.containerd:
+        return chaos_rounds.run(
+            arguments.containerd, arguments.image, arguments.rounds, arguments.seed, arguments.only
+        )
+    return run_matrix(arguments.rounds, arguments.seed, arguments.only)
+
+
+def run_matrix(count: int, seed: int, only: str) -> int:
+    """Play the matrix without containerd, or so many rounds of it; returns the exit status."""
     quiet = play_round(None, "")
     if quiet.violations or quiet.errors:
         print(f"without a fault: {quiet.violations} {quiet.errors}")
         return 1
-    rounds = [one for one in matrix(quiet.steps) if arguments.only in f"{one[0]}: {one[1]}"]
+    rounds = [one for one in matrix(quiet.steps) if only in f"{one[0]}: {one[1]}"]
     size = len(rounds)
-    if arguments.rounds:
-        draw = random.Random(arguments.seed)
-        rounds = [one for _ in range(-(-arguments.rounds // size)) for one in draw.sample(rounds, size)]
-        rounds = rounds[: arguments.rounds]
+    if count:
+        draw = random.Random(seed)
+        rounds = [one for _ in range(-(-count // size)) for one in draw.sample(rounds, size)]
+        rounds = rounds[:count]
     begin, seen, wrong = time.monotonic(), Counter[str](), 0
     for number, (step, fault) in enumerate(rounds, 1):
         report = play_round(step, fault)

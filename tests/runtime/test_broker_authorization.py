@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -232,6 +233,21 @@ def open_log(authorization: Authorization, path: object) -> None:
     os.close(Streams(authorization).open_log(str(path)))
 
 
+def test_a_specification_is_open_for_its_reader_alone_and_never_blocks(host: Host) -> None:
+    later = host.add_bundle("later", annotations={"io.kubernetes.cri.sandbox-id": ID})
+    for authorization, bundle in ((Authorization(str(host.bundle), ID), host.bundle), (host.sealed(), later)):
+        fd = authorization.open_spec(str(bundle))
+        assert (os.get_inheritable(fd), os.get_blocking(fd)) == (False, False)
+        os.close(fd)
+
+
+def test_a_block_device_that_containerd_has_mounted_is_known(host: Host) -> None:
+    authorization = Authorization(str(host.bundle), ID)
+    assert set(authorization.block_devices) == set()
+    authorization.finder("ext4", "/dev/vdz", ["discard"])
+    assert set(authorization.block_devices) == {"/dev/vdz"}
+
+
 @pytest.fixture
 def sealed(host: Host, tmp_path: Path) -> Authorization:
     """Of a sandbox whose first container had a FIFO of a client's, and a log."""
@@ -272,6 +288,47 @@ def test_a_file_beside_the_log_is_not_the_sandbox_s(sealed: Authorization, tmp_p
     open_log(sealed, tmp_path / "log" / "a.log")
     with pytest.raises(RequestRefusedError, match="and the file is there already"):
         open_log(sealed, tmp_path / "log" / "a.log.1")
+
+
+OURS = {"io.kubernetes.cri.sandbox-id": ID}
+
+
+def test_the_streams_in_a_later_bundle_are_had_once_its_specification_was_read(host: Host) -> None:
+    sealed, later = host.sealed(), host.add_bundle("later", annotations=OURS)
+    fifo = make_fifo(later / "stdout")
+    with pytest.raises(RequestRefusedError, match="cannot open the FIFO"):
+        open_fifo(sealed, fifo)
+    read(sealed, later)
+    open_fifo(sealed, fifo)
+
+
+def test_streams_of_a_bundle_are_in_it_where_no_containerd_made_it(tmp_path: Path) -> None:
+    for name in ("first", "later"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"annotations": OURS}))
+    authorization = Authorization(str(tmp_path / "first"), ID)
+    authorization.seal()
+    fifo = make_fifo(tmp_path / "later" / "stdout")
+    with pytest.raises(RequestRefusedError, match="cannot open the FIFO"):
+        open_fifo(authorization, fifo)
+    read(authorization, tmp_path / "later")
+    open_fifo(authorization, fifo)
+
+
+def test_the_devices_of_a_later_specification_are_given(host: Host) -> None:
+    rule = {"allow": True, "type": "b", "major": 7, "minor": 3, "access": "r"}
+    later = host.add_bundle("later", annotations=OURS, linux={"resources": {"devices": [rule]}})
+    sealed = host.sealed()
+    assert not sealed.devices.add_mounted("7:3", write=False)
+    read(sealed, later)
+    assert sealed.devices.add_mounted("7:3", write=False)
+
+
+def test_a_specification_that_is_missing_says_so(host: Host) -> None:
+    (host.bundle / "config.json").unlink()
+    with pytest.raises(RequestFailedError, match="No such file") as failed:
+        host.sealed().open_spec(str(host.bundle))
+    assert failed.value.errno == errno.ENOENT
 
 
 def test_a_client_may_name_its_directory_by_a_link(sealed: Authorization, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -359,3 +360,74 @@ def test_a_sandbox_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     journal.push("remove", path="/4")
     journal.close()
     os.close(directory)
+
+
+def test_the_limits_are_reached_and_not_passed(directory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last byte that there is room for is taken; what is dropped makes room for as much."""
+    line = len(b'{"n":1,"undo":"remove","path":"/a"}\n')
+    journal = RollbackJournal.create(directory, HEADER)
+    monkeypatch.setattr(rollback, "MAX_BYTES", 2 * line)
+    numbers = [journal.push("remove", path=f"/{name}") for name in "ab"]
+    for _ in range(5):
+        with pytest.raises(RequestRefusedError):
+            journal.push("remove", path="")
+        journal.drop(numbers.pop())
+        numbers.append(journal.push("remove", path="/c"))
+    journal.close()
+
+
+def test_what_is_refused_and_what_cannot_be_written_takes_no_number(
+    directory: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = RollbackJournal.create(directory, HEADER)
+    with monkeypatch.context() as full:
+        full.setattr(os, "write", lambda _fd, _data: 0)
+        with pytest.raises(OSError, match=r"cannot write rollback\.jsonl: 0 of \d+ bytes") as failed:
+            journal.push("remove", path="/a")
+        assert failed.value.errno == errno.ENOSPC
+    assert [journal.push("remove", path="/b"), journal.push("remove", path="/c")] == [1, 2]
+    assert list(journal.entries) == [1, 2]
+    journal.close()
+
+
+@pytest.mark.parametrize(("pid", "known"), [(0, False), (1, True), (4194304, True), (4194305, False)])
+def test_a_process_id_is_one_that_the_kernel_gives(directory: int, pid: int, known: bool) -> None:
+    RollbackJournal.create(directory, {"sandbox": "x", "shim": [pid, 7]}).close()
+    loaded = RollbackJournal.load(directory)
+    assert loaded is not None
+    assert loaded.process("shim") == ((pid, 7) if known else None)
+
+
+def test_the_file_is_written_anew_after_so_many_and_then_after_as_many(
+    directory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollback, "COMPACT_AFTER", 3)
+    journal = RollbackJournal.create(directory, HEADER)
+    lines = []
+    for index in range(9):
+        journal.drop(journal.push("remove", path=f"/{index}"))
+        lines.append(len((tmp_path / rollback.NAME).read_text().splitlines()))
+    assert lines == [3, 5, 7, 1, 3, 5, 7, 1, 3]
+    journal.close()
+
+
+def test_no_other_file_is_followed_inherited_or_kept(directory: int, tmp_path: Path) -> None:
+    """A link in the place of the journal, one in that of the new one, and what an earlier new one holds."""
+    fresh, other = tmp_path / f"{rollback.NAME}.new", tmp_path / "other"
+    other.write_text("another's")
+    fresh.symlink_to(other)
+    with pytest.raises(OSError, match="symbolic links"):
+        RollbackJournal.create(directory, HEADER)
+    fresh.unlink()
+    assert other.read_text() == "another's"
+    journal = RollbackJournal.create(directory, HEADER)
+    assert not os.get_inheritable(journal._file)
+    assert (tmp_path / rollback.NAME).stat().st_mode & 0o777 == 0o600
+    journal.close()
+    fresh.write_text("torn\n" * 100)
+    RollbackJournal.create(directory, HEADER).close()
+    assert len((tmp_path / rollback.NAME).read_text().splitlines()) == 1
+    (tmp_path / rollback.NAME).rename(fresh)
+    (tmp_path / rollback.NAME).symlink_to(fresh)
+    with pytest.raises(OSError, match="symbolic links"):
+        RollbackJournal.load(directory)
