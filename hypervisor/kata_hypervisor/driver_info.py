@@ -28,6 +28,8 @@ class DriverInfo:
     required: the oldest version that is not refused, "" for any. tested: the oldest and the newest version
     that were tested, None where any from `required` on will do. boots_bzimage: the oldest version that takes
     a bzImage for a kernel, and not an ELF file only, "" where any does.
+    vcpu_threads: a regular expression for the names of the threads of its virtual CPUs, whose group is the
+    number of each; "" where no thread is one CPU's.
     vhost_vsock: whether it reaches its agent by the host's /dev/vhost-vsock, and knows another way.
     seal_features: the features of the seccomp policy that the sealed runtime may need for it, the most over
     everything that a host or a table decides; by "" for a machine, or "-SUFFIX" for another use of it.
@@ -55,6 +57,7 @@ class DriverInfo:
         "unconfined",
         "unikernel",
         "unikernels",
+        "vcpu_threads",
         "verified",
         "vhost_vsock",
     )
@@ -73,6 +76,7 @@ class DriverInfo:
         required: str = "",
         tested: tuple[str, str] | None = None,
         boots_bzimage: str = "",
+        vcpu_threads: str = "",
         vhost_vsock: VhostVsock = "unused",
         seal_features: Mapping[str, frozenset[str]],
         monitor_commands: Mapping[str, Schema] | None = None,
@@ -92,6 +96,7 @@ class DriverInfo:
         self.required = required
         self.tested = tested
         self.boots_bzimage = boots_bzimage
+        self.vcpu_threads = vcpu_threads
         self.vhost_vsock = vhost_vsock
         self.seal_features = seal_features
         self.monitor_commands = monitor_commands or {}

@@ -25,7 +25,7 @@ MADV_REMOVE, MADV_HUGEPAGE, MADV_DONTDUMP = 9, 14, 16
 MAP_FIXED = 0x10
 PROT_NONE = 0
 
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_PR_SET_PDEATHSIG, _PR_SET_NAME, _PR_SET_NO_NEW_PRIVS = 1, 15, 38
 _M_ARENA_MAX = -8
 _OPEN_TREE_CLONE, _AT_EMPTY_PATH = 1 | os.O_CLOEXEC, 0x1000
 _MOUNT_ATTR_RDONLY, _MS_PRIVATE = 0x1, 0x40000
@@ -118,6 +118,13 @@ def die_with_parent(number: int) -> None:
     """Have the kernel send this signal when the thread that forked us ends."""
     # SAFETY: no argument is a pointer.
     _call(_prctl, _PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+def name_thread(name: str) -> None:
+    """Have the kernel call this thread so; it keeps 15 bytes."""
+    text = ctypes.create_string_buffer(name.encode())
+    # SAFETY: the kernel reads the text, which ends with a zero, before the call returns.
+    _call(_prctl, _PR_SET_NAME, ctypes.addressof(text), 0, 0, 0)
 
 
 def give_up_privileges() -> None:

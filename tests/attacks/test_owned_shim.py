@@ -173,7 +173,10 @@ def test_an_owned_shim_that_closes_the_sandbox_stays_in_its_cgroup_to_its_end(wo
         answer = attacker.ask("close")["result"]
         return [answer, Path("/proc/self/cgroup").read_text().count("/kata-attacked/pod")]
 
-    shim, _ = play(world, act, before=lambda honest: honest.ask("prepare", cgroup="/kata-attacked/pod"))
+    def start(honest: Owned) -> None:
+        honest.ask("prepare", cgroup="/kata-attacked/pod", pinning=False)
+
+    shim, _ = play(world, act, before=start)
     answer, groups = shim.result
     assert answer == {"left": [], "outlives": True}
     assert groups > 0

@@ -60,7 +60,11 @@ CASES: list[tuple[str, str, list[str]]] = [
     # QEMU: what its driver does not honour yet.
     ("planned, with what happens instead", "enable_iommu = true\n", [f"4:1: error[KATA203] qemu.enable_iommu: {NOT_YET}: {NO_IOMMU} (remove it)"]),
     ("planned, off, with what happens instead", "enable_iommu = false\n", [f"4:1: note[KATA210] qemu.enable_iommu: {NOT_YET}: {NO_IOMMU}{NOTHING}"]),
-    ("planned, with what to do", "[runtime]\nenable_vcpus_pinning = true\n", [f"5:1: error[KATA203] runtime.enable_vcpus_pinning: {NOT_YET}: each virtual CPU runs on any CPU that the cgroup above the pod's has (remove it, and give that cgroup a cpuset if pods are to keep to some CPUs)"]),
+    ("planned, with what to do", "[runtime]\nkeep_abnormal = true\n", [f"5:1: error[KATA203] runtime.keep_abnormal: {NOT_YET}: what a pod had is cleaned up, and the log keeps what each of its processes said last (remove it, and set enable_debug where more is to be logged)"]),
+    ("kept on CPUs, with an overhead", "[runtime]\nenable_vcpus_pinning = true\n", ["5:24: warning[KATA404] runtime.enable_vcpus_pinning: has no effect on pods with a limit of whole CPUs: by overhead_vcpus = 0.2 their machines have one virtual CPU more than their cpusets name (set overhead_vcpus = 0 in [hypervisor.qemu])"]),
+    ("kept on CPUs", "overhead_vcpus = 0.0\n[runtime]\nenable_vcpus_pinning = true\n", []),
+    ("kept on CPUs, of a machine that grows", "[runtime]\nenable_vcpus_pinning = true\nstatic_sandbox_resource_mgmt = false\n", []),
+    ("kept on CPUs, unikernels only", '[hypervisor.solo5-hvt]\n[runtime]\nhypervisor_name = "solo5-hvt"\nenable_vcpus_pinning = true\n', ["7:24: error[KATA401] runtime.enable_vcpus_pinning: cannot be: solo5-hvt is configured to run unikernels only (remove it)"]),
     ("asks for what is always so", "rootless = true\n", [f"4:1: note[KATA210] qemu.rootless: {ALWAYS_ROOTLESS} (remove it)"]),
     ("asks against what is always so", "rootless = false\n", [f"4:1: note[KATA210] qemu.rootless: {ALWAYS_ROOTLESS} (remove it)"]),
     ("asks for what is always so, of the wrong type", 'rootless = "no"\n', [f"4:1: error[KATA203] qemu.rootless: {NOT_YET}: every machine runs as a user of its pod, who has no privileges (remove it)"]),

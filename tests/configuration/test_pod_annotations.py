@@ -197,7 +197,7 @@ def test_unknown_annotations_are_refused(pod: Pod) -> None:
 
 def test_an_annotation_of_a_key_that_is_not_honoured_says_what_happens_instead(pod: Pod) -> None:
     names = {
-        "runtime.enable_vcpus_pinning": "true",
+        "runtime.vfio_mode": "vfio",
         "hypervisor.ctlpath": "/x",
         "hypervisor.jailer_path": "/x",
     }
@@ -206,9 +206,9 @@ def test_an_annotation_of_a_key_that_is_not_honoured_says_what_happens_instead(p
         f"annotation {PREFIX}hypervisor.ctlpath: {not_here}: the runtime controls the hypervisor by its own "
         "interface (remove it)",
         f"annotation {PREFIX}hypervisor.jailer_path: {not_here} (remove it)",  # Firecracker's, with QEMU
-        f"annotation {PREFIX}runtime.enable_vcpus_pinning: {not_here}: each virtual CPU runs on any CPU "
-        "that the cgroup above the pod's has (remove it, and give that cgroup a cpuset if pods are to keep "
-        "to some CPUs)",
+        f"annotation {PREFIX}runtime.vfio_mode: {not_here}: a guest gets the block devices of the host that "
+        "its containers name, as disks, and no other device (remove it, and run pods that need another "
+        "device with another runtime)",
     ]
 
 

@@ -7,6 +7,7 @@ import fcntl
 import mmap
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -96,6 +97,17 @@ def test_held_vcpus_are_out_of_the_guest_until_they_are_released(make: Make) -> 
     machine.release()
     for _ in range(2):
         machine.entered.acquire()
+
+
+def test_the_kernel_has_the_names_of_its_threads(make: Make) -> None:
+    machine = make(2)
+    machine.release()
+    for _ in range(2):
+        machine.entered.acquire()
+    names = [Path(f"/proc/self/task/{tid}/comm").read_text() for tid in machine.thread_ids]
+    assert names == ["vcpu0\n", "vcpu1\n"]
+    machine.end("it was stopped")
+    machine.join()
 
 
 def test_the_first_outcome_counts(make: Make) -> None:

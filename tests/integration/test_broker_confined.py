@@ -80,7 +80,7 @@ def work(bed: Bed, features: list[str]) -> Callable[[socket.socket], dict[str, A
     os.chown(streams / "late", OTHER, OTHER)
 
     def act(channel: socket.socket) -> dict[str, Any]:
-        do(channel, "prepare", cgroup="/broker-test/confined")
+        do(channel, "prepare", cgroup="/broker-test/confined", pinning=True)
         do(channel, "take_user", base=60000, count=1000)
         init = do(channel, "learn_network", path=None, outside=False)["pid"]
         optional = dict.fromkeys(("environment", "gate", "seccomp"))
@@ -127,6 +127,7 @@ def work(bed: Bed, features: list[str]) -> Callable[[socket.socket], dict[str, A
             "connect_guest": {"port": 1024},
             "connect_events": {},
             "oom_kills": {},
+            "pin_vcpus": {"cpus": []},
             "late_interfaces": {},
             "confinement": {"pid": child},
             "kill": {"pid": child, "signal": 15},
@@ -463,7 +464,7 @@ def test_a_pods_processes_open_its_devices_and_no_others(bed: Bed) -> None:
     os.mknod(disk, 0o600 | stat.S_IFBLK, os.makedev(7, 255))
 
     def act(channel: socket.socket) -> dict[str, int]:
-        do(channel, "prepare", cgroup="/broker-test/devices")
+        do(channel, "prepare", cgroup="/broker-test/devices", pinning=False)
         do(channel, "take_user", base=60000, count=1000)
         before = opened(log)
         assert confine(channel, []) == {"id": 1, "result": {"lacking": ""}}

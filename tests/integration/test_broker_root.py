@@ -109,6 +109,34 @@ async def test_an_overlay_is_the_containers_root(bed: Bed, tmp_path: Path) -> No
     assert (tmp_path / "upper/three").read_text() == "new\n"
 
 
+async def test_a_root_is_seen_where_clients_copy_its_files(bed: Bed, tmp_path: Path) -> None:
+    """By the pid that containerd is told, both ways; a link of the guest's leads nobody out of it."""
+    for name in ("lower", "upper", "work"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "lower/one").write_text("1")
+    (tmp_path / "lower/link").symlink_to(bed.data)
+    directories = [f"{key}dir={tmp_path}/{key}" for key in ("lower", "upper", "work")]
+    async with broker_of(bed) as broker:
+        await broker.take_user(60000, 1000)
+        root = Path(f"/proc/{await broker.learn_network(None, outside=False)}/root")
+        assert list(root.iterdir()) == []
+        target = f"{bed.shared}/c1/rootfs"
+        with pytest.raises(RequestRefusedError, match="was not mounted by this broker"):
+            await broker.show_root(target)
+        await broker.mount(target, [("overlay", "overlay", directories)])
+        await broker.show_root(target)
+        assert (root / "one").read_text() == "1"
+        (root / "two").write_text("2")
+        assert await run(broker, f"cat {target}/two; echo 3 >{target}/three") == "2"
+        assert (root / "three").read_text() == "3\n"
+        assert (root / "link").readlink() == bed.data
+        for reached in ("link/plain", "link"):
+            with pytest.raises(OSError, match="Too many levels of symbolic links"):
+                (root / reached).stat()
+        await broker.unmount(target)
+        assert await run(broker, f"ls {target}") == ""
+
+
 async def test_an_overlay_of_very_many_layers(bed: Bed, tmp_path: Path) -> None:
     layers = [tmp_path / f"{number:03}" / "fs" for number in range(100)]
     for layer in layers:
@@ -287,7 +315,7 @@ async def test_a_link_in_the_place_of_a_target_is_refused(bed: Bed) -> None:
 )
 async def test_all_of_a_sandbox_is_in_its_cgroup(bed: Bed, given: str, path: str) -> None:
     async with broker_of(bed) as broker:
-        assert await broker.prepare(given) == path
+        assert await broker.prepare(given, pinning=False) == path
         child = await broker.spawn("qemu", ["/bin/sleep", "100"], fds={})
         for pid in (os.getpid(), broker.pid, child.pid):
             lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
@@ -297,7 +325,7 @@ async def test_all_of_a_sandbox_is_in_its_cgroup(bed: Bed, given: str, path: str
                 if mounted & set(controllers.split(",")):
                     assert where == path
         with pytest.raises(RequestRefusedError, match="already"):
-            await broker.prepare(given)
+            await broker.prepare(given, pinning=False)
         assert await broker.oom_kills() == 0
         assert await broker.close() == []
         assert child.exited == ExitStatus(signal=signal.SIGKILL)
@@ -307,7 +335,7 @@ async def test_all_of_a_sandbox_is_in_its_cgroup(bed: Bed, given: str, path: str
 async def test_a_cgroup_path_that_leads_elsewhere_is_refused(bed: Bed, given: str) -> None:
     async with broker_of(bed) as broker:
         with pytest.raises(RequestRefusedError, match="cgroupsPath"):
-            await broker.prepare(given)
+            await broker.prepare(given, pinning=False)
 
 
 async def test_a_process_killed_for_want_of_memory_is_told_apart(bed: Bed) -> None:
@@ -317,7 +345,7 @@ async def test_a_process_killed_for_want_of_memory_is_told_apart(bed: Bed) -> No
         if "memory" in h.controllers or h.version == 2
     )
     async with broker_of(bed) as broker:
-        await broker.prepare("/broker-test/oom")
+        await broker.prepare("/broker-test/oom", pinning=False)
         below = Path(
             leaf, "memory.limit_in_bytes" if Path(leaf, "memory.limit_in_bytes").exists() else "memory.max"
         )
@@ -361,7 +389,7 @@ def busy_sandbox(bed: Bed) -> Callable[[socket.socket], list[int]]:
             reply = do("spawn", name=name, argv=argv, fds=[], **optional)
             return int(reply["pid"])
 
-        do("prepare", cgroup="/broker-test/busy")
+        do("prepare", cgroup="/broker-test/busy", pinning=False)
         pids = [spawn("virtiofsd", "sleep 100 & sleep 100")]
         for name, readonly in (("rw", False), ("ro", True)):
             do(
@@ -461,7 +489,7 @@ def _roll_back_with_stuck_mounts(bed: Bed) -> int:
 async def test_close_brings_the_shim_back_to_where_it_came_from(bed: Bed) -> None:
     before = Path("/proc/self/cgroup").read_text()
     async with broker_of(bed) as broker:
-        await broker.prepare(None)
+        await broker.prepare(None, pinning=False)
         assert Path("/proc/self/cgroup").read_text() != before
         await broker.bind(str(bed.data), f"{bed.shared}/c1/v", readonly=False)
         assert await broker.close() == []

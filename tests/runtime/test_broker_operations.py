@@ -67,7 +67,14 @@ PIDS: list[Any] = [None, True, "100", -1, 0, 1, 100.0, 2**22 + 1]
 
 # By operation: arguments that are taken, and for each argument what is not.
 EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
-    "prepare": ({"cgroup": "/default/x"}, {"cgroup": [7, "/a\0b", ["/a"], "/\ud800"]}),
+    "prepare": (
+        {"cgroup": "/default/x", "pinning": False},
+        {"cgroup": [7, "/a\0b", ["/a"], "/\ud800"], "pinning": FLAGS},
+    ),
+    "pin_vcpus": (
+        {"cpus": [2, 0]},
+        {"cpus": [None, 3, "0-1", [-1], ["0"], [True], [1, 1], [100_000], list(range(256)), {"0": 1}]},
+    ),
     "oom_kills": ({}, {}),
     "verify_confinement": (
         {"landlock": True, "sealed": True, "required": ["landlock"]},
@@ -159,6 +166,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
         {"source": "/a", "target": "/b", "readonly": True, "recursive": False},
         {"source": PATHS, "target": PATHS, "readonly": FLAGS, "recursive": FLAGS},
     ),
+    "show_root": ({"target": "/t"}, {"target": PATHS}),
     "find_memory": ({"source": "/a"}, {"source": PATHS}),
     "share": (
         {"source": "/a", "readonly": True, "recursive": False, "readonly_below": True},

@@ -76,7 +76,7 @@ def violate(channel: socket.socket) -> dict[str, Any]:
 
 
 LATE: dict[str, dict[str, Any]] = {
-    "prepare": {"cgroup": None},
+    "prepare": {"cgroup": None, "pinning": False},
     "announce_seal": {"mode": "log", "policy": "weaker", "within": 9},
     "register_guest": {"address": 77},
 }

@@ -24,6 +24,7 @@ CapEff:\t0000000000200001
 CapBnd:\t000001ffffffffff
 CapAmb:\t0000000000000000
 NoNewPrivs:\t1
+Cpus_allowed_list:\t0-3
 Seccomp:\t2
 Seccomp_filters:\t3
 """  # noqa: W291 - as the kernel writes it

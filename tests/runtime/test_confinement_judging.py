@@ -32,6 +32,7 @@ STRICT = {
     "Groups": "",
     **dict.fromkeys(CAPABILITY_SETS.values(), "0" * 16),
     "NoNewPrivs": "1",
+    "Cpus_allowed_list": "0-3",
     "Seccomp": "2",
     "Seccomp_filters": "1",
 }

@@ -133,6 +133,17 @@ def test_threads_that_differ_are_listed_apart(verified: dict[str, Any], tmp_path
     assert "threads x" not in confinement_text.text(report)
 
 
+def test_threads_that_are_kept_on_other_cpus_are_named(verified: dict[str, Any], tmp_path: Path) -> None:
+    report = confinement_report.report(sandbox(tmp_path), Inspector())
+    (process,) = report["processes"]
+    first = {**process["threads"][0], "name": "qemu", "cpus": "0-7"}
+    process["threads"] = [first, first]
+    assert "runs on       CPUs 0-7 of the host\n" in confinement_text.text(report)
+    process["threads"] = [first, {**first, "name": "CPU 0/KVM", "cpus": "2"}, {**first, "cpus": "5"}]
+    found = "runs on       CPUs 0-7 of the host; CPU 0/KVM on 2; qemu on 5\n"
+    assert found in confinement_text.text(report)
+
+
 def test_capabilities_in_words() -> None:
     assert confinement_text.capabilities([]) == "none"
     assert confinement_text.capabilities(["chown", "mknod"]) == "chown mknod"

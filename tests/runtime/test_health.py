@@ -16,7 +16,7 @@ from kata_configuration.models.firecracker import Firecracker
 from kata_hypervisor.contract import Capabilities
 from kata_runtime.pod import health, linux_guest
 from kata_runtime.pod.health import MISSES, HealthCheck
-from pod_bed import fixed_room
+from pod_bed import fixed_room, no_cpus
 from tables import make_table
 
 BUSY = RpcError(Code.RESOURCE_EXHAUSTED, "too many requests at once")
@@ -98,6 +98,8 @@ async def test_a_busy_guest_is_asked_again_for_an_exit_status() -> None:
     )
     machine: Any = SimpleNamespace(capabilities=Capabilities())
     given: Any = agent
-    guest = linux_guest.LinuxGuest(configuration, machine, given, streams=True, room=fixed_room())
+    guest = linux_guest.LinuxGuest(
+        configuration, machine, given, streams=True, room=fixed_room(), cpus=no_cpus()
+    )
     process: Any = SimpleNamespace(container_id="one", guest_id="one")
     assert await guest.wait_process(process) == 7

@@ -57,7 +57,7 @@ from kata_runtime.pod.boot import Boot
 from kata_runtime.pod.linux_guest import LinuxGuest
 from kata_runtime.shim.debug_service import DebugService
 from kata_runtime.unikernel.boot import UnikernelBoot
-from pod_bed import fixed_room
+from pod_bed import fixed_room, no_cpus
 
 Place = tuple[tuple[str, ...], str]
 Observed = dict[str, object]
@@ -385,7 +385,7 @@ async def of_agent(configuration: Configuration, monkeypatch: pytest.MonkeyPatch
     machine = SimpleNamespace(transport=None, wait=lambda: never)
     await connect_agent(configuration, machine)  # type: ignore[arg-type]
     plain: Any = SimpleNamespace(capabilities=Capabilities())
-    guest = LinuxGuest(configuration, plain, plain, streams=True, room=fixed_room())
+    guest = LinuxGuest(configuration, plain, plain, streams=True, room=fixed_room(), cpus=no_cpus())
     seen["health check"] = guest._health_timeout
     linux = {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}}
     spec = {"root": {}, "process": {"args": ["true"]}, "linux": linux}

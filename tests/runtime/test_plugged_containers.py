@@ -24,7 +24,7 @@ from kata_runtime.pod.creation import CreateRequest, Creation
 from kata_runtime.pod.linux_guest import LinuxGuest
 from kata_runtime.resource.block_rootfs import BlockRootfs, overlay_storages
 from kata_runtime.stdio.files import StdioPaths
-from pod_bed import fixed_room
+from pod_bed import fixed_room, no_cpus
 from tables import make_table
 
 
@@ -76,7 +76,9 @@ class Pod:
         self.machine: Machine = incomplete()
         self.agent = Agent()
         self.identity = SimpleNamespace(id="sandbox", shared_directory=str(directory / "shared"))
-        self.broker: Any = SimpleNamespace(read_spec=read_spec, open_fifo=None, open_log=None)
+        self.broker: Any = SimpleNamespace(
+            read_spec=read_spec, open_fifo=None, open_log=None, settle_logs=None
+        )
         self.running = True
         self.start()
 
@@ -88,7 +90,9 @@ class Pod:
             agent=SimpleNamespace(health_check_request_timeout_ms=1000),
         )
         agent: Any = self.agent
-        self.guest = LinuxGuest(configuration, self.machine, agent, streams=True, room=fixed_room())
+        self.guest = LinuxGuest(
+            configuration, self.machine, agent, streams=True, room=fixed_room(), cpus=no_cpus()
+        )
         sandbox: Any = self
         self.creation = Creation(sandbox, self.broker, self.group)
 

@@ -17,7 +17,7 @@ from kata_runtime.pod.linux_guest import LinuxGuest
 from kata_runtime.resource.block_devices import BlockDevices
 from kata_runtime.resource.shares import Shares
 from kata_runtime.stdio.files import StdioFiles, StdioPaths
-from pod_bed import fixed_room
+from pod_bed import fixed_room, no_cpus
 
 SPEC: dict[str, Any] = {"root": {"path": "/r"}, "process": {"args": ["sh"], "cwd": "/"}}
 
@@ -57,7 +57,7 @@ def guest_of(machine: Machine, agent: Any = None) -> LinuxGuest:
         agent=SimpleNamespace(health_check_request_timeout_ms=1000),
     )
     given: Any = machine
-    return LinuxGuest(configuration, given, agent, streams=True, room=fixed_room())
+    return LinuxGuest(configuration, given, agent, streams=True, room=fixed_room(), cpus=no_cpus())
 
 
 def container(name: str, *nodes: BlockNode) -> Container:

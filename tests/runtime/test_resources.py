@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kata_runtime.container.resources import amend, changes, check, check_update, count_cpus, merge
+from kata_runtime.container.resources import amend, changes, check, check_update, cpuset_of, merge
 from kata_runtime.errors import InvalidRequestError, UnsupportedError
 
 
@@ -16,13 +16,17 @@ def quota(cpus: float) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("text", "count"), [("0", 1), ("3-5", 3), ("0,2,4-7", 6), ("1-2,2-3", 3), (" 8 , 9", 2)]
+    ("text", "cpus"),
+    [
+        *(("", set()), ("0", {0}), ("3-5", {3, 4, 5}), ("0,2,4-7", {0, 2, 4, 5, 6, 7})),
+        *(("1-2,2-3", {1, 2, 3}), (" 8 , 9", {8, 9})),
+    ],
 )
-def test_cpusets(text: str, count: int) -> None:
-    assert count_cpus("create", text) == count
+def test_cpusets(text: str, cpus: set[int]) -> None:
+    assert cpuset_of("create", {"cpu": {"cpus": text}}) == cpus
 
 
-@pytest.mark.parametrize("text", ["a", "-1", "1-", "5-3", "1,,2", "0-99999999999", "٣"])
+@pytest.mark.parametrize("text", ["a", " ", "-1", "1-", "5-3", "1,,2", "0-99999999999", "٣"])
 def test_what_is_no_cpuset(text: str) -> None:
     with pytest.raises(InvalidRequestError, match="is no list of CPUs"):
         check("create container web", {"cpu": {"cpus": text}})

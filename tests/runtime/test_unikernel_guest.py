@@ -111,13 +111,23 @@ async def machine(monkeypatch: pytest.MonkeyPatch) -> MachineDouble:
 
 
 async def prepared(
-    broker: Broker, one: Container | None = None, *, hypervisor: str = "dragonball", **keys: Any
+    broker: Broker,
+    one: Container | None = None,
+    *,
+    hypervisor: str = "dragonball",
+    pinning: bool = False,
+    **keys: Any,
 ) -> UnikernelGuest:
     kind = "hvt" if hypervisor == "dragonball" else "qemu"
     configuration: Any = SimpleNamespace(
         hypervisor_name=hypervisor,
         hypervisor=SimpleNamespace(default_memory=99),
-        runtime=SimpleNamespace(internetworking_model="tcfilter", spoof_protection=True, dan_conf=None),
+        runtime=SimpleNamespace(
+            internetworking_model="tcfilter",
+            spoof_protection=True,
+            dan_conf=None,
+            enable_vcpus_pinning=pinning,
+        ),
     )
     identity: Any = SimpleNamespace(id="one", directory="/run/one")
     unikernel, files = Unikernel("annotation", "/app.hvt", kind, **keys), cast(client.Broker, broker)
@@ -132,6 +142,15 @@ async def prepared(
 
 async def run_stage(name: str, work: Awaitable[T]) -> T:
     raise AssertionError("it waits for nothing")
+
+
+async def test_its_virtual_cpu_is_kept_on_no_cpu_of_the_host(broker: Broker, machine: MachineDouble) -> None:
+    with pytest.raises(UnsupportedError) as error:
+        await prepared(broker, pinning=True)
+    assert str(error.value) == (
+        "cannot run the unikernel /app.hvt: enable_vcpus_pinning is set, and the virtual CPU of a unikernel "
+        "is not kept on a CPU of the host; use a configuration without that key"
+    )
 
 
 async def streams_of(guest: UnikernelGuest, one: Container | None = None) -> dict[str, Stream]:

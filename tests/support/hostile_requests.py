@@ -203,11 +203,13 @@ def some_arguments(operation: Operation[...]) -> dict[str, Any]:
 def hostile(world: World, bystander: int) -> dict[str, list[Attack]]:
     """Attacks by operation, on a sealed sandbox. One that is refused after the seal needs no entry."""
     bed = world.bed
-    logs = [*streams(world), {"path": f"{world.state}/logs/other/its.log"}]
+    others = ("other/its.log", "its.log", "other/../its.log")
+    logs = [*streams(world), *({"path": f"{world.state}/logs/{name}"} for name in others)]
     return {
         **{operation.name: [(some_arguments(operation), SEALED)] for operation in EARLY},
         "supervise": [({}, "the shim is supervised already")],
         "oom_kills": [({}, None)],
+        "pin_vcpus": [({"cpus": cpus}, "enable_vcpus_pinning is not set") for cpus in ([], [0], [0, 99])],
         "kill": [({"pid": bystander, "signal": number}, None) for number in (9, 15, 19)],
         "confinement": [({"pid": pid}, "has exited") for pid in (bystander, os.getppid(), 2)],
         "end_loading": [({"pid": pid}, "has no filter of ours") for pid in (bystander, os.getppid(), 2)],

@@ -34,6 +34,7 @@ from kata_runtime.broker.shared_source import SharedSource
 from kata_runtime.identity import SandboxIdentity
 from kata_runtime.pod import sealing
 from kata_runtime.pod.creation import CreateRequest
+from kata_runtime.pod.host_cpus import HostCpus
 from kata_runtime.pod.room import Room
 from kata_runtime.pod.sandbox import Sandbox
 from kata_runtime.pod.tasks import Tasks
@@ -70,6 +71,12 @@ def fixed_room(machine: Any = None, agent: Any = None) -> Room:
     """The room of a machine that keeps its size."""
     spec = VmSpec("pod", Path("/run/pod"), vcpus=1, memory_mib=256, kernel=Path("/k"))
     return Room(machine, agent, spec, "with static_sandbox_resource_mgmt")
+
+
+def no_cpus() -> HostCpus:
+    """The CPUs of the host of a pod whose virtual CPUs are kept on none."""
+    broker: Any = None
+    return HostCpus(broker, lambda: 1, pinning=False)
 
 
 class AgentDouble:
@@ -223,6 +230,7 @@ class BrokerDouble:
         self.fault = ""
         self.mounted: list[str] = []
         self.made: list[str] = []
+        self.shown: list[str] = []
         self.late: list[str] = []
         self.configured = True
         self.hooks: dict[str, list[str]] = {}
@@ -246,7 +254,7 @@ class BrokerDouble:
         self.ran.append(kind)
         return self.hooks[kind]
 
-    async def prepare(self, cgroup: str | None) -> str:
+    async def prepare(self, cgroup: str | None, *, pinning: bool) -> str:
         await self.preparing.passed()
         return cgroup or ""
 
@@ -285,6 +293,10 @@ class BrokerDouble:
         await self.unmount(place)
         await self.remove(place)
 
+    async def show_root(self, target: str) -> None:
+        assert target in self.mounted
+        self.shown.append(target)
+
     async def unmount(self, target: str) -> None:
         self.mounted.remove(target)
 
@@ -295,6 +307,9 @@ class BrokerDouble:
         return os.open(path, {"r": os.O_RDONLY, "w": os.O_WRONLY, "rw": os.O_RDWR}[mode] | os.O_NONBLOCK)
 
     async def open_log(self, path: str) -> int:
+        raise AssertionError("no test here logs to a file")
+
+    async def settle_logs(self) -> None:
         raise AssertionError("no test here logs to a file")
 
     async def open_in_image(self, root: str, name: str, *, write: bool) -> int:

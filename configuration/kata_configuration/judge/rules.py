@@ -45,6 +45,7 @@ def across(table: Table, path: KeyPath, tables: Mapping[KeyPath, Table]) -> Iter
             yield _below(path, _no_effect(key, needs, other))
     if path == ("runtime",):
         yield from (_below(path, found) for found in _mounts_can_be_shared(table, tables))
+        yield from (_below(path, found) for found in _vcpus_can_be_pinned(table, tables))
 
 
 def _mounts_can_be_shared(table: Any, tables: Mapping[KeyPath, Any]) -> Iterator[Finding]:
@@ -52,6 +53,22 @@ def _mounts_can_be_shared(table: Any, tables: Mapping[KeyPath, Any]) -> Iterator
     if table.sandbox_bind_mounts and hypervisor is not None and not hypervisor.shares_files:
         message = f"cannot be: {table.hypervisor_name} is configured to share no files with its guests"
         yield Finding(Code.RELATION, ("sandbox_bind_mounts",), message, "remove it")
+
+
+def _vcpus_can_be_pinned(table: Any, tables: Mapping[KeyPath, Any]) -> Iterator[Finding]:
+    hypervisor = tables.get(("hypervisor", table.hypervisor_name))
+    if not table.enable_vcpus_pinning or hypervisor is None:
+        return
+    if not hypervisor.boots_linux:
+        message = f"cannot be: {table.hypervisor_name} is configured to run unikernels only"
+        yield Finding(Code.RELATION, ("enable_vcpus_pinning",), message, "remove it")
+    elif hypervisor.overhead_vcpus and table.static_sandbox_resource_mgmt:
+        message = (
+            "has no effect on pods with a limit of whole CPUs: by overhead_vcpus = "
+            f"{hypervisor.overhead_vcpus:g} their machines have one virtual CPU more than their cpusets name"
+        )
+        hint = f"set overhead_vcpus = 0 in [hypervisor.{table.hypervisor_name}]"
+        yield Finding(Code.UNUSED, ("enable_vcpus_pinning",), message, hint)
 
 
 def _below(path: KeyPath, found: Finding) -> Finding:

@@ -151,6 +151,15 @@ class Runtime(Table):
             takes_effect_in=Effect.SIZE,
         ),
     ] = True
+    enable_vcpus_pinning: Annotated[
+        bool,
+        About(
+            "Keep each virtual CPU on one CPU of the host as long as the cpusets of the pod's containers "
+            "name as many CPUs as its machine has; else each runs on any CPU of the pod's cgroup.",
+            "Kata 3.30.0",
+            takes_effect_in=Effect.SHIM,
+        ),
+    ] = False
     internetworking_model: Annotated[
         Literal["tcfilter", "macvtap", "none"],
         About(

@@ -33,17 +33,6 @@ class RuntimePlanned(Table):
         About('Features on trial: "force_guest_pull".', "Kata 3.0.0"),
         Instead("images are unpacked on the host, by containerd's snapshotter"),
     ] = ()
-    enable_vcpus_pinning: Annotated[
-        bool,
-        About(
-            "Bind each virtual CPU to a CPU of the host where their numbers agree.",
-            "Kata 3.30.0",
-        ),
-        Instead(
-            "each virtual CPU runs on any CPU that the cgroup above the pod's has",
-            advice="remove it, and give that cgroup a cpuset if pods are to keep to some CPUs",
-        ),
-    ] = False
     enable_tracing: Annotated[bool, About("Send traces.", "Kata 3.0.0"), NO_TRACES] = False
     jaeger_endpoint: Annotated[Text, About('Where traces go; "" is this host.', "Kata 3.0.0"), NO_TRACES] = ""
     jaeger_user: Annotated[Text, About("The user at jaeger_endpoint.", "Kata 3.0.0"), NO_TRACES] = ""

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CloudHypervisorDriver"]
 
-VCPU_THREAD = re.compile(r"vcpu\d+")
 VCPU_FILTERS = 2
 
 # What an event of the guest means for its machine, which ends with it: a container's guest does not return.
@@ -216,7 +215,7 @@ class CloudHypervisorDriver(RestMachine):
         breach = self._breach_of([thread for thread in threads if thread.tid == main], True, self._inherited)
         others = [thread for thread in threads if thread.tid != main]
         breach = breach or self._breach_of(others, True, self._born_with)
-        vcpus = [thread for thread in threads if VCPU_THREAD.fullmatch(thread.name)]
+        vcpus = [thread for thread in threads if re.fullmatch(CLOUD_HYPERVISOR.vcpu_threads, thread.name)]
         if breach is None and running:
             if not vcpus:
                 return f"the kernel lists no thread of a virtual CPU of {self.vmm}"

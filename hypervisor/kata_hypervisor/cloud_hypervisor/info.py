@@ -36,6 +36,7 @@ CLOUD_HYPERVISOR = DriverInfo(
     children=("cloud-hypervisor", "virtiofsd"),
     machine="kata_hypervisor.cloud_hypervisor.driver:CloudHypervisorDriver",
     tested=("51.1", "54.0"),
+    vcpu_threads=r"vcpu(\d+)",
     seal_features={"": frozenset()},
     api_requests=(
         _put("/vm.boot"),

@@ -15,6 +15,7 @@ DRAGONBALL = DriverInfo(
     machine="kata_hypervisor.dragonball.driver:Dragonball",
     unikernel="kata_hypervisor.dragonball.unikernel:InProcessUnikernel",
     unikernels=("hvt",),
+    vcpu_threads=r"vcpu(\d+)",
     vhost_vsock="required",
     seal_features={
         "": _MACHINE,

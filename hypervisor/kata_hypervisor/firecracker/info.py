@@ -37,6 +37,7 @@ FIRECRACKER = DriverInfo(
     unikernels=("firecracker",),
     tested=("1.12.1", "1.17"),
     boots_bzimage="1.17",
+    vcpu_threads=r"fc_vcpu (\d+)",
     seal_features={"": frozenset()},
     api_requests=(
         Request("GET", "/"),

@@ -181,6 +181,7 @@ class VcpuThreads(Generic[Outcome, Page]):
     # -- on a vCPU's thread ----------------------------------------------------------------------------------
 
     def _live(self, vcpu: Vcpu[Page]) -> None:
+        libc.name_thread(threading.current_thread().name)  # Python before 3.14 does not tell the kernel
         try:
             while (target := self._next(vcpu)) is not Target.ENDED:
                 if target is Target.RUNNING:

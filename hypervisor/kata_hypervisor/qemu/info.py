@@ -88,6 +88,7 @@ QEMU = DriverInfo(
     unikernel="kata_hypervisor.qemu.unikernel:QemuUnikernel",
     unikernels=("qemu",),
     required="6.2",
+    vcpu_threads=r"CPU (\d+)/(?:KVM|TCG)",
     vhost_vsock="optional",
     seal_features={"": frozenset({"serial"})},
     monitor_commands={

@@ -116,19 +116,26 @@ def hierarchies(mountinfo: str = "/proc/self/mountinfo") -> list[Hierarchy]:
     return list(found.values())
 
 
-def current(hierarchy: Hierarchy, membership: str = "/proc/self/cgroup") -> str:
-    """Return the directory of the cgroup that a process is in (cgroups(7), /proc/PID/cgroup)."""
-    with open(membership, encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            number, controllers, path = line.rstrip("\n").split(":", 2)
-            same = (
-                number == "0"
-                if hierarchy.version == 2
-                else hierarchy.controllers & set(controllers.split(","))
-            )
-            if same and os.path.isdir(hierarchy.mountpoint + path):
-                return hierarchy.mountpoint + path.rstrip("/")
+def current(hierarchy: Hierarchy, membership: str | None = None) -> str:
+    """Return the directory of the cgroup that a process is in.
+
+    membership: the process's /proc/PID/cgroup (cgroups(7)); this one's by default.
+    """
+    lines = (read_membership() if membership is None else membership).split("\n")
+    for line in filter(None, lines):
+        number, controllers, path = line.split(":", 2)
+        same = (
+            number == "0" if hierarchy.version == 2 else hierarchy.controllers & set(controllers.split(","))
+        )
+        if same and os.path.isdir(hierarchy.mountpoint + path):
+            return hierarchy.mountpoint + path.rstrip("/")
     return hierarchy.mountpoint
+
+
+def read_membership(base: str = "/proc/self") -> str:
+    """What /proc/PID/cgroup says of a process, whose directory in /proc this is."""
+    with open(f"{base}/cgroup", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        return file.read()
 
 
 # -- made and used -----------------------------------------------------------------------------------------
@@ -155,6 +162,7 @@ class Cgroup:
         Raises:
             CgroupError: no hierarchy can be written, or somebody else's processes are in the leaf.
         """
+        membership = read_membership()
         for hierarchy in self._mounted:
             leaf = hierarchy.mountpoint + self.path
             if pids := _settled_members(leaf):
@@ -162,7 +170,7 @@ class Cgroup:
                     f"cgroup {leaf} is in use by process {pids[0]}: give each sandbox a cgroup of its own"
                 )
             try:
-                self._create_in(hierarchy, leaf, record, is_shared)
+                self._create_in(hierarchy, leaf, current(hierarchy, membership), record, is_shared)
             except OSError as error:
                 if error.errno not in _UNAVAILABLE:
                     raise CgroupError(f"cannot make cgroup {leaf}: {error.strerror}") from error
@@ -175,10 +183,10 @@ class Cgroup:
         self,
         hierarchy: Hierarchy,
         leaf: str,
+        origin: str,
         record: Callable[[str, str, str], None],
         is_shared: Callable[[str], bool],
     ) -> None:
-        origin = current(hierarchy)
         deadline = time.monotonic() + GRACE
         while True:
             try:
@@ -198,18 +206,28 @@ class Cgroup:
         """Move a process, with all its threads, into the leaf. Raises CgroupError."""
         for _, leaf in self._leaves:
             try:
-                _write(leaf, "cgroup.procs", str(pid))
+                write(leaf, "cgroup.procs", str(pid))
             except OSError as error:
                 raise CgroupError(
                     f"cannot move process {pid} into cgroup {leaf}: {error.strerror}"
                 ) from error
+
+    def leaf_with_cpuset(self) -> tuple[str, int] | None:
+        """The leaf whose cpuset is in force, and its hierarchy's version; None where there is none."""
+        for hierarchy, leaf in self._leaves:
+            if hierarchy.version == 1 and "cpuset" in hierarchy.controllers:
+                return leaf, 1
+        for hierarchy, leaf in self._leaves:
+            if hierarchy.version == 2 and "cpuset" in read(leaf, "cgroup.controllers").split():
+                return leaf, 2
+        return None
 
     def controllers(self) -> frozenset[str]:
         """The controllers that are in force on the leaf."""
         found: set[str] = set()
         for hierarchy, leaf in self._leaves:
             if hierarchy.version == 2:
-                found.update(_read(leaf, "cgroup.controllers").split())
+                found.update(read(leaf, "cgroup.controllers").split())
             found |= hierarchy.controllers
         return frozenset(found)
 
@@ -256,7 +274,7 @@ class Cgroup:
         for hierarchy, leaf in self._leaves:
             name = "memory.events" if hierarchy.version == 2 else "memory.oom_control"
             try:
-                fields = dict(line.split() for line in _read(leaf, name).splitlines())
+                fields = dict(line.split() for line in read(leaf, name).splitlines())
             except FileNotFoundError:
                 continue  # this hierarchy does not have the memory controller
             return int(fields.get("oom_kill", 0))
@@ -265,10 +283,10 @@ class Cgroup:
 
 def _restrict_by_lines(leaf: str, lines: list[str]) -> None:
     try:
-        _write(leaf, "devices.deny", "a")
+        write(leaf, "devices.deny", "a")
         for line in lines:
-            _write(leaf, "devices.allow", line)
-        found = _read(leaf, "devices.list").splitlines()
+            write(leaf, "devices.allow", line)
+        found = read(leaf, "devices.list").splitlines()
     except OSError as error:
         raise CgroupError(f"cannot restrict the devices of cgroup {leaf}: {error.strerror}") from error
     if beyond := set(found) - set(lines):
@@ -286,17 +304,17 @@ class _Lines:
 
     def admit(self, rule: DeviceRule) -> None:
         """Let its processes open one more device. Raises OSError."""
-        _write(self._leaf, "devices.allow", str(rule))
+        write(self._leaf, "devices.allow", str(rule))
         self._rules.append(rule)
 
     def expel(self, rule: DeviceRule) -> None:
         """Undo `admit`; what another rule allows stays allowed. Raises OSError."""
         self._rules.remove(rule)
-        _write(self._leaf, "devices.deny", str(rule))
+        write(self._leaf, "devices.deny", str(rule))
         # The kernel has one line for a device, from which that has taken its letters, whoever they came from.
         for other in self._rules:
             if other.is_of(rule):
-                _write(self._leaf, "devices.allow", str(other))
+                write(self._leaf, "devices.allow", str(other))
 
 
 class _DeviceProgram:
@@ -373,7 +391,7 @@ def _make_group(hierarchy: Hierarchy, directory: str) -> None:
 def members(directory: str) -> list[int]:
     """Processes in a cgroup; none when it does not exist (any more)."""
     try:
-        return [int(line) for line in _read(directory, "cgroup.procs").split()]
+        return [int(line) for line in read(directory, "cgroup.procs").split()]
     except (FileNotFoundError, OSError) as error:
         if error.errno in (errno.ENOENT, errno.ENODEV):
             return []
@@ -397,7 +415,7 @@ def empty(directory: str, origin: str, spared: Collection[int], grace: float = G
         if time.monotonic() > deadline:
             return pids
         if os.path.exists(f"{directory}/cgroup.kill"):
-            _write(directory, "cgroup.kill", "1")
+            write(directory, "cgroup.kill", "1")
         else:
             for pid in pids:
                 try:
@@ -415,7 +433,7 @@ def _move_out(pid: int, directory: str, origin: str) -> None:
         candidates.append(os.path.dirname(candidates[-1]))
     for candidate in candidates:
         try:
-            _write(candidate, "cgroup.procs", str(pid))
+            write(candidate, "cgroup.procs", str(pid))
         except ProcessLookupError:
             return
         except OSError as error:
@@ -430,7 +448,7 @@ def remove(directory: str, grace: float = GRACE) -> None:
     deadline = time.monotonic() + grace
     while True:
         try:
-            os.rmdir(directory)
+            _remove_once(directory)
         except FileNotFoundError:
             return
         except OSError as error:
@@ -439,6 +457,15 @@ def remove(directory: str, grace: float = GRACE) -> None:
             time.sleep(_PAUSE)
         else:
             return
+
+
+def _remove_once(directory: str) -> None:
+    # By unlinkat(2), which a sealed broker makes for others too, and not by a call of its own.
+    parent = os.open(os.path.dirname(directory), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.rmdir(os.path.basename(directory), dir_fd=parent)
+    finally:
+        os.close(parent)
 
 
 def remove_parent(directory: str) -> None:
@@ -453,13 +480,14 @@ def remove_parent(directory: str) -> None:
 # -- files -------------------------------------------------------------------------------------------------
 
 
-def _read(directory: str, name: str) -> str:
+def read(directory: str, name: str) -> str:
+    """Read a control file. Raises OSError."""
     with open(f"{directory}/{name}", encoding="ascii", errors="replace") as file:
         return file.read()
 
 
-def _write(directory: str, name: str, text: str) -> None:
-    """Write a control file in one system call; the kernel's answer is that call's."""
+def write(directory: str, name: str, text: str) -> None:
+    """Write a control file in one system call; the kernel's answer is that call's. Raises OSError."""
     fd = os.open(f"{directory}/{name}", os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(fd, text.encode())
@@ -469,12 +497,12 @@ def _write(directory: str, name: str, text: str) -> None:
 
 def _delegate(directory: str) -> None:
     """Hand a version 2 group's controllers on to its children, one by one: one may be in use elsewhere."""
-    missing = set(_read(directory, "cgroup.controllers").split()) - set(
-        _read(directory, "cgroup.subtree_control").split()
+    missing = set(read(directory, "cgroup.controllers").split()) - set(
+        read(directory, "cgroup.subtree_control").split()
     )
     for controller in sorted(missing & {"cpu", "cpuset", "io", "memory", "pids"}):
         try:
-            _write(directory, "cgroup.subtree_control", f"+{controller}")
+            write(directory, "cgroup.subtree_control", f"+{controller}")
         except OSError as error:
             # A group with processes of its own, or one that is not ours to change: its children do without.
             if error.errno not in (errno.EBUSY, errno.ENOENT, errno.EINVAL, errno.EOPNOTSUPP, *_UNAVAILABLE):
@@ -484,5 +512,5 @@ def _delegate(directory: str) -> None:
 def _inherit_cpuset(parent: str, directory: str) -> None:
     """Fill a fresh cpuset: without processors and memory nodes it takes no process."""
     for name in ("cpuset.cpus", "cpuset.mems"):
-        if not _read(directory, name).strip():
-            _write(directory, name, _read(parent, name).strip())
+        if not read(directory, name).strip():
+            write(directory, name, read(parent, name).strip())

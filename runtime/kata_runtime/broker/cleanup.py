@@ -14,7 +14,7 @@ import os
 import stat
 import time
 
-from kata_runtime.broker import cgroups, claims, mounts, pod_identity, processes
+from kata_runtime.broker import cgroups, claims, cpuset, mounts, pod_identity, processes
 from kata_runtime.broker.errors import BrokerError, refusal
 from kata_runtime.broker.path_scope import PathScope
 from kata_runtime.broker.rollback import NAME, RollbackJournal
@@ -195,6 +195,8 @@ def _undo(entry: Entry, scope: PathScope, mounted: bool) -> None:
             cgroups.remove(entry["path"])
         case "rmgroup":
             cgroups.remove_parent(entry["path"])
+        case cpuset.UNDO:
+            cpuset.release(entry["path"], entry["origin"])
         case "unmount":
             if mounted:
                 _unmount(entry["path"], scope)

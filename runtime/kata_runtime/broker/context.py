@@ -13,6 +13,7 @@ from kata_runtime.broker.authorization import Authorization
 from kata_runtime.broker.block_devices import BlockDevices
 from kata_runtime.broker.children import Children
 from kata_runtime.broker.connections import Connections
+from kata_runtime.broker.container_logs import ContainerLogs
 from kata_runtime.broker.errors import RequestRefusedError
 from kata_runtime.broker.files import Files
 from kata_runtime.broker.hooks import Hooks
@@ -23,6 +24,7 @@ from kata_runtime.broker.log_sink import LogSink, take_fatal_message
 from kata_runtime.broker.logger import Logger
 from kata_runtime.broker.monitor import CommandFilter, Monitor
 from kata_runtime.broker.phase import Phase
+from kata_runtime.broker.pinning import Pinning
 from kata_runtime.broker.pod_identity import PodIdentity
 from kata_runtime.broker.pod_network import PodNetwork
 from kata_runtime.broker.reserve import Reserve
@@ -92,6 +94,7 @@ class Context:
         self.pod = PodIdentity(identity, journal)
         self.vmm = VmmDirectory(identity.directory, self._user, namespace=directory.has_namespace)
         self.children = Children(self.shim, self.pod, self.vmm, journal, loop, log_sink, self._notify)
+        self.pinning = Pinning(self.shim, self.cgroup, self.children, journal)
         self.connections = Connections(events, identity.directory, directory.descriptor, self._user)
         self.files = Files(identity, directory, self.authorization)
         self.volumes = Volumes(directory, self.files, self.authorization, self._servers)
@@ -102,6 +105,7 @@ class Context:
         self.kvm = Kvm()
         self.network = PodNetwork(directory.descriptor, identity.directory, journal, self.children)
         self.streams = Streams(self.authorization)
+        self.logs = ContainerLogs(loop)
         self.supervisor = Supervisor(self._shim, loop, log_sink, directory.descriptor, self._notify)
 
     @property
@@ -256,6 +260,7 @@ class Context:
             kept = self.hooks.finish()
             self.logger.finish()
             self.children.kill_all()
+            self.logs.close()
             # A shim that closes its broker has its last answers to give; any other ends with its cgroup.
             spared = {os.getpid()}
             if self._closing and processes.is_alive(*self._shim):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from kata_runtime.broker import cgroups, rollback
+from kata_runtime.broker.cpuset import Cpuset
 from kata_runtime.broker.errors import RequestRefusedError
 
 TYPE_CHECKING = False
@@ -24,12 +25,16 @@ class SandboxCgroup:
         self._shim = shim
         self._journal = journal
         self._cgroup: cgroups.Cgroup | None = None
+        # Where threads get CPUs of their own; None unless the configuration asks for that.
+        self.cpuset: Cpuset | None = None
 
-    def prepare(self, path: str | None) -> str:
+    def prepare(self, path: str | None, *, pinning: bool) -> str:
         """Make it and move shim and broker into it; returns its path within each hierarchy.
 
+        pinning: whether threads in it may get CPUs of their own.
+
         Raises:
-            CgroupError: it cannot be made, or the path cannot be one of ours.
+            CgroupError: it cannot be made, the path cannot be one of ours, or it has no cpuset for pinning.
             RequestRefusedError: there is one already.
         """
         if self._cgroup is not None:
@@ -39,6 +44,8 @@ class SandboxCgroup:
         cgroup.join(os.getpid())  # children are born into it
         cgroup.join(self._shim)
         self._cgroup = cgroup
+        if pinning:
+            self.cpuset = _cpuset_of(cgroup)
         return cgroup.path
 
     def _record(self, kind: str, path: str, origin: str) -> None:
@@ -73,3 +80,13 @@ class SandboxCgroup:
     def oom_kills(self) -> int:
         """How many processes in it the kernel has killed for want of memory."""
         return self._cgroup.oom_kills() if self._cgroup else 0
+
+
+def _cpuset_of(cgroup: cgroups.Cgroup) -> Cpuset:
+    if (found := cgroup.leaf_with_cpuset()) is None:
+        raise cgroups.CgroupError(
+            f"enable_vcpus_pinning is set, and cgroup {cgroup.path} has no cpuset: no hierarchy of this host "
+            "that can be written has the controller there; mount it, or have the cgroups above hand it on "
+            "(cgroup.subtree_control)"
+        )
+    return Cpuset(*found)

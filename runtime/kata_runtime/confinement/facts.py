@@ -31,11 +31,13 @@ UNLIMITED = -1
 class Thread:
     """One thread's credentials and filters. users, groups: real, effective, saved and of the file system.
 
-    capabilities: a mask for each of CAPABILITY_SETS.
+    capabilities: a mask for each of CAPABILITY_SETS. cpus: of the host, those that it may run on, as the
+    kernel lists them.
     """
 
     __slots__ = (
         "capabilities",
+        "cpus",
         "filters",
         "groups",
         "mode",
@@ -54,6 +56,7 @@ class Thread:
         self.groups = tuple(map(int, status["Gid"].split()))
         self.supplementary = tuple(map(int, status["Groups"].split()))
         self.capabilities = {name: int(status[field], 16) for name, field in CAPABILITY_SETS.items()}
+        self.cpus = status["Cpus_allowed_list"]
         self.no_new_privs = status["NoNewPrivs"] == "1"
         self.mode = int(status["Seccomp"])
         # Kernels before 5.9 do not count the filters: a thread in filter mode has at least one.

@@ -6,9 +6,9 @@ out, see `guest_spec.left_out`.
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
+from kata_runtime import cpu_list
 from kata_runtime.container import devices
 from kata_runtime.errors import InvalidRequestError, UnsupportedError
 
@@ -51,8 +51,7 @@ def check(action: str, resources: JsonObject, plugged: Collection[Numbers] = ())
                 f"cannot {action}: it is to have huge pages of {limit.get('pageSize')}, of which the guest "
                 "has none; leave out the limit, or use transparent huge pages"
             )
-    if cpus := (resources.get("cpu") or {}).get("cpus"):
-        count_cpus(action, cpus)
+    cpuset_of(action, resources)
 
 
 def check_update(action: str, before: JsonObject, after: JsonObject, vcpus: int, keeps: str = "") -> None:
@@ -121,25 +120,15 @@ def amend(resources: JsonObject, vcpus: int, plugged: Collection[Numbers] = ()) 
         resources["devices"] = devices.rules_of_guest(resources["devices"], plugged)
     cpu = resources.get("cpu") or {}
     cpu.pop("mems", None)
-    if cpus := cpu.pop("cpus", None):
-        count = count_cpus("set", cpus)
-        if count < vcpus:
-            cpu["cpus"] = f"0-{count - 1}" if count > 1 else "0"
+    count = len(cpuset_of("set", resources))
+    if cpu.pop("cpus", None) and count < vcpus:
+        cpu["cpus"] = f"0-{count - 1}" if count > 1 else "0"
     return resources
 
 
-def count_cpus(action: str, text: str) -> int:
-    """How many CPUs a list such as "0-3,8" names. Source: cpuset(7), list format.
-
-    Raises:
-        InvalidRequestError: it is no such list.
-    """
-    found: set[int] = set()
-    for part in text.split(","):
-        match = re.fullmatch(r" *([0-9]{1,5})(?:-([0-9]{1,5}))? *", part)
-        if match is None or int(match[1]) > int(match[2] or match[1]):
-            raise InvalidRequestError(
-                f"cannot {action}: the cpuset {text[:100]!r} is no list of CPUs such as 0-3,8"
-            )
-        found.update(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return len(found)
+def cpuset_of(action: str, resources: JsonObject) -> frozenset[int]:
+    """The CPUs of the host that a cpuset names; none without one. Raises InvalidRequestError: it is none."""
+    try:
+        return cpu_list.parse((resources.get("cpu") or {}).get("cpus") or "")
+    except ValueError as error:
+        raise InvalidRequestError(f"cannot {action}: the cpuset {error}") from None

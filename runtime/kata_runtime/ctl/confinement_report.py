@@ -158,6 +158,7 @@ def _thread(thread: facts.Thread, survey: Survey | None) -> dict[str, Any]:
     return {
         "tid": thread.tid,
         "name": thread.name,
+        "cpus": thread.cpus,
         "mode": thread.mode,
         "filters": thread.filters,
         "effective": judging.names_of(thread.capabilities["effective"]),

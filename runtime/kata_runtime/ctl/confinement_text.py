@@ -60,6 +60,7 @@ def _cells(process: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield "seccomp", "seccomp", _seccomp(process["seccomp"])
     for line in _thread_groups(process["threads"]):
         yield "threads", "", line
+    yield "cpus", "runs on", _cpus(process["threads"])
     if process["role"] == SHIM:
         yield "landlock", "landlock", _LANDLOCK[process["landlock"]]
     yield "namespaces", "namespaces", _namespaces(process["namespaces"])
@@ -135,6 +136,13 @@ def _thread_groups(threads: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f"{_number(number, 'thread')} {name}: {filters} filters, {calls} calls, score {score}, "
             f"{held} effective capabilities"
         )
+
+
+def _cpus(threads: Sequence[Mapping[str, Any]]) -> str:
+    """The CPUs of the host; where threads differ, those of each one that has others than the first."""
+    first = threads[0]["cpus"]
+    kept = [f"{thread['name']} on {thread['cpus']}" for thread in threads if thread["cpus"] != first]
+    return f"CPUs {first} of the host" + "".join(f"; {one}" for one in kept)
 
 
 def _number(number: int, what: str) -> str:

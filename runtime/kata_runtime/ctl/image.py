@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from contextlib import AbstractContextManager, contextmanager
@@ -62,6 +63,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run_build(arguments: argparse.Namespace) -> int:
     """Bring the image up to date, and return the exit status."""
+    os.umask(0o022)  # what decides an image's bytes is nobody else's, whatever the caller's mask
     from kata_runtime.image import builder
     from kata_runtime.image.agent import Agent
     from kata_runtime.image.agent_program import AgentProgram

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from kata_runtime.ctl import running
 from kata_runtime.ctl.shim_call import call_shim
+from kata_runtime.logging import printable
 
 if TYPE_CHECKING:
     from kata_runtime.ctl.main import Subparsers
@@ -44,7 +45,7 @@ async def _provoke(path: str) -> int:
     try:
         await call_shim(path, SERVICE, PROVOKE, Empty(), Empty)
     except RpcError as error:
-        print(f"kata-ctl: the shim did not try: {error}", file=sys.stderr)
+        print(f"kata-ctl: the shim did not try: {printable(str(error))}", file=sys.stderr)
         return REFUSED
     print("the shim called execve; see the container's output and containerd's log for what came of it")
     return PROVOKED

@@ -16,6 +16,7 @@ from kata_hypervisor.seccomp.survey import Survey, survey, union
 from kata_runtime.ctl import running
 from kata_runtime.ctl.running import RecordedSandbox, read_seal
 from kata_runtime.ctl.seccomp import GOOD, reporting
+from kata_runtime.logging import printable
 
 _ROW = "    {:<16} {:<12} {:>7} {:>6} {:>10} {:>7} {:>8}  {}"
 _HEAD = _ROW.format("thread", "mode", "filters", "calls", "unfiltered", "escape", "score", "thread ids")
@@ -42,7 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the state of the sandboxes and return the exit status."""
     inspector = Inspector()
     reports = [report(sandbox, inspector) for sandbox in running.chosen(arguments.sandbox)]
-    print(json.dumps(reports, indent=2) if arguments.json else "\n\n".join(map(_text, reports)))
+    text = "\n\n".join(map(_text, reports))  # with names of threads, which a VMM that a guest owns chooses
+    print(json.dumps(reports, indent=2) if arguments.json else printable(text))
     return GOOD
 
 

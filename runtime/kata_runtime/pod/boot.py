@@ -144,8 +144,9 @@ class Boot:
 
     async def _prepare_host(self, configuration: Configuration) -> None:
         await self.hooks.learn(self._spec)
-        await self._broker.prepare((self._spec.get("linux") or {}).get("cgroupsPath"))
         runtime = configuration.runtime
+        cgroup = (self._spec.get("linux") or {}).get("cgroupsPath")
+        await self._broker.prepare(cgroup, pinning=runtime.enable_vcpus_pinning)
         await self._broker.take_user(runtime.sandbox_uid_base, runtime.sandbox_uid_count)
         self.pid = await network.learn(self._broker, self._spec, outside=runtime.disable_new_netns)
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from kata_hypervisor.contract import Disk, Hypervisor
     from kata_runtime.container.guest_spec import GuestSource
     from kata_runtime.container.process import Container, Process
+    from kata_runtime.pod.host_cpus import HostCpus
     from kata_runtime.pod.port_forwarding import Forwarder
     from kata_runtime.pod.room import Room
     from kata_runtime.stdio.files import StdioFiles
@@ -43,7 +44,7 @@ class LinuxGuest(Guest):
     streams: whether the agent has them; else stdio is polled. forwarder: of connections to its ports, if its
     agent has what that takes; closed when the guest is stopped. settings: of the pod, for every container
     that does not say otherwise; sysctls are of namespaces which containers share, and the first of them sets
-    them. room: of the machine for containers.
+    them. room: of the machine for containers. cpus: of the host that they name.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class LinuxGuest(Guest):
         *,
         streams: bool,
         room: Room,
+        cpus: HostCpus,
         forwarder: Forwarder | None = None,
         settings: PodSettings = NO_SETTINGS,
     ) -> None:
@@ -68,6 +70,7 @@ class LinuxGuest(Guest):
         self._forwarder = forwarder
         self._settings = settings
         self._room = room
+        self._cpus = cpus
         self._with_own_processes: set[str] = set()
 
     @property
@@ -120,7 +123,11 @@ class LinuxGuest(Guest):
     ) -> Stdio:
         """See Guest."""
         limits = (container.spec.get("linux") or {}).get("resources") or {}
-        async with self._room.made_for(f"create container {container.id}", container.id, limits):
+        action = f"create container {container.id}"
+        async with (
+            self._room.made_for(action, container.id, limits),
+            self._cpus.named_by(action, container.id, limits),
+        ):
             return await self._create_container(container, sources, files)
 
     async def _create_container(
@@ -179,6 +186,7 @@ class LinuxGuest(Guest):
         """See Guest."""
         self._with_own_processes.discard(container_id)
         self._room.leave(container_id)
+        await self._cpus.leave(container_id)
         await self._agent.remove_container(agent_pb2.RemoveContainerRequest(container_id=container_id))
 
     async def forget_removed_shares(self) -> None:
@@ -195,11 +203,16 @@ class LinuxGuest(Guest):
         before = linux.get("resources") or {}
         limits = resources.changes(before, limits)
         resources.check_update(action, before, limits, most, self._room.keeps)
-        async with self._room.made_for(action, container.id, resources.merge(before, limits)):
+        merged = resources.merge(before, limits)
+        async with (
+            self._room.made_for(action, container.id, merged),
+            self._cpus.named_by(action, container.id, merged),
+        ):
             encoded = oci.resources_to_proto(resources.amend(copy.deepcopy(limits), most))
             request = agent_pb2.UpdateContainerRequest(container_id=container.id, resources=encoded)
             await self._agent.update_container(request)
             linux["resources"] = resources.merge(linux.get("resources") or {}, limits)
+        await self._cpus.settle()  # the machine may have become smaller
 
     async def container_stats(self, container_id: str) -> agent_pb2.StatsContainerResponse:
         """See Guest."""

@@ -12,7 +12,7 @@ from kata_hypervisor import registry
 from kata_hypervisor.contract import BlockFile, NetTap, UnikernelSpec, UnikernelVmm
 from kata_runtime.broker.errors import RequestFailedError
 from kata_runtime.container.guest import GuestBoot, RunStage
-from kata_runtime.errors import InvalidRequestError
+from kata_runtime.errors import InvalidRequestError, UnsupportedError
 from kata_runtime.resource import network
 from kata_runtime.resource.network import PodNetwork
 from kata_runtime.unikernel.address import address_of, warnings_of
@@ -62,6 +62,12 @@ class UnikernelBoot(GuestBoot):
 
     async def prepare(self) -> None:
         """See GuestBoot. Raises InvalidRequestError where the image lacks a file."""
+        if self._runtime.enable_vcpus_pinning:
+            raise UnsupportedError(
+                f"cannot run the unikernel {self._unikernel.binary}: enable_vcpus_pinning is set, and the "
+                "virtual CPU of a unikernel is not kept on a CPU of the host; use a configuration without "
+                "that key"
+            )
         attached = await self._attach_network()
         try:
             await self._prepare(attached)

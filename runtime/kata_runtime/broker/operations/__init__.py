@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 OPERATIONS: tuple[Operation[...], ...] = (
     cgroup.prepare,
     cgroup.oom_kills,
+    cgroup.pin_vcpus,
     children.take_user,
     children.spawn,
     children.kill,
@@ -41,6 +42,7 @@ OPERATIONS: tuple[Operation[...], ...] = (
     files.make_directory,
     files.mount,
     files.bind,
+    files.show_root,
     files.find_memory,
     files.share,
     files.unshare,

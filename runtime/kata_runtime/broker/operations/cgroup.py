@@ -11,13 +11,24 @@ if TYPE_CHECKING:
     from kata_runtime.broker.context import Context
 
 
-@operation(BEFORE_SEAL, cgroup=checks.optional(checks.text))
-def prepare(context: Context, *, cgroup: str | None) -> Reply:
+@operation(BEFORE_SEAL, cgroup=checks.optional(checks.text), pinning=checks.flag)
+def prepare(context: Context, *, cgroup: str | None, pinning: bool) -> Reply:
     """Make the sandbox's cgroup and move shim and broker into it; once, before any child is started.
 
-    cgroup: the specification's linux.cgroupsPath. Answers "path", the cgroup's path in each hierarchy.
+    cgroup: the specification's linux.cgroupsPath. pinning: whether `pin_vcpus` may be asked for. Answers
+    "path", the cgroup's path in each hierarchy.
     """
-    return Reply(path=context.cgroup.prepare(cgroup))
+    return Reply(path=context.cgroup.prepare(cgroup, pinning=pinning))
+
+
+@operation(ALWAYS, cpus=checks.cpus)
+def pin_vcpus(context: Context, *, cpus: list[int]) -> Reply:
+    """Keep each virtual CPU on one CPU of the host, in this order; with none, let all of them go.
+
+    After the seal: a kubelet names the CPUs of a container when that comes. The broker finds the threads.
+    """
+    context.pinning.pin(cpus)
+    return Reply()
 
 
 @operation(ALWAYS)

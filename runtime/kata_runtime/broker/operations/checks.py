@@ -26,6 +26,9 @@ MAX_CHILD_FD = 255
 MAX_JAIL_FILES = 64
 MAX_PROGRAM = 4096 * 8
 """Bytes of a seccomp program: BPF_MAXINSNS of the kernel's bpf_common.h."""
+MAX_CPU = 99_999
+"""The largest that a list of CPUs may name."""
+MAX_VCPUS = 255
 _MAX_DEVICE = 21
 
 # -- made of others ----------------------------------------------------------------------------------------
@@ -125,6 +128,11 @@ pid = number(2, 2**22)
 """A process or thread id; never that of init."""
 port = number(1, 2**32 - 2)
 """A vsock port."""
+
+
+def cpus(value: Any) -> bool:
+    """Different CPUs of the host, at most as many as a machine has."""
+    return list_of(number(0, MAX_CPU), 0, MAX_VCPUS)(value) and len(set(value)) == len(value)
 
 
 def guest_address(value: Any) -> bool:
