@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 FIT, UNFIT = 0, 1
 OLDEST_CONTAINERD = (1, 6)
 PROGRAM_DEADLINE = 10.0
-VIRTIOFSD_PLACES = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"))
 
 
 Check = Callable[[Setup], Finding]
@@ -58,6 +57,7 @@ def read_setup() -> Setup:
     """Read the configuration in force; where there is none, or a faulty one, the defaults stand in."""
     from kata_configuration import ConfigurationError, discover, load
     from kata_configuration.diagnostics import Code
+    from kata_configuration.judge.host import VIRTIOFSD_PLACES
     from kata_configuration.models import HYPERVISORS
     from kata_runtime.image import builder
 
