@@ -127,7 +127,7 @@ CASES: list[tuple[str, str, list[str]]] = [
     # Ranges and forms.
     ("32 CPUs", "[hypervisor.firecracker]\ndefault_vcpus = 33\n", ["5:17: warning[KATA302] firecracker.default_vcpus: 33 is above the maximum of 32 (write 32 or less)"]),
     ("powers of two", "[hypervisor.clh]\nqueue_size = 100\n", ["5:14: warning[KATA304] clh.queue_size: 100 is not a power of two (write 64)"]),
-    ("a number in an array of text", "[hypervisor.clh]\nenable_annotations = [\"default_vcpus\", 3]\n", ["5:40: warning[KATA301] clh.enable_annotations[1]: is an integer, must be a string (put it in quotes)"]),
+    ("a number in an array of text", "[hypervisor.clh]\nenable_annotations = [\"default_vcpus\", 3]\n", ["5:40: warning[KATA301] clh.enable_annotations[1]: is an integer, must be a string (write a string)"]),
     ("globs", 'valid_kernel_paths = ["boot/*", "/boot/*"]\n', ['4:23: error[KATA304] qemu.valid_kernel_paths[0]: "boot/*" matches no absolute path (begin it with "/")']),
     # Units.
     ("bytes for MiB", "default_memory = 2147483648\n", ["4:18: error[KATA302] qemu.default_memory: 2147483648 is above the maximum of 16777216 MiB (the unit is MiB: for 2147483648 bytes write 2048)"]),

@@ -147,7 +147,7 @@ CASES: list[tuple[str, str, list[str]]] = [
             "6:18: error[KATA301] hypervisor.qemu.default_memory: is a float, must be an integer "
             "(write an integer)",
             "7:18: error[KATA301] hypervisor.qemu.overhead_vcpus: is a boolean, must be a number (write a number)",
-            "8:17: error[KATA301] hypervisor.qemu.kernel_params: is an integer, must be a string (put it in quotes)",
+            "8:17: error[KATA301] hypervisor.qemu.kernel_params: is an integer, must be a string (write a string)",
             "9:8: error[KATA301] hypervisor.qemu.path: is a date or time, must be a string with an absolute path "
             "(write a string with an absolute path)",
             "10:24: error[KATA301] hypervisor.qemu.virtio_fs_extra_args: is a string, must be an array of strings "
@@ -160,7 +160,7 @@ CASES: list[tuple[str, str, list[str]]] = [
         QEMU + 'virtio_fs_extra_args = ["é",  1]\n',
         [
             "4:31: error[KATA301] hypervisor.qemu.virtio_fs_extra_args[1]: is an integer, must be a string "
-            "(put it in quotes)"
+            "(write a string)"
         ],
     ),
     (

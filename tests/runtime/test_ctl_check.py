@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from kata_configuration import load
+from kata_configuration.layer.discovery import ENVIRONMENT
 from kata_hypervisor.kvm.probe import KvmProbeResult
 from kata_runtime.ctl import check
 from kata_runtime.ctl.findings import Finding, Setup, Status
@@ -207,6 +209,26 @@ def test_the_guest_image(setup: Setup) -> None:
     assert str(setup.artifacts[0]) in missing.cause
     setup.artifacts[0].touch()
     assert check.check_image(setup).status is Status.OK
+
+
+SHIPPED = Path(__file__).parents[2] / "configuration/configuration-qemu.toml"
+
+
+def test_without_a_configuration_the_host_is_held_to_the_shipped_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = check.setup_of(load(SHIPPED, check_host=False))
+    path = tmp_path / "configuration.toml"
+    monkeypatch.setenv(ENVIRONMENT, str(path))
+    absent = check.read_setup()
+    path.write_text("[runtime\n")
+    path.chmod(0o644)
+    faulty = check.read_setup()
+    for found in (absent, faulty):
+        same = replace(found, configuration=shipped.configuration, virtiofsd=shipped.virtiofsd)
+        assert same == shipped
+    assert "KATA002" in absent.configuration.cause
+    assert (absent.configuration.fix, faulty.configuration.fix) == ("", "kata-ctl config lint")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 FIT, UNFIT = 0, 1
 OLDEST_CONTAINERD = (1, 6)
 PROGRAM_DEADLINE = 10.0
-VIRTIOFSD_PLACES = (Path("/usr/lib/qemu/virtiofsd"), Path("/usr/libexec/virtiofsd"))
 
 
 Check = Callable[[Setup], Finding]
@@ -57,6 +56,9 @@ def run_check(arguments: argparse.Namespace) -> int:
 def read_setup() -> Setup:
     """Read the configuration in force; where there is none, or a faulty one, the defaults stand in."""
     from kata_configuration import ConfigurationError, discover, load
+    from kata_configuration.diagnostics import Code
+    from kata_configuration.judge.host import VIRTIOFSD_PLACES
+    from kata_configuration.models import HYPERVISORS
     from kata_runtime.image import builder
 
     name = "configuration"
@@ -65,12 +67,16 @@ def read_setup() -> Setup:
         configuration = load(path, check_host=False, source=source)
     except ConfigurationError as error:
         cause, *_ = str(error).splitlines()
-        finding = Finding(name, Status.WARN, cause, "kata-ctl config lint")
+        # Where there is none, linting says no more than this.
+        absent = error.diagnostics[0].code == Code.NOT_FOUND.number
+        finding = Finding(name, Status.WARN, cause, "" if absent else "kata-ctl config lint")
+        defaults = HYPERVISORS["qemu"].model_fields
         virtiofsd = next((place for place in VIRTIOFSD_PLACES if place.exists()), VIRTIOFSD_PLACES[0])
         artifacts = tuple(
             builder.DEFAULT_OUTPUT / name for name in (builder.KERNEL, builder.INITRAMFS, builder.IMAGE)
         )
-        return Setup("kvm", Path("/usr/bin/qemu-system-x86_64"), virtiofsd, 512, artifacts, finding)
+        memory = defaults["default_memory"].default
+        return Setup("kvm", defaults["path"].default, virtiofsd, memory, artifacts, finding)
     return setup_of(configuration)
 
 
