@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -46,6 +47,7 @@ def main() -> int:
     parser.add_argument("--focus", default="", help="a regular expression: only topics that match")
     parser.add_argument("--output", type=Path, help="a directory to keep the logs in")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(FAILED))  # after it has put everything back
     try:
         program = _program()
         chosen = [

@@ -239,7 +239,8 @@ class Kubelet:
     @contextmanager
     def pod(self, name: str, *containers: Json, **spec: Any) -> Iterator[Pod]:
         """A pod from its coming to its own end. spec: further fields of its PodSpec."""
-        every = {"terminationGracePeriodSeconds": GRACE, "enableServiceLinks": False, **spec}
+        usual = {"terminationGracePeriodSeconds": GRACE, "enableServiceLinks": False, "dnsPolicy": "Default"}
+        every = {**usual, **spec}
         if self.runtime == "kata":
             every["overhead"] = OVERHEAD
         metadata = {"name": name, "namespace": NAMESPACE, "labels": {"app": name}}

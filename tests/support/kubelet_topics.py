@@ -288,9 +288,6 @@ def _processes(kubelet: Kubelet) -> None:
         for text in shown:
             expect("who sees both", ["sleep 3601" in text, "sleep 3602" in text], [True, True])
             expect("processes of the init container", "tail" in text, False)
-    with kubelet.pod("apart", *containers) as pod:
-        pod.until_ready()
-        expect("who sees the other", "sleep 3602" in pod.run("one", "ps -o args"), False)
 
 
 @topic("probes by exec, HTTP and TCP", "liveness-probes")
@@ -322,31 +319,40 @@ def _probes(kubelet: Kubelet) -> None:
 
 
 COUNT = """
-n=$(cat /count/n 2>/dev/null || echo 0); n=$((n+1)); echo $n > /count/n; echo run $n; test $n -ge 3
+n=$(cat /count/$NAME 2>/dev/null || echo 0); n=$((n+1)); echo $n > /count/$NAME
+echo run $n; test $n -ge $UNTIL
 """
 
 
-@topic("restarts, ends, statuses", "job", "cron-job")
+@topic("restarts, ends, statuses", "job")
 def _restarts(kubelet: Kubelet) -> None:
-    counts = container("counts", COUNT, volumeMounts=[_mount("count", "/count")])
-    says = container("says", "echo the reason; exit 7", terminationMessagePolicy="FallbackToLogsOnError")
+    containers = [
+        container(
+            name,
+            COUNT,
+            env=[{"name": "NAME", "value": name}, {"name": "UNTIL", "value": str(until)}],
+            volumeMounts=[_mount("count", "/count")],
+            terminationMessagePolicy="FallbackToLogsOnError",
+        )
+        for name, until in (("once", 1), ("thrice", 3))
+    ]
     volumes = [{"name": "count", "emptyDir": {}}]
-    with kubelet.pod("job", counts, volumes=volumes, restartPolicy="OnFailure") as pod:
-        pod.until_ended()
-        expect("restarts", pod.state("counts")["restartCount"], 2)
-        expect("how it ended", pod.ended("counts")["reason"], "Completed")
-        expect("its last line", pod.lines("counts")[-1], "run 3")
-        back_off = [one for one in pod.events() if one.startswith("BackOff: Back-off restarting")]
-        expect("whether an event tells of the back-off", bool(back_off), True)
-    with kubelet.pod("fails", says, container("ends", "exit 0"), restartPolicy="Never") as pod:
-        pod.until_ended("Failed")
-        ended = pod.ended("says")
+    with kubelet.pod("job", *containers, volumes=volumes, restartPolicy="OnFailure") as pod:
+        pod.until(lambda: pod.ended("thrice").get("exitCode"), "its first end")
+        ended = pod.ended("thrice")
+        last = pod.lines("thrice")[-1]
         expect(
             "how it failed",
             (ended["exitCode"], ended["reason"], ended["message"]),
-            (7, "Error", "the reason\n"),
+            (1, "Error", f"{last}\n"),
         )
-        expect("how the other ended", pod.ended("ends")["reason"], "Completed")
+        pod.until_ended()
+        for name, runs in (("once", 1), ("thrice", 3)):
+            expect(f"restarts of {name}", pod.state(name)["restartCount"], runs - 1)
+            expect(f"the end of {name}", pod.ended(name)["reason"], "Completed")
+            expect(f"the last line of {name}", pod.lines(name)[-1], f"run {runs}")
+        back_off = [one for one in pod.events() if one.startswith("BackOff: Back-off restarting")]
+        expect("whether an event tells of the back-off", bool(back_off), True)
 
 
 @topic("memory that is too much, and that is not", "memory", "oom")
@@ -365,39 +371,39 @@ def _memory(kubelet: Kubelet) -> None:
 
 SIZES = f"""
 {GROUP}; echo processors $(grep -c ^processor /proc/cpuinfo); echo quota $(cat $d/cpu.max)
-echo memory $(cat $d/memory.max); echo swap $(cat $d/memory.swap.max)
+echo weight $(cat $d/cpu.weight); echo memory $(cat $d/memory.max); echo swap $(cat $d/memory.swap.max)
+{WAIT}
 """
 
 
 @topic(
-    "limits are the machine's and the containers'",
+    "limits are the machine's, its cgroup's and the containers'",
     "cpu-ns",
-    "limit-range",
     "number-cpus",
     "qos-pods",
+    "sandbox-cgroup-placement",
     "sandbox-vcpus-allocation",
     machine=True,
 )
 def _sizes(kubelet: Kubelet) -> None:
-    for name, cpu, processors in (("half", 500, "1"), ("more", 1200, "2")):
-        one = container("one", SIZES, resources=_limits(cpu=f"{cpu}m", memory="96Mi"))
-        with kubelet.pod(name, one, restartPolicy="Never") as pod:
-            pod.until_ended()
-            expect("its class", pod.status()["qosClass"], "Guaranteed")
+    containers = [
+        container("half", SIZES, resources=_limits(cpu="500m", memory="96Mi")),
+        container("more", SIZES, resources=_limits(cpu="700m", memory="64Mi")),
+    ]
+    with kubelet.pod("sized", *containers) as pod:
+        pod.until_ready()
+        expect("its class", pod.status()["qosClass"], "Guaranteed")
+        # The weights are those of cgroups version 2 for 512 and 716 shares.
+        for name, quota, weight, memory in (("half", 50000, 20, 96), ("more", 70000, 28, 64)):
             wanted = {
-                "processors": processors,
-                "quota": f"{cpu * 100} 100000",
-                "memory": str(96 * MIB),
+                "processors": "2",
+                "quota": f"{quota} 100000",
+                "weight": str(weight),
+                "memory": str(memory * MIB),
                 "swap": "0",
             }
-            expect("its limits", pod.named("one"), wanted)
-
-
-@topic("all of a sandbox is in the pod's cgroup", "sandbox-cgroup-placement", machine=True)
-def _placement(kubelet: Kubelet) -> None:
-    one = container("one", WAIT, resources=_limits(memory="96Mi", cpu="100m"))
-    with kubelet.pod("placed", one) as pod:
-        pod.until_ready()
+            pod.until(lambda: "swap" in pod.named(name), f"what {name} says")  # noqa: B023
+            expect(f"the limits of {name}", pod.named(name), wanted)
         (sandbox,) = kubelet.node.sandboxes()
         below = f"/{kubelet.node.root.name}/kubepods/pod{pod.uid}/"
         outside = [
@@ -405,29 +411,29 @@ def _placement(kubelet: Kubelet) -> None:
             for role, pid in kubelet.node.pids(sandbox).items()
             if f":memory:{below}" not in Path(f"/proc/{pid}/cgroup").read_text()
         ]
-        expect("who is outside of it", outside, [])
+        expect("which processes are outside of the pod's cgroup", outside, [])
         group = next(one for one in kubelet.groups if (one / "memory.limit_in_bytes").exists())
         limit = (group / f"kubepods/pod{pod.uid}/memory.limit_in_bytes").read_text()
         overhead = int(OVERHEAD["memory"].removesuffix("Mi"))
-        expect("its limit, with the overhead", int(limit), (96 + overhead) * MIB)
+        expect("its limit, with the overhead", int(limit), (96 + 64 + overhead) * MIB)
 
 
-@topic("connections", "nginx-connectivity", "parallel", "replication", "scale-nginx")
+@topic("connections", "nginx-connectivity", "parallel")
 def _connections(kubelet: Kubelet) -> None:
     port = [{"containerPort": 80, "hostPort": 8090}]
     page = "mkdir /w; hostname > /w/index.html; exec httpd -f -h /w"
     with (
         kubelet.pod("server", container("one", page, ports=port)) as server,
-        kubelet.pod("other", container("one", page)) as other,
-        kubelet.pod("client", container("one", WAIT)) as client,
+        kubelet.pod("client", container("one", page)) as client,
     ):
-        for pod in (server, other, client):
+        pods = (server, client)
+        for pod in pods:
             pod.until_ready()
-        for pod in (server, other):
+        for pod, other in (pods, pods[::-1]):
             address = pod.status()["podIP"]
             expect("the page for the node", kubelet.fetch(address, 80, "index.html").strip(), pod.name)
-            found = client.run("one", f"wget -qO- http://{address}/index.html")
-            expect("the page for another pod", found, pod.name)
+            found = other.run("one", f"wget -qO- http://{address}/index.html")
+            expect("the page for the other pod", found, pod.name)
         published = kubelet.fetch("10.238.7.1", 8090, "index.html").strip()
         expect("the page by the node's port", published, server.name)
 
@@ -439,8 +445,8 @@ def _commands(kubelet: Kubelet) -> None:
         pod.until_ready()
         expect("a status", pod.exec("one", "sh", given=b"echo said; exit 123\n"), (123, b"said\n"))
         for name in ("one", "two"):
-            found = pod.exec(name, "sh", "-c", "echo $NAME")
-            expect(f"a variable of {name}", found, (0, f"{name}\n".encode()))
+            found = pod.exec(name, "sh", "-c", "echo $NAME; ps -o args | grep -c '[s]leep 3600'")
+            expect(f"a variable of {name}, and its processes", found, (0, f"{name}\n1\n".encode()))
         # As `kubectl cp` does it: a file in, and out again. An input of this protocol has no end.
         data = bytes(range(256)) * 1024
         buffer = io.BytesIO()
