@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -50,9 +51,30 @@ def test_files_that_others_may_write(write: Write, text: str, guest: Path, mode:
     [found, *_] = lint(write(text))
     assert found.security
     assert (
-        found.message == f"{guest} has the mode {mode:04o}, which lets others than its owner change what runs"
+        found.message == f"{guest} its mode {mode:04o} lets others write: who may do that changes what runs"
     )
     assert found.hint == f"chmod go-w {guest}"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("name", ["file", "."])
+def test_files_of_another_user(write: Write, text: str, guest: Path, name: str) -> None:
+    """He may change them, or put others in their place, whatever the mode is now."""
+    place = guest.parent / name
+    os.chown(place, 1000, 1000)
+    assert {code for code, _ in findings(write(text))} == {"KATA605"}
+    [found, *_] = lint(write(text))
+    assert found.message.startswith(f"{place} is owned by user 1000, who is neither root nor the user")
+    assert found.hint == f"chown root {place}"
+
+
+def test_a_link_to_where_others_may_write(write: Write, text: str, guest: Path, tmp_path: Path) -> None:
+    (open_to_all := tmp_path / "open").mkdir()
+    guest.rename(open_to_all / "file")
+    guest.symlink_to(open_to_all / "file")
+    assert findings(write(text)) == []
+    open_to_all.chmod(0o777)
+    assert {code for code, _ in findings(write(text))} == {"KATA605"}
 
 
 @pytest.mark.parametrize(("mode", "codes"), [(0o777, {"KATA605"}), (0o1777, set())])

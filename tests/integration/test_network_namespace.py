@@ -472,6 +472,29 @@ class TestFailures:
         assert sentence.startswith("cannot make the macvtap tap0_kata: it exists already")
         assert "tap0_kata" in [link["ifname"] for link in bed.pod.state()["links"]]
 
+    def test_a_macvtap_of_the_same_index_elsewhere_stays_its_own(self, bed: PodNetwork) -> None:
+        """Two pods that start at the same time may draw one index, and /dev/tapN is of one of them."""
+        bed.wire("eth0", "10.9.0.2/24")
+        bed.node.ip("link", "add", "below", "type", "veth", "peer", "name", "beside")
+        before = bed.pod.state()
+
+        def spoil(kernel: Any) -> None:
+            make = kernel.add_macvtap
+
+            def make_second(name: str, parent: int, index: int, mtu: int) -> bool:
+                other = ("link", "below", "name", "other", "index", str(index), "type", "macvtap")
+                bed.node.ip("link", "add", *other)
+                return bool(make(name, parent, index, mtu))
+
+            kernel.add_macvtap = make_second
+
+        sentence = attach_with_kernel(bed, spoil, "macvtap")
+        assert sentence.startswith("cannot open /dev/tap")
+        assert sentence.endswith("of the macvtap tap0_kata: it is another's, in another namespace")
+        assert "other" in bed.node.ip("link", "show", "type", "macvtap")
+        bed.settle(bed.pod)
+        assert bed.pod.state() == before
+
     def test_the_largest_and_smallest_mtu(self, bed: PodNetwork) -> None:
         bed.wire("eth0", "10.9.0.2/24", mtu=65535)
         with pytest.raises(NetworkError, match="its MTU is 65535, and a tap's is at most 65521"):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kata_configuration.diagnostics import Code, Finding
 from kata_configuration.judge.rule import Rule
+from kata_configuration.parse import trust
 
 if TYPE_CHECKING:
     from kata_configuration.models import Table
@@ -33,18 +34,15 @@ def _host_file(key: str) -> Rule:
 
 
 def _writable(key: str, path: Path) -> Iterator[Finding]:
-    """Warn of a file, or a directory that holds it, in which others than root may put another one."""
-    for place in (path, path.parent):
-        try:
-            status = place.stat()
-        except OSError:
-            return  # that it is missing is reported elsewhere
-        sticky = stat.S_ISDIR(status.st_mode) and status.st_mode & stat.S_ISVTX
-        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
-            mode = stat.S_IMODE(status.st_mode)
-            message = f"{place} has the mode {mode:04o}, which lets others than its owner change what runs"
-            yield Finding(Code.HOST_WRITABLE, (key,), message, f"chmod go-w {place}")
-            return
+    """Warn of a file that others than root may change, or put another one in the place of."""
+    try:
+        places = [trust.Place(path, path.stat()), *trust.directories_of(path)]
+    except OSError:
+        return  # that it is missing is reported elsewhere
+    for found in trust.check(places, trust.trusted_uids()):
+        message = f"{found.path} {found.message}: who may do that changes what runs"
+        yield Finding(Code.HOST_WRITABLE, (key,), message, found.hint)
+        return
 
 
 def _program(table: Any) -> Iterator[Finding]:

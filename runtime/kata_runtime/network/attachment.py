@@ -201,7 +201,7 @@ def _attach_macvtap(kernel: Kernel, attachment: Attachment, wanted: Wanted) -> l
     kernel.set_mac(link.index, link.name, _random_mac())
     kernel.set_mac(index, name, link.mac)
     kernel.set_up(index, name)
-    return taps.open_macvtap(name, index, wanted.queues, header=wanted.header)
+    return taps.open_macvtap(name, index, link.mac, wanted.queues, header=wanted.header)
 
 
 def _make_macvtap(kernel: Kernel, attachment: Attachment) -> int:

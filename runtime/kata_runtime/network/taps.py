@@ -22,6 +22,9 @@ _TUNSETOFFLOAD, _TUNSETVNETHDRSZ = 0x400454D0, 0x400454D8
 _IFF_TAP, _IFF_MULTI_QUEUE, _IFF_NO_PI, _IFF_VNET_HDR, _IFF_TUN_EXCL = 0x2, 0x100, 0x1000, 0x4000, 0x8000
 _OFFLOADS = 0x01 | 0x02 | 0x04  # TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6
 _IFREQ = struct.Struct("16sH22x")
+_SIOCGIFHWADDR = 0x8927  # linux/sockios.h
+_MAC = slice(18, 24)
+"""Where the address is in a struct ifreq, in its sockaddr."""
 _NO_IPV6 = "/proc/sys/net/ipv6/conf/{}/disable_ipv6"
 
 
@@ -50,17 +53,23 @@ def open_tap(name: str, queues: int, *, header: bool, new: bool) -> list[int]:
     return fds
 
 
-def open_macvtap(name: str, index: int, queues: int, *, header: bool) -> list[int]:
+def open_macvtap(name: str, index: int, mac: str, queues: int, *, header: bool) -> list[int]:
     """Open the queues of a macvtap by its index, under which devtmpfs has its device.
 
+    An index is of one namespace, and the device's name of the whole host: it may be another pod's macvtap,
+    of the same index. mac: the address that this one has.
+
     Raises:
-        NetworkError: the device is not there, or the kernel refuses.
+        NetworkError: the device is not there, or not this one's, or the kernel refuses.
     """
     flags = _IFF_TAP | _IFF_NO_PI | (_IFF_VNET_HDR if header else 0) | (_IFF_MULTI_QUEUE if queues > 1 else 0)
     fds: list[int] = []
     try:
         for _ in range(queues):
             fds.append(_open(f"/dev/tap{index}"))
+            found = fcntl.ioctl(fds[-1], _SIOCGIFHWADDR, _IFREQ.pack(b"", 0))[_MAC]
+            if found != bytes.fromhex(mac.replace(":", "")):
+                raise OSError(errno.ENODEV, "it is another's, in another namespace")
             fcntl.ioctl(fds[-1], _TUNSETIFF, _IFREQ.pack(name.encode(), flags))
             _set_up(fds[-1], header=header)
     except OSError as error:
