@@ -2,7 +2,8 @@
 
 A schema is a value that must be equal, or a tuple of alternatives; `bool`; a `range` of integers; a dict, in
 which a key that ends in "?" may be missing; or one of the kinds below. Text that is no constant is therefore
-a name, or the path of something that the broker has chosen: no path comes from the runtime.
+a name, or the path of something that the broker has chosen: no path comes from the runtime. What the
+configuration limits is what was told before the seal.
 
 Standard library only, and little of it: the broker reads this before anything else is loaded.
 """
@@ -44,6 +45,8 @@ NAME = Kind("a name")
 """What `is_name` takes."""
 SET = Kind("a set of descriptors that QEMU was given")
 DISK = Kind("a disk that the broker shows to the VMM")
+LIMITS = Kind("the limits of each disk")
+"""Those that were told when the interface was handed over; missing where there are none, and else there."""
 
 
 def is_name(text: str) -> bool:

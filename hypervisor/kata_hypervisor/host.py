@@ -10,7 +10,7 @@ import signal
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from kata_hypervisor.privileges import Privileges
 from kata_hypervisor.seccomp.child_filter import ChildFilter
@@ -121,13 +121,19 @@ class Host(Protocol):
         """
 
     async def hold_monitor(
-        self, driver: str, monitor: socket.socket, *, saved_to: Path | None = None
+        self,
+        driver: str,
+        monitor: socket.socket,
+        *,
+        saved_to: Path | None = None,
+        limits: Mapping[str, Any] | None = None,
     ) -> socket.socket:
         """Before the seal: have the host hold a VMM's monitor, which could open whatever the VMM can.
 
         driver: whose `DriverInfo.monitor_commands` are all that passes once this process is sealed, or whose
         `DriverInfo.api_requests` are from now on. monitor: the connection, the host's from here on. saved_to:
-        the directory that the machine may be saved in. Returns another one, to use in its place.
+        the directory that the machine may be saved in. limits: what limits each disk that comes later, as the
+        API has it; None for none. Returns another one, to use in its place.
 
         Raises:
             LaunchError: the host does not hold it.

@@ -179,9 +179,14 @@ class RestMachine(ProcessLifecycle, Hypervisor):
         await self._attempt(f"reading {self.vmm}'s confinement", deadline, self._verify_confinement())
         await self._attempt(f"reading {self.vmm}'s filters", deadline, self._verify_filters())
         await self._describe(client, spec, version, deadline)
-        hold = partial(self._host.hold_monitor, self.info.name, saved_to=spec.saved_to)
+        hold = partial(self._host.hold_monitor, self.info.name, saved_to=spec.saved_to, limits=self._limits)
         await self._attempt(f"handing over {self.vmm}'s API", deadline, client.change_connection(hold))
         self._prepared = True
+
+    @property
+    def _limits(self) -> Mapping[str, Any] | None:
+        """What limits each disk that comes later, where its description says so."""
+        return None
 
     async def _describe(self, client: RestClient, spec: VmSpec, version: str, deadline: float) -> None:
         """Have the VMM make the machine that is wanted, or restore it where it is saved."""

@@ -321,6 +321,19 @@ async def test_cloud_hypervisor_has_a_device_that_may_be_written(make: Make, rea
     await machine.stop()
 
 
+async def test_cloud_hypervisor_tells_how_later_disks_are_limited_and_limits_them_so(make: Make) -> None:
+    rig = make("clh")
+    machine = rig.machine(disk_rate_limiter_ops_max_rate=100)
+    await machine.prepare(rig.spec)
+    await machine.run()
+    await machine.add_disk(Disk("device_1", Path("/dev/block/7:0"), read_only=True))
+    (asked,) = [entry["body"] for entry in rig.program.record if entry.get("path") == "/api/v1/vm.add-disk"]
+    assert rig.host.limits == asked["rate_limiter_config"] == {"ops": {"size": 100, "refill_time": 1000}}
+    rules = RequestFilter(machine.info.api_requests, {"/dev/block/7:0"}, None, rig.host.limits)
+    assert rules._rewrite("PUT", "/api/v1/vm.add-disk", json.dumps(asked).encode())
+    await machine.stop()
+
+
 async def test_a_disk_that_the_guest_keeps_stays_the_machines(make: Make) -> None:
     rig = make("clh", "holds")
     rig.host.patience = 0.1

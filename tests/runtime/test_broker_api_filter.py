@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kata_hypervisor import registry, rest
-from kata_hypervisor.api_request import DISK, NAME, Kind, Request, Saved
+from kata_hypervisor.api_request import DISK, LIMITS, NAME, Kind, Request, Saved
 from kata_runtime.broker.api_filter import RequestFilter
 from kata_runtime.broker.monitor import NotAllowedError
 
 SHOWN = "/run/kata/x/disks/rootfs_1"
 SAVED = "/var/lib/templates/one"
-EXAMPLES: dict[Any, Any] = {DISK: SHOWN, NAME: "rootfs_1", bool: True}
+LIMITED = {"bandwidth": {"size": 1000, "refill_time": 1000}}
+EXAMPLES: dict[Any, Any] = {DISK: SHOWN, NAME: "rootfs_1", bool: True, LIMITS: LIMITED}
 PATHS = ("/etc/shadow", "/dev/sda", "/proc/1/mem", f"{SHOWN}/../../x", f"{SHOWN}/", "", "file:///etc")
 NAMES = ("clh", "firecracker")
 
@@ -27,7 +28,7 @@ def requests(driver: str) -> tuple[Request, ...]:
 
 
 def filter_of(driver: str) -> RequestFilter:
-    return RequestFilter(requests(driver), {SHOWN}, SAVED)
+    return RequestFilter(requests(driver), {SHOWN}, SAVED, LIMITED)
 
 
 def written(method: str, path: str, body: object = None) -> bytes:
@@ -126,13 +127,29 @@ def test_no_text_is_free() -> None:
 
 
 def test_what_is_missing_may_be_missing() -> None:
+    size = next(one for one in requests("clh") if one.path.endswith("/vm.resize"))
+    body = example(size.body)
+    del body["desired_ram"]
+    assert filter_of("clh").take(written("PUT", size.path, body))
+    del body["desired_vcpus"]
+    with pytest.raises(NotAllowedError, match="it has no 'desired_vcpus'"):
+        filter_of("clh").take(written("PUT", size.path, body))
+
+
+def test_a_disk_that_comes_later_is_limited_as_the_configuration_says() -> None:
+    """Attack: a guest that owns its shim takes a disk out, and plugs it in without the limit."""
     disk = next(one for one in requests("clh") if one.path.endswith("/vm.add-disk"))
-    body = example(disk.body)
-    del body["rate_limiter_config"]
-    assert filter_of("clh").take(written("PUT", disk.path, body))
-    del body["path"]
-    with pytest.raises(NotAllowedError, match="it has no 'path'"):
-        filter_of("clh").take(written("PUT", disk.path, body))
+    limited = example(disk.body)
+    free = {key: value for key, value in limited.items() if key != "rate_limiter_config"}
+    wider = limited | {"rate_limiter_config": {"bandwidth": {"size": 10**9, "refill_time": 1000}}}
+    assert filter_of("clh").take(written("PUT", disk.path, limited))
+    for body, why in ((free, "it has no 'rate_limiter_config'"), (wider, "'rate_limiter_config' is")):
+        with pytest.raises(NotAllowedError, match=why):
+            filter_of("clh").take(written("PUT", disk.path, body))
+    unlimited = RequestFilter(requests("clh"), {SHOWN}, SAVED)
+    assert unlimited.take(written("PUT", disk.path, free))
+    with pytest.raises(NotAllowedError, match="it has 'rate_limiter_config'"):
+        unlimited.take(written("PUT", disk.path, limited))
 
 
 @pytest.mark.parametrize("name", NAMES)

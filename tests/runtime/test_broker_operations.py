@@ -212,10 +212,15 @@ EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
     "listen_for_vmm": ({"path": "/p"}, {"path": PATHS}),
     "connect_vmm": ({"path": "/p"}, {"path": PATHS}),
     "hold_monitor": (
-        {"driver": "qemu", "saved": None},
+        {"driver": "qemu", "saved": None, "limits": None},
         {
             "driver": [None, "", "bash", ["qemu"], "QEMU"],
             "saved": PATHS[1:],
+            "limits": [
+                *(0, "", [], {"bytes": {}}, {"ops": None}, {"ops": {}}, {"ops": {"size": 1}}),
+                *({"ops": {"size": size, "refill_time": 1}} for size in (None, True, -1, 1 << 63, 1.0, "1")),
+                {"ops": {"size": 1, "refill_time": 1, "path": 1}},
+            ],
         },
     ),
     "connect_guest": ({"port": 1024}, {"port": [None, True, "1", 0, -1, 2**32 - 1, 1.0]}),

@@ -130,7 +130,12 @@ class FakeHost:
         self.guest = address
 
     async def hold_monitor(
-        self, driver: str, monitor: socket.socket, *, saved_to: Path | None = None
+        self,
+        driver: str,
+        monitor: socket.socket,
+        *,
+        saved_to: Path | None = None,
+        limits: Mapping[str, Any] | None = None,
     ) -> socket.socket:
         """See Host. Nobody stands between."""
         return monitor

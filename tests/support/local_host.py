@@ -11,6 +11,7 @@ import signal
 import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from kata_agent.transports import Dial, dial_unix, dial_vsock
 from kata_hypervisor.errors import LaunchError
@@ -79,6 +80,8 @@ class LocalHost:
         self.privileges: dict[str, Privileges | None] = {}
         self._run_directory: Path | None = None
         self.dial: Dial
+        # Of disks that come later, as the driver told when it handed its monitor over.
+        self.limits: Mapping[str, Any] | None = None
         self._views: list[Path] = []
         self._watches: dict[int, ChildFilterSupervisor] = {}
 
@@ -214,9 +217,15 @@ class LocalHost:
         self.dial = dial_vsock(address) if isinstance(address, int) else dial_unix(address)
 
     async def hold_monitor(
-        self, driver: str, monitor: socket.socket, *, saved_to: Path | None = None
+        self,
+        driver: str,
+        monitor: socket.socket,
+        *,
+        saved_to: Path | None = None,
+        limits: Mapping[str, Any] | None = None,
     ) -> socket.socket:
         """See Host. Nobody stands between."""
+        self.limits = limits
         return monitor
 
     async def connect_guest(self, port: int) -> socket.socket:

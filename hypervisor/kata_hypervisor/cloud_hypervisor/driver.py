@@ -12,10 +12,10 @@ import asyncio
 import contextlib
 import re
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from kata_agent.transports import HybridVsockTransport
 from kata_hypervisor import exit_reason, host_checks, sockets, virtiofsd
@@ -33,6 +33,7 @@ from kata_hypervisor.contract import (
 )
 from kata_hypervisor.errors import HypervisorError, NotSupportedError
 from kata_hypervisor.host import Host
+from kata_hypervisor.rate_limiter import rate_limiter
 from kata_hypervisor.rest import RestClient, RestError, Step
 from kata_hypervisor.rest_machine import CONSOLE, RestMachine
 from kata_hypervisor.seccomp.confinement import ThreadConfinement
@@ -205,6 +206,11 @@ class CloudHypervisorDriver(RestMachine):
         """Have our filter allow no more than a running machine needs."""
         if self._confined:
             await self._host.end_loading(self._children[self.vmm])
+
+    @property
+    def _limits(self) -> Mapping[str, Any] | None:
+        """See RestMachine."""
+        return rate_limiter(self._table) or None
 
     # -- confinement ---------------------------------------------------------------------------------------
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from kata_hypervisor.api_request import DISK, NAME, Request, Saved
+from kata_hypervisor.api_request import DISK, LIMITS, NAME, Request, Saved
 from kata_hypervisor.driver_info import DriverInfo
 
 API_BASE = "/api/v1"
 
-_BUCKET = {"size": range(2**63), "refill_time": range(2**31), "one_time_burst?": range(2**63)}
 # What of a disk that comes while the machine runs may be written, the broker has settled where it is shown.
 _DISK = {
     "id": NAME,
@@ -19,7 +18,7 @@ _DISK = {
     "queue_size": range(1, 65537),
     "image_type": "Raw",
     "sparse": False,
-    "rate_limiter_config?": {"bandwidth?": _BUCKET, "ops?": _BUCKET},
+    "rate_limiter_config": LIMITS,
 }
 # By multiples of a huge page. How much there is at most is the machine's to know.
 _MEMORY = range(0, 1 << 45, 2 << 20)

@@ -13,7 +13,8 @@ from kata_runtime.broker.schema import Fitting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
+    from typing import Any
 
     from kata_hypervisor.api_request import Request
 
@@ -27,14 +28,18 @@ _FIELDS = frozenset({"host", "accept", "content-type", "content-length"})
 class RequestFilter:
     """Checks what goes to a VMM.
 
-    requests: what may be asked. disks, saved: see `Fitting`.
+    requests: what may be asked. disks, saved, limits: see `Fitting`.
     """
 
     def __init__(
-        self, requests: Iterable[Request], disks: Collection[str] = (), saved: str | None = None
+        self,
+        requests: Iterable[Request],
+        disks: Collection[str] = (),
+        saved: str | None = None,
+        limits: Mapping[str, Any] | None = None,
     ) -> None:
         self._schemas = {(request.method, request.path): request.body for request in requests}
-        self._fitting = Fitting(disks, saved)
+        self._fitting = Fitting(disks, saved, limits)
         self._partial = b""
 
     def take(self, data: bytes) -> bytes:

@@ -577,13 +577,22 @@ class Broker:
             raise _os_error(error) from None
 
     async def hold_monitor(
-        self, driver: str, monitor: socket.socket, *, saved_to: Path | None = None
+        self,
+        driver: str,
+        monitor: socket.socket,
+        *,
+        saved_to: Path | None = None,
+        limits: Mapping[str, Any] | None = None,
     ) -> socket.socket:
         """See `kata_hypervisor.host.Host.hold_monitor`."""
         saved = None if saved_to is None else str(saved_to)
         try:
             reply = await self._request(
-                connections.hold_monitor, driver=driver, saved=saved, descriptors=[monitor.fileno()]
+                connections.hold_monitor,
+                driver=driver,
+                saved=saved,
+                limits=None if limits is None else dict(limits),
+                descriptors=[monitor.fileno()],
             )
         except BrokerError as error:
             raise LaunchError(f"cannot hold the monitor of {driver}: {error}") from None

@@ -36,7 +36,8 @@ from kata_runtime.broker.volumes import Volumes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
     from kata_runtime.broker.event_loop import EventLoop
     from kata_runtime.broker.messages import Message
@@ -136,10 +137,12 @@ class Context:
             raise RequestRefusedError("relay_log: the broker passes the shim's log on already")
         return self.log_relay.open()
 
-    def hold_monitor(self, driver: str, saved: str | None, connection: int) -> int:
+    def hold_monitor(
+        self, driver: str, saved: str | None, limits: Mapping[str, Any] | None, connection: int
+    ) -> int:
         """Hold a VMM's monitor; see `Monitor`. Returns the descriptor of the shim's end of it.
 
-        saved: the directory that the machine may be saved in.
+        saved: the directory that the machine may be saved in. limits: of each disk that comes later.
 
         Raises:
             RequestRefusedError: the driver's VMM has none.
@@ -153,7 +156,7 @@ class Context:
         elif info.api_requests:
             from kata_runtime.broker.api_filter import RequestFilter
 
-            rules = RequestFilter(info.api_requests, self.vmm.shown, saved)
+            rules = RequestFilter(info.api_requests, self.vmm.shown, saved, limits)
             sealed = None
         else:
             raise RequestRefusedError(f"hold_monitor: the driver {driver} has no monitor")

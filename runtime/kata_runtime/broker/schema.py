@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from kata_hypervisor.api_request import DISK, NAME, SET, Saved, is_name
+from kata_hypervisor.api_request import DISK, LIMITS, NAME, SET, Saved, is_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Mapping
     from typing import Any
 
     from kata_hypervisor.api_request import Schema
@@ -18,12 +18,18 @@ class Fitting:
     """What fits in one pod.
 
     disks: paths of the disks that the VMM is shown, which may change. saved: the directory that the machine
-    is saved in, None for none.
+    is saved in, None for none. limits: of each disk, None for none.
     """
 
-    def __init__(self, disks: Collection[str] = (), saved: str | None = None) -> None:
+    def __init__(
+        self,
+        disks: Collection[str] = (),
+        saved: str | None = None,
+        limits: Mapping[str, Any] | None = None,
+    ) -> None:
         self._disks = disks
         self._saved = saved
+        self._limits = limits
 
     def find_misfit(self, schema: Schema, value: Any, where: str = "it") -> str | None:
         """Return the first part of a value that does not fit, in words."""
@@ -39,7 +45,10 @@ class Fitting:
             if key not in known:
                 return f"{where} has {key[:100]!r}"
         for key, (inner, optional) in known.items():
-            if key not in value:
+            if inner is LIMITS and self._limits is None:
+                if key in value:
+                    return f"{where} has {key!r}"
+            elif key not in value:
                 if not optional:
                     return f"{where} has no {key!r}"
             elif (wrong := self.find_misfit(inner, value[key], repr(key))) is not None:
@@ -57,6 +66,8 @@ class Fitting:
             return isinstance(value, str) and is_name(value)
         if schema is DISK:
             return isinstance(value, str) and value in self._disks
+        if schema is LIMITS:
+            return bool(value == self._limits)
         if schema is SET:
             number = value.removeprefix(_SETS) if isinstance(value, str) else ""
             return number.isascii() and number.isdecimal() and value == _SETS + number

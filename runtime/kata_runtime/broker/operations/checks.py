@@ -140,6 +140,23 @@ def guest_address(value: Any) -> bool:
     return number(3, 2**32 - 2)(value) or path(value)
 
 
+_BUCKET = frozenset({"size", "refill_time", "one_time_burst"})
+
+
+def limits(value: Any) -> bool:
+    """A rate limiter of two token buckets, see `kata_hypervisor.rate_limiter`."""
+    return (
+        isinstance(value, dict)
+        and value.keys() <= {"bandwidth", "ops"}
+        and all(
+            isinstance(bucket, dict)
+            and _BUCKET - {"one_time_burst"} <= bucket.keys() <= _BUCKET
+            and all(number(0, (1 << 63) - 1)(item) for item in bucket.values())
+            for bucket in value.values()
+        )
+    )
+
+
 # -- of a child --------------------------------------------------------------------------------------------
 
 

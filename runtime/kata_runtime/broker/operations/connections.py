@@ -38,13 +38,27 @@ def connect_vmm(context: Context, *, path: str) -> Reply:
     return Reply(context.connections.connect_vmm(path))
 
 
-@operation(BEFORE_SEAL, descriptors=1, driver=_driver, saved=checks.optional(checks.path))
-def hold_monitor(context: Context, *, driver: str, saved: str | None, descriptors: list[int]) -> Reply:
+@operation(
+    BEFORE_SEAL,
+    descriptors=1,
+    driver=_driver,
+    saved=checks.optional(checks.path),
+    limits=checks.optional(checks.limits),
+)
+def hold_monitor(
+    context: Context,
+    *,
+    driver: str,
+    saved: str | None,
+    limits: dict[str, Any] | None,
+    descriptors: list[int],
+) -> Reply:
     """Hold the VMM's monitor; answers another end of it, over which the sealed shim has few commands.
 
-    saved: the directory that the machine may be saved in.
+    saved: the directory that the machine may be saved in. limits: the rate limiter of each disk that comes
+    later, as Cloud Hypervisor's API has it.
     """
-    return Reply(context.hold_monitor(driver, saved, descriptors[0]))
+    return Reply(context.hold_monitor(driver, saved, limits, descriptors[0]))
 
 
 @operation(ALWAYS, port=checks.port)
