@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,6 @@ sys.path[:0] = [str(SUPPORT), str(QUICKSTART)]
 import containerd_versions  # noqa: E402
 import cri_settings  # noqa: E402
 import critest_report  # noqa: E402
-from critest_report import Spec  # noqa: E402
 from kata_runtime.image import builder  # noqa: E402
 from namespaced_node import NamespacedNode  # noqa: E402
 
@@ -76,18 +76,28 @@ def main() -> int:
     parser.add_argument("--runtime", choices=("kata", "runc"), default="kata", help="(%(default)s)")
     parser.add_argument("--focus", default="", help="a regular expression: only specs that match")
     parser.add_argument("--skip", default="", help="a regular expression: no specs that match")
-    parser.add_argument("--output", type=Path, help="a directory to keep the report and the logs in")
+    parser.add_argument("--output", type=Path, help="a directory to keep the reports and the logs in")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="run what has not passed by the reports in --output, and tell of all",
+    )
     arguments = parser.parse_args()
+    if arguments.resume and arguments.output is None:
+        parser.error("--resume needs the directory of the earlier run: --output")
     try:
         program, images = _inputs()
-        specs, version = _run(arguments, program, images)
+        reports, version = _run(arguments, program, images)
     except (UnfitError, containerd_versions.NotAvailableError) as error:
         print(f"run.py: {error}", file=sys.stderr)
         return UNFIT
     known = critest_report.read_list(LIST.read_text()) if arguments.runtime == "kata" else {}
+    specs = critest_report.merge(map(critest_report.read, reports))
     text, as_listed = critest_report.describe(specs, known)
     print(f"critest with {arguments.runtime} on containerd {version}\n\n{text}")
-    return 0 if as_listed else FAILED
+    if reason := critest_report.broken_off(reports[-1]):
+        print(f"\nit has not come to its end ({reason}): --resume with the same --output runs the rest")
+    return 0 if as_listed and not reason else FAILED
 
 
 def _inputs() -> tuple[str, list[Path]]:
@@ -108,9 +118,10 @@ def _inputs() -> tuple[str, list[Path]]:
     return program, archives
 
 
-def _run(arguments: argparse.Namespace, program: str, images: list[Path]) -> tuple[list[Spec], str]:
-    """Run the suite; returns its specs, and containerd's version."""
+def _run(arguments: argparse.Namespace, program: str, images: list[Path]) -> tuple[list[str], str]:
+    """Run the suite; returns the earlier reports and its own, and containerd's version."""
     with _directory(arguments.output) as directory:
+        earlier = _earlier(directory, resume=arguments.resume)
         (directory / "net.d").mkdir(exist_ok=True)
         network = {**NETWORK}
         (directory / "net.d/critest.conflist").write_text(json.dumps(network))
@@ -126,17 +137,44 @@ def _run(arguments: argparse.Namespace, program: str, images: list[Path]) -> tup
         try:
             for archive in images:
                 bed.node.ctr("image", "import", archive)
-            report = directory / "report.json"
-            with (directory / "critest.log").open("wb") as log:
-                argv = _command(arguments, program, f"unix://{bed.node.containerd.address}", report)
-                subprocess.run([*bed.inside, *argv], stdout=log, stderr=subprocess.STDOUT, check=False)
+            report = directory / f"report-{len(earlier) + 1:03}.json"
+            endpoint = f"unix://{bed.node.containerd.address}"
+            argv = _command(arguments, program, endpoint, report, _done(earlier))
+            _run_to_its_end([*bed.inside, *argv], directory / "critest.log")
             shutil.copy(bed.node.containerd.log_path, directory / "containerd.log")
             if not report.exists():
                 raise UnfitError(f"critest wrote no report: {_end_of(directory / 'critest.log')}")
             version = ".".join(map(str, bed.node.programs.version))
-            return critest_report.read(report.read_text()), version
+            return [*earlier, report.read_text()], version
         finally:
             bed.close()
+
+
+def _earlier(directory: Path, *, resume: bool) -> list[str]:
+    """The reports of earlier runs. Raises UnfitError: there are some, and nobody asked to go on with them."""
+    found = sorted(directory.glob("report-*.json"))
+    if found and not resume:
+        raise UnfitError(f"{directory} has reports: go on with --resume, or name another directory")
+    return [path.read_text() for path in found]
+
+
+def _done(reports: list[str]) -> str:
+    return critest_report.left_out(critest_report.merge(map(critest_report.read, reports)))
+
+
+def _run_to_its_end(argv: list[str], log: Path) -> None:
+    """Run critest. An interrupt, or SIGTERM, is passed on once: it cleans up and writes its report."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT, start_new_session=True) as process,
+    ):
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+            process.wait()
 
 
 @contextmanager
@@ -149,8 +187,10 @@ def _directory(wanted: Path | None) -> Iterator[Path]:
         yield Path(made)
 
 
-def _command(arguments: argparse.Namespace, program: str, endpoint: str, report: Path) -> list[str]:
-    skipped = "|".join(filter(None, (REGISTRY, arguments.skip)))
+def _command(
+    arguments: argparse.Namespace, program: str, endpoint: str, report: Path, done: str
+) -> list[str]:
+    skipped = "|".join(filter(None, (REGISTRY, arguments.skip, done)))
     return [
         program,
         f"--runtime-endpoint={endpoint}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -13,8 +14,13 @@ from critest_report import Spec
 PAGE = "| spec | why |\n|---|---|\n| `A known one` | it has no host |\n| not in quotes | x |\n"
 
 
-def report(*specs: dict[str, Any]) -> str:
-    return json.dumps([{"SpecReports": [{"LeafNodeType": "It", **spec} for spec in specs]}])
+def report(*specs: dict[str, Any], reasons: list[str] | None = None) -> str:
+    reports = [{"LeafNodeType": "It", **spec} for spec in specs]
+    return json.dumps([{"SpecReports": reports, "SpecialSuiteFailureReasons": reasons}])
+
+
+def spec(name: str, state: str) -> dict[str, Any]:
+    return {"ContainerHierarchyTexts": ["[k8s.io] A"], "LeafNodeText": name, "State": state}
 
 
 def test_a_report_names_what_was_run() -> None:
@@ -58,3 +64,28 @@ def test_only_what_is_listed_may_fail(specs: list[Spec], says: str, as_listed: b
     text, found = critest_report.describe(specs, critest_report.read_list(PAGE))
     assert says in text
     assert found is as_listed
+
+
+def test_a_run_that_was_broken_off_is_gone_on_with() -> None:
+    """What has passed is not run again, also where a name is the beginning of another."""
+    first = report(
+        *(spec("[a+b] runs", "passed"), spec("fails", "failed"), spec("was under way", "interrupted")),
+        *(spec("[a+b] runs twice", "skipped"), spec("never began", "skipped")),
+        reasons=["Interrupted by User"],
+    )
+    second = report(spec("[a+b] runs", "skipped"), spec("fails", "passed"), spec("never began", "passed"))
+    assert critest_report.broken_off(first) == "Interrupted by User"
+    assert critest_report.broken_off(second) == ""
+    specs = critest_report.read(first)
+    assert [found.name for found in specs] == ["A [a+b] runs", "A fails"]
+    pattern = critest_report.left_out(specs)
+    names = ("[a+b] runs", "[a+b] runs twice", "fails", "was under way")
+    again = [name for name in names if not re.search(pattern, f"Suite [k8s.io] A {name}")]
+    assert again == ["[a+b] runs twice", "fails", "was under way"]
+    assert critest_report.left_out([]) == ""
+    merged = critest_report.merge([specs, critest_report.read(second)])
+    assert {found.name: found.state for found in merged} == {
+        "A [a+b] runs": "passed",
+        "A fails": "passed",
+        "A never began": "passed",
+    }

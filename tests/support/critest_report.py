@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-PASSED, SKIPPED = "passed", "skipped"
+PASSED, SKIPPED, INTERRUPTED = "passed", "skipped", "interrupted"
 _ROW = re.compile(r"^\| `(?P<name>[^`]+)` \| (?P<reason>.+) \|$")
 
 
@@ -29,11 +29,29 @@ def read(text: str) -> list[Spec]:
                 continue
             failure = report.get("Failure") or {}
             message = " ".join(str(failure.get("Message", "")).split())
-            if report["State"] == SKIPPED and not message:
-                continue  # left out on the command line
+            if report["State"] == INTERRUPTED or (report["State"] == SKIPPED and not message):
+                continue  # broken off, or left out: on the command line, or behind what was broken off
             names = (*(report["ContainerHierarchyTexts"] or ()), report["LeafNodeText"])
             found.append(Spec(" ".join(names).removeprefix("[k8s.io] "), report["State"], message))
     return found
+
+
+def broken_off(text: str) -> str:
+    """Why critest has not come to its end, as it says; nothing where it has."""
+    return "; ".join(
+        reason for suite in json.loads(text) for reason in suite["SpecialSuiteFailureReasons"] or ()
+    )
+
+
+def merge(runs: Iterable[Sequence[Spec]]) -> list[Spec]:
+    """The specs of several runs, each as the last of them has it."""
+    return list({spec.name: spec for run in runs for spec in run}.values())
+
+
+def left_out(specs: Iterable[Spec]) -> str:
+    """A regular expression, as critest takes it, for what has passed or was skipped by the suite."""
+    names = [re.escape(spec.name) for spec in specs if spec.state in (PASSED, SKIPPED)]
+    return f" ({'|'.join(names)})$" if names else ""
 
 
 def read_list(page: str) -> dict[str, str]:
