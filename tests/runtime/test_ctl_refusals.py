@@ -161,3 +161,11 @@ def test_a_prefix_of_several_sandboxes_is_of_none(
     assert front_door.main(["log-level", "web"]) == front_door.COULD_NOT_RUN
     said = "kata-ctl: several running sandboxes have an id that starts with 'web': web-1, web-2\n"
     assert capsys.readouterr().err == said
+
+
+def test_the_version_is_said_as_other_programs_say_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert front_door.main(["version"]) == 0
+    said = capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0"):
+        front_door.main(["--version"])
+    assert capsys.readouterr().out == said

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kata_runtime.ctl.errors import CommandError, sentence
+from kata_runtime.version import VERSION
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
@@ -58,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     chosen = next((argument for argument in given if not argument.startswith("-")), None)
     parser = argparse.ArgumentParser(prog=PROGRAM, description="Operate and inspect the Kata runtime.")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, command in COMMANDS.items():
         if name != chosen:
