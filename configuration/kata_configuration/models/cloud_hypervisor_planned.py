@@ -33,7 +33,6 @@ class CloudHypervisorPlanned(HypervisorTable):
     vm_rootfs_driver: Annotated[
         Literal["virtio-blk-pci", "virtio-pmem"], device.VM_ROOTFS_DRIVER, device.ONE_DRIVER
     ] = "virtio-blk-pci"
-    guest_hook_path: machine.GuestHookPath = ""
     factory: PlannedFactory = Factory()
     confidential_guest: machine.ConfidentialGuest = False
     sev_snp_guest: machine.SevSnpGuest = False

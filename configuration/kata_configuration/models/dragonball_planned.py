@@ -47,4 +47,3 @@ class DragonballPlanned(HypervisorTable):
     disable_vhost_net: Annotated[
         device.DisableVhostNet, Instead("the host's kernel moves network packets, by vhost-net")
     ] = False
-    guest_hook_path: machine.GuestHookPath = ""

@@ -46,6 +46,15 @@ NOT_CONFIDENTIAL = Instead("no guest is confidential: its host can read its memo
 # What happens in place of the keys of a machine that grows, where none does.
 FIXED_MEMORY = Instead("a machine keeps the memory that it starts with", lost=False)
 
+GUEST_PATH = r"^((/(?!\.\.?(/|$))[^/]+)+)?$"
+
+
+def _guest_path(value: str) -> str:
+    if not re.fullmatch(GUEST_PATH, value):
+        raise malformed("is no path of a directory", "write a path such as /usr/share/oci/hooks")
+    return value
+
+
 _BLOCK = ("512|1024|2048|4096", "512, 1024, 2048 or 4096")
 # Parameter -> the form of its value, and in words. Source: the kernel's drivers/md/dm-verity-target.c.
 VERITY = {
@@ -464,12 +473,13 @@ ValidEntropySources = Annotated[
 ]
 GuestHookPath = Annotated[
     Text,
+    AfterValidator(_guest_path),
+    Form(GUEST_PATH),
     About(
-        'The directory in the guest with OCI hooks that the agent adds to every container; "" is none.',
+        "The directory in the guest whose directories prestart, poststart and poststop hold programs: they "
+        'are hooks of every container there, in the order of their names; "" is none.',
         "Kata 3.0.0",
+        takes_effect_in=Effect.AGENT,
     ),
-    Instead(
-        "the agent runs the hooks that a container's specification names for it, and none of the image's",
-        advice="remove it, and name what must run in the guest as a startContainer hook of the container",
-    ),
+    Annotation(loosens="choose the programs that run in its guest beside its containers"),
 ]

@@ -92,7 +92,6 @@ class QemuPlanned(HypervisorTable):
         About("Open a second monitor, through which anybody who reaches it controls QEMU.", "Kata 3.29.0"),
         Instead("QEMU has one monitor, which the pod's broker holds, and which takes checked commands only"),
     ] = ""
-    guest_hook_path: machine.GuestHookPath = ""
     rootless: machine.Rootless = False
     rootless_user: RootlessUserKey = None
     selinux_label: machine.SelinuxLabel = ""
