@@ -1,4 +1,4 @@
-"""Programs that the guest runs in the life of every container (guest_hook_path), here of a shared directory."""
+"""Programs that the guest runs in the life of every container (guest_hook_path), of a shared directory."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def directory(tmp_path: Path) -> Path:
 
 def configured(lab: Lab, directory: Path) -> Path:
     mounts = [f"{directory}/hooks", f"{directory}/log:rw"]
-    values = {"sandbox_bind_mounts": mounts, "guest_hook_path": f"{MOUNTS}/hooks"}
-    return lab.configure(lab.new_id("guest-hooks"), **values)
+    name = lab.new_id("guest-hooks")
+    return lab.configure(name, sandbox_bind_mounts=mounts, guest_hook_path=f"{MOUNTS}/hooks")
 
 
 @pytest.fixture
