@@ -41,7 +41,10 @@ OWN_SIZE = "a pod's author chooses the size of its machine, whose memory and CPU
 NO_FILTER = "run their machine without its seccomp filter"
 
 # What happens in place of keys of confidential guests.
-NOT_CONFIDENTIAL = Instead("no guest is confidential: its host can read its memory")
+NOT_CONFIDENTIAL = Instead(
+    "no guest is confidential: its host can read its memory",
+    advice="remove it, and run pods whose host is not to be trusted with another runtime",
+)
 
 # What happens in place of the keys of a machine that grows, where none does.
 FIXED_MEMORY = Instead("a machine keeps the memory that it starts with", lost=False)
@@ -384,7 +387,10 @@ HonorUnconfined = Annotated[
 SelinuxLabel = Annotated[
     Text,
     About('The SELinux label of the process that runs the machine; "" is the host\'s own.', "Kata 3.21.0"),
-    Instead("the process that runs the machine has the SELinux label that containerd gave to the runtime"),
+    Instead(
+        "the process that runs the machine has the SELinux label that containerd gave to the runtime",
+        advice="remove it, and have SELinux's policy say which label containerd's shims have",
+    ),
     Protects(),
 ]
 DisableSelinux = Annotated[
@@ -395,7 +401,10 @@ DisableSelinux = Annotated[
 DisableGuestSelinux = Annotated[
     bool,
     About("Run containers without SELinux in the guest.", "Kata 3.9.0"),
-    Instead("containers run without SELinux in the guest"),
+    Instead(
+        "containers run without SELinux in the guest",
+        advice="remove it, and confine the containers by seccomp profiles, which hold in the guest",
+    ),
     Protects(),
 ]
 Rootless = Annotated[
