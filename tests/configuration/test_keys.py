@@ -78,7 +78,7 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("mounts of one name", '[runtime]\nsandbox_bind_mounts = ["/srv/tools", "/opt/tools:rw"]\n', ['5:38: error[KATA401] runtime.sandbox_bind_mounts[1]: has the last name "tools" of another entry, by which the guest finds each (keep one of them)']),
     ("mounts where no files are shared", 'shared_fs = "none"\n[runtime]\nsandbox_bind_mounts = ["/srv/tools"]\n', ["6:23: error[KATA401] runtime.sandbox_bind_mounts: cannot be: qemu is configured to share no files with its guests (remove it)"]),
     ("planned, and empty", 'extra_monitor_socket = ""\n', [f"4:1: note[KATA210] qemu.extra_monitor_socket: {NOT_YET}: {ONE_MONITOR}{NOTHING}"]),
-    ("planned, of the wrong type", "extra_monitor_socket = true\n", [f"4:1: error[KATA203] qemu.extra_monitor_socket: {NOT_YET}: {ONE_MONITOR} (remove it)"]),
+    ("planned, of the wrong type", "extra_monitor_socket = true\n", [f"4:1: error[KATA203] qemu.extra_monitor_socket: {NOT_YET}: {ONE_MONITOR} (remove it, and set enable_debug to have what QEMU says in the log)"]),
     ("a protection", "disable_guest_selinux = false\n", [f"4:1: error[KATA213] qemu.disable_guest_selinux: {NOT_YET}: containers run without SELinux in the guest (remove it only where pods can do without this protection) [security]"]),
     ("a protection, by one of its values", '[runtime]\nemptydir_mode = "block-encrypted"\n', [f"5:1: error[KATA213] runtime.emptydir_mode: {NOT_YET}: {EMPTY_DIR} (remove it only where pods can do without this protection) [security]"]),
     ("no protection, by another", '[runtime]\nemptydir_mode = "block-plain"\n', [f"5:1: error[KATA203] runtime.emptydir_mode: {NOT_YET}: {EMPTY_DIR} (remove it, and set medium: Memory of the volumes that must not be on the host's disks)"]),
@@ -150,7 +150,7 @@ CASES: list[tuple[str, str, list[str]]] = [
     ("the host's network", '[runtime]\ndisable_new_netns = true\ninternetworking_model = "none"\n', ["5:21: warning[KATA509] runtime.disable_new_netns: the VMM runs in the host's network namespace (set it to false) [security]"]),
     ("one cgroup", "[runtime]\nsandbox_cgroup_only = false\n", ["5:23: error[KATA303] runtime.sandbox_cgroup_only: false is not supported: everything that a sandbox runs on the host is in one cgroup of the pod (only true is supported)"]),
     ("one cgroup, by number", "[runtime]\nsandbox_cgroup_only = 1\n", ["5:23: error[KATA301] runtime.sandbox_cgroup_only: is an integer, must be true or false (write true or false)"]),
-    ("a level that the agent does not have", '[agent.kata]\nlog_level = "warn"\n', [f"5:1: error[KATA203] agent.kata.log_level: {NOT_YET}: the agent logs at the level info, and at debug with enable_debug = true (remove it)"]),
+    ("a level that the agent does not have", '[agent.kata]\nlog_level = "warn"\n', [f"5:1: error[KATA203] agent.kata.log_level: {NOT_YET}: the agent logs at the level info, and at debug with enable_debug = true (remove it, and set enable_debug = true where more is to be logged)"]),
     ("debugging", "enable_debug = true\n", ["4:16: note[KATA403] qemu.enable_debug: is on: the log has the guest's console and the messages of the VMM (set it to false)"]),
     # What became of it.
     ("a time that is another now", "[agent.kata]\ndial_timeout = 45\n", ["5:1: error[KATA204] agent.kata.dial_timeout: was the time in seconds to reach the agent, until Kata's runtime-rs; dial_timeout_ms is another thing, the pause between two attempts (write reconnect_timeout_ms = 45000)"]),

@@ -27,7 +27,6 @@ ERRORS: Table = {
     ("KATA203", "hypervisor.qemu.cold_plug_vfio"): (4, 4),
     ("KATA203", "hypervisor.qemu.guest_extension_images"): (0, 7),
     ("KATA203", "runtime.emptydir_mode"): (0, 2),
-    ("KATA203", "runtime.enable_vcpus_pinning"): (1, 0),
     ("KATA203", "runtime.pod_resource_api_sock"): (3, 3),
     ("KATA203", "runtime.vfio_mode"): (1, 1),
     ("KATA303", "hypervisor.dragonball.shared_fs"): (0, 1),

@@ -8,7 +8,7 @@ import threading
 from typing import Any
 
 from kata_agent.constants import PID_ANNOTATION
-from kata_agent.guest import devices, log, system
+from kata_agent.guest import devices, hooks, log, system
 from kata_agent.guest.cgroup import ROOT, Cgroup, ContainersMemory, check_memory, container_path
 from kata_agent.guest.container import Container
 from kata_agent.guest.errors import (
@@ -17,7 +17,6 @@ from kata_agent.guest.errors import (
     InvalidRequestError,
     NotFoundError,
     StateError,
-    UnsupportedError,
 )
 from kata_agent.guest.namespaces import SharedNamespaces
 from kata_agent.guest.oom import OomWatcher
@@ -71,15 +70,15 @@ class Sandbox:
         self._pid_owner = ""  # the container whose pid namespace is the sandbox's
         self._unwanted: set[str] = set()  # of those that are being created, to be removed then
         self._containers: dict[str, Container] = {}
+        self._hooks: hooks.Hooks = {}  # of every container
 
     def create(self, request: agent_pb2.CreateSandboxRequest) -> None:
         """Prepare the guest for containers.
 
         Raises:
             ExistsError: that was done already.
+            InvalidRequestError: the guest has no hooks where it should.
         """
-        if request.guest_hook_path:
-            raise UnsupportedError("guest hooks are not supported: leave guest_hook_path empty")
         with self._lock:
             if self._created:
                 raise ExistsError("this guest has its sandbox already")
@@ -90,6 +89,8 @@ class Sandbox:
             os.makedirs(BASE, exist_ok=True)
             self._namespaces.create(request.hostname)
             self.storages.add(request.storages, SANDBOX)
+            if request.guest_hook_path:
+                self._hooks = hooks.find(request.guest_hook_path)
             system.set_name_servers(list(request.dns))
         except BaseException:
             self.storages.release(SANDBOX)
@@ -194,6 +195,7 @@ class Sandbox:
         """What only the guest can put into a spec; returns the container's cgroup."""
         if "process" not in spec or not spec["process"].get("args"):
             raise InvalidRequestError(f"container {cid}: the spec has no process to run")
+        hooks.add(self._hooks, spec)
         devices.apply(list(request.devices), spec, self.reaper)
         system.load_socket_option_tables(spec, self.reaper)
         self._namespaces.apply(spec, pid=self._pid_namespace(request, spec))

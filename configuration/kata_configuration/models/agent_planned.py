@@ -86,7 +86,10 @@ class AgentPlanned(Table):
     log_level: Annotated[
         LogLevel,
         About("The least level of the agent's messages in the runtime's log.", "Kata 3.0.0"),
-        Instead("the agent logs at the level info, and at debug with enable_debug = true"),
+        Instead(
+            "the agent logs at the level info, and at debug with enable_debug = true",
+            advice="remove it, and set enable_debug = true where more is to be logged",
+        ),
     ] = "info"
     enable_tracing: Annotated[
         bool,
@@ -106,7 +109,10 @@ class AgentPlanned(Table):
     visible_cdi_devices: Annotated[
         bool,
         About("Let the agent add CDI devices that containers name in variables.", "Kata 3.32.0"),
-        Instead("a container gets the devices that its specification names, and none that a variable names"),
+        Instead(
+            "a container gets the devices that its specification names, and none that a variable names",
+            advice="remove it, and name block devices in the pod (volumeMode: Block)",
+        ),
     ] = False
     server_port: Annotated[
         int,
@@ -135,7 +141,10 @@ class AgentPlanned(Table):
     policy: Annotated[
         Text,
         About('The policy that the agent enforces, in Rego; "" is the image\'s own.', "Kata 3.23.0"),
-        Instead("the agent has no policy, and does for the runtime whatever that asks"),
+        Instead(
+            "the agent has no policy, and does for the runtime whatever that asks",
+            advice="remove it, and have the cluster's admission decide which pods there are",
+        ),
         Protects(),
     ] = ""
     mem_agent: Annotated[

@@ -15,12 +15,19 @@ class CloudHypervisorPlanned(HypervisorTable):
     """What the driver of Cloud Hypervisor will honour."""
 
     firmware: Annotated[
-        machine.Firmware, Instead("Cloud Hypervisor starts the kernel itself, without a firmware")
+        machine.Firmware,
+        Instead(
+            "Cloud Hypervisor starts the kernel itself, without a firmware",
+            advice="remove it, and name a kernel that it starts, such as that of kata-ctl image build",
+        ),
     ] = None
     valid_firmware_paths: machine.ValidFirmwarePaths = ()
     cpu_features: Annotated[
         machine.CpuFeatures,
-        Instead("the guest's processor has the features of the host's that Cloud Hypervisor passes on"),
+        Instead(
+            "the guest's processor has the features of the host's that Cloud Hypervisor passes on",
+            advice="remove it, or use the hypervisor qemu, which takes features away",
+        ),
     ] = ""
     enable_guest_swap: machine.EnableGuestSwap = False
     guest_swap_path: machine.GuestSwapPath = Path("/run/kata-containers/swap")
@@ -33,7 +40,6 @@ class CloudHypervisorPlanned(HypervisorTable):
     vm_rootfs_driver: Annotated[
         Literal["virtio-blk-pci", "virtio-pmem"], device.VM_ROOTFS_DRIVER, device.ONE_DRIVER
     ] = "virtio-blk-pci"
-    guest_hook_path: machine.GuestHookPath = ""
     factory: PlannedFactory = Factory()
     confidential_guest: machine.ConfidentialGuest = False
     sev_snp_guest: machine.SevSnpGuest = False

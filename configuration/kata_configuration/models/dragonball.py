@@ -26,6 +26,7 @@ class Dragonball(MachineTable):
     valid_image_paths: machine.ValidImagePaths = ()
     rootfs_type: machine.RootfsType = "erofs"
     kernel_verity_params: machine.KernelVerityParams = ""
+    guest_hook_path: machine.GuestHookPath = ""
     kernel_params: machine.KernelParams = ""
     default_vcpus: machine.DefaultVcpus = Field(1, ge=1, le=32)
     default_maxvcpus: machine.DefaultMaxVcpus = Field(0, ge=0, le=32)

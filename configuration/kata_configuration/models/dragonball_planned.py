@@ -35,7 +35,11 @@ class DragonballPlanned(HypervisorTable):
         Literal["virtio-blk-mmio", "virtio-blk-pci"], device.VM_ROOTFS_DRIVER, device.ONE_DRIVER
     ] = "virtio-blk-mmio"
     block_device_cache_direct: Annotated[
-        device.BlockDeviceCacheDirect, Instead("disks are read and written through the host's page cache")
+        device.BlockDeviceCacheDirect,
+        Instead(
+            "disks are read and written through the host's page cache",
+            advice="remove it, or use the hypervisor qemu or clh, which can go around it",
+        ),
     ] = False
     disk_rate_limiter_bw_max_rate: Annotated[device.DiskBandwidth, NO_LIMIT] = 0
     disk_rate_limiter_bw_one_time_burst: Annotated[device.DiskBandwidthBurst, NO_LIMIT] = 0
@@ -43,8 +47,17 @@ class DragonballPlanned(HypervisorTable):
     disk_rate_limiter_ops_one_time_burst: Annotated[device.DiskOperationsBurst, NO_LIMIT] = 0
     queue_size: Annotated[device.QueueSize, ONE_QUEUE] = 256
     num_queues: Annotated[device.NumQueues, ONE_QUEUE] = 1
-    network_queues: Annotated[device.NetworkQueues, Instead("a network device has one pair of queues")] = 1
+    network_queues: Annotated[
+        device.NetworkQueues,
+        Instead(
+            "a network device has one pair of queues",
+            advice="remove it, or use the hypervisor qemu or clh, whose devices have several",
+        ),
+    ] = 1
     disable_vhost_net: Annotated[
-        device.DisableVhostNet, Instead("the host's kernel moves network packets, by vhost-net")
+        device.DisableVhostNet,
+        Instead(
+            "the host's kernel moves network packets, by vhost-net",
+            advice="remove it, or use the hypervisor qemu, which can move them itself",
+        ),
     ] = False
-    guest_hook_path: machine.GuestHookPath = ""

@@ -29,6 +29,7 @@ class Firecracker(MachineTable):
     valid_image_paths: machine.ValidImagePaths = ()
     rootfs_type: machine.RootfsType = "erofs"
     kernel_verity_params: machine.KernelVerityParams = ""
+    guest_hook_path: machine.GuestHookPath = ""
     kernel_params: machine.KernelParams = ""
     disable_nested_virtualization: machine.DisableNestedVirtualization = True
     default_vcpus: machine.DefaultVcpus = Field(1, ge=1, le=32)

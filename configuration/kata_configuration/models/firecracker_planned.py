@@ -18,4 +18,3 @@ class FirecrackerPlanned(HypervisorTable):
     )
     selinux_label: machine.SelinuxLabel = ""
     disable_selinux: machine.DisableSelinux = False
-    guest_hook_path: machine.GuestHookPath = ""

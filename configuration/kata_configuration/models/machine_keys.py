@@ -41,10 +41,22 @@ OWN_SIZE = "a pod's author chooses the size of its machine, whose memory and CPU
 NO_FILTER = "run their machine without its seccomp filter"
 
 # What happens in place of keys of confidential guests.
-NOT_CONFIDENTIAL = Instead("no guest is confidential: its host can read its memory")
+NOT_CONFIDENTIAL = Instead(
+    "no guest is confidential: its host can read its memory",
+    advice="remove it, and run pods whose host is not to be trusted with another runtime",
+)
 
 # What happens in place of the keys of a machine that grows, where none does.
 FIXED_MEMORY = Instead("a machine keeps the memory that it starts with", lost=False)
+
+GUEST_PATH = r"^((/(?!\.\.?(/|$))[^/]+)+)?$"
+
+
+def _guest_path(value: str) -> str:
+    if not re.fullmatch(GUEST_PATH, value):
+        raise malformed("is no path of a directory", "write a path such as /usr/share/oci/hooks")
+    return value
+
 
 _BLOCK = ("512|1024|2048|4096", "512, 1024, 2048 or 4096")
 # Parameter -> the form of its value, and in words. Source: the kernel's drivers/md/dm-verity-target.c.
@@ -375,7 +387,10 @@ HonorUnconfined = Annotated[
 SelinuxLabel = Annotated[
     Text,
     About('The SELinux label of the process that runs the machine; "" is the host\'s own.', "Kata 3.21.0"),
-    Instead("the process that runs the machine has the SELinux label that containerd gave to the runtime"),
+    Instead(
+        "the process that runs the machine has the SELinux label that containerd gave to the runtime",
+        advice="remove it, and have SELinux's policy say which label containerd's shims have",
+    ),
     Protects(),
 ]
 DisableSelinux = Annotated[
@@ -386,7 +401,10 @@ DisableSelinux = Annotated[
 DisableGuestSelinux = Annotated[
     bool,
     About("Run containers without SELinux in the guest.", "Kata 3.9.0"),
-    Instead("containers run without SELinux in the guest"),
+    Instead(
+        "containers run without SELinux in the guest",
+        advice="remove it, and confine the containers by seccomp profiles, which hold in the guest",
+    ),
     Protects(),
 ]
 Rootless = Annotated[
@@ -464,12 +482,13 @@ ValidEntropySources = Annotated[
 ]
 GuestHookPath = Annotated[
     Text,
+    AfterValidator(_guest_path),
+    Form(GUEST_PATH),
     About(
-        'The directory in the guest with OCI hooks that the agent adds to every container; "" is none.',
+        "The directory in the guest whose directories prestart, poststart and poststop hold programs: they "
+        'are hooks of every container there, in the order of their names; "" is none.',
         "Kata 3.0.0",
+        takes_effect_in=Effect.AGENT,
     ),
-    Instead(
-        "the agent runs the hooks that a container's specification names for it, and none of the image's",
-        advice="remove it, and name what must run in the guest as a startContainer hook of the container",
-    ),
+    Annotation(loosens="choose the programs that run in its guest beside its containers"),
 ]

@@ -41,6 +41,7 @@ class QemuHypervisor(MachineTable):
     valid_image_paths: machine.ValidImagePaths = ()
     rootfs_type: machine.RootfsType = "erofs"
     kernel_verity_params: machine.KernelVerityParams = ""
+    guest_hook_path: machine.GuestHookPath = ""
     kernel_params: machine.KernelParams = ""
     firmware: machine.Firmware = None
     valid_firmware_paths: machine.ValidFirmwarePaths = ()

@@ -90,9 +90,11 @@ class QemuPlanned(HypervisorTable):
     extra_monitor_socket: Annotated[
         Literal["", "hmp", "qmp", "qmp-pretty"],
         About("Open a second monitor, through which anybody who reaches it controls QEMU.", "Kata 3.29.0"),
-        Instead("QEMU has one monitor, which the pod's broker holds, and which takes checked commands only"),
+        Instead(
+            "QEMU has one monitor, which the pod's broker holds, and which takes checked commands only",
+            advice="remove it, and set enable_debug to have what QEMU says in the log",
+        ),
     ] = ""
-    guest_hook_path: machine.GuestHookPath = ""
     rootless: machine.Rootless = False
     rootless_user: RootlessUserKey = None
     selinux_label: machine.SelinuxLabel = ""

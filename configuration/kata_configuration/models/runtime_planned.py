@@ -31,7 +31,10 @@ class RuntimePlanned(Table):
     experimental: Annotated[
         Strings,
         About('Features on trial: "force_guest_pull".', "Kata 3.0.0"),
-        Instead("images are unpacked on the host, by containerd's snapshotter"),
+        Instead(
+            "images are unpacked on the host, by containerd's snapshotter",
+            advice="remove it, and choose containerd's snapshotter",
+        ),
     ] = ()
     enable_tracing: Annotated[bool, About("Send traces.", "Kata 3.0.0"), NO_TRACES] = False
     jaeger_endpoint: Annotated[Text, About('Where traces go; "" is this host.', "Kata 3.0.0"), NO_TRACES] = ""

@@ -123,6 +123,7 @@ def request_of(
         sandbox_id=identity.id,
         storages=storages,
         kernel_modules=modules,
+        guest_hook_path=table.guest_hook_path,
     )
 
 
