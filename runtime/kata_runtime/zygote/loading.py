@@ -48,6 +48,9 @@ def load(environment: Mapping[str, str]) -> None:
     preload.load_modules()
     _load_policies()
     _rehearse(environment)
+    from kata_runtime.zygote import rehearsal
+
+    rehearsal.rehearse()
     gc.collect()
     gc.freeze()
 
