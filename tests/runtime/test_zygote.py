@@ -222,6 +222,32 @@ class TestRehearsal:
         assert found["played"] == [["Shutdown"], ["Shutdown"]]
 
 
+GAPS = """
+import gc
+from kata_runtime.zygote import heap
+
+def pages():
+    return len({id(one) // 4096 for one in [bytes(60) for _ in range(1000)]})
+
+made = [[bytes(60) for _ in range(8)] for _ in range(4000)]
+kept = [several[::4] for several in made]
+del made
+gc.collect()
+before = pages()
+heap.fill_gaps()
+print(before, pages(), sum(len(one) * heap.STEP * at for at, one in enumerate(heap._fillers, 1)))
+"""
+
+
+def test_new_objects_are_beside_each_other_once_gaps_are_filled() -> None:
+    done = subprocess.run([sys.executable, "-c", GAPS], capture_output=True, text=True, check=True)
+    before, after, filled = map(int, done.stdout.split())
+    least = 1000 * 96 // 4096
+    assert before > least + 8
+    assert after <= least + 4
+    assert 2 << 20 < filled < 8 << 20  # what was made and forgotten, and little more
+
+
 class TestLauncherFacts:
     def difference(self, *more: bytes) -> str | None:
         environment = [name + b"=" + value for name, value in os.environb.items()]
