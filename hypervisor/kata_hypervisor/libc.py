@@ -55,6 +55,7 @@ _prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 _syscall = _libc.syscall
 _syscall.argtypes = [ctypes.c_long, *[ctypes.c_uint64] * 6]
 _syscall.restype = ctypes.c_long
+_mallopt = getattr(_libc, "mallopt", None)
 
 
 def _number(name: str) -> int:
@@ -206,9 +207,9 @@ def call(number: int, arguments: tuple[int, ...]) -> tuple[int, int]:
 
 def limit_arenas() -> None:
     """Have malloc make no arenas for threads; without effect in a C library that has none."""
-    if hasattr(_libc, "mallopt"):
+    if _mallopt is not None:
         # SAFETY: no argument is a pointer.
-        _libc.mallopt(_M_ARENA_MAX, 1)
+        _mallopt(_M_ARENA_MAX, 1)
 
 
 def load_unwinder() -> None:

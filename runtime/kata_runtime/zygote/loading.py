@@ -48,7 +48,11 @@ def load(environment: Mapping[str, str]) -> None:
     preload.load_modules()
     _load_policies()
     _rehearse(environment)
+    from kata_runtime.zygote import heap, rehearsal
+
+    rehearsal.rehearse()
     gc.collect()
+    heap.fill_gaps()
     gc.freeze()
 
 
