@@ -10,9 +10,12 @@ STAMP := $(VENV)/.installed
 LOCK := release/lock
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 # For each target, two dozen of them, as many at a time as there are processors.
-FUZZ_SECONDS ?= $(if $(filter test,$(MAKECMDGOALS)),15,60)
+FUZZ_SECONDS ?= $(if $(filter test,$(MAKECMDGOALS)),10,60)
 # Unit tests wait for processes now and then: one worker more than there are processors keeps these busy.
 UNIT_WORKERS ?= $(shell echo $$(($$(nproc) + 1)))
+# A guest under emulation keeps one processor busy. Each worker has a containerd of its own; the tests of a file
+# share their pods, so that one worker gets them all.
+INTEGRATION_WORKERS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 ROOMS := configuration runtime hypervisor agent
 PROTOS := agent/kata_agent/protos runtime/kata_runtime/containerd_api
 
@@ -61,7 +64,7 @@ unit: test-packages environment ## fast tests, without root or KVM, in parallel
 	$(BIN)/pytest -m 'not integration and not rig' --numprocesses $(UNIT_WORKERS) --dist worksteal $(ARGS)
 
 integration: test-packages environment image ## tests with root, containerd, QEMU, virtiofsd
-	$(BIN)/python .ci/second_try.py -m 'integration' $(ARGS)
+	$(BIN)/python .ci/second_try.py -m 'integration' --numprocesses $(INTEGRATION_WORKERS) --dist loadfile $(ARGS)
 
 critest: test-packages environment image ## the CRI's own suite, critest, which KATA_TEST_CRITEST names; ARGS: --help lists them
 	$(BIN)/python tests/critest/run.py --image $(IMAGE) $(ARGS)
@@ -78,7 +81,7 @@ test-rig: test-packages environment image ## tests on a KVM that runs unmodified
 rig: environment image ## a shell in the rig, or one command: make rig ARGS='kata-ctl check'
 	$(BIN)/python tests/rig/run.py --image $(IMAGE) -- $(ARGS)
 
-fuzz: environment ## a minute of coverage-guided fuzzing for each parser of hostile input, 15 s in make test; FUZZ_SECONDS
+fuzz: environment ## a minute of coverage-guided fuzzing for each parser of hostile input, 10 s in make test; FUZZ_SECONDS
 	@$(BIN)/python -c 'import atheris' 2>/dev/null || \
 		$(PIP) install --require-hashes --only-binary :all: --requirement $(LOCK)/fuzz.txt || \
 		{ echo "make fuzz needs atheris, which could not be installed for $$($(BIN)/python -V) on $$(uname -m)"; exit 1; }
