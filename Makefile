@@ -17,7 +17,7 @@ ROOMS := configuration runtime hypervisor agent
 PROTOS := agent/kata_agent/protos runtime/kata_runtime/containerd_api
 
 .DEFAULT_GOAL := help
-.PHONY: help setup environment packages test-packages hooks run test lint unit integration critest like-runc test-rig rig fuzz chaos soak mutate image bench bench-check bench-rig restarts clock protos check-protos confinement-page filters lock sbom format install clean
+.PHONY: help setup environment packages test-packages hooks run test lint unit integration critest kubelet like-runc test-rig rig fuzz chaos soak mutate image bench bench-check bench-rig restarts clock protos check-protos confinement-page filters lock sbom format install clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ integration: test-packages environment image ## tests with root, containerd, QEM
 
 critest: test-packages environment image ## the CRI's own suite, critest, which KATA_TEST_CRITEST names; ARGS: --help lists them
 	$(BIN)/python tests/critest/run.py --image $(IMAGE) $(ARGS)
+
+kubelet: test-packages environment image ## pods of a kubelet, which KATA_TEST_KUBELET names; ARGS: --help lists them
+	$(BIN)/python tests/kubelet/run.py --image $(IMAGE) $(ARGS)
 
 like-runc: test-packages environment image ## suites that others wrote, in a container here and with runc; ARGS: --help lists them
 	$(BIN)/python tests/like_runc/run.py --image $(IMAGE) $(ARGS)

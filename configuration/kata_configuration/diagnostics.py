@@ -245,10 +245,14 @@ def key_name(path: KeyPath) -> str:
     return name
 
 
+_LONGEST_DECIMAL = 10_000
+"""Bits of an integer that Python still writes in decimal digits, of which it writes some thousands only."""
+
+
 def quoted(value: object, limit: int = 80) -> str:
     """Quote a value of the file for a message, shortened to `limit` characters."""
-    if isinstance(value, int) and value.bit_length() > 64:
-        text = hex(value)  # of decimal digits, Python writes some thousands only
+    if isinstance(value, int) and value.bit_length() > _LONGEST_DECIMAL:
+        text = hex(value)
     else:
         text = str(value) if not isinstance(value, bool) else str(value).lower()
     shown = text if len(text) <= limit else text[: limit - 3] + "..."

@@ -17,6 +17,7 @@ import json
 import logging
 import os
 import stat
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -158,12 +159,19 @@ def _read_entry(path: Path, key: str) -> Configuration:
     if len(content) > MAX_SIZE or digest.decode("ascii", "replace") != hashlib.sha256(body).hexdigest():
         raise _NotKeptError(f"{path} is damaged")
     try:
-        document = json.loads(body)
-        if document["key"] != key:
-            raise _NotKeptError("a file or the program has changed")
-        return _configuration_of(document)
+        of, configuration = _parse(body)
     except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise _NotKeptError(f"{path} is no entry: {error!r}") from None
+    if of != key:
+        raise _NotKeptError("a file or the program has changed")
+    return configuration
+
+
+@lru_cache(maxsize=1)  # by its content: parsed once in a process, or in the one that this was forked from
+def _parse(body: bytes) -> tuple[str, Configuration]:
+    """An entry's key and configuration."""
+    document = json.loads(body)
+    return str(document["key"]), _configuration_of(document)
 
 
 def _require_own(status: os.stat_result, is_kind: Any) -> None:

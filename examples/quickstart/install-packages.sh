@@ -52,6 +52,7 @@ list_missing_of_tests() {
     any_of "$(command -v crun)" || echo crun
     any_of "$(command -v musl-gcc)" || echo musl-tools
     any_of "$(command -v ip)" || echo iproute2
+    any_of "$(command -v iptables)" || echo iptables
     any_of /usr/lib/cni/bridge || echo containernetworking-plugins
     any_of "$(command -v git)" || echo git
     any_of /usr/include/linux/kvm.h || echo linux-libc-dev

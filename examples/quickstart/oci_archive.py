@@ -1,4 +1,4 @@
-"""A container image with one layer, as `ctr image import` reads it: no registry is asked.
+"""A container image with one layer or none, as `ctr image import` reads it: no registry is asked.
 
 The archive is the OCI image layout in a tar file. Source: OCI image specification, image-layout.md,
 manifest.md, config.md, layer.md.
@@ -14,18 +14,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def write_archive(path: Path, name: str, layer: bytes, config: Mapping[str, object]) -> None:
+def write_archive(path: Path, name: str, layer: bytes | None, config: Mapping[str, object]) -> None:
     """Write an image; the same layer gives the same bytes.
 
-    name: with its tag. layer: a tar file. config: of the image's containers, such as Cmd and Env.
+    name: with its tag. layer: a tar file, None for an image without one. config: of the image's containers,
+    such as Cmd and Env.
     """
-    digest = f"sha256:{hashlib.sha256(layer).hexdigest()}"
+    layers = [] if layer is None else [layer]
     settings = _json(
         {
             "architecture": "amd64",
             "os": "linux",
             "config": config,
-            "rootfs": {"type": "layers", "diff_ids": [digest]},
+            "rootfs": {"type": "layers", "diff_ids": [_digest(one) for one in layers]},
         }
     )
     manifest = _json(
@@ -33,7 +34,7 @@ def write_archive(path: Path, name: str, layer: bytes, config: Mapping[str, obje
             "schemaVersion": 2,
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "config": _descriptor("application/vnd.oci.image.config.v1+json", settings),
-            "layers": [_descriptor("application/vnd.oci.image.layer.v1.tar", layer)],
+            "layers": [_descriptor("application/vnd.oci.image.layer.v1.tar", one) for one in layers],
         }
     )
     entry = _descriptor("application/vnd.oci.image.manifest.v1+json", manifest)
@@ -45,8 +46,8 @@ def write_archive(path: Path, name: str, layer: bytes, config: Mapping[str, obje
         "oci-layout": _json({"imageLayoutVersion": "1.0.0"}),
         "index.json": _json({"schemaVersion": 2, "manifests": [entry]}),
     }
-    for blob in (layer, settings, manifest):
-        files[f"blobs/sha256/{hashlib.sha256(blob).hexdigest()}"] = blob
+    for blob in (*layers, settings, manifest):
+        files[f"blobs/{_digest(blob).replace(':', '/')}"] = blob
     with tarfile.open(path, "w") as archive:
         for member, data in sorted(files.items()):
             add_file(archive, member, data, 0o644)
@@ -63,9 +64,13 @@ def add_file(tar: tarfile.TarFile, name: str, data: bytes, mode: int) -> None:
 def _descriptor(media_type: str, data: bytes) -> dict[str, object]:
     return {
         "mediaType": media_type,
-        "digest": f"sha256:{hashlib.sha256(data).hexdigest()}",
+        "digest": _digest(data),
         "size": len(data),
     }
+
+
+def _digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def _json(value: object) -> bytes:

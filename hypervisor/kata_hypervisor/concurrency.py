@@ -27,7 +27,7 @@ async def finish(work: Coroutine[Any, Any, T] | asyncio.Task[T]) -> T:
     raise cancellation from (None if task.cancelled() else task.exception())
 
 
-async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
+async def uninterrupted(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
     """Run work as `finish` does; a caller that was cancelled gets its result, and is cancelled again then.
 
     For work whose result is something to be undone: the cancellation comes at the caller's next await, which
@@ -41,8 +41,8 @@ async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
     return task.result()
 
 
-async def _wait_out(task: asyncio.Task[Any]) -> asyncio.CancelledError | None:
-    """Wait for a task however often the caller is cancelled; return the last cancellation."""
+async def _wait_out(task: asyncio.Future[Any]) -> asyncio.CancelledError | None:
+    """Wait for a task or future however often the caller is cancelled; return the last cancellation."""
     cancellation: asyncio.CancelledError | None = None
     with anyio.CancelScope(shield=True):  # or a cancelled scope would interrupt the wait again and again
         while not task.done():

@@ -149,7 +149,6 @@ class VmSpec:
     shared: the directory shared with the guest, or None.
     disks, taps: further devices; disks come after the image, in order.
     spare_disks, spare_taps: how many more may be plugged in at a time while it runs.
-    network_namespace: path of the network namespace in which the VMM runs, or None for the host's.
     template: a directory that `snapshot` of the same driver wrote. A machine of the same size, command line
         and devices goes on from there when it runs; another one is booted, and `warnings` says what differs.
         A template that is damaged, or of another kernel, image, host or version, is refused. Nothing is
@@ -174,7 +173,6 @@ class VmSpec:
     taps: tuple[Tap, ...] = ()
     spare_disks: int = 0
     spare_taps: int = 0
-    network_namespace: Path | None = None
     template: Path | None = None
     saved_to: Path | None = None
 

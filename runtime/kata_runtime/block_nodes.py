@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     Numbers = tuple[int | None, int | None]
 
 BLOCK = "b"
+_BLOCK_TYPES = (BLOCK, "a", None, "")
 _ANY = -1
 
 
@@ -70,12 +71,20 @@ def rules_of(spec: dict[str, Any]) -> list[dict[str, Any]]:
     return _objects(_object(_object(spec.get("linux")).get("resources")).get("devices"))
 
 
+def devices_of(rules: list[dict[str, Any]]) -> Iterator[str]:
+    """The block devices, "MAJOR:MINOR", that rules allow by their number."""
+    for rule in rules:
+        major, minor = _number(rule.get("major")), _number(rule.get("minor"))
+        if rule.get("allow") is True and rule.get("type") in _BLOCK_TYPES and major >= 0 and minor >= 0:
+            yield f"{major}:{minor}"
+
+
 def access(rules: list[dict[str, Any]], device: str) -> set[str]:
     """What a container may do with a block device, of "r", "w" and "m": the later rules win."""
     major, minor = map(int, device.split(":"))
     allowed: set[str] = set()
     for rule in rules:
-        applies = rule.get("type") in (BLOCK, "a", None, "") and all(
+        applies = rule.get("type") in _BLOCK_TYPES and all(
             wanted in (None, _ANY, number)
             for wanted, number in ((rule.get("major"), major), (rule.get("minor"), minor))
         )

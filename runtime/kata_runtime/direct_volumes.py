@@ -75,8 +75,8 @@ def directory_of(volume: str) -> str:
     return os.path.join(ROOT, name)
 
 
-def find(volume: str) -> DirectVolume | None:
-    """The volume that is registered for a path of the host; None for any other path.
+def find(volume: str) -> tuple[DirectVolume, os.stat_result] | None:
+    """The volume that is registered for a path of the host, and the file that says so; None for other paths.
 
     Raises:
         DirectVolumeError: there is one, and it cannot be used.
@@ -92,8 +92,8 @@ def find(volume: str) -> DirectVolume | None:
     except OSError as error:
         raise DirectVolumeError(f"cannot read the registration of {volume}: {error.strerror}") from None
     with open(descriptor, "rb") as file:
-        content = file.read(LONGEST + 1)
-    return parse(content, f"the registration of {volume}, {path},")
+        facts, content = os.fstat(descriptor), file.read(LONGEST + 1)
+    return parse(content, f"the registration of {volume}, {path},"), facts
 
 
 def registered() -> list[str]:

@@ -268,6 +268,17 @@ def pivot_root() -> None:
     unmount(".", lazy=True)
 
 
+def replace_root(tree: int) -> None:
+    """Make a detached mount the root of every process of the mount namespace that has its root."""
+    root = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        attach_tree(tree, root)
+    finally:
+        os.close(root)
+    os.fchdir(tree)
+    pivot_root()
+
+
 def unshare_pids() -> None:
     """Let the next child be process 1 of a PID namespace."""
     # SAFETY: no argument is a pointer.

@@ -281,6 +281,25 @@ def test_a_kernel_module_that_is_not_there_fails_with_what_modprobe_says(
         system.load_module("nonsense", [], Waiting())
 
 
+def test_tables_that_no_socket_option_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are there where a container may change its network; nothing is loaded for others."""
+    asked = tmp_path / "asked"
+    modprobe = tmp_path / "modprobe"
+    modprobe.write_text(f'#!/bin/sh\necho "$@" >> {asked}\nexit 1\n')
+    modprobe.chmod(0o755)
+    monkeypatch.setattr(system, "_MODPROBE", (str(modprobe),))
+    monkeypatch.setattr(system, "_TABLES", ("no_such_table", "no_other"))
+
+    def load(*bounding: str) -> None:
+        system.load_socket_option_tables({"process": {"capabilities": {"bounding": bounding}}}, Waiting())
+
+    load("CAP_NET_RAW")
+    system.load_socket_option_tables({"process": {}}, Waiting())
+    assert not asked.exists()
+    load("CAP_NET_RAW", "CAP_NET_ADMIN")  # a kernel without them is no error
+    assert asked.read_text() == "-a no_such_table no_other\n"
+
+
 def test_out_of_memory_events(tmp_path: Path) -> None:
     """Files of a disk never signal, so the look on removal has to find the kill."""
     watcher = OomWatcher()

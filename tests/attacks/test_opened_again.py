@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import stat
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -111,6 +112,19 @@ async def test_what_a_sealed_shim_has_open_to_read_is_read_only_for_root_too(
         assert await pass_on(broker, world, opened.fileno()) == "read"
         assert opened.read() == b"every pod's"
     assert image.read_bytes() == b"every pod's"
+
+
+async def test_a_container_s_log_is_made_no_program_of_its_owner(world: World, broker: Broker) -> None:
+    """Its owner is root, and so is virtiofsd, which may set the set-user-ID bit of what it has open."""
+    (log := world.bed.root / "log").write_text("line\n")
+    log.chmod(0o640)
+    descriptor = await broker.open_log(str(log))
+    await pass_on(broker, world, descriptor)
+    os.write(descriptor, b"another\n")
+    os.close(descriptor)
+    await broker.settle_logs()
+    assert log.read_text() == "line\nanother\n"
+    assert stat.S_IMODE(log.stat().st_mode) == 0o640
 
 
 STANDARD_STREAMS = """

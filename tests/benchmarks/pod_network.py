@@ -36,6 +36,7 @@ import containerd_versions
 import driver_configuration
 from cni_pod import CniPod
 from node import IMAGE, RUNTIME, Node
+from patience import PATIENCE
 
 GUEST_IMAGE = Path(os.environ.get("KATA_TEST_IMAGE", "/var/lib/kata-containers/image"))
 LOAD = Path(__file__).with_name("load.c")
@@ -50,6 +51,10 @@ Options = Mapping[str, tuple[str, ...]]
 
 Rates = Mapping[str, Mapping[str, Sequence[float]]]
 """By what is measured and what it runs in, a number for each round."""
+
+
+class StoodStillError(Exception):
+    """A machine that answered does so no longer: those under two emulations do that now and then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,21 +113,45 @@ def serving(node: Node, chosen: Sequence[str], program: Path) -> Iterator[str]:
 
 
 def measure(program: Path, address: str, row: Row, milliseconds: int) -> float:
-    """How many in a second, of all streams together: bytes or round trips; 0 when one has no answer."""
+    """How many in a second, of all streams together: bytes or round trips; 0 when one has no answer.
+
+    Raises subprocess.TimeoutExpired when one begins and does not end.
+    """
     argv = [str(program), "ask", address, str(PORT), row.command, str(milliseconds)]
     asking = [
         subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for _ in range(row.streams)
     ]
-    answers = [process.communicate()[0] for process in asking]
+    try:
+        answers = [process.communicate(timeout=PATIENCE)[0] for process in asking]
+    finally:
+        for process in asking:
+            process.kill()
     if any(process.returncode for process in asking):
         return 0
     pairs = [map(int, answer.split()) for answer in answers]
     return sum(count / nanoseconds * 1e9 for count, nanoseconds in pairs)
 
 
+def measure_round(
+    program: Path, addresses: Mapping[str, str], milliseconds: int
+) -> dict[tuple[Row, str], float]:
+    """Every row of each that runs, in the order of their addresses."""
+    rates = {}
+    for row in ROWS:
+        for name, address in addresses.items():
+            try:
+                rates[row, name] = measure(program, address, row, milliseconds)
+            except subprocess.TimeoutExpired as error:
+                raise StoodStillError(f"{name} stands still, {row.name}") from error
+    return rates
+
+
 def run(choose: Callable[[Node], Options], rounds: int, milliseconds: int) -> Rates:
-    """Let them all run, and measure in turn; each round begins with another."""
+    """Let them all run, and measure in turn; each round begins with another.
+
+    A round in which a machine stands still is the last one, and does not count.
+    """
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         program = directory / "load/load"
@@ -140,11 +169,17 @@ def run(choose: Callable[[Node], Options], rounds: int, milliseconds: int) -> Ra
         for done in range(rounds):
             print(f"round {done + 1}", file=sys.stderr, flush=True)
             turn = done % len(names)
-            for row in ROWS:
-                for name in names[turn:] + names[:turn]:
-                    rate = measure(program, addresses[name], row, milliseconds)
-                    assert rate, f"{name} does not answer"
-                    found[row.name][name].append(rate / row.scale)
+            order = names[turn:] + names[:turn]
+            try:
+                rates = measure_round(program, {name: addresses[name] for name in order}, milliseconds)
+            except StoodStillError as error:
+                if not done:
+                    raise
+                print(f"{error}: {done} rounds count", file=sys.stderr, flush=True)
+                break
+            for (row, name), rate in rates.items():
+                assert rate, f"{name} does not answer"
+                found[row.name][name].append(rate / row.scale)
     return found
 
 
@@ -183,7 +218,8 @@ def main() -> None:
         first, *others = rates
         for other in others:
             record(f"a pod's network, {name}, over {other}'s", ratios(rates, first, other), more=True)
-    print(f"{arguments.rounds} rounds in turn, {os.cpu_count()} CPUs, Linux {platform.release()}\n")
+    done = len(next(iter(found[ROWS[0].name].values())))
+    print(f"{done} rounds in turn, {os.cpu_count()} CPUs, Linux {platform.release()}\n")
     print(markdown(found))
 
 

@@ -24,7 +24,7 @@ from kata_configuration.tell.template import SETTINGS
 OPEN = re.compile(
     r"add it|add one of them|add \[|keep one|name a|if that is what is meant|change it or|list the names"
     r"|for them, write|begin it with|close it|separate the entries"
-    r"|put it in quotes|use (printable|one of|\w+|\")"
+    r"|use (printable|one of|\w+|\")"
     r"|move it to (\[.*\] or|the table)|write (a|an|true or false|\[|\"on)|add \w+=|remove image|\w+=deny$"
     r"|such as| in \[[\w.-]+\]\??$"
 )
@@ -34,9 +34,14 @@ TABLE = re.compile(r"(?:move it to|it belongs in) \[([\w.-]+)\]$")
 VALUE = re.compile(r"(?:write|set it to|only) (.+?)(?: or (?:less|more)| without quotes| is supported)?$")
 
 
-def fix_of(finding: Finding) -> Fix | None:
-    """The change that the text of a finding's hint asks for; None when the text leaves a choice."""
+def fix_of(finding: Finding, value: object) -> Fix | None:
+    """The change that the text of a finding's hint asks for; None when the text leaves a choice.
+
+    value: what stands there now.
+    """
     hint = finding.hint.partition(", or ")[0]
+    if hint == "put it in quotes":
+        return Fix(value=str(value))
     if hint.startswith(("remove it", "remove the table")):
         return Fix(remove=True)
     if found := TABLE.fullmatch(hint):
@@ -76,6 +81,17 @@ def examine(text: str) -> tuple[Layer, list[Finding], Counter[tuple[str, str, st
     return layer, examination.judgement.findings, kinds
 
 
+def standing(layer: Layer, finding: Finding) -> object:
+    """The value that a finding is about."""
+    value: Any = layer.tree
+    for part in finding.path:
+        if isinstance(value, list) and isinstance(part, int):
+            value = value[part]
+        else:
+            value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
 def followed(layer: Layer, finding: Finding, fix: Fix) -> str:
     """The text once the advice is followed."""
     if fix.remove:
@@ -92,7 +108,7 @@ def check(text: str) -> tuple[int, int]:
     layer, findings, before = examine(text)
     done = 0
     for finding in findings:
-        fix = fix_of(finding)
+        fix = fix_of(finding, standing(layer, finding))
         if fix is None or finding.offset:
             assert finding.offset or OPEN.search(finding.hint), f"{finding.message}: {finding.hint}"
             continue
@@ -150,6 +166,7 @@ LINES = [
         'shared_fs = "virtio-9p"',
         'block_device_driver = "virtio-blk"',
     ),
+    *("seccompsandbox = true", "kernel = 3", "kernel_params = 0", "kernel_params = false"),
     *('selinux_label = "x"', "request_timeout_ms = 30000", 'guest_selinux_label = "x"', "hugepage_type = 3"),
 ]
 

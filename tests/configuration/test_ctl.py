@@ -88,7 +88,8 @@ except SystemExit:
 def test_help_imports_no_command() -> None:
     wide = {**os.environ, "COLUMNS": "200"}
     run = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True, env=wide)
-    assert run.stderr.split() == ["kata_runtime", "kata_runtime.ctl", "kata_runtime.ctl.main"]
+    modules = ["kata_runtime", "kata_runtime.ctl", "kata_runtime.ctl.errors", "kata_runtime.ctl.main"]
+    assert run.stderr.split() == modules
     assert all(command.summary in run.stdout for command in COMMANDS.values())
 
 

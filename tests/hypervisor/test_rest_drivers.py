@@ -418,7 +418,6 @@ async def test_what_firecracker_cannot_do_it_refuses(make: Make) -> None:
             replace(rig.spec, taps=(Tap("n", "t", "02:00:00:00:00:01", fds=(0,)),)),
             "take a tap as descriptors",
         ),
-        (replace(rig.spec, network_namespace=Path("/run/netns/x")), "set jailer_path"),
     )
     for spec, expected in specs:
         with pytest.raises(NotSupportedError, match=expected):

@@ -109,6 +109,34 @@ async def test_an_overlay_is_the_containers_root(bed: Bed, tmp_path: Path) -> No
     assert (tmp_path / "upper/three").read_text() == "new\n"
 
 
+async def test_a_root_is_seen_where_clients_copy_its_files(bed: Bed, tmp_path: Path) -> None:
+    """By the pid that containerd is told, both ways; a link of the guest's leads nobody out of it."""
+    for name in ("lower", "upper", "work"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "lower/one").write_text("1")
+    (tmp_path / "lower/link").symlink_to(bed.data)
+    directories = [f"{key}dir={tmp_path}/{key}" for key in ("lower", "upper", "work")]
+    async with broker_of(bed) as broker:
+        await broker.take_user(60000, 1000)
+        root = Path(f"/proc/{await broker.learn_network(None, outside=False)}/root")
+        assert list(root.iterdir()) == []
+        target = f"{bed.shared}/c1/rootfs"
+        with pytest.raises(RequestRefusedError, match="was not mounted by this broker"):
+            await broker.show_root(target)
+        await broker.mount(target, [("overlay", "overlay", directories)])
+        await broker.show_root(target)
+        assert (root / "one").read_text() == "1"
+        (root / "two").write_text("2")
+        assert await run(broker, f"cat {target}/two; echo 3 >{target}/three") == "2"
+        assert (root / "three").read_text() == "3\n"
+        assert (root / "link").readlink() == bed.data
+        for reached in ("link/plain", "link"):
+            with pytest.raises(OSError, match="Too many levels of symbolic links"):
+                (root / reached).stat()
+        await broker.unmount(target)
+        assert await run(broker, f"ls {target}") == ""
+
+
 async def test_an_overlay_of_very_many_layers(bed: Bed, tmp_path: Path) -> None:
     layers = [tmp_path / f"{number:03}" / "fs" for number in range(100)]
     for layer in layers:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from node import IMAGE, RUNTIME, Events, Node
+from node import IMAGE, RUNTIME, Client, Events, Node
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("nothing_left")]
 
@@ -37,10 +37,12 @@ def test_a_containers_life(each_node: Node) -> None:
     """What can be asked of one running container, one after the other, and the events of all that."""
     node = each_node
     with Events(node) as events:
-        with node.running("sh", "-c", "echo up; exec sleep 3600") as client:
+        script = "echo up; until [ -e /given ]; do sleep 0.1; done; cat /given; exec sleep 3600"
+        with node.running("sh", "-c", script) as client:
             container = client.container
             node.until(lambda: client.output == "up\n", "its output")
             check_listings(node, container)
+            check_files(node, client)
             check_exec(node, container)
             check_pause(node, container)
             check_refusals(node, container)
@@ -69,6 +71,17 @@ def check_listings(node: Node, container: str) -> None:
     rows = [line.split() for line in node.ctr("task", "ls").stdout.splitlines()]
     assert [container, init, "RUNNING"] in rows
     assert qemu in node.ctr("task", "ps", container).stdout
+
+
+def check_files(node: Node, client: Client) -> None:
+    """They are seen at the root of the pid that containerd is told, both ways; no link is followed there."""
+    root = Path(f"/proc/{node.pids(client.container)['init']}/root")
+    assert "user:x:1000" in (root / "etc/passwd").read_text()
+    assert (root / "bin/sh").readlink() == Path("busybox")
+    with pytest.raises(OSError, match="Too many levels of symbolic links"):
+        (root / "bin/sh").read_bytes()
+    (root / "given").write_text("by the host\n")
+    node.until(lambda: client.output == "up\nby the host\n", "a file that was put there")
 
 
 def check_exec(node: Node, container: str) -> None:

@@ -20,7 +20,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
 import ubuntu_sources
-from kata_runtime.image import builder, distribution, elf, manifest, sbom
+from kata_runtime.image import builder, distribution, elf, manifest, modules, sbom
 from kata_runtime.image.agent import AGENT_ROOT, Agent
 from kata_runtime.image.agent_program import AgentProgram
 from kata_runtime.image.apt import Apt
@@ -40,13 +40,15 @@ def main():
     import asyncio, json, logging, socket, subprocess, threading
     from google.protobuf import descriptor_pb2
     crun = subprocess.run(["/usr/bin/crun", "--version"], capture_output=True, text=True).stdout.split()
-    mounted = "virtiofs" in loaded()
+    at_boot = loaded()
+    mounted = "virtiofs" in at_boot
     for family, protocol in ((socket.AF_NETLINK, 12), (socket.AF_KEY, 2)):
         socket.socket(family, socket.SOCK_RAW, protocol).close()
     os.mknod("/dev/tun", 0o20600, os.makedev(10, 200))
     os.close(os.open("/dev/tun", os.O_RDWR))
     with open("/dev/console", "w") as console:
         print("UP", crun[:2], mounted, os.access("/", os.W_OK), file=console, flush=True)
+        print("AT BOOT", *sorted(at_boot), "END", file=console, flush=True)
         print("ON DEMAND", sorted(loaded() & {"nfnetlink", "af_key", "tun"}), file=console, flush=True)
     ctypes.CDLL(None).reboot(0x4321FEDC)
 """
@@ -64,6 +66,10 @@ int main(void)
     return reboot(RB_POWER_OFF);
 }
 """
+
+
+MODULES = "usr/lib/modules/*/*.ko"
+"""In the root file system: those that are loaded when something asks for them."""
 
 
 @dataclass
@@ -298,10 +304,21 @@ def boot(image: Path, *parameters: str) -> str:
     return finished.stdout.decode("utf-8", "replace")
 
 
-def test_it_boots_into_the_agent_and_loads_modules_on_demand(image: Path) -> None:
+def test_it_boots_into_the_agent_and_loads_modules_on_demand(image: Path, root: Path) -> None:
     console = boot(image, "root=/dev/vda")
     assert "UP ['crun', 'version'] True False" in console
     assert "ON DEMAND ['af_key', 'nfnetlink', 'tun']" in console
+    at_boot = set(console.partition("AT BOOT ")[2].partition(" END")[0].split())
+    assert {"virtiofs", "erofs"} <= at_boot
+    first = (image / builder.INITRAMFS).read_bytes()
+    on_demand = {path.stem for path in root.glob(MODULES) if f"modules/{path.name}\0".encode() not in first}
+    assert not at_boot & on_demand
+
+
+def test_modules_on_demand_cost_the_image_less_than_10_mib(root: Path) -> None:
+    files = [*root.glob(MODULES), root / modules.BUSYBOX]
+    assert len(files) > 100
+    assert sum(512 * path.stat().st_blocks for path in files) < 10 << 20
 
 
 @pytest.mark.skipif(not shutil.which("gcc"), reason="needs gcc")

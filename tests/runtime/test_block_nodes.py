@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from kata_runtime import syscalls
+from kata_runtime import device_names, syscalls
 from kata_runtime.block_nodes import block_nodes
 from kata_runtime.broker import block_devices
 from kata_runtime.broker.block_devices import BlockDevices, GivenDevices
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
-from loop_devices import loop_device, number_of
+from loop_devices import SIZE, loop_device, number_of
 
 DENY = {"allow": False, "access": "rwm"}
 
@@ -64,12 +66,44 @@ def test_what_is_malformed_gives_nothing(given: dict[str, Any]) -> None:
     assert list(block_nodes(given)) == []
 
 
+def learn(given: GivenDevices, spec: dict[str, Any], bundle: str) -> None:
+    """Take a specification of a file that nobody has read before."""
+    given.learn(spec, bundle, file(next(_FILES)))
+
+
+def file(number: int) -> os.stat_result:
+    """What is known of a file, by which it is not another."""
+    return os.stat_result((0, number, *(0,) * 8))
+
+
+_FILES = itertools.count(1)
+
+
+class Host(dict[str, str]):
+    """By the number of a device, the disk that has it; none where that is empty."""
+
+    def __missing__(self, device: str) -> str:
+        return "1" if device.startswith(("7:", "8:")) else ""
+
+    def path_of(self, kind: str, device: str) -> str:
+        return f"/dev/disk-{device}" if kind == "block" and self[device] else ""
+
+
 @pytest.fixture
-def given() -> GivenDevices:
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    """A host whose disks are the test's."""
+    made = Host()
+    monkeypatch.setattr(device_names, "disk_of", made.__getitem__)
+    monkeypatch.setattr(device_names, "path_of", made.path_of)
+    return made
+
+
+@pytest.fixture
+def given(host: Host) -> GivenDevices:
     """7:1 to be read, by a specification; 7:2 to be written, by a mount."""
     found = GivenDevices()
-    found.learn(spec(), "/one")
-    found.learn({"linux": {"resources": {"devices": [DENY, rule(2, "rw")]}}}, "/two")
+    learn(found, spec(), "/one")
+    learn(found, {"linux": {"resources": {"devices": [DENY, rule(2, "rw")]}}}, "/two")
     assert found.add_mounted("7:2", write=True)
     assert found.add_mounted("7:2", write=False)
     return found
@@ -81,7 +115,7 @@ def rule(minor: int, letters: str) -> dict[str, Any]:
 
 def test_a_mounted_node_gives_what_rules_allow_and_nothing_by_itself(given: GivenDevices) -> None:
     """Who fills a volume may have made the node: of a file system of his own, of any number."""
-    given.learn({"linux": {"resources": {"devices": [DENY, rule(3, "r"), rule(4, "m")]}}}, "/three")
+    learn(given, {"linux": {"resources": {"devices": [DENY, rule(3, "r"), rule(4, "m")]}}}, "/three")
     assert given.add_mounted("7:3", write=True)
     given.check("7:3", write=False)
     with pytest.raises(RequestRefusedError, match="to write"):
@@ -227,7 +261,7 @@ def test_a_device_without_content_is_refused(given: GivenDevices, disk: Disk) ->
 
 
 def test_a_device_that_is_gone_is_refused_by_its_number(given: GivenDevices) -> None:
-    given.learn(spec(major=1048575), "/three")
+    learn(given, spec(major=1048575), "/three")
     with pytest.raises(RequestFailedError, match="the host has no block device 1048575:1"):
         opener(given).open("1048575:1", write=False)
 
@@ -270,18 +304,105 @@ def test_a_device_that_a_vmm_could_open_is_no_other_pods_before_this_one_ends(
     assert len(os.listdir("/proc/self/fd")) == before + 1
 
 
+def test_a_claim_of_a_disk_that_has_gone_is_none_of_the_next(
+    given: GivenDevices, host: Host, disk: Disk
+) -> None:
+    devices = opener(given)
+    devices.show("device_1", "7:2", write=True)
+    devices.hide("device_1")
+    host["7:2"] = "2"
+    learn(given, spec(rule(2, "rw"), minor=2), "/three")
+    disk.busy = True  # the host has mounted it
+    with pytest.raises(RequestFailedError, match="it is in use"):
+        devices.show("device_1", "7:2", write=True)
+
+
 def test_a_claim_gives_no_more_than_was_given(given: GivenDevices, disk: Disk) -> None:
     devices = opener(given)
-    given.learn(spec(rule(1, "r")), "/one")
+    learn(given, spec(rule(1, "r")), "/one")
     disk.number = os.makedev(7, 1)
     devices.show("device_1", "7:1", write=False)
     devices.hide("device_1")
     with pytest.raises(RequestRefusedError, match="to write: no config"):
         devices.show("device_1", "7:1", write=True)
-    given.learn(spec(rule(1, "rw")), "/two")
+    learn(given, spec(rule(1, "rw")), "/two")
     disk.read_only = True
     with pytest.raises(RequestFailedError, match="it is read-only"):
         devices.show("device_1", "7:1", write=True)
+
+
+def test_the_number_of_a_disk_that_has_gone_gives_no_other_disk(given: GivenDevices, host: Host) -> None:
+    """Attack: the host takes a disk away, another gets its number, the config.json is read again."""
+    allowed = {"linux": {"resources": {"devices": [DENY, rule(3, "rw")]}}}
+    given.learn(spec(rule(1, "rw")), "/one", file(-1))
+    given.learn(allowed, "/two", file(-2))
+    given.add_assigned("8:5", file(-3), write=True)
+    for device in ("7:1", "7:3", "8:5"):
+        host[device] = "2"
+    given.learn(spec(rule(1, "rw")), "/one", file(-1))
+    given.learn(allowed, "/two", file(-2))
+    assert given.add_mounted("7:3", write=True)
+    given.add_assigned("8:5", file(-3), write=True)
+    for device in ("7:1", "7:3", "8:5"):
+        with pytest.raises(RequestRefusedError, match="it is not the disk that had the number"):
+            given.check(device, write=False)
+    host["7:1"] = ""
+    with pytest.raises(RequestFailedError, match="the host has no block device 7:1"):
+        given.check("7:1", write=False)
+
+
+def test_what_was_given_of_one_disk_is_not_given_of_the_next(given: GivenDevices, host: Host) -> None:
+    given.learn(spec(rule(1, "rw")), "/one", file(-1))
+    host["7:1"] = "2"
+    given.learn(spec(rule(1, "r")), "/one", file(-2))
+    given.check("7:1", write=False)
+    with pytest.raises(RequestRefusedError, match="to write: no config"):
+        given.check("7:1", write=True)
+    given.learn(spec(rule(1, "rw")), "/one", file(-3))
+    given.check("7:1", write=True)
+
+
+def test_a_host_that_does_not_tell_its_disks_apart_gives_none(
+    given: GivenDevices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn(given, spec(major=9), "/three")
+    monkeypatch.setattr(device_names, "path_of", lambda kind, device: "/dev/md1")
+    with pytest.raises(RequestRefusedError, match="it is not the disk"):
+        given.check("9:1", write=False)
+
+
+def test_a_disk_that_goes_while_it_is_opened_is_not_given(
+    given: GivenDevices, host: Host, disk: Disk
+) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+
+    class Slow(Cgroup):
+        def admit(self, rule: object, action: Callable[[], int]) -> int:
+            host["7:2"] = "2"
+            return action()
+
+    with pytest.raises(RequestRefusedError, match="it is not the disk"):
+        opener(given, Slow()).open("7:2", write=True)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_a_loop_device_with_another_file_is_another_disk(tmp_path: Path) -> None:
+    found = GivenDevices()
+    with loop_device(tmp_path / "file") as path:
+        device = number_of(path)
+        major, minor = map(int, device.split(":"))
+        named = spec(rule(minor, "rw"), major=major, minor=minor)
+        found.learn(named, "/one", file(-1))
+        os.close(opener(found).open(device, write=True))
+        (tmp_path / "another").write_bytes(bytes(SIZE))
+        subprocess.run(["losetup", "--detach", str(path)], check=True)
+        subprocess.run(["losetup", str(path), str(tmp_path / "another")], check=True)
+        found.learn(named, "/one", file(-1))
+        with pytest.raises(RequestRefusedError, match=f"cannot open {path}: it is not the disk"):
+            opener(found).open(device, write=True)
+        found.learn(named, "/two", file(-2))
+        os.close(opener(found).open(device, write=True))
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
@@ -291,7 +412,7 @@ def test_an_opened_device_cannot_be_opened_again_by_root(tmp_path: Path, options
     with loop_device(tmp_path / "file", *options) as path:
         found = GivenDevices()
         major, minor = map(int, number_of(path).split(":"))
-        found.learn(spec(major=major, minor=minor), "/one")
+        learn(found, spec(major=major, minor=minor), "/one")
         descriptor = opener(found).open(number_of(path), write=False)
         try:
             assert os.pread(descriptor, 1, 0) == b"\0"

@@ -257,6 +257,23 @@ def test_streams_are_containerds(host: Host, sealed: Authorization, tmp_path: Pa
             open_log(sealed, log)
 
 
+def test_a_file_beside_the_log_is_not_the_sandbox_s(sealed: Authorization, tmp_path: Path) -> None:
+    """Attack: all pods of the host log into one directory, or the first one's log lies in /var/log."""
+    (other := tmp_path / "log" / "another-pod.log").write_text("its own")
+    (tmp_path / "var").symlink_to(tmp_path / "log")
+    for path in (other, tmp_path / "var" / "another-pod.log"):
+        with pytest.raises(RequestRefusedError, match="and the file is there already"):
+            open_log(sealed, path)
+    other.unlink()
+    open_log(sealed, other)
+    open_log(sealed, tmp_path / "var" / "another-pod.log")
+    (tmp_path / "log" / "a.log").rename(tmp_path / "log" / "a.log.1")  # it is rotated
+    (tmp_path / "log" / "a.log").touch()
+    open_log(sealed, tmp_path / "log" / "a.log")
+    with pytest.raises(RequestRefusedError, match="and the file is there already"):
+        open_log(sealed, tmp_path / "log" / "a.log.1")
+
+
 def test_a_client_may_name_its_directory_by_a_link(sealed: Authorization, tmp_path: Path) -> None:
     make_fifo(tmp_path / "client" / "b" / "stdout")
     (tmp_path / "var").symlink_to(tmp_path / "client")

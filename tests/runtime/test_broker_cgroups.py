@@ -69,10 +69,10 @@ def test_hierarchies_are_found_once_each(tmp_path: Path) -> None:
 
 
 def test_where_a_process_is(tmp_path: Path) -> None:
-    (tmp_path / "membership").write_text("4:cpu,cpuacct:/a\n1:name=systemd:/b:c\n0::/gone\n")
+    (tmp_path / "cgroup").write_text("4:cpu,cpuacct:/a\n1:name=systemd:/b:c\n0::/gone\n")
     for name in ("cpu/a", "systemd/b:c", "unified"):
         (tmp_path / name).mkdir(parents=True)
-    membership = str(tmp_path / "membership")
+    membership = cgroups.read_membership(str(tmp_path))
     cpu = Hierarchy(f"{tmp_path}/cpu", 1, frozenset({"cpu", "cpuacct"}))
     systemd = Hierarchy(f"{tmp_path}/systemd", 1, frozenset({"name=systemd"}))
     assert cgroups.current(cpu, membership) == f"{tmp_path}/cpu/a"

@@ -166,6 +166,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], dict[str, list[Any]]]] = {
         {"source": "/a", "target": "/b", "readonly": True, "recursive": False},
         {"source": PATHS, "target": PATHS, "readonly": FLAGS, "recursive": FLAGS},
     ),
+    "show_root": ({"target": "/t"}, {"target": PATHS}),
     "find_memory": ({"source": "/a"}, {"source": PATHS}),
     "share": (
         {"source": "/a", "readonly": True, "recursive": False, "readonly_below": True},

@@ -162,6 +162,25 @@ async def test_a_request_that_is_too_long_is_not_sent(peer: Peer) -> None:
     await still_works(peer)
 
 
+async def test_an_answer_that_comes_soon_takes_no_turn_of_the_event_loop(peer: Peer) -> None:
+    messages.send(peer.socket, messages.encode({"exited": 7, "code": 0}))
+    peer.reply(1, result={"count": 3})
+    with pytest.raises(StopIteration) as done:
+        peer.channel.request(cgroup.oom_kills).send(None)
+    assert done.value.value.result == {"count": 3}
+    assert peer.notices == [{"exited": 7, "code": 0}]
+
+
+async def test_an_answer_that_comes_later_keeps_nobody_waiting_for_the_event_loop(peer: Peer) -> None:
+    task = asyncio.create_task(peer.channel.request(cgroup.oom_kills))
+    await peer.take()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not task.done()
+    peer.reply(1, result={"count": 3})
+    assert (await task).result == {"count": 3}
+
+
 async def test_notices_are_handed_on(peer: Peer) -> None:
     messages.send(peer.socket, messages.encode({"exited": 7, "code": 0}))
     await still_works(peer)

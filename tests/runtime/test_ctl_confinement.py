@@ -15,7 +15,7 @@ from kata_runtime.broker import pod_confinement
 from kata_runtime.confinement import reach
 from kata_runtime.confinement.judging import CAPABILITIES
 from kata_runtime.confinement.rows import ROWS, Row
-from kata_runtime.ctl import confinement, confinement_page, confinement_report, confinement_text
+from kata_runtime.ctl import confinement_page, confinement_report, confinement_text, running
 from kata_runtime.ctl.main import main
 from kata_runtime.ctl.running import RecordedProcess, RecordedSandbox
 from kata_runtime.ctl.seccomp_policy import measure
@@ -49,7 +49,7 @@ def verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, found: list[RecordedSandbox], *arguments: str) -> int:
-    monkeypatch.setattr(confinement, "running_sandboxes", lambda: iter(found))
+    monkeypatch.setattr(running, "running_sandboxes", lambda: iter(found))
     return main(["confinement", *arguments])
 
 
@@ -98,9 +98,9 @@ def test_a_record_that_is_none_is_none(tmp_path: Path, text: str) -> None:
 
 
 def test_no_such_sandbox(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(monkeypatch, [], "web") == 1
-    assert capfd.readouterr().err == "kata-ctl: no running sandbox whose id starts with 'web'\n"
-    assert run(monkeypatch, []) == 1
+    assert run(monkeypatch, [], "web") == 2
+    assert "kata-ctl: no running sandbox has an id that starts with 'web'" in capfd.readouterr().err
+    assert run(monkeypatch, []) == 2
     assert capfd.readouterr().err == "kata-ctl: no sandbox is running on this host\n"
 
 

@@ -12,7 +12,8 @@ import pytest
 from kata_agent.protos import agent_pb2, types_pb2
 from kata_runtime.broker.pod_identity import INIT
 from kata_runtime.broker.pod_network import RECORD_NAME
-from kata_runtime.ctl import network
+from kata_runtime.ctl import network, running
+from kata_runtime.ctl.errors import CommandError
 from kata_runtime.ctl.running import RecordedProcess, RecordedSandbox
 from kata_runtime.network.model import Address, Link, Namespace, Route
 from kata_runtime.network.plan import MACVTAP, TCFILTER, Attachment, Plan
@@ -40,7 +41,7 @@ def show(
     as_json: bool = False,
 ) -> tuple[int, str]:
     """Run the command where there is this one pod; returns its exit status and output."""
-    monkeypatch.setattr(network, "running_sandboxes", lambda: [POD])
+    monkeypatch.setattr(running, "running_sandboxes", lambda: [POD])
     monkeypatch.setattr(network, "report_of", lambda _: report)
     status = network.run(argparse.Namespace(pod="pod", json=as_json))
     return status, capsys.readouterr().out
@@ -101,10 +102,10 @@ def test_a_pod_that_has_ended_meanwhile(tmp_path: Path) -> None:
         network.report_of(pod)
 
 
-def test_no_such_pod(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(network, "running_sandboxes", lambda: [POD])
-    assert network.run(argparse.Namespace(pod="other", json=False)) == network.COULD_NOT_RUN
-    assert "no pod whose id starts with 'other' is running" in capsys.readouterr().err
+def test_no_such_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "running_sandboxes", lambda: [POD])
+    with pytest.raises(CommandError, match="no running sandbox has an id that starts with 'other'"):
+        network.run(argparse.Namespace(pod="other", json=False))
 
 
 def test_a_record_says_what_the_guest_is_to_have_now() -> None:

@@ -41,8 +41,10 @@ def add(info: object = INFO, volume: str = VOLUME) -> int:
 def test_what_is_registered_is_found_until_it_is_removed(root: Path) -> None:
     assert find(VOLUME) is None
     assert add() == 0
-    volume = find(VOLUME)
-    assert volume is not None
+    registration = find(VOLUME)
+    assert registration is not None
+    volume, file = registration
+    assert os.path.samestat(file, os.stat(f"{directory_of(VOLUME)}/mountInfo.json"))
     assert (volume.device, volume.fstype, volume.readonly) == ("/dev/sdf", "ext4", True)
     assert (volume.options, volume.group, volume.on_mismatch) == (["ro", "noatime"], 1000, True)
     assert find(f"{VOLUME}/below") is None

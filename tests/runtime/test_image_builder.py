@@ -136,6 +136,16 @@ def test_what_the_system_refuses_is_explained(
         builder.build(request, Silent())
 
 
+@pytest.mark.parametrize("name", ["cache", "."])
+def test_a_cache_that_others_may_change_is_refused(tmp_path: Path, name: str) -> None:
+    """Attack: a local user has made it, with a plan that names packages of his own by their hashes."""
+    (tmp_path / "cache").mkdir()
+    (tmp_path / name).chmod(0o777)
+    request = builder.Build(tmp_path / "image", tmp_path / "cache", agent=Agent(tmp_path, tmp_path))
+    with pytest.raises(OutputError, match=r"cannot use the cache .* its mode 0777 lets others put files"):
+        builder.build(request, Silent())
+
+
 def test_a_plan_is_remembered_until_its_question_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,7 +53,7 @@ class ProbingBroker:
         self._reason = reason
         self.asked = 0
 
-    async def prepare(self, cgroup: str | None) -> None:
+    async def prepare(self, cgroup: str | None, *, pinning: bool) -> None:
         pass
 
     async def take_user(self, base: int, count: int) -> int:

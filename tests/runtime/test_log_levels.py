@@ -14,9 +14,10 @@ import pytest
 from kata_agent.ttrpc.server import Server
 from kata_hypervisor.output_tail import follow
 from kata_runtime.containerd_api.loglevels_pb2 import LogLevels
-from kata_runtime.ctl import log_level, shim_call
-from kata_runtime.ctl.log_level import WrongLevelError, wanted_levels
-from kata_runtime.ctl.main import main
+from kata_runtime.ctl import log_level, running
+from kata_runtime.ctl.errors import CommandError
+from kata_runtime.ctl.log_level import wanted_levels
+from kata_runtime.ctl.main import COULD_NOT_RUN, main
 from kata_runtime.ctl.running import RecordedSandbox
 from kata_runtime.errors import InvalidRequestError
 from kata_runtime.logging import HYPERVISOR, LEVELS, RUNTIME, level_of, set_level
@@ -67,7 +68,7 @@ def test_levels_of_the_command(words: list[str], levels: dict[str, str]) -> None
     ],
 )
 def test_words_that_are_no_level(word: str, sentence: str) -> None:
-    with pytest.raises(WrongLevelError, match=sentence):
+    with pytest.raises(CommandError, match=sentence):
         wanted_levels([word])
 
 
@@ -104,8 +105,8 @@ async def test_the_command_asks_the_shim(
 ) -> None:
     address = str(tmp_path / "shim.sock")
     pod = RecordedSandbox("pod1", "k8s.io", "/nowhere", address, ())
-    monkeypatch.setattr(shim_call, "running_sandboxes", lambda: iter([pod]))
-    assert await asyncio.to_thread(main, ["log-level", "pod"]) == log_level.NOT_RUN
+    monkeypatch.setattr(running, "running_sandboxes", lambda: iter([pod]))
+    assert await asyncio.to_thread(main, ["log-level", "pod"]) == COULD_NOT_RUN
     assert "cannot connect to the shim" in capsys.readouterr().err
     server = Server(LogService().handlers(), on_error=to_rpc_error)
     listener = socket.socket(socket.AF_UNIX)
@@ -123,8 +124,8 @@ async def test_the_command_asks_the_shim(
 
 
 def test_no_such_sandbox(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(shim_call, "running_sandboxes", lambda: iter([]))
-    assert main(["log-level", "pod", "debug"]) == log_level.NOT_RUN
-    assert "0 running sandboxes have an id that starts with 'pod'" in capsys.readouterr().err
-    assert main(["log-level", "pod", "loud"]) == log_level.NOT_RUN
+    monkeypatch.setattr(running, "running_sandboxes", lambda: iter([]))
+    assert main(["log-level", "pod", "debug"]) == COULD_NOT_RUN
+    assert "no running sandbox has an id that starts with 'pod'" in capsys.readouterr().err
+    assert main(["log-level", "pod", "loud"]) == COULD_NOT_RUN
     assert "there is no log level 'loud'" in capsys.readouterr().err

@@ -76,7 +76,9 @@ class Pod:
         self.machine: Machine = incomplete()
         self.agent = Agent()
         self.identity = SimpleNamespace(id="sandbox", shared_directory=str(directory / "shared"))
-        self.broker: Any = SimpleNamespace(read_spec=read_spec, open_fifo=None, open_log=None)
+        self.broker: Any = SimpleNamespace(
+            read_spec=read_spec, open_fifo=None, open_log=None, settle_logs=None
+        )
         self.running = True
         self.start()
 

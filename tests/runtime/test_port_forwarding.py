@@ -109,7 +109,8 @@ def ask(port: int, data: bytes = b"", address: str = "127.0.0.1") -> bytes:
     """Connect, send, end that direction, and read to the end."""
     with socket.create_connection((address, port), timeout=30) as connection:
         connection.sendall(data)
-        connection.shutdown(socket.SHUT_WR)
+        with contextlib.suppress(OSError):  # it was reset already, as reading says
+            connection.shutdown(socket.SHUT_WR)
         return read_all(connection)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import given
@@ -10,6 +13,9 @@ from hypothesis import strategies as st
 
 from kata_agent.ttrpc.status import Code, RpcError
 from kata_runtime.broker.log_sink import LogSink, take_fatal_message
+from kata_runtime.ctl import log_level, seccomp_provoke, seccomp_status
+from kata_runtime.ctl.main import main
+from kata_runtime.ctl.running import RecordedProcess, RecordedSandbox
 from kata_runtime.errors import SandboxError
 from kata_runtime.logging import line, printable
 from kata_runtime.shim.codes import to_rpc_error
@@ -46,3 +52,38 @@ def test_a_log_line_is_printable_and_one_line() -> None:
 def test_what_the_broker_leaves_is_printable(tmp_path: Path) -> None:
     LogSink(str(tmp_path), "pod").keep(ATTACK)
     assert take_fatal_message(str(tmp_path)) == SHOWN
+
+
+@pytest.mark.parametrize("words", [("seccomp", "provoke", "pod"), ("log-level", "pod")])
+def test_what_a_shim_says_to_a_command_is_printable(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def answer(*_: object) -> NoReturn:
+        raise RpcError(Code.UNKNOWN, ATTACK)
+
+    for command in (log_level, seccomp_provoke):
+        monkeypatch.setattr(command, "socket_of", lambda _: "/nowhere")
+        monkeypatch.setattr(command, "call_shim", answer)
+    assert main(list(words)) == 1
+    assert SHOWN in capsys.readouterr().err
+
+
+OWNED = """
+import time
+open("/proc/self/comm", "w").write("\x1b[2Jowned")
+print("named", flush=True)
+time.sleep(1000)
+"""
+
+
+def test_the_name_that_a_vmm_gives_a_thread_is_printable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", OWNED], stdout=subprocess.PIPE) as owned:
+        assert owned.stdout is not None
+        assert owned.stdout.readline() == b"named\n"
+        sandbox = RecordedSandbox("pod", "test", "/nowhere", "", (RecordedProcess("qemu", owned.pid),))
+        monkeypatch.setattr(seccomp_status, "running_sandboxes", lambda: iter([sandbox]))
+        assert main(["seccomp", "status"]) == 0
+        owned.kill()
+    assert "\\x1b[2Jowned" in capsys.readouterr().out

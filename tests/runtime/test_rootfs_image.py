@@ -146,6 +146,41 @@ def test_what_a_killed_maker_left_is_removed(tree: Path, tmp_path: Path) -> None
     assert list(cache.iterdir()) == [busy]
 
 
+def test_two_that_prune_at_once_do_not_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other removes everything at the worst moments: after it was listed, and before it is removed."""
+    monkeypatch.setattr(rootfs_image, "CACHE_LIMIT", 0)
+    contents = {"a": rootfs_image.SUFFIX, "b": rootfs_image.SUFFIX, "c": rootfs_image.LINK}
+    real_scan, real_unlink, others = os.scandir, os.unlink, []
+
+    def fill() -> None:
+        for name, suffix in contents.items():
+            path = tmp_path / (name + suffix)
+            path.symlink_to("gone") if suffix == rootfs_image.LINK else path.write_text("image")
+
+    def other() -> None:
+        for path in tmp_path.iterdir():
+            others.append(path.suffix)
+            real_unlink(path)
+
+    def scan_then_other(path: str) -> list[os.DirEntry[str]]:
+        found = list(real_scan(path))
+        other()
+        return found
+
+    def other_then_unlink(path: str) -> None:
+        other()
+        real_unlink(path)
+
+    for name, late in (("scandir", scan_then_other), ("unlink", other_then_unlink)):
+        fill()
+        with monkeypatch.context() as patched:
+            patched.setattr(rootfs_image.os, name, late)  # type: ignore[attr-defined]
+            rootfs_image._prune(str(tmp_path), "")
+        assert list(tmp_path.iterdir()) == []
+    assert sorted({*others}) == sorted({*contents.values()})
+    assert len(others) == 2 * len(contents)
+
+
 def test_a_tree_that_is_too_large_is_not_read(
     tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import anyio
 import pytest
 
 from kata_agent.ttrpc.status import Code, RpcError
+from kata_runtime.broker.errors import RequestFailedError
 from kata_runtime.container.states import State
 from kata_runtime.containerd_api import events_pb2
 from kata_runtime.errors import (
@@ -20,6 +22,7 @@ from kata_runtime.errors import (
     StateError,
     UnsupportedError,
 )
+from kata_runtime.resource.shares import RootfsMount
 from kata_runtime.stdio.files import StdioPaths
 from pod_bed import TYPE, PodBed, pod_bed, settle
 
@@ -42,6 +45,39 @@ async def test_a_containers_whole_life_in_order(pod: PodBed) -> None:
     assert pod.machine.stops == 1
     assert pod.tasks.empty
     assert (pod.broker.mounted, pod.broker.made) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("annotations", "kinds", "shown"),
+    [
+        pytest.param({}, ["overlay"], True, id="alone, overlayfs"),
+        pytest.param({}, ["bind"], True, id="alone, native"),
+        pytest.param({}, [], True, id="alone, of the bundle"),
+        pytest.param({}, ["ext4"], False, id="alone, on a block device"),
+        pytest.param({TYPE: "sandbox"}, ["overlay"], False, id="one of a pod's"),
+    ],
+)
+async def test_a_lone_containers_files_are_seen_by_its_pid(
+    pod: PodBed, annotations: dict[str, str], kinds: list[str], shown: bool
+) -> None:
+    rootfs = tuple(RootfsMount(kind, "/source", ()) for kind in kinds)
+    await pod.tasks.create(dataclasses.replace(pod.request(annotations=annotations), rootfs=rootfs))
+    assert pod.broker.shown == (pod.broker.mounted if shown else [])
+
+
+async def test_a_host_that_shows_no_files_runs_the_container(
+    pod: PodBed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Linux before 5.14 cannot forbid links."""
+
+    async def show_root(target: str) -> None:
+        raise RequestFailedError(f"cannot show {target}: Invalid argument")
+
+    monkeypatch.setattr(pod.broker, "show_root", show_root)
+    with caplog.at_level("INFO"):
+        await pod.started()
+    assert "nobody sees the files of container web at /proc/PID/root: cannot show " in caplog.text
+    assert pod.tasks.process("web", "").state is State.RUNNING
 
 
 async def test_a_duplicate_id_is_refused_and_harmless(pod: PodBed) -> None:

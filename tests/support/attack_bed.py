@@ -74,7 +74,8 @@ class World:
         self.sandbox.mkdir(parents=True)
         os.mkfifo(self.sandbox / "log")
         (self.state / "logs" / "other").mkdir(parents=True)
-        (self.state / "logs" / "other" / "its.log").write_text("another's")
+        for name in ("other/its.log", "its.log"):
+            (self.state / "logs" / name).write_text("another's")
 
     def add_bundle(self, name: str, sandbox: str, **spec: Any) -> Path:
         """A bundle as containerd makes them; `sandbox` is what the annotations say."""

@@ -203,7 +203,8 @@ def some_arguments(operation: Operation[...]) -> dict[str, Any]:
 def hostile(world: World, bystander: int) -> dict[str, list[Attack]]:
     """Attacks by operation, on a sealed sandbox. One that is refused after the seal needs no entry."""
     bed = world.bed
-    logs = [*streams(world), {"path": f"{world.state}/logs/other/its.log"}]
+    others = ("other/its.log", "its.log", "other/../its.log")
+    logs = [*streams(world), *({"path": f"{world.state}/logs/{name}"} for name in others)]
     return {
         **{operation.name: [(some_arguments(operation), SEALED)] for operation in EARLY},
         "supervise": [({}, "the shim is supervised already")],

@@ -264,6 +264,11 @@ class Client:
         return _read(self._err)
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
     def ended(self) -> bool:
         """Whether it has ended."""
         return self._process.poll() is not None

@@ -230,6 +230,7 @@ class BrokerDouble:
         self.fault = ""
         self.mounted: list[str] = []
         self.made: list[str] = []
+        self.shown: list[str] = []
         self.late: list[str] = []
         self.configured = True
         self.hooks: dict[str, list[str]] = {}
@@ -292,6 +293,10 @@ class BrokerDouble:
         await self.unmount(place)
         await self.remove(place)
 
+    async def show_root(self, target: str) -> None:
+        assert target in self.mounted
+        self.shown.append(target)
+
     async def unmount(self, target: str) -> None:
         self.mounted.remove(target)
 
@@ -302,6 +307,9 @@ class BrokerDouble:
         return os.open(path, {"r": os.O_RDONLY, "w": os.O_WRONLY, "rw": os.O_RDWR}[mode] | os.O_NONBLOCK)
 
     async def open_log(self, path: str) -> int:
+        raise AssertionError("no test here logs to a file")
+
+    async def settle_logs(self) -> None:
         raise AssertionError("no test here logs to a file")
 
     async def open_in_image(self, root: str, name: str, *, write: bool) -> int:

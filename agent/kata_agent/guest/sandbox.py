@@ -197,6 +197,7 @@ class Sandbox:
             raise InvalidRequestError(f"container {cid}: the spec has no process to run")
         hooks.add(self._hooks, spec)
         devices.apply(list(request.devices), spec, self.reaper)
+        system.load_socket_option_tables(spec, self.reaper)
         self._namespaces.apply(spec, pid=self._pid_namespace(request, spec))
         _set_network_parameters(spec["linux"])
         memory = (spec["linux"].get("resources") or {}).get("memory") or {}

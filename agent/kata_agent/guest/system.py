@@ -8,13 +8,16 @@ import re
 import struct
 import time
 from collections.abc import Iterable
+from typing import Any
 
+from kata_agent.guest import log
 from kata_agent.guest.errors import GuestError, InvalidRequestError, NotFoundError, UnsupportedError
 from kata_agent.guest.reaper import Reaper
 from kata_agent.ttrpc.blocking import caller_patience
 
 _MODPROBE = ("/sbin/modprobe", "/usr/sbin/modprobe")
 _BUSYBOX = ("/bin/busybox", "/usr/bin/busybox")
+_TABLES = ("ip_tables", "ip6_tables", "arp_tables", "ebtables")
 _RNDADDENTROPY = 0x40085203
 _RNDRESEEDCRNG = 0x5207
 _PROBE = "/sys/devices/system/memory/probe"
@@ -29,20 +32,44 @@ def load_module(name: str, parameters: list[str], reaper: Reaper) -> None:
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name):
         raise InvalidRequestError(f"{name!r} is not the name of a kernel module")
-    if not parameters and os.path.isdir(f"/sys/module/{name.replace('-', '_')}"):
+    if parameters or not _is_loaded(name):
+        _run_modprobe([name, *parameters], reaper)
+
+
+def load_socket_option_tables(spec: dict[str, Any], reaper: Reaper) -> None:
+    """Load what iptables-legacy and its kin ask by socket options, for a container that may use it.
+
+    The kernel loads these for no socket option: on a host the programs themselves run modprobe, which no
+    container may. The tables and matches that they then name are loaded by the kernel. A kernel without them
+    is no error: programs are told so when they ask.
+    """
+    capabilities = (spec.get("process") or {}).get("capabilities") or {}
+    missing = [name for name in _TABLES if not _is_loaded(name)]
+    if not missing or "CAP_NET_ADMIN" not in (capabilities.get("bounding") or ()):
         return
-    command = [*_modprobe(), name, *parameters]
+    try:
+        _run_modprobe(["-a", *missing], reaper)
+    except GuestError as error:
+        log.info(f"tables for iptables-legacy: {error}")
+
+
+def _is_loaded(name: str) -> bool:
+    return os.path.isdir(f"/sys/module/{name.replace('-', '_')}")
+
+
+def _run_modprobe(arguments: list[str], reaper: Reaper) -> None:
     reader, writer = os.pipe()
     try:
         null = os.open(os.devnull, os.O_RDWR)
         try:
-            status = reaper.run(command, (null, writer, writer))
+            status = reaper.run([*_modprobe(), *arguments], (null, writer, writer))
         finally:
             os.close(null)
             os.close(writer)
         if status != 0:
             output = os.read(reader, 4096).decode(errors="replace").strip()
-            raise GuestError(f"load kernel module {name}: {output or f'modprobe ended with status {status}'}")
+            what = f"load kernel module {' '.join(arguments)}"
+            raise GuestError(f"{what}: {output or f'modprobe ended with status {status}'}")
     finally:
         os.close(reader)
 

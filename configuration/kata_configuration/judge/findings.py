@@ -102,7 +102,8 @@ def _type_hint(value: Any, kind: str, unit: str) -> tuple[str, Fix | None]:
             return f"write [{quoted(value)}]", Fix(value=[value])
     if kind == "int_type" and unit == " percent" and isinstance(value, float) and 0 < value <= 1:
         return f"the unit is percent: for {value} write {round(value * 100)}", None
-    if kind in ("string_type", "path_type") and isinstance(value, int | float):
+    # A number may be text; a boolean in quotes is no value of any key, and neither is a path.
+    if kind == "string_type" and isinstance(value, int | float) and not isinstance(value, bool):
         return "put it in quotes", None
     return f"write {_WANTED[kind]}", None
 

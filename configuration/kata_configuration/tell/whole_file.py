@@ -16,9 +16,13 @@ def replace(path: Path, content: bytes, mode: int, owner: tuple[int, int] | None
     """Put a file in a path's place. owner: user and group; None for this process's.
 
     Raises:
-        OSError: its directory cannot be written, or the file system is full; what was there stays.
+        OSError: its directory cannot be written, which names `path`, or the file system is full; what was
+            there stays.
     """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     try:
         with open(descriptor, "wb") as file:
             file.write(content)

@@ -89,10 +89,6 @@ class FirecrackerDriver(RestMachine):
         host_checks.check_executable(self.vmm, self._table.path, f"install it, or correct path {here}")
         if self._table.jailer_path is not None:
             host_checks.check_executable("jailer", self._table.jailer_path, f"correct jailer_path {here}")
-        elif spec.network_namespace is not None:
-            raise NotSupportedError(
-                "firecracker enters a network namespace by its jailer only: set jailer_path " + here
-            )
         for name, path in machine.files_of(spec).items():
             host_checks.check_readable(f"the guest's {name}", path, f"check the paths {here}")
         if spec.spare_disks > MOST_SPARES:

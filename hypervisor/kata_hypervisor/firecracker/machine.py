@@ -94,14 +94,12 @@ def jailer_command_line(table: Table, spec: VmSpec, base: Path, user: int, api: 
     sandbox's.
     """
     assert table.jailer_path is not None
-    namespace = spec.network_namespace
     return [
         str(table.jailer_path),
         *("--id", instance_id(spec.sandbox_id)),
         *("--exec-file", str(table.path)),
         *("--uid", str(user), "--gid", str(user)),
         *("--chroot-base-dir", str(base)),
-        *(("--netns", str(namespace)) if namespace is not None else ()),
         *("--resource-limit", f"no-file={NO_FILE}"),
         "--",
         *own_arguments(table, api),

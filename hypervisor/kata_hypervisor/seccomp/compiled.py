@@ -12,6 +12,8 @@ these features, the policy is read and compiled here and now. Its lines are
 REFUSED is the action for what no rule allows, in hexadecimal. FEATURES are joined by commas, PLACES too: the
 instructions that compare an argument with the process id, which is known at run time only; "-" for none. CODE
 is an array of struct sock_filter in base64. Standard library only, and little of it.
+
+As code is, a file is read once in a process, or in the one that this was forked from.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from __future__ import annotations
 import base64
 import os
 import struct
+from functools import cache
 
 from kata_hypervisor.errors import PolicyError
 from kata_hypervisor.seccomp import named_refusal, syscalls
@@ -58,18 +61,16 @@ def program_of(
         PolicyError: there is no such policy, or it is wrong.
         SealError: it has to be compiled, and libseccomp is missing.
     """
-    wanted = [thread, f"{refused:x}", _joined(sorted(features))]
-    for line in _lines(program):
-        if line[:3] == wanted:
-            return Program(_place(base64.b64decode(line[4]), _split(line[3]), pid))
+    if found := _find(program, f"{thread} {refused:x} {_joined(sorted(features))}"):
+        places, code = found
+        return Program(_place(base64.b64decode(code), _split(places), pid))
     return compile_program(program, features, refused, thread=thread, pid=pid)
 
 
 def features_of(program: str) -> frozenset[str]:
     """Every feature of a shipped policy, beside "base". Raises PolicyError."""
-    for line in _lines(program):
-        if line[0] == "features":
-            return frozenset(line[1:])
+    if text := text_for(program):
+        return frozenset(text.partition("\n")[0].split()[1:])
     from kata_hypervisor.seccomp.policy import BASE, load_policy
 
     return load_policy(program=program).features - {BASE}
@@ -88,19 +89,44 @@ def compile_program(
     return Program(named_refusal.name_refusals(made.code), made.skipped)
 
 
-def _lines(program: str) -> Iterable[list[str]]:
-    """The lines of what was compiled from a policy, in words; none where the policy has changed since."""
-    path = os.path.join(POLICIES, source_of(program))
+def load_all() -> None:
+    """Read all that was compiled, for a process whose forks will need some of it. Raises PolicyError."""
+    for name in os.listdir(POLICIES):
+        if name.endswith(SUFFIX):
+            _read(os.path.join(POLICIES, name.removesuffix(SUFFIX)))
+
+
+def text_for(program: str) -> str:
+    """What was compiled from a program's policy, but the first line; nothing where it has changed since.
+
+    Raises PolicyError.
+    """
+    return _read(os.path.join(POLICIES, source_of(program)))
+
+
+def _find(program: str, beginning: str) -> list[str]:
+    """The words after this beginning of a line; nothing where there is no such line."""
+    text = text_for(program)
+    beginning = f"\n{beginning} "
+    if (at := text.find(beginning)) < 0:
+        return []
+    at += len(beginning)
+    return text[at : text.index("\n", at)].split()
+
+
+@cache
+def _read(path: str) -> str:
+    """See `text_for`. path: of both files, without what their names end with."""
     try:
         with open(path + ".toml", "rb") as file:
             digest = sha256(file.read()).hexdigest()
         with open(path + SUFFIX, encoding="ascii") as text:
-            lines = [line.split() for line in text]
+            first, rest = text.readline(), text.read()
     except FileNotFoundError:
-        return []
+        return ""
     except (OSError, UnicodeDecodeError) as error:
         raise PolicyError(f"cannot read the compiled seccomp policy {path}{SUFFIX}: {error}") from None
-    return lines[1:] if lines and lines[0] == ["policy", digest] else []
+    return rest if first.split() == ["policy", digest] else ""
 
 
 def _place(code: bytes, places: list[str], pid: int) -> bytes:

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from kata_hypervisor.errors import PolicyError
-from kata_hypervisor.seccomp import actions, syscalls
+from kata_hypervisor.seccomp import actions, syscalls, text_file
 from kata_hypervisor.seccomp.policy_reader import Reader
 from kata_hypervisor.seccomp.program import PROCESS, VCPU
 from kata_hypervisor.seccomp.rules import THREADS, Condition, Rule
@@ -73,18 +73,10 @@ def load_policy(arch: str | None = None, path: Path | None = None, program: str 
     """
     arch = arch or syscalls.native()
     file = path or _POLICIES / (f"{program}-{arch}.toml" if program else f"{arch}.toml")
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        if path is None:
-            whose = f" of {program}" if program else ""
-            raise PolicyError(
-                f"there is no seccomp policy{whose} for {arch}: {file} does not exist"
-            ) from None
-        raise PolicyError(f"cannot read the seccomp policy {file}: it does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise PolicyError(f"cannot read the seccomp policy {file}: {error}") from None
-    return parse_policy(text, str(path) if path else file.name)
+    if path is None and not file.exists():
+        whose = f" of {program}" if program else ""
+        raise PolicyError(f"there is no seccomp policy{whose} for {arch}: {file} does not exist")
+    return parse_policy(text_file.read(file, "seccomp policy"), str(path) if path else file.name)
 
 
 def load_policies() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kata_hypervisor.errors import PolicyError
-from kata_hypervisor.seccomp import actions, syscalls
+from kata_hypervisor.seccomp import actions, syscalls, text_file
 from kata_hypervisor.seccomp.policy import load_policy
 from kata_hypervisor.seccomp.rules import INT_BITS, OPERATORS, Condition, Rule
 from kata_hypervisor.seccomp.trace import Arguments, Trace
@@ -146,10 +146,7 @@ def read(path: Path) -> tuple[Rule, ...]:
     if path.suffix == ".toml":
         policy = load_policy(path=path)
         return policy.select(policy.features - {"base"})
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise PolicyError(f"cannot read the profile {path}: {error}") from None
+    text = text_file.read(path, "profile")
     if path.suffix == ".json":
         return tuple(_read_oci(text, str(path)))
     names = [line.partition("#")[0].strip() for line in text.splitlines()]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kata_hypervisor.errors import PolicyError
+from kata_hypervisor.seccomp import text_file
 
 FORMAT = 1
 
@@ -100,9 +101,7 @@ def load(path: Path) -> Trace:
         PolicyError: it cannot be read, or is no such record; the message names the file and the place.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise PolicyError(f"cannot read the trace {path}: {error}") from None
+        document = json.loads(text_file.read(path, "trace"))
     except ValueError as error:
         raise PolicyError(f"{path} is no trace: it is not JSON: {error}") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:

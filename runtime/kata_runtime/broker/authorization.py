@@ -11,7 +11,8 @@ What remains must fit what was learned:
     open_fifo        below containerd's state directory, but of the bundles only in this sandbox's, and there
                      not its log; in a directory beside that of a FIFO that was opened before the seal; or
                      anywhere, if it is root's alone and named as containerd's clients do, see `client_fifos`
-    open_log         in the directory of a log that was opened before the seal
+    open_log         in the directory of a log that was opened before the seal: a new one, or one by the name
+                     of a log that the sandbox had before; another file is the host's, or another pod's
     make_image       of what is mounted for the sandbox, by a program that the broker names
     give_device, open_device, show_device
                      a block device that the config.json of one of this sandbox's containers gives, see
@@ -68,6 +69,7 @@ class Authorization:
         self._streams = HeldDirectories()
         self._client_fifos = ClientFifos()
         self._logs = HeldDirectories()
+        self._own_logs: set[str] = set()
         if state := _containerd_directory(self._bundle):
             self._streams.add(state)  # it holds the bundles and the FIFOs
 
@@ -102,7 +104,7 @@ class Authorization:
             with self._open_bundle(bundle) as directory:
                 fd = syscalls.open_beneath(directory.fd, "config.json", _FILE)
                 try:
-                    spec = _parse(os.pread(fd, MAX_SPEC, 0))
+                    facts, spec = os.fstat(fd), _parse(os.pread(fd, MAX_SPEC, 0))
                     ours = self._is_ours(bundle, directory.fd, spec)
                 except BaseException:
                     os.close(fd)
@@ -113,7 +115,7 @@ class Authorization:
             os.close(fd)
             raise RequestRefusedError(f"{path} is not of a container of the sandbox {self._sandbox}")
         self._sources.learn(spec, bundle, sealed=self._sealed)
-        self.devices.learn(spec, bundle)
+        self.devices.learn(spec, bundle, facts)
         self._streams.add(bundle)
         self._bundles.own(bundle)
         return fd
@@ -178,8 +180,7 @@ class Authorization:
             self._streams.add(scope, depth=2)
             return by_name(path)
         opener = None
-        # Once: a guest may change a link on the way between two looks.
-        real = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+        real = _real_name(path)  # once: a guest may change a link on the way between two looks
         if not (self._bundles.is_others(real) or self._bundles.is_log(real)):
             opener = self._streams.opener(real) or self._client_fifos.opener(real)
         return _allowed(
@@ -192,12 +193,26 @@ class Authorization:
         """How the log at a path is opened. Raises RequestRefusedError."""
         if not self._sealed:
             self._logs.add(os.path.dirname(path), depth=1)
+            self.own_log(path)
             return by_name(path)
         return _allowed(
             self._logs.opener(path),
             f"open the log {path}",
             "this sandbox's logs; name a FIFO, or a file in the directory of the first container's log",
         )
+
+    def own_log(self, path: str) -> None:
+        """The file of this name is a log of the sandbox's from here on."""
+        self._own_logs.add(_real_name(path))
+
+    def is_own_log(self, path: str) -> bool:
+        """Whether the file of this name is a log that the sandbox has had."""
+        return _real_name(path) in self._own_logs
+
+
+def _real_name(path: str) -> str:
+    """A path without links on its way; what it leads to may be one."""
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
 
 
 def _allowed(opener: Opener | None, action: str, what: str) -> Opener:

@@ -20,7 +20,7 @@ import stat
 import struct
 
 from kata_runtime import device_names, syscalls
-from kata_runtime.block_nodes import access, block_nodes, rules_of
+from kata_runtime.block_nodes import access, block_nodes, devices_of, rules_of
 from kata_runtime.broker.device_rules import BLOCK, DeviceRule
 from kata_runtime.broker.errors import RequestFailedError, RequestRefusedError
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from kata_runtime.broker.sandbox_cgroup import SandboxCgroup
     from kata_runtime.broker.vmm_directory import VmmDirectory
+
+    _File = tuple[int, int, int]
 
 _BLKROGET = 0x125E
 _WHY = {
@@ -42,17 +44,28 @@ _WHY = {
 
 
 class GivenDevices:
-    """Which block devices containerd gave, and whether to be written."""
+    """Which block devices containerd gave, and whether to be written.
+
+    Each is given by a file: a config.json, or a registration. Its number means the disk that had it when this
+    runtime first read that file. A disk can go while the pod runs, and its number come to another pod's; who
+    owns the shim would ask for the number again, and have the file read again.
+    """
 
     def __init__(self) -> None:
-        self._given: dict[str, bool] = {}
-        self._rules: dict[str, list[dict[str, Any]]] = {}
+        # By the file and the device: the disk, as `device_names.disk_of` has it.
+        self._disks: dict[tuple[_File, str], str] = {}
+        # By the same: whether it may be written.
+        self._given: dict[tuple[_File, str], bool] = {}
+        self._rules: dict[str, tuple[_File, list[dict[str, Any]]]] = {}
 
-    def learn(self, spec: dict[str, Any], bundle: str) -> None:
-        """Take those of a specification that is this sandbox's."""
-        self._rules[bundle] = rules_of(spec)
+    def learn(self, spec: dict[str, Any], bundle: str, file: os.stat_result) -> None:
+        """Take those of a specification that is this sandbox's. file: what it was read of."""
+        rules = rules_of(spec)
+        self._rules[bundle] = _identity(file), rules
+        for device in devices_of(rules):
+            self._note(_identity(file), device)
         for node in block_nodes(spec):
-            self._add(node.device, write=node.write)
+            self._add(_identity(file), node.device, write=node.write)
 
     def add_mounted(self, device: str, *, write: bool) -> bool:
         """Take one that a specification's mount names, as far as rules allow a container to open it.
@@ -60,28 +73,57 @@ class GivenDevices:
         A node alone gives nothing, as with other runtimes: whoever fills a volume may have made it. Returns
         whether it is given.
         """
-        allowed = {letter for rules in self._rules.values() for letter in access(rules, device)}
-        if "r" in allowed:
-            self._add(device, write=write and "w" in allowed)
-        return "r" in allowed
+        given = False
+        for file, rules in self._rules.values():
+            allowed = access(rules, device)
+            if "r" in allowed:
+                self._add(file, device, write=write and "w" in allowed)
+                given = True
+        return given
 
-    def add_assigned(self, device: str, *, write: bool) -> None:
-        """Take one that root has registered for a volume of a specification's, see `direct_volumes`."""
-        self._add(device, write=write)
+    def add_assigned(self, device: str, file: os.stat_result, *, write: bool) -> None:
+        """Take one that root has registered for a volume of a specification's, see `direct_volumes`.
 
-    def _add(self, device: str, *, write: bool) -> None:
-        self._given[device] = self._given.get(device, False) or write
+        file: the registration.
+        """
+        self._add(_identity(file), device, write=write)
+
+    def _add(self, file: _File, device: str, *, write: bool) -> None:
+        self._note(file, device)
+        self._given[file, device] = self._given.get((file, device), False) or write
+
+    def _note(self, file: _File, device: str) -> None:
+        if (file, device) not in self._disks:
+            self._disks[file, device] = device_names.disk_of(device)
 
     def check(self, device: str, *, write: bool) -> None:
-        """Raise RequestRefusedError unless it was given, and to be written if that is asked for."""
-        if device not in self._given:
+        """See that a device was given, and to be written if that is asked for.
+
+        Raises:
+            RequestRefusedError: it was not, or its number is another disk's by now.
+            RequestFailedError: the host has no such device.
+        """
+        given = {key: writes for key, writes in self._given.items() if key[1] == device}
+        if not given:
             raise RequestRefusedError(
                 f"cannot open the block device {device}: no config.json of the sandbox names it"
             )
-        if write and not self._given[device]:
+        path, disk = _path_of(device), device_names.disk_of(device)
+        same = [writes for key, writes in given.items() if disk and self._disks[key] == disk]
+        if not same:
+            raise RequestRefusedError(
+                f"cannot open {path}: it is not the disk that had the number {device} when the sandbox got "
+                "it; create the container anew"
+            )
+        if write and not any(same):
             raise RequestRefusedError(
                 f"cannot open the block device {device} to write: no config.json of the sandbox names it so"
             )
+
+
+def _identity(file: os.stat_result) -> _File:
+    """What no other file has, nor the same after a change."""
+    return file.st_dev, file.st_ino, file.st_ctime_ns
 
 
 class BlockDevices:
@@ -93,8 +135,8 @@ class BlockDevices:
         self._vmm = vmm
         # By the disk's name: a shown device, and what lets the VMM open it.
         self._shown: dict[str, tuple[str, DeviceRule]] = {}
-        # By the device: what keeps one that was shown from others.
-        self._claims: dict[str, int] = {}
+        # By the device and the disk that it was: what keeps one that was shown from others.
+        self._claims: dict[tuple[str, str], int] = {}
 
     def open(self, device: str, *, write: bool) -> int:
         """Open a device, "7:0"; the descriptor is the caller's.
@@ -113,9 +155,13 @@ class BlockDevices:
             )
         except OSError as error:
             raise _failure(path, error.errno, error.strerror) from None
-        if not os.lseek(descriptor, 0, os.SEEK_END):
+        try:
+            self._given.check(device, write=write)  # what has the number now has had it all the while
+            if not os.lseek(descriptor, 0, os.SEEK_END):
+                raise _failure(path, errno.ENXIO)
+        except BaseException:
             os.close(descriptor)
-            raise _failure(path, errno.ENXIO)
+            raise
         return descriptor
 
     def show(self, disk: str, device: str, *, write: bool) -> str:
@@ -123,7 +169,8 @@ class BlockDevices:
 
         Raises as `open`, and RequestRefusedError: the VMM has a disk of the name, or too many.
         """
-        claim = self._claim(device, write=write)
+        kept = device, device_names.disk_of(device)
+        claim = self._claim(kept, write=write)
         major, minor = map(int, device.split(":"))
         rule = DeviceRule(BLOCK, major, minor, "rwm" if write else "rm")
         try:
@@ -134,16 +181,17 @@ class BlockDevices:
                 self._cgroup.forbid(rule)
                 raise
         except BaseException:
-            if device not in self._claims:
+            if kept not in self._claims:
                 os.close(claim)
             raise
-        self._claims[device] = claim
+        self._claims[kept] = claim
         self._shown[disk] = device, rule
         return path
 
-    def _claim(self, device: str, *, write: bool) -> int:
+    def _claim(self, kept: tuple[str, str], *, write: bool) -> int:
         """What keeps a device from others: a new claim, or that which is left of when it was shown before."""
-        if (claim := self._claims.get(device, -1)) < 0:
+        device, _ = kept
+        if (claim := self._claims.get(kept, -1)) < 0:
             return self.open(device, write=write)
         self._given.check(device, write=write)
         if any(shown == device for shown, _ in self._shown.values()):

@@ -116,19 +116,26 @@ def hierarchies(mountinfo: str = "/proc/self/mountinfo") -> list[Hierarchy]:
     return list(found.values())
 
 
-def current(hierarchy: Hierarchy, membership: str = "/proc/self/cgroup") -> str:
-    """Return the directory of the cgroup that a process is in (cgroups(7), /proc/PID/cgroup)."""
-    with open(membership, encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            number, controllers, path = line.rstrip("\n").split(":", 2)
-            same = (
-                number == "0"
-                if hierarchy.version == 2
-                else hierarchy.controllers & set(controllers.split(","))
-            )
-            if same and os.path.isdir(hierarchy.mountpoint + path):
-                return hierarchy.mountpoint + path.rstrip("/")
+def current(hierarchy: Hierarchy, membership: str | None = None) -> str:
+    """Return the directory of the cgroup that a process is in.
+
+    membership: the process's /proc/PID/cgroup (cgroups(7)); this one's by default.
+    """
+    lines = (read_membership() if membership is None else membership).split("\n")
+    for line in filter(None, lines):
+        number, controllers, path = line.split(":", 2)
+        same = (
+            number == "0" if hierarchy.version == 2 else hierarchy.controllers & set(controllers.split(","))
+        )
+        if same and os.path.isdir(hierarchy.mountpoint + path):
+            return hierarchy.mountpoint + path.rstrip("/")
     return hierarchy.mountpoint
+
+
+def read_membership(base: str = "/proc/self") -> str:
+    """What /proc/PID/cgroup says of a process, whose directory in /proc this is."""
+    with open(f"{base}/cgroup", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
+        return file.read()
 
 
 # -- made and used -----------------------------------------------------------------------------------------
@@ -155,6 +162,7 @@ class Cgroup:
         Raises:
             CgroupError: no hierarchy can be written, or somebody else's processes are in the leaf.
         """
+        membership = read_membership()
         for hierarchy in self._mounted:
             leaf = hierarchy.mountpoint + self.path
             if pids := _settled_members(leaf):
@@ -162,7 +170,7 @@ class Cgroup:
                     f"cgroup {leaf} is in use by process {pids[0]}: give each sandbox a cgroup of its own"
                 )
             try:
-                self._create_in(hierarchy, leaf, record, is_shared)
+                self._create_in(hierarchy, leaf, current(hierarchy, membership), record, is_shared)
             except OSError as error:
                 if error.errno not in _UNAVAILABLE:
                     raise CgroupError(f"cannot make cgroup {leaf}: {error.strerror}") from error
@@ -175,10 +183,10 @@ class Cgroup:
         self,
         hierarchy: Hierarchy,
         leaf: str,
+        origin: str,
         record: Callable[[str, str, str], None],
         is_shared: Callable[[str], bool],
     ) -> None:
-        origin = current(hierarchy)
         deadline = time.monotonic() + GRACE
         while True:
             try:

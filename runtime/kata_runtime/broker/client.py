@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import math
 import os
 import signal
@@ -371,6 +372,10 @@ class Broker:
         """Undo one `share`, by the place that it answered."""
         await self._request(files.unshare, place=place)
 
+    async def show_root(self, target: str) -> None:
+        """Make what is mounted there the root of the pod's init: for who copies files by /proc/PID/root."""
+        await self._request(files.show_root, target=target)
+
     async def unmount(self, target: str) -> None:
         """Undo `mount` or `bind`, all that is stacked there; what is in use is detached. The target stays."""
         await self._request(files.unmount, target=target)
@@ -389,8 +394,17 @@ class Broker:
         return _only(await self._request(streams.open_fifo, path=path, mode=mode))
 
     async def open_log(self, path: str) -> int:
-        """Open a regular file to append to, made where it is missing; the descriptor is the caller's."""
+        """Have a pipe appended to a regular file, which is made where it is missing.
+
+        The descriptor to write to, which does not block, is the caller's.
+        """
         return _only(await self._request(streams.open_log, path=path))
+
+    async def settle_logs(self) -> None:
+        """Return when what the broker has taken out of the pipes of logs is in their files."""
+        # It does one thing at a time, so any answer says so.
+        with contextlib.suppress(BrokerError):  # the pod ends with its broker
+            await self.oom_kills()
 
     async def start_logger(self, uri: str) -> tuple[int, int]:
         """Start the program that takes the first container's output; returns once it says that it is ready.

@@ -13,6 +13,7 @@ from kata_runtime.broker.authorization import Authorization
 from kata_runtime.broker.block_devices import BlockDevices
 from kata_runtime.broker.children import Children
 from kata_runtime.broker.connections import Connections
+from kata_runtime.broker.container_logs import ContainerLogs
 from kata_runtime.broker.errors import RequestRefusedError
 from kata_runtime.broker.files import Files
 from kata_runtime.broker.hooks import Hooks
@@ -104,6 +105,7 @@ class Context:
         self.kvm = Kvm()
         self.network = PodNetwork(directory.descriptor, identity.directory, journal, self.children)
         self.streams = Streams(self.authorization)
+        self.logs = ContainerLogs(loop)
         self.supervisor = Supervisor(self._shim, loop, log_sink, directory.descriptor, self._notify)
 
     @property
@@ -258,6 +260,7 @@ class Context:
             kept = self.hooks.finish()
             self.logger.finish()
             self.children.kill_all()
+            self.logs.close()
             # A shim that closes its broker has its last answers to give; any other ends with its cgroup.
             spared = {os.getpid()}
             if self._closing and processes.is_alive(*self._shim):

@@ -32,9 +32,8 @@ OF_SHIM = {
     "vsock socket": "the guest's agent, and its streams",
     "inet socket": "port-forwarding, in the pod's network namespace",
     "inet6 socket": "the same",
-    "pipe": "the event loop's, the guest's console, the log, and what a hook or an image's maker answers",
+    "pipe": "the event loop's, the guest's console, logs, and what a hook or an image's maker answers",
     "FIFO": "standard streams of containers",
-    "file to append to": "logs of containers",
     "eventpoll": "the event loop",
     "eventfd": "interrupts of the machine in this process, and the end of its threads",
     "pidfd": "the broker's end",
@@ -58,10 +57,10 @@ OF_SHIM_WITH_MACHINE = {
 
 OF_BROKER = {
     "unix socket": "the shim's channel, the VMM's monitor, the process that runs hooks",
-    "pipe": "exited children; what the pod's init waits for; the shim's log",
+    "pipe": "exited children; what the pod's init waits for; logs of the shim and of containers",
     "pidfd": "the end of the shim",
     "FIFO": "containerd's log",
-    "file to append to": "the rollback journal",
+    "file to append to": "the rollback journal; logs of containers",
     "directory": "the sandbox's, its bundle's, and those below which something may be opened later",
     "namespace": "the host's for mounts, where sources are, and its own; the pod's for network and pids",
     "bpf-prog": "what the kernel asks about the devices of the pod's cgroup, of version 2",

@@ -150,6 +150,33 @@ class Files:
                 raise
         return tree
 
+    def show(self, target: str, process: int) -> None:
+        """Make what is mounted there the root of a process that has a mount namespace of its own.
+
+        For clients that copy a container's files by /proc/PID/root. They look where a path leads, and then go
+        there: a link that a guest puts there in between would lead through the host, so none is followed.
+        """
+        if not self._journal.find("unmount", target):
+            raise RequestRefusedError(f"{target} was not mounted by this broker")
+        with self._directory.scope.reach(target) as place:
+            mounted = place.open()
+        try:
+            tree = syscalls.clone_tree(mounted, recursive=False)
+        finally:
+            os.close(mounted)
+        try:
+            attributes = syscalls.MOUNT_ATTR_NOSYMFOLLOW
+            syscalls.set_attributes(tree, attributes, recursive=False, propagation=syscalls.MS_PRIVATE)
+            namespace = os.open(f"/proc/{process}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self._directory.origin.visit(namespace, lambda: syscalls.replace_root(tree))
+            finally:
+                os.close(namespace)
+        except OSError as error:
+            raise RequestFailedError(f"cannot show {target}: {error.strerror}", error.errno or 0) from None
+        finally:
+            os.close(tree)
+
     def bind(self, source: str, target: str, *, readonly: bool, recursive: bool) -> None:
         """Share a file or directory of the host; the target is made to match it."""
         find = self._authorization.source_finder(

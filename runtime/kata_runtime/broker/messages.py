@@ -62,31 +62,39 @@ def decode(packet: bytes) -> Message:
     return message
 
 
-def send(channel: socket.socket, packet: bytes, fds: Sequence[int] = ()) -> None:
-    """Send one packet. Raises BlockingIOError when a non-blocking socket is full, and ConnectionError."""
+def send(channel: socket.socket, packet: bytes, fds: Sequence[int] = (), flags: int = 0) -> None:
+    """Send one packet. Raises BlockingIOError when a non-blocking socket is full, and ConnectionError.
+
+    flags: of send(2), such as MSG_DONTWAIT.
+    """
     if fds:
-        socket.send_fds(channel, [packet], list(fds))
+        # Not socket.send_fds: it drops the flags that it is given.
+        passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
+        channel.sendmsg([packet], passed, flags)
     else:
-        channel.send(packet)
+        channel.send(packet, flags)
 
 
-def receive(channel: socket.socket) -> tuple[Message, list[int]]:
+def receive(channel: socket.socket, flags: int = 0) -> tuple[Message, list[int]]:
     """Receive one message and its descriptors, which then belong to the caller and are close-on-exec.
+
+    flags: of recv(2), such as MSG_DONTWAIT.
 
     Raises:
         EndOfStream: the other side is gone.
         MessageError: what came is no message; its descriptors are closed.
         DescriptorsLostError: it is one, and this process may not open as many files.
-        BlockingIOError: nothing is there, on a non-blocking socket.
+        BlockingIOError: nothing is there, on a non-blocking socket, or none came in its time (SO_RCVTIMEO).
     """
     # Not socket.recv_fds: it drops the flags that it is given before Python 3.12.
     fds = array.array("i")
     room = socket.CMSG_SPACE(MAX_DESCRIPTORS * fds.itemsize)
+    flags |= socket.MSG_CMSG_CLOEXEC
     try:
-        packet, ancillary, flags, _ = channel.recvmsg(MAX_BYTES + 1, room, socket.MSG_CMSG_CLOEXEC)
+        packet, ancillary, flags, _ = channel.recvmsg(MAX_BYTES + 1, room, flags)
     except ConnectionResetError:
         # The other side exited without reading all; what it had sent before is still there.
-        packet, ancillary, flags, _ = channel.recvmsg(MAX_BYTES + 1, room, socket.MSG_CMSG_CLOEXEC)
+        packet, ancillary, flags, _ = channel.recvmsg(MAX_BYTES + 1, room, flags)
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
             fds.frombytes(data[: len(data) - len(data) % fds.itemsize])

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from kata_runtime.broker.children import Children
     from kata_runtime.broker.rollback import Entry, RollbackJournal
-    from kata_runtime.network.exchange import Request
+    from kata_runtime.network.asking import Request
     from kata_runtime.network.model import Namespace
     from kata_runtime.network.record import Record
 
@@ -174,9 +174,9 @@ def _detach(entry: Entry, record: int) -> None:
         return  # it has ended, and all that was attached with it
     try:
         if namespaces.identity(namespace) == (entry["device"], entry["inode"]):
-            from kata_runtime.network import exchange
+            from kata_runtime.network import asking
 
-            _ask(namespace, record, exchange.detach())
+            _ask(namespace, record, asking.detach())
     finally:
         os.close(namespace)
 
@@ -206,7 +206,7 @@ def read(directory: str, inside: int) -> tuple[Record, Namespace] | None:
 
 def _ask(namespace: int, record: int, request: Request[T]) -> T:
     """Make one request of the network program in a namespace. Raises RequestFailedError."""
-    from kata_runtime.network import exchange
+    from kata_runtime.network import asking
 
     ours, theirs = socket.socketpair()
     with ours:
@@ -214,7 +214,7 @@ def _ask(namespace: int, record: int, request: Request[T]) -> T:
             fds = {CHANNEL: theirs.fileno(), NAMESPACE: namespace, RECORD: record}
             pid = spawn.spawn(ROLE, command(), fds, None, lambda _pid, _start: None)
         try:
-            return exchange.ask(ours, request)  # which ends with the program, however slow the host is
+            return asking.ask(ours, request)  # which ends with the program, however slow the host is
         except NetworkError as error:
             raise RequestFailedError(str(error)) from None
         finally:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import struct
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ParamSpec, cast
-
-import anyio
+from typing import TYPE_CHECKING, ParamSpec, TypeAlias, cast
 
 from kata_hypervisor.concurrency import uninterrupted
 from kata_runtime.broker import messages
@@ -18,18 +18,16 @@ from kata_runtime.broker.operations.declaration import Operation, Reply
 if TYPE_CHECKING:
     from kata_runtime.broker.messages import Message
 
+    Answer: TypeAlias = asyncio.Future[tuple[Message, list[int]] | None]
+    """A reply and its descriptors; None where none comes any more."""
+
 P = ParamSpec("P")
 
 _log = logging.getLogger(__name__)
 
-
-class _Pending:
-    """A request without its reply."""
-
-    def __init__(self) -> None:
-        self.answered = anyio.Event()
-        self.message: Message = {}
-        self.descriptors: list[int] = []
+SOON_US = 1000
+"""Microseconds for which the event loop stands still for an answer: most come sooner, and to be woken by the
+loop costs several times what they do. The kernel rounds it up to a tick or two."""
 
 
 class RequestChannel:
@@ -53,15 +51,16 @@ class RequestChannel:
         self.reason = reason
         self.gave_up = False
         self._socket = sock
-        self._socket.setblocking(False)
+        self._socket.setblocking(True)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, SOON_US))
         self._on_notice = on_notice
         self._on_lost = on_lost
         self._patience = patience
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock, self._receive)
-        self._sending = anyio.Lock()
+        self._unsent: deque[tuple[bytes, Sequence[int], Answer]] = deque()
         self._next = 1
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, Answer] = {}
         self._open = True
 
     @property
@@ -80,94 +79,116 @@ class RequestChannel:
             BrokerLostError, RequestRefusedError, RequestFailedError: see `Broker`.
         """
         descriptors = cast("Sequence[int]", arguments.pop("descriptors", ()))
-        number, pending = self._next, _Pending()
+        number, answer = self._next, cast("Answer", self._loop.create_future())
         self._next += 1
         try:
             packet = messages.encode({"id": number, "op": operation.name, **arguments})
         except messages.MessageError as error:
             raise RequestRefusedError(f"{operation.name}: {error}") from None
-        self._pending[number] = pending
-        await uninterrupted(self._exchange(operation.name, number, pending, packet, descriptors))
-        return self._result(pending)
-
-    async def _exchange(
-        self, name: str, number: int, pending: _Pending, packet: bytes, descriptors: Sequence[int]
-    ) -> None:
-        seconds = self._patience()
+        if not self._open:
+            raise BrokerLostError(self.reason)
+        self._pending[number] = answer
+        limit = self._limit(operation.name, answer)
+        self._unsent.append((packet, descriptors, answer))
+        if len(self._unsent) == 1:  # others wait for the socket
+            self._send()
+        while self._open and not answer.done() and self._take():
+            pass
         try:
-            async with asyncio.timeout(seconds) as deadline:
-                await self._send(packet, descriptors)
-                await pending.answered.wait()
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            if self._open and not pending.answered.is_set():
+            # No task and no timeout of its own, each of which would cost as much as all else of it.
+            return self._result(await uninterrupted(answer))
+        finally:
+            limit.cancel()
+            self._pending.pop(number, None)
+
+    def _limit(self, name: str, answer: Answer) -> asyncio.TimerHandle:
+        """Give the broker up when it has not answered in time."""
+        seconds = self._patience()
+
+        def give_up() -> None:
+            if self._open and not answer.done():
                 self.gave_up = True
                 self.reason = f"the broker did not answer the request {name} within {seconds:g} s"
                 self._lose()
-        except BaseException:  # the event loop is closed
-            messages.close_all(pending.descriptors)
-            raise
-        finally:
-            self._pending.pop(number, None)
 
-    def _result(self, pending: _Pending) -> Reply:
-        match pending.message:
+        return self._loop.call_later(seconds, give_up)
+
+    def _result(self, answer: tuple[Message, list[int]] | None) -> Reply:
+        if answer is None:
+            raise BrokerLostError(self.reason)
+        message, descriptors = answer
+        match message:
             case {"result": dict() as result}:
-                return Reply(*pending.descriptors, **result)
+                return Reply(*descriptors, **result)
             case {"error": {"kind": "refused", "message": message}}:
                 raise RequestRefusedError(message)
             case {"error": {"message": message, "errno": number}}:
                 raise RequestFailedError(message, number)
         raise BrokerLostError(self.reason)
 
-    async def _send(self, packet: bytes, descriptors: Sequence[int]) -> None:
-        async with self._sending:
-            while self._open:
-                try:
-                    messages.send(self._socket, packet, descriptors)
-                except BlockingIOError:
-                    await anyio.wait_writable(self._socket)
-                except ConnectionError:
-                    self._receive()  # the last message says why, and then comes the end of the stream
-                else:
-                    return
-        raise BrokerLostError(self.reason)
+    def _send(self) -> None:
+        """Send what waits, as long as the socket takes it."""
+        while self._unsent:
+            packet, descriptors, answer = self._unsent[0]
+            try:
+                messages.send(self._socket, packet, descriptors, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                self._loop.add_writer(self._socket, self._send_on)
+                return
+            except ConnectionError:
+                self._receive()  # the last message says why, and then comes the end of the stream
+                return
+            except OSError as error:
+                answer.set_exception(error)
+            self._unsent.popleft()
+
+    def _send_on(self) -> None:
+        """The socket takes more. Called by the event loop."""
+        self._loop.remove_writer(self._socket)
+        self._send()
 
     def _receive(self) -> None:
         """Take every message that is there. Called by the event loop."""
+        while self._open and self._take(socket.MSG_DONTWAIT):
+            pass
+
+    def _take(self, flags: int = 0) -> bool:
+        """Take one message; False where none is there, or comes soon. flags: of recv(2)."""
         try:
-            while True:
-                try:
-                    message, descriptors = messages.receive(self._socket)
-                except messages.DescriptorsLostError as error:
-                    described = {"message": str(error), "errno": error.errno}
-                    message, descriptors = {**error.message, "result": None, "error": described}, []
-                if "id" in message:
-                    self._on_reply(message, descriptors)
-                else:
-                    self._on_notice(message)
+            message, descriptors = messages.receive(self._socket, flags)
+        except messages.DescriptorsLostError as error:
+            described = {"message": str(error), "errno": error.errno}
+            message, descriptors = {**error.message, "result": None, "error": described}, []
         except BlockingIOError:
-            return
+            return False
         except messages.EndOfStream:
             self._lose()
+            return False
         except messages.MessageError as error:
             self.reason = f"{self.reason}: it sent what is no message: {error}"
             self._lose()
+            return False
+        if "id" in message:
+            self._on_reply(message, descriptors)
+        else:
+            self._on_notice(message)
+        return True
 
     def _on_reply(self, message: Message, descriptors: list[int]) -> None:
-        pending = self._pending.pop(message["id"], None)
-        if pending is None:
+        answer = self._pending.pop(message["id"], None)
+        if answer is None or answer.done():
             messages.close_all(descriptors)
             _log.warning("the broker has answered request %s, which nobody waits for", message["id"])
             return
-        pending.message, pending.descriptors = message, descriptors
-        pending.answered.set()
+        answer.set_result((message, descriptors))
 
     def _lose(self) -> None:
         self._open = False
+        self._unsent.clear()
         self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
         self._socket.close()
         self._on_lost()
-        for pending in self._pending.values():
-            pending.answered.set()
+        for answer in self._pending.values():
+            if not answer.done():
+                answer.set_result(None)

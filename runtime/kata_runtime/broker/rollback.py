@@ -74,15 +74,13 @@ class RollbackJournal:
 
         A torn last line is an effect that was never made: the line is complete before the effect begins.
         """
-        try:
-            with open(
-                os.open(NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory), "rb"
-            ) as file:
-                lines = file.read().split(b"\n")
-        except FileNotFoundError:
-            return None
+        text = _read(directory)
+        return None if text is None else cls._of(directory, text)
+
+    @classmethod
+    def _of(cls, directory: int, text: bytes) -> RollbackJournal:
         journal = cls(directory, {})
-        for line in lines[:-1]:
+        for line in text.split(b"\n")[:-1]:
             journal._take(line)
         return journal
 
@@ -182,12 +180,23 @@ def is_recorded(root: str, undo: str, path: str) -> bool:
         except (FileNotFoundError, NotADirectoryError):
             continue
         try:
-            journal = RollbackJournal.load(directory)
+            text = _read(directory)
+            # Most do not name it, and to parse all journals of a node takes longer than all else of a start.
+            if text and _text(path) in text and RollbackJournal._of(directory, text).find(undo, path):
+                return True
         finally:
             os.close(directory)
-        if journal and journal.find(undo, path):
-            return True
     return False
+
+
+def _read(directory: int) -> bytes | None:
+    """The journal's file in a sandbox's directory; None when there is none."""
+    try:
+        file = os.open(NAME, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=directory)
+    except FileNotFoundError:
+        return None
+    with open(file, "rb") as content:
+        return content.read()
 
 
 def _parse(line: bytes) -> Entry:
@@ -200,7 +209,12 @@ def _parse(line: bytes) -> Entry:
 
 
 def _line(entry: Entry) -> bytes:
-    return json.dumps(entry, separators=(",", ":")).encode() + b"\n"
+    return _text(entry) + b"\n"
+
+
+def _text(value: object) -> bytes:
+    """A value as it is written into a journal."""
+    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _write(file: int, entry: Entry) -> None:

@@ -1,4 +1,4 @@
-"""What the broker gives up of itself when the sandbox is sealed: capabilities, dumps, calls.
+"""What the broker gives up of itself when the sandbox is sealed: capabilities, dumps, imports, calls.
 
 Its features are those of its filter (`kata_hypervisor/seccomp/policies/broker-x86_64.toml`): nothing beyond
 "base" unless the pod needs a program later. Programs that it starts then are held by the same filter, and
@@ -9,11 +9,12 @@ Landlock is not used here: a process under it cannot mount (landlock(7)), which 
 
 from __future__ import annotations
 
+import importlib
 import os
 import resource
 
 from kata_hypervisor.seccomp import confinement
-from kata_runtime import syscalls
+from kata_runtime import closed_imports, syscalls
 from kata_runtime.broker import descriptors
 from kata_runtime.broker.errors import RequestFailedError
 
@@ -53,6 +54,17 @@ CAPABILITIES = (
 )
 """All that a sealed broker, and the programs that it starts, can have."""
 
+LATER: dict[str, tuple[str, ...]] = {
+    "": (
+        "kata_hypervisor.seccomp.bpf",
+        "kata_hypervisor.seccomp.effectiveness",
+        "kata_hypervisor.seccomp.named_refusal",
+    ),
+    "kvm": ("kata_hypervisor.kvm.probe",),
+    "network": ("kata_runtime.network.asking",),
+}
+"""What is imported where it is needed, which may be after the seal; by feature, "" for every broker."""
+
 
 def kept(features: Collection[str]) -> int:
     """The capabilities for these features, as a set of bits."""
@@ -66,18 +78,17 @@ def confine(features: Collection[str], code: bytes) -> None:
         OSError, RequestFailedError: something could not be given up, or the kernel reports that it was not.
     """
     from kata_hypervisor.errors import SealError
-    from kata_hypervisor.seccomp import (
-        bpf,  # noqa: F401 - for `child_filter`, later
-        named_refusal,  # noqa: F401 - for `errors.refusal`, later
-    )
     from kata_hypervisor.seccomp import filter as kernel
 
+    for name in (name for feature in ("", *features) for name in LATER.get(feature, ())):
+        importlib.import_module(name)
     if (unlisted := descriptors.find_unlisted(os.getpid(), descriptors.OF_BROKER)) is not None:
         raise RequestFailedError(f"the broker holds what it must not, so the pod is not started: {unlisted}")
     before = confinement.inherited_filters()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     syscalls.forbid_dumps()
     syscalls.keep_capabilities(kept(features))
+    closed_imports.close()
     try:
         kernel.install(code, all_threads=True, listener=False, log=True)
     except SealError as error:

@@ -54,11 +54,18 @@ class Streams:
         opener = self._authorization.log_opener(path)
         try:
             try:
-                return _open_if(stat.S_ISREG, opener, _LOG_FLAGS, f"{path} is not a regular file")
+                log = _open_if(stat.S_ISREG, opener, _LOG_FLAGS, f"{path} is not a regular file")
             except FileNotFoundError:
                 return self._make_log(path, opener)
         except OSError as error:
             raise _failure(path, error) from None
+        if not self._authorization.is_own_log(path):
+            os.close(log)
+            raise RequestRefusedError(
+                f"cannot open the log {path}: the sandbox is sealed, and the file is there already, so it "
+                "may be the host's or another pod's; name a new one, or a log that the sandbox has had"
+            )
+        return log
 
     def _make_log(self, path: str, opener: Opener) -> int:
         if self._made >= MAX_LOGS:
@@ -66,6 +73,7 @@ class Streams:
         if self._authorization.phase is Phase.LEARNING:
             os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
         log = opener(_NEW_LOG, _LOG_MODE)
+        self._authorization.own_log(path)
         self._made += 1
         return log
 

@@ -106,11 +106,12 @@ class Volumes:
     def _find_assigned(self, source: str, *, readonly: bool) -> SharedSource | None:
         """The device that root has registered for a source."""
         try:
-            volume = direct_volumes.find(source)
+            registration = direct_volumes.find(source)
         except DirectVolumeError as error:
             raise RequestFailedError(str(error), errno.EOPNOTSUPP) from None
-        if volume is None:
+        if registration is None:
             return None
+        volume, file = registration
         try:
             found = os.stat(volume.device)
         except OSError as error:
@@ -123,7 +124,7 @@ class Volumes:
             )
         device = f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
         readonly = readonly or volume.readonly
-        self._authorization.devices.add_assigned(device, write=not readonly)
+        self._authorization.devices.add_assigned(device, file, write=not readonly)
         return SharedSource(
             "",
             readonly,

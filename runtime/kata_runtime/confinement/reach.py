@@ -71,7 +71,7 @@ BROKER_SERVICES: dict[str, Service] = {
     "unmount": Service(("openat2", "umount2")),
     "remove": Service(("openat2", "unlinkat")),
     "open_fifo": Service(("openat2",), "open", "FIFOs of containerd and its clients"),
-    "open_log": Service(("openat2",), "open", "logs beside the first container's, to append"),
+    "open_log": Service(("openat2", "pipe2"), "open", "logs beside the first container's, to append"),
     "make_image": Service(_RUN, "run", "the program that makes an image of one of its mounts"),
     "open_image": Service(("openat",), "open", "images of root file systems by their hash, read-only"),
     "give_device": Service(

@@ -30,7 +30,7 @@ ACTIONS = (
 
 def add_parser(subparsers: Subparsers) -> None:
     """Register the command and its actions."""
-    parser = subparsers.add_parser("config", help="check configuration files")
+    parser = subparsers.add_parser("config", help="check, show, compare and convert configuration files")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     for action in ACTIONS:
         action.add_parser(actions)

@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         path = arguments.config or discover(None, os.environ)[0]
         name = explaining.whole_name(arguments.key)
         explanation = explaining.explain(path, name, pod.annotations)
-    except (ConfigurationError, ValueError, OSError) as error:
+    except (ConfigurationError, ValueError) as error:
         print(error, file=sys.stderr)
         return COULD_NOT_RUN
     print(name)

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
         path, rule = (
             (arguments.config, "the command line") if arguments.config else discover(None, os.environ)
         )
-    except (ConfigurationError, ValueError, OSError) as error:
+    except (ConfigurationError, ValueError) as error:
         print(error, file=sys.stderr)
         return COULD_NOT_RUN
     try:

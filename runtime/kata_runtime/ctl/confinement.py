@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import TYPE_CHECKING
 
-from kata_runtime.ctl.running import running_sandboxes
+from kata_runtime.ctl import running
 from kata_runtime.ctl.seccomp import FAULTS, GOOD, reporting
 
 if TYPE_CHECKING:
@@ -25,9 +24,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "process is held to what it must be at least, which its broker has verified before the guest ran.",
         epilog="Landlock is reported by no kernel for another process: what is shown of it is what the shim "
         "found when it tried to open a file, before the guest ran. score: see docs/seccomp.md. Exit status: "
-        "0 all is as it must be, 1 something is weaker, or there is no such sandbox.",
+        "0 all is as it must be, 1 something is weaker, 2 there is no such sandbox.",
     )
-    parser.add_argument("sandbox", nargs="?", help="only this sandbox: its id, or a prefix of it")
+    parser.add_argument("sandbox", nargs="?", default="", help="only this sandbox: its id, or a prefix of it")
     parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.set_defaults(run=reporting(run))
 
@@ -37,14 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     from kata_runtime.ctl import confinement_report, confinement_text
     from kata_runtime.ctl.seccomp_status import Inspector
 
-    wanted = arguments.sandbox or ""
-    found = [sandbox for sandbox in running_sandboxes() if sandbox.id.startswith(wanted)]
-    if not found:
-        nothing = "no sandbox is running on this host"
-        what = f"no running sandbox whose id starts with {wanted!r}" if wanted else nothing
-        print(f"kata-ctl: {what}", file=sys.stderr)
-        return FAULTS
     inspector = Inspector()
+    found = running.chosen(arguments.sandbox)
     reports = [confinement_report.report(sandbox, inspector) for sandbox in found]
     as_text = "\n\n".join(map(confinement_text.text, reports))
     print(json.dumps(reports, indent=2) if arguments.json else as_text)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kata_configuration.tell import whole_file
+from kata_runtime.ctl.errors import sentence
 from kata_runtime.ctl.shim import NAMES
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _RESTART = "restart containerd for it to count: systemctl restart containerd (it
 def add_parser(subparsers: Subparsers) -> None:
     """Add the `containerd` command."""
     parser = subparsers.add_parser("containerd", help="tell containerd of the runtime")
-    actions = parser.add_subparsers(dest="action", required=True)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     configure = actions.add_parser(
         "configure",
         help="write runtime handlers into containerd's configuration, or take them out again",
@@ -72,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{path}: nothing was changed: {error}", file=sys.stderr)
         return COULD_NOT_RUN
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+        reason = sentence(error) if isinstance(error, OSError) else str(error)
         print(f"{path}: nothing was changed: {reason}", file=sys.stderr)
         return COULD_NOT_RUN
     if not arguments.remove and shutil.which(NAMES[0]) is None:

@@ -17,7 +17,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the `direct-volume` command."""
     parser = subparsers.add_parser(
         "direct-volume",
-        help="register block devices that guests mount as volumes",
+        help="register devices that guests mount as volumes",
         description="A directory of the host that is registered stands for a block device: a container that "
         "mounts it gets the file system on the device, which the guest mounts and the host does not.",
     )

@@ -39,6 +39,7 @@ def _run(arguments: argparse.Namespace, action: Action) -> int:
     from kata_configuration import ConfigurationError
     from kata_hypervisor.errors import HypervisorError
     from kata_runtime.ctl.config_show import load_named
+    from kata_runtime.ctl.errors import sentence
     from kata_runtime.errors import RuntimeRoomError
     from kata_runtime.template.store import TemplateStore
 
@@ -56,7 +57,7 @@ def _run(arguments: argparse.Namespace, action: Action) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted: the template is as it was")
     except OSError as error:
-        return _fail(f"{error.filename or arguments.config}: {error.strerror or error}")
+        return _fail(sentence(error))
 
 
 def _init(configuration: Configuration, store: TemplateStore) -> int:

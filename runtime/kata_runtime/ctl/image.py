@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from contextlib import AbstractContextManager, contextmanager
@@ -20,7 +21,7 @@ MADE, FAILED, INTERRUPTED = 0, 1, 130
 
 def add_parser(subparsers: Subparsers) -> None:
     """Register the command and its subcommands."""
-    parser = subparsers.add_parser("image", help="make the guest image")
+    parser = subparsers.add_parser("image", help="build the guest's image")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     build = actions.add_parser(
         "build",
@@ -62,6 +63,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run_build(arguments: argparse.Namespace) -> int:
     """Bring the image up to date, and return the exit status."""
+    os.umask(0o022)  # what decides an image's bytes is nobody else's, whatever the caller's mask
     from kata_runtime.image import builder
     from kata_runtime.image.agent import Agent
     from kata_runtime.image.agent_program import AgentProgram

@@ -7,14 +7,16 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING
 
-from kata_runtime.ctl.shim_call import NotAskedError, call_shim, socket_of
+from kata_runtime.ctl import running
+from kata_runtime.ctl.errors import CommandError
+from kata_runtime.ctl.shim_call import call_shim
 from kata_runtime.logging import LEVELS, printable
 
 if TYPE_CHECKING:
     from kata_runtime.containerd_api.loglevels_pb2 import LogLevels
     from kata_runtime.ctl.main import Subparsers
 
-DONE, REFUSED, NOT_RUN = 0, 1, 2
+DONE, REFUSED = 0, 1
 
 COMPONENTS = ("runtime", "hypervisor")
 FIXED = {
@@ -43,41 +45,29 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.set_defaults(run=run)
 
 
-class WrongLevelError(Exception):
-    """A level cannot be set, in a sentence."""
-
-
 def wanted_levels(words: list[str]) -> dict[str, str]:
     """Read the command's words: by component, its level.
 
     Raises:
-        WrongLevelError: one is none.
+        CommandError: one is none.
     """
     levels: dict[str, str] = {}
     for word in words:
         component, separator, level = word.rpartition("=")
         if component in FIXED:
-            raise WrongLevelError(f"cannot change the level of the {component}: {FIXED[component]}")
+            raise CommandError(f"cannot change the level of the {component}: {FIXED[component]}")
         if level not in LEVELS:
-            raise WrongLevelError(f"there is no log level {level!r}; use one of {', '.join(LEVELS)}")
+            raise CommandError(f"there is no log level {level!r}; use one of {', '.join(LEVELS)}")
         if separator and component not in COMPONENTS:
-            raise WrongLevelError(f"there is no component {component!r}; use one of {', '.join(COMPONENTS)}")
+            raise CommandError(f"there is no component {component!r}; use one of {', '.join(COMPONENTS)}")
         levels |= dict.fromkeys([component] if separator else COMPONENTS, level)
     return levels
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask the one shim that is meant."""
-    try:
-        levels = wanted_levels(arguments.level)
-    except WrongLevelError as error:
-        print(f"kata-ctl: {error}", file=sys.stderr)
-        return NOT_RUN
-    try:
-        return asyncio.run(_set(socket_of(arguments.sandbox), levels))
-    except NotAskedError as error:
-        print(f"kata-ctl: {error}", file=sys.stderr)
-        return NOT_RUN
+    levels = wanted_levels(arguments.level)
+    return asyncio.run(_set(running.only(arguments.sandbox).socket, levels))
 
 
 async def _set(path: str, levels: dict[str, str]) -> int:

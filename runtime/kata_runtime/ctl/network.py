@@ -17,7 +17,8 @@ from kata_agent.ttrpc.status import RpcError
 from kata_runtime.broker import pod_network
 from kata_runtime.broker.errors import RequestFailedError
 from kata_runtime.broker.pod_identity import INIT
-from kata_runtime.ctl.running import RecordedSandbox, running_sandboxes
+from kata_runtime.ctl import running
+from kata_runtime.ctl.running import RecordedSandbox
 from kata_runtime.logging import printable
 from kata_runtime.network import comparison, guest
 from kata_runtime.network.comparison import Facts
@@ -66,14 +67,8 @@ class PodUnreadableError(Exception):
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the reports and return the exit status."""
-    found = [sandbox for sandbox in running_sandboxes() if sandbox.id.startswith(arguments.pod)]
-    if not found:
-        whose = f" whose id starts with {arguments.pod!r}" if arguments.pod else ""
-        what = f"no pod{whose} is running on this host"
-        print(f"kata-ctl: {what}", file=sys.stderr)
-        return COULD_NOT_RUN
     reports, status = [], EQUAL
-    for sandbox in found:
+    for sandbox in running.chosen(arguments.pod):
         try:
             reports.append(report_of(sandbox))
         except PodUnreadableError as error:

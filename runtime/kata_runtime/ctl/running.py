@@ -12,6 +12,7 @@ from kata_runtime.broker.processes import is_alive
 from kata_runtime.broker.rollback import NAME
 from kata_runtime.broker.supervisor import RECORD
 from kata_runtime.confinement.reading import descendants
+from kata_runtime.ctl.errors import CommandError
 from kata_runtime.identity import STATE_ROOT
 
 
@@ -48,6 +49,27 @@ def running_sandboxes(root: str = STATE_ROOT) -> Iterator[RecordedSandbox]:
         sandbox = _read(os.path.join(root, name))
         if sandbox is not None and sandbox.processes:
             yield sandbox
+
+
+def chosen(prefix: str) -> list[RecordedSandbox]:
+    """The running sandboxes whose ids begin so. Raises CommandError: there is none."""
+    found = [sandbox for sandbox in running_sandboxes() if sandbox.id.startswith(prefix)]
+    if not found and prefix:
+        raise CommandError(
+            f"no running sandbox has an id that starts with {prefix!r} (kata-ctl seccomp status shows all)"
+        )
+    if not found:
+        raise CommandError("no sandbox is running on this host")
+    return found
+
+
+def only(prefix: str) -> RecordedSandbox:
+    """The one running sandbox whose id begins so. Raises CommandError: there is none, or several."""
+    first, *others = chosen(prefix)
+    if others:
+        ids = ", ".join(sandbox.id for sandbox in (first, *others))
+        raise CommandError(f"several running sandboxes have an id that starts with {prefix!r}: {ids}")
+    return first
 
 
 def read_seal(directory: str) -> dict[str, Any] | None:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import os
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from kata_hypervisor.errors import HypervisorError
+from kata_runtime.ctl.errors import CommandError
 
 if TYPE_CHECKING:
     import argparse
 
     from kata_runtime.ctl.main import Subparsers
 
-GOOD, FAULTS, COULD_NOT_RUN = 0, 1, 2
+GOOD, FAULTS = 0, 1
 ACTIONS = ("status", "policy", "verify", "trace", "profile", "report", "provoke")
 
 
@@ -28,19 +27,12 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def reporting(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """Make an action print its errors in place of raising them; the exit status is then COULD_NOT_RUN."""
+    """Make an action's errors those of a command: a policy or a profile that is wrong is the user's."""
 
     def guarded(arguments: argparse.Namespace) -> int:
         try:
-            status = run(arguments)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            # Whoever read has seen enough; nothing more is to be written when Python exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return GOOD
-        except (HypervisorError, OSError) as error:
-            print(f"kata-ctl: {error}", file=sys.stderr)
-            return COULD_NOT_RUN
-        return status
+            return run(arguments)
+        except HypervisorError as error:
+            raise CommandError(str(error)) from error
 
     return guarded

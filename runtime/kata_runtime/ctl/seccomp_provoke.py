@@ -7,12 +7,14 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING
 
-from kata_runtime.ctl.shim_call import NotAskedError, call_shim, socket_of
+from kata_runtime.ctl import running
+from kata_runtime.ctl.shim_call import call_shim
+from kata_runtime.logging import printable
 
 if TYPE_CHECKING:
     from kata_runtime.ctl.main import Subparsers
 
-PROVOKED, REFUSED, NOT_RUN = 0, 1, 2
+PROVOKED, REFUSED = 0, 1
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -31,11 +33,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Ask the one shim that is meant."""
-    try:
-        return asyncio.run(_provoke(socket_of(arguments.sandbox)))
-    except NotAskedError as error:
-        print(f"kata-ctl: {error}", file=sys.stderr)
-        return NOT_RUN
+    return asyncio.run(_provoke(running.only(arguments.sandbox).socket))
 
 
 async def _provoke(path: str) -> int:
@@ -47,7 +45,7 @@ async def _provoke(path: str) -> int:
     try:
         await call_shim(path, SERVICE, PROVOKE, Empty(), Empty)
     except RpcError as error:
-        print(f"kata-ctl: the shim did not try: {error}", file=sys.stderr)
+        print(f"kata-ctl: the shim did not try: {printable(str(error))}", file=sys.stderr)
         return REFUSED
     print("the shim called execve; see the container's output and containerd's log for what came of it")
     return PROVOKED

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -14,8 +13,10 @@ from kata_hypervisor.seccomp import readback, syscalls
 from kata_hypervisor.seccomp.confinement import MODES, ThreadConfinement, read_threads
 from kata_hypervisor.seccomp.score import surface_of
 from kata_hypervisor.seccomp.survey import Survey, survey, union
-from kata_runtime.ctl.running import RecordedSandbox, read_seal, running_sandboxes
-from kata_runtime.ctl.seccomp import FAULTS, GOOD, reporting
+from kata_runtime.ctl import running
+from kata_runtime.ctl.running import RecordedSandbox, read_seal
+from kata_runtime.ctl.seccomp import GOOD, reporting
+from kata_runtime.logging import printable
 
 _ROW = "    {:<16} {:<12} {:>7} {:>6} {:>10} {:>7} {:>8}  {}"
 _HEAD = _ROW.format("thread", "mode", "filters", "calls", "unfiltered", "escape", "score", "thread ids")
@@ -31,25 +32,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "through: they are read back from the kernel and followed for every call. That stops a thread for "
         "less than a millisecond, and needs root.",
         epilog="calls: let through at all; unfiltered: whatever their arguments; escape: those that lead out "
-        "of the process; score: see kata-ctl seccomp score. Exit status: 0 shown, 1 no such sandbox.",
+        "of the process; score: see kata-ctl seccomp score. Exit status: 0 shown, 2 no such sandbox.",
     )
-    parser.add_argument("sandbox", nargs="?", help="only this sandbox: its id, or a prefix of it")
+    parser.add_argument("sandbox", nargs="?", default="", help="only this sandbox: its id, or a prefix of it")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.set_defaults(run=reporting(run))
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the state of the sandboxes and return the exit status."""
-    wanted = arguments.sandbox or ""
-    found = [sandbox for sandbox in running_sandboxes() if sandbox.id.startswith(wanted)]
-    if not found:
-        nothing = "no sandbox is running on this host"
-        what = f"no running sandbox whose id starts with {wanted!r}" if wanted else nothing
-        print(f"kata-ctl: {what}", file=sys.stderr)
-        return FAULTS
     inspector = Inspector()
-    reports = [report(sandbox, inspector) for sandbox in found]
-    print(json.dumps(reports, indent=2) if arguments.json else "\n\n".join(map(_text, reports)))
+    reports = [report(sandbox, inspector) for sandbox in running.chosen(arguments.sandbox)]
+    text = "\n\n".join(map(_text, reports))  # with names of threads, which a VMM that a guest owns chooses
+    print(json.dumps(reports, indent=2) if arguments.json else printable(text))
     return GOOD
 
 

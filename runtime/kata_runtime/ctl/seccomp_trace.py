@@ -17,7 +17,8 @@ from kata_hypervisor.seccomp.supervised import SupervisedCommand
 from kata_hypervisor.seccomp.trace import Observation, Trace
 from kata_hypervisor.seccomp.trace_arguments import spell
 from kata_hypervisor.seccomp.trace_recorder import read_origin, record
-from kata_runtime.ctl.seccomp import COULD_NOT_RUN, FAULTS, reporting
+from kata_runtime.ctl.errors import CommandError
+from kata_runtime.ctl.seccomp import FAULTS, reporting
 
 _MAX_SHOWN = 8
 
@@ -64,8 +65,7 @@ def _command(arguments: argparse.Namespace) -> list[str]:
 def _trace(arguments: argparse.Namespace) -> int:
     command = _command(arguments)
     if not command:
-        print("kata-ctl: nothing to trace: give a command after --", file=sys.stderr)
-        return COULD_NOT_RUN
+        raise CommandError("nothing to trace: give a command after --")
     trace, listeners = record(command)
     if arguments.output:
         traces.save(trace, arguments.output)
@@ -135,8 +135,7 @@ class _Guard:
 def _run(arguments: argparse.Namespace) -> int:
     command = _command(arguments)
     if not command:
-        print("kata-ctl: nothing to run: give a command after --", file=sys.stderr)
-        return COULD_NOT_RUN
+        raise CommandError("nothing to run: give a command after --")
     program = compile_rules(profile.read(arguments.profile), actions.NOTIFY)
     syscalls.preload(syscalls.native())
     with SupervisedCommand(command, program.code) as supervised:

@@ -12,6 +12,7 @@ import sysconfig
 from pathlib import Path
 
 from kata_configuration.tell import whole_file
+from kata_runtime.ctl.errors import CommandError
 
 NAMES = ("containerd-shim-kata-v2", "containerd-shim-containerd-kata")
 MAX_SHEBANG = 127
@@ -32,12 +33,14 @@ sys.exit(main())
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the `shim` command."""
-    parser = subparsers.add_parser("shim", help="install the containerd shim")
-    actions = parser.add_subparsers(dest="action", required=True)
+    parser = subparsers.add_parser("shim", help="install the shim where containerd finds it")
+    actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     install = actions.add_parser(
         "install", help="write the shim's two names into a directory of containerd's PATH"
     )
-    install.add_argument("directory", nargs="?", default="/usr/local/bin", type=Path)
+    install.add_argument(
+        "directory", nargs="?", default=Path("/usr/local/bin"), type=Path, help="default: %(default)s"
+    )
     install.set_defaults(run=_install)
 
 
@@ -67,10 +70,13 @@ def program_text(python: str, paths: list[str], module: str, by: str) -> str:
     """The source of a program that runs `main` of a module. by: the command that writes it.
 
     Raises:
-        ValueError: the interpreter's path is longer than the kernel reads in a first line.
+        CommandError: the interpreter's path is longer than the kernel reads in a first line.
     """
     if len(python) + len("#! -IS") > MAX_SHEBANG or " " in python:
-        raise ValueError(f"the path of the Python interpreter is too long or has a space: {python}")
+        raise CommandError(
+            f"a program's first line cannot name the Python interpreter {python}: its path is too long, or "
+            "has a space; install this runtime in an environment elsewhere"
+        )
     return _PROGRAM.format(python=python, paths=paths, module=module, by=by)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING, TypeVar
 
-from kata_runtime.ctl.running import running_sandboxes
+from kata_runtime.ctl.errors import CommandError, sentence
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -15,27 +15,11 @@ TIMEOUT = 60.0
 """Seconds that a shim may take to answer."""
 
 
-class NotAskedError(Exception):
-    """No shim was asked: there is no such sandbox, or it does not listen; in a sentence."""
-
-
-def socket_of(prefix: str) -> str:
-    """The path where the shim of the one sandbox serves whose id begins so.
-
-    Raises:
-        NotAskedError: there is none, or several.
-    """
-    found = [sandbox for sandbox in running_sandboxes() if sandbox.id.startswith(prefix)]
-    if len(found) != 1:
-        raise NotAskedError(f"{len(found)} running sandboxes have an id that starts with {prefix!r}")
-    return found[0].socket
-
-
 async def call_shim(path: str, service: str, method: str, request: Message, answer: type[Answer]) -> Answer:
     """Call a method of the shim that serves at a path, and return its answer.
 
     Raises:
-        NotAskedError: nobody can be reached there.
+        CommandError: nobody can be reached there.
         RpcError: the shim refused, or did not answer in time.
     """
     from kata_agent.ttrpc.client import Client
@@ -45,7 +29,7 @@ async def call_shim(path: str, service: str, method: str, request: Message, answ
         sock.connect(path)
     except OSError as error:
         sock.close()
-        raise NotAskedError(f"cannot connect to the shim at {path}: {error.strerror}") from error
+        raise CommandError(f"cannot connect to the shim at {path}: {sentence(error)}") from error
     client = await Client.from_socket(sock)
     try:
         return await client.call(service, method, request, answer, timeout=TIMEOUT)

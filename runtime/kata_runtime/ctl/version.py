@@ -9,7 +9,7 @@ from kata_runtime.version import VERSION
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the `version` command."""
-    parser = subparsers.add_parser("version", help="print the version of this runtime")
+    parser = subparsers.add_parser("version", help="show the version")
     parser.set_defaults(run=_version)
 
 

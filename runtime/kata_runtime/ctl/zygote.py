@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kata_configuration.tell import whole_file
+from kata_runtime.ctl.errors import CommandError
 from kata_runtime.ctl.shim import module_roots, program_text
 from kata_runtime.shim import zygote_call
 
@@ -73,9 +74,19 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     stop = actions.add_parser("stop", help="end it; shims that it forked are not concerned")
     stop.set_defaults(run=_stop)
     install = actions.add_parser("install", help="write its program, and units for systemd")
-    install.add_argument("directory", nargs="?", default="/usr/local/bin", type=Path)
     install.add_argument(
-        "--units", default=Path("/etc/systemd/system"), type=Path, help="where the units go (%(default)s)"
+        "directory",
+        nargs="?",
+        default=Path("/usr/local/bin"),
+        type=Path,
+        help="where the program goes; default: %(default)s",
+    )
+    install.add_argument(
+        "--units",
+        default=Path("/etc/systemd/system"),
+        type=Path,
+        metavar="DIRECTORY",
+        help="where the units go; default: %(default)s",
     )
     install.set_defaults(run=_install)
 
@@ -92,7 +103,7 @@ def _ask(action: str) -> tuple[dict[str, Any] | None, str]:
     command = [sys.executable, "-IS", "-c", _text(), action]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode not in (DONE, NOBODY):
-        raise RuntimeError(f"kata-zygote {action}: {done.stderr}")
+        raise CommandError(f"{PROGRAM} {action} failed with status {done.returncode}: {done.stderr.strip()}")
     return (json.loads(done.stdout), "") if done.returncode == 0 else (None, done.stderr.strip())
 
 

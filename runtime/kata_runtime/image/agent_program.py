@@ -18,9 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from kata_configuration.parse import trust
 from kata_hypervisor.elf import ET_DYN, ET_EXEC, PT_INTERP, PT_LOAD, ElfError, ElfFile, reader_of
-from kata_runtime.image import elf, rootfs
+from kata_runtime.image import elf, rootfs, trusted
 from kata_runtime.image.cyclonedx import Component
 from kata_runtime.image.errors import ContentError
 from kata_runtime.image.tree import Tree, normal
@@ -55,7 +54,8 @@ class AgentProgram:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise _refused(path, "it is not a regular file")
-            _hold_to_owner(path, status)
+            if fault := trusted.fault_of(path, status):
+                raise _refused(path, f"{fault}: copy it to where root alone writes")
             loader = _loader_of(descriptor, status.st_size, machine or platform.machine())
             with open(descriptor, "rb", closefd=False) as file:
                 content = file.read()
@@ -115,13 +115,6 @@ class AgentProgram:
 
 def _refused(path: Path, reason: str) -> ContentError:
     return ContentError(f"cannot use {path} as the guest's agent: {reason}")
-
-
-def _hold_to_owner(path: Path, status: os.stat_result) -> None:
-    """Refuse a file that others may change: it is root in every guest."""
-    places = [trust.Place(path, status), *trust.directories_of(path)]
-    for found in trust.check(places, trust.trusted_uids()):
-        raise _refused(path, f"{found.path} {found.message}: copy it to where root alone writes")
 
 
 def _loader_of(descriptor: int, size: int, machine: str) -> str | None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from kata_runtime.image import command
+from kata_runtime.image import command, trusted
 from kata_runtime.image.errors import OutputError, PackageError, ToolError
 
 ETC = Path("/etc/apt")
@@ -71,12 +71,16 @@ class Apt:
         sources: of the form of apt's *.sources or *.list. cache: of all builds.
 
         Raises:
-            PackageError: apt would not read the file, or it names no release.
+            PackageError: apt would not read the file, it names no release, or others may change it.
         """
         try:
-            text = sources.read_text(encoding="utf-8")
+            with sources.open(encoding="utf-8") as file:
+                fault, text = trusted.fault_of(sources, os.fstat(file.fileno())), file.read()
         except (OSError, UnicodeDecodeError) as error:
-            raise PackageError(f"cannot read the sources {sources}: {error}") from error
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise PackageError(f"cannot read the sources {sources}: {reason}") from error
+        if fault is not None:
+            raise PackageError(f"cannot use the sources {sources}: {fault}: copy them to where root writes")
         if sources.suffix not in SUFFIXES:
             raise PackageError(f"apt reads no sources {sources}: name the file *.sources or *.list")
         suite = first_suite(text, deb822=sources.suffix == ".sources")

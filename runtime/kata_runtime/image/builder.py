@@ -14,7 +14,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
-from kata_runtime.image import command, distribution, initramfs, manifest, modules, rootfs, sbom, verity
+from kata_runtime.image import (
+    command,
+    distribution,
+    initramfs,
+    manifest,
+    modules,
+    rootfs,
+    sbom,
+    trusted,
+    verity,
+)
 from kata_runtime.image.agent import Agent
 from kata_runtime.image.apt import Apt, Package
 from kata_runtime.image.build_directory import build_directory, locked, publish
@@ -101,6 +111,11 @@ def build(request: Build, progress: Progress) -> Outcome:
         ImageError: see errors.py; the output is as it was.
     """
     with _explained(request), locked(request.cache, lambda: progress.step("waiting for another build")):
+        # It says which packages there are, and by which hashes they are known.
+        if fault := trusted.fault_of(request.cache, request.cache.stat()):
+            raise OutputError(
+                f"cannot use the cache {request.cache}: {fault}: mend that, or choose another --cache"
+            )
         apt, made_of = _archive(request, progress)
         plan = None if request.force else _known_plan(apt, made_of.kernel)
         plan = plan and plan.fitting(request.agent)

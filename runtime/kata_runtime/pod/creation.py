@@ -20,6 +20,7 @@ from kata_hypervisor import registry
 from kata_hypervisor.concurrency import finish
 from kata_hypervisor.errors import HypervisorError
 from kata_runtime.block_nodes import block_nodes
+from kata_runtime.broker.errors import RequestFailedError
 from kata_runtime.container import bundle as oci_bundle
 from kata_runtime.container import devices, guest_spec, namespaces, propagation, resources
 from kata_runtime.container.bundle import ContainerType
@@ -135,7 +136,9 @@ class Creation:
             return await self._broker.start_logger(uri)
 
         broker = self._broker
-        return await StdioFiles.open(process.paths, broker.open_fifo, broker.open_log, start_logger)
+        files = await StdioFiles.open(process.paths, broker.open_fifo, broker.open_log, start_logger)
+        files.settle = broker.settle_logs
+        return files
 
     async def _read(self, request: CreateRequest) -> Container:
         """The container that a bundle describes, as far as this side of the VM can check it."""
@@ -236,11 +239,25 @@ class Creation:
             boot = LinuxBoot(configuration, identity, self._broker, container.spec, first=count)
             if not boot.machine.capabilities.device_hotplug:
                 devices.refuse_blocks(container.id, container.blocks, block_devices.NO_DISKS)
+            await self._show(container, rootfs)
             return boot
         await self._shares.unshare(container)
         device = machine_spec.rootfs_device(configuration)
         disk = await self._block_rootfs.make(container, rootfs, device)
         return LinuxBoot(configuration, identity, self._broker, container.spec, (disk,), first=0)
+
+    async def _show(self, container: Container, rootfs: tuple[RootfsMount, ...]) -> None:
+        """Have a container that is alone in its pod seen at /proc/PID/root, where clients copy its files.
+
+        Not so one that is on a block device, which would be in use until the pod has ended.
+        """
+        alone = oci_bundle.container_type(container.spec) is ContainerType.SINGLE
+        if not alone or not {mount.type for mount in rootfs} <= {"overlay", "bind"}:
+            return
+        try:
+            await self._broker.show_root(container.mounts[0])
+        except RequestFailedError as error:
+            _log.info("nobody sees the files of container %s at /proc/PID/root: %s", container.id, error)
 
     # -- further containers --------------------------------------------------------------------------------
 

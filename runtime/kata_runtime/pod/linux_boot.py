@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kata_agent.constants import FEATURE_PORT_FORWARD, FEATURE_STREAM_IO
 from kata_agent.protos import agent_pb2
 from kata_agent.transport import open_stream
+from kata_agent.transports import VsockTransport
 from kata_agent.ttrpc.status import RpcError
 from kata_configuration.bind_mount import BindMount
 from kata_hypervisor import registry
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from kata_agent.client import AgentClient
+    from kata_agent.transport import GuestTransport
     from kata_configuration import Configuration
     from kata_runtime.broker.client import Broker
     from kata_runtime.container.bundle import JsonObject
@@ -116,6 +118,8 @@ class LinuxBoot(GuestBoot):
         except BaseException:
             await finish(agent.aclose())
             raise
+        if sentence := open_to_everybody(features, self.machine.transport):
+            _log.warning("%s", sentence)
         forwards = FEATURE_PORT_FORWARD in features
         if not forwards:
             self._forwarder.close()  # a connection is refused then
@@ -170,6 +174,20 @@ class LinuxBoot(GuestBoot):
         """See GuestBoot."""
         self._forwarder.close()
         await self.machine.stop()
+
+
+def open_to_everybody(features: Collection[str], transport: GuestTransport) -> str:
+    """A sentence where other users of this host can call a guest's agent too; else nothing.
+
+    features: those of the agent. Only this project's takes calls from root's ports of vsock alone.
+    """
+    if FEATURE_STREAM_IO in features or not isinstance(transport, VsockTransport):
+        return ""
+    return (
+        "each user of this host can call the guest's agent, and is root in the guest: it is not this "
+        "project's, and takes calls over the kernel's vsock from everybody; use an image with this project's "
+        "agent, or a hypervisor with a socket of its own, such as clh or firecracker"
+    )
 
 
 async def _set_clock(agent: AgentClient) -> None:

@@ -11,9 +11,9 @@ import linecache
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
+
+from kata_runtime import closed_imports
 
 # What is imported where it is first used, by this runtime and by the libraries under it.
 MODULES = (
@@ -56,7 +56,7 @@ def load() -> None:
 
 def close() -> None:
     """From here on, look nothing up in the file system. Cannot be undone."""
-    sys.meta_path.insert(0, _Closed())
+    closed_imports.close()
     linecache.cache.clear()
     linecache.checkcache = _check_nothing
     linecache.updatecache = _no_lines
@@ -65,13 +65,6 @@ def close() -> None:
     sys.excepthook = _print_exception
     sys.unraisablehook = _print_unraisable
     threading.excepthook = _print_thread
-
-
-class _Closed:
-    """The finder that is asked first, and knows of nothing more."""
-
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
-        raise ImportError(f"module {name} was not loaded before the process was sealed", name=name)
 
 
 def _check_nothing(filename: str | None = None) -> None:

@@ -34,13 +34,17 @@ class StdioPaths(NamedTuple):
 
 
 class StdioFiles:
-    """The host's end of the streams, opened; -1 where there is none. All but those in `logs` are pipes."""
+    """The host's end of the streams, opened; -1 where there is none. All are pipes.
+
+    logs: those behind which the broker appends to a file. settle: returns when what it has taken is there.
+    """
 
     def __init__(self, stdin: int = -1, stdout: int = -1, stderr: int = -1) -> None:
         self.stdin = stdin
         self.stdout = stdout
         self.stderr = stderr
         self.logs: set[int] = set()
+        self.settle: Callable[[], Awaitable[None]] = _settled
 
     @classmethod
     async def open(
@@ -100,14 +104,18 @@ class StdioFiles:
             os.close(fd)
 
     def unread(self, fd: int) -> int:
-        """How many bytes are in a FIFO; 0 for a log."""
-        return 0 if fd in self.logs else queued(fd)
+        """How many bytes are in a FIFO, or on their way to a log."""
+        return queued(fd)
 
     def write_notice(self, text: str) -> None:
         """Put a last line of the runtime's own behind the process's output, if there is room for it."""
         fd = self.stderr if self.stderr >= 0 else self.stdout
         if fd >= 0:
             write_line(fd, text)
+
+
+async def _settled() -> None:
+    """There is nothing to wait for."""
 
 
 def _scheme(path: str) -> str:

@@ -134,6 +134,8 @@ class Stdio:
                 return
             await anyio.sleep(pause)
             pause = min(2 * pause, 0.05)
+        if self._files.logs:
+            await self._files.settle()
 
     def _unread(self) -> int:
         """How many bytes of output are in the FIFOs."""

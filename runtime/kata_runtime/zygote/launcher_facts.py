@@ -90,8 +90,9 @@ class Launcher:
             OSError, ValueError: something could not be taken over, or the launcher has exited meanwhile.
         """
         pid = self._pid
-        for hierarchy in cgroups.hierarchies():
-            _enter(cgroups.current(hierarchy, f"{self._base}/cgroup"), cgroups.current(hierarchy))
+        theirs, own = cgroups.read_membership(self._base), cgroups.read_membership()
+        for hierarchy in cgroups.hierarchies() if theirs != own else ():
+            _enter(cgroups.current(hierarchy, theirs), cgroups.current(hierarchy, own))
         for limit in _LIMITS:
             resource.setrlimit(limit, resource.prlimit(pid, limit))
         _write(f"{self._base}/oom_score_adj", "/proc/self/oom_score_adj")

@@ -57,13 +57,14 @@ def _rehearse(environment: Mapping[str, str]) -> None:
 
     A configuration that is refused is refused by each shim, with all that is wrong with it.
     """
-    from kata_configuration import ConfigurationError, discover, load
+    from kata_configuration import ConfigurationError, discover, kept
     from kata_hypervisor.errors import PolicyError, SealError
     from kata_hypervisor.seccomp import seal
 
     with contextlib.suppress(ConfigurationError):
         path, rule = discover(None, environment)
-        load(path, source=rule)
+        for _ in ("it is judged, and kept", "what is kept is read"):
+            kept.load(path, source=rule, annotations={})
     with contextlib.suppress(PolicyError, SealError):
         seal.build(seal.SHIM_FEATURES, "enforce")
         seal.build_broker((), "enforce", os.getpid())
@@ -72,9 +73,10 @@ def _rehearse(environment: Mapping[str, str]) -> None:
 def _load_policies() -> None:
     """Parse the policies, and load what compiles them. Where that fails, shims will say so."""
     from kata_hypervisor.errors import PolicyError, SealError
-    from kata_hypervisor.seccomp import compiler, policy
+    from kata_hypervisor.seccomp import compiled, compiler, policy
 
     with contextlib.suppress(PolicyError, SealError):
+        compiled.load_all()
         policy.load_policies()
         compiler.load_library()
 
@@ -89,13 +91,16 @@ def _load_below(path: Iterable[str], prefix: str, others: set[str]) -> None:
 
 
 class Code:
-    """The files of what was imported, and the interpreter's, as they were.
+    """The files of what was imported, the policies' and the interpreter's, as they were.
 
     started: when the importing began, in seconds of the wall clock.
     """
 
     def __init__(self, started: float) -> None:
+        from kata_hypervisor.seccomp import compiled
+
         paths = {str(file) for module in tuple(sys.modules.values()) if (file := _file_of(module))}
+        paths |= {entry.path for entry in os.scandir(compiled.POLICIES)}
         paths.add(os.path.realpath(sys.executable))
         self._files = {path: _facts(path) for path in sorted(paths)}
         # A file that changed while it was imported may be in here in two states.

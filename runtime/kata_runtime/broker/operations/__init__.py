@@ -42,6 +42,7 @@ OPERATIONS: tuple[Operation[...], ...] = (
     files.make_directory,
     files.mount,
     files.bind,
+    files.show_root,
     files.find_memory,
     files.share,
     files.unshare,

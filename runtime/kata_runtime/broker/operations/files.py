@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from kata_runtime.broker.operations import checks
 from kata_runtime.broker.operations.declaration import Reply, operation
-from kata_runtime.broker.phase import ALWAYS
+from kata_runtime.broker.phase import ALWAYS, BEFORE_SEAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,6 +33,13 @@ def make_directory(context: Context, *, path: str) -> Reply:
 def mount(context: Context, *, target: str, mounts: list[list[Any]]) -> Reply:
     """Mount several, the later on top, on a directory that is made if missing; all or none."""
     context.files.mount(target, mounts)
+    return Reply()
+
+
+@operation(BEFORE_SEAL, target=checks.path)
+def show_root(context: Context, *, target: str) -> Reply:
+    """Make what `mount` or `bind` has put there the root of the pod's init, whose pid containerd is told."""
+    context.files.show(target, context.pod.init)
     return Reply()
 
 

@@ -27,8 +27,8 @@ def open_fifo(context: Context, *, path: str, mode: str) -> Reply:
 
 @operation(ALWAYS, path=checks.path)
 def open_log(context: Context, *, path: str) -> Reply:
-    """Open a regular file to append to, made where it is missing."""
-    return Reply(context.streams.open_log(path))
+    """Have what is written to a pipe appended to a regular file, which is made where it is missing."""
+    return Reply(context.logs.add(context.streams.open_log(path)))
 
 
 @operation(BEFORE_SEAL, uri=checks.uri)
