@@ -6,11 +6,13 @@ import base64
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from broker_bed import Bed, Shim, ask, make_bed, wait_for_end
@@ -155,6 +157,12 @@ def vcpus(pod: Pod) -> list[str]:
     return [cpus for name, cpus in sorted(cpus_of(pid).items()) if name.startswith("CPU ")]
 
 
+async def confinement(pod: Pod) -> str:
+    """What kata-ctl confinement prints of a pod."""
+    command = [str(Path(sys.executable).parent / "kata-ctl"), "confinement", pod.shim.id]
+    return (await anyio.run_process(command, check=False)).stdout.decode()
+
+
 @pytest.mark.anyio
 async def test_containers_name_the_cpus_and_what_names_too_few_or_none_lets_go(pod: Pod) -> None:
     anywhere = vcpus(pod)
@@ -164,6 +172,8 @@ async def test_containers_name_the_cpus_and_what_names_too_few_or_none_lets_go(p
     two = await pod.start_container("sleep", "1000", linux={"resources": {"cpu": {"cpus": "1"}}})
     assert vcpus(pod) == ["0", "1"]
     assert (await pod.exec("nproc", container=two)).text == "1\n"
+    shown = r"runs on +CPUs [0-9,-]+ of the host; CPU 0/(KVM|TCG) on 0; CPU 1/(KVM|TCG) on 1\n"
+    assert re.search(shown, await confinement(pod))
 
     await update(two, {"cpu": {"cpus": "0"}})
     assert vcpus(pod) == anywhere

@@ -164,9 +164,21 @@ def test_the_page_has_the_declared_rows() -> None:
     )
 
 
-def test_the_page_has_the_score_of_who_owns_the_shim() -> None:
+@pytest.mark.parametrize(
+    ("driver", "kind", "others"),
+    [
+        ("qemu", "QEMU", [reach.SHARED_FILES]),
+        ("solo5-hvt", "solo5-hvt", []),
+        ("solo5-spt", "solo5-spt", []),
+        ("dragonball", "dragonball", [reach.SHARED_FILES]),
+        ("dragonball-unikernel", "dragonball, of a unikernel", []),
+    ],
+)
+def test_the_page_has_the_score_of_who_owns_the_shim(
+    driver: str, kind: str, others: list[reach.Service]
+) -> None:
     """It follows from the policy and the broker's operations, and needs no live pod."""
-    found_of = measure(load_policy())["qemu", PROCESS]
+    found_of = measure(load_policy())[driver, PROCESS]
     held = reach.Held(
         role="shim",
         user=1,
@@ -177,40 +189,68 @@ def test_the_page_has_the_score_of_who_owns_the_shim() -> None:
         landlocked=True,
         capabilities=frozenset(),
     )
-    found = reach.unite(held, [*reach.BROKER_SERVICES.values(), reach.SHARED_FILES])
+    found = reach.unite(held, [*reach.BROKER_SERVICES.values(), *others])
     page = PAGE.read_text(encoding="utf-8")
-    line = confinement_page.block(page, confinement_page.SEEN_BLOCK).splitlines()[2]
-    assert line.startswith(f"| QEMU | shim | {found.calls} | {found.alone:g} | {found.score:g} |"), (
+    seen = confinement_page.read_seen(confinement_page.block(page, confinement_page.SEEN_BLOCK))
+    assert seen["shim", kind].numbers == (str(found.calls), f"{found.alone:g}", f"{found.score:g}"), (
         "run make confinement-page with the report of a live pod"
     )
 
 
+@pytest.mark.parametrize(
+    ("page", "sentence"),
+    [
+        ("README.md", "a guest that owns {owned}: score {score} with what others do for it"),
+        ("SPECIFICATION.md", "scores below 300: {shim} and {qemu}"),
+    ],
+)
+def test_other_pages_have_the_same_scores(page: str, sentence: str) -> None:
+    seen = confinement_page.read_seen(
+        confinement_page.block(PAGE.read_text(encoding="utf-8"), confinement_page.SEEN_BLOCK)
+    )
+    scores = {role: seen[role, "QEMU"].numbers[2] for role in ("shim", "qemu")}
+    text = (PAGE.parents[1] / page).read_text(encoding="utf-8")
+    for role, score in scores.items():
+        assert sentence.format(owned=role, score=score, **scores) in text
+
+
 def test_the_page_has_a_pod_of_every_driver_but_those_that_it_names() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    table = confinement_page.block(page, confinement_page.SEEN_BLOCK)
-    missing = [kind for kind in confinement_page.KINDS if not confinement_page.lines_of(table, kind)]
+    seen = confinement_page.read_seen(confinement_page.block(page, confinement_page.SEEN_BLOCK))
+    missing = [kind for kind in confinement_page.KINDS if kind not in {of for _, of in seen}]
     assert missing == ["Cloud Hypervisor", "Firecracker"]
     assert f"{' and '.join(missing)} are left out" in page
 
 
-def test_a_pod_takes_the_place_of_those_of_its_kind() -> None:
-    def report(*owned: str, others: tuple[str, ...] = ()) -> dict[str, Any]:
-        processes = [{"role": role} for role in (*owned, *others)]
-        numbers = {"calls": 1, "alone": 2.0, "score": 3.5, "reach": {"open": ["a", "b"]}}
-        return {"processes": processes, "owned": [{"role": role, **numbers} for role in owned]}
+def seen_report(*owned: str, others: tuple[str, ...] = ()) -> dict[str, Any]:
+    processes = [{"role": role} for role in (*owned, *others)]
+    numbers = {"calls": 1, "alone": 2.0, "score": 3.5, "reach": {"run": ["c"], "open": ["a", "b"]}}
+    return {"processes": processes, "owned": [{"role": role, **numbers} for role in owned]}
 
-    in_process, unikernel = report("shim", others=("virtiofsd",)), report("shim")
-    old = "| QEMU | shim | old |\n| QEMU | qemu | old |\n| solo5-spt | shim | old |"
-    table = confinement_page.seen_table(old, [unikernel, in_process, report("shim", "qemu")])
-    assert [line.split(" | ")[:2] for line in table.splitlines()[2:]] == [
-        ["| QEMU", "shim"],
-        ["| QEMU", "qemu"],
-        ["| solo5-spt", "shim"],
-        ["| dragonball", "shim"],
-        ["| dragonball, of a unikernel", "shim"],
-    ]
-    assert table.count("old") == 1
-    assert "| 1 | 2 | 3.5 | a;<br>b | nothing | nothing | nothing |" in table
+
+def test_pods_are_of_the_kind_of_their_machine() -> None:
+    in_process, unikernel = seen_report("shim", others=("virtiofsd",)), seen_report("shim")
+    found = confinement_page.Seen(("1", "2", "3.5"), (("open", "a"), ("open", "b"), ("run", "c")))
+    assert confinement_page.seen_of(in_process) == {("shim", "dragonball"): found}
+    assert confinement_page.seen_of(unikernel) == {("shim", "dragonball, of a unikernel"): found}
+    assert confinement_page.seen_of(seen_report("shim", "qemu")) == {
+        ("shim", "QEMU"): found,
+        ("qemu", "QEMU"): found,
+    }
+
+
+def test_a_table_of_pods_reads_as_it_was_written() -> None:
+    seen = {
+        ("shim", "dragonball, of a unikernel"): confinement_page.Seen(("1", "2", "3"), ()),
+        ("shim", "QEMU"): confinement_page.Seen(("4", "5.5", "6"), (("open", "a: b"), ("run", "c"))),
+        ("qemu", "QEMU"): confinement_page.Seen(("7", "8", "9"), (("open", "d"),)),
+    }
+    table = confinement_page.seen_table(seen)
+    assert confinement_page.read_seen(table) == seen
+    assert table.splitlines()[0] == (
+        "| a guest that owns | shim of QEMU | qemu of QEMU | shim of dragonball, of a unikernel |"
+    )
+    assert "| can open: a: b | yes | - | - |" in table
 
 
 def test_a_page_is_written(
@@ -219,11 +259,11 @@ def test_a_page_is_written(
     report = confinement_report.report(sandbox(tmp_path), Inspector())
     page, path = tmp_path / "page.md", tmp_path / "report.json"
     rows, seen = confinement_page.ROWS_BLOCK, confinement_page.SEEN_BLOCK
+    dated = confinement_page.Seen(("dated", "1", "1"), ())
+    kept = {("shim", "QEMU"): confinement_page.Seen(("1", "2", "3"), (("run", "x"),))}
+    table = confinement_page.seen_table({("shim", "Cloud Hypervisor"): dated} | kept)
     page.write_text(
-        "".join(
-            f"<!-- generated: {name} -->\n| Cloud Hypervisor | shim | dated |\n<!-- end of {name} -->\n"
-            for name in (rows, seen)
-        )
+        "".join(f"<!-- generated: {name} -->\n{table}\n<!-- end of {name} -->\n" for name in (rows, seen))
     )
     path.write_text(json.dumps([report]))
     assert confinement_page.main([str(page), str(path)]) == 1
@@ -231,7 +271,9 @@ def test_a_page_is_written(
     text = page.read_text()
     assert "dated" not in text
     assert confinement_page.block(text, rows) == confinement_page.expected_table()
-    assert "| Cloud Hypervisor | cloud-hypervisor | " in confinement_page.block(text, seen)
+    written = confinement_page.read_seen(confinement_page.block(text, seen))
+    assert written == kept | confinement_page.seen_of(report)
+    assert ("cloud-hypervisor", "Cloud Hypervisor") in written
 
 
 def test_a_row_that_was_seen_is_as_weak_as_it_is(tmp_path: Path, verified: dict[str, Any]) -> None:

@@ -52,16 +52,16 @@ def assert_on_page(report: dict[str, Any]) -> None:
 
     The numbers of a VMM depend on its version, and on what its C library calls; the shim's filter is ours.
     """
-    lines = confinement_page.lines_of(
-        confinement_page.block(PAGE.read_text(encoding="utf-8"), confinement_page.SEEN_BLOCK),
-        confinement_page.kind_of(report),
-    )
-    on_page, seen = (
-        [_stable(line) for line in found] for found in (lines, confinement_page.seen_lines(report))
-    )
+    table = confinement_page.block(PAGE.read_text(encoding="utf-8"), confinement_page.SEEN_BLOCK)
+    kind = confinement_page.kind_of(report)
+    said = {owner: seen for owner, seen in confinement_page.read_seen(table).items() if owner[1] == kind}
+    on_page, seen = map(_stable, (said, confinement_page.seen_of(report)))
     assert on_page == seen, "KATA_TEST_REPORT=1 with pytest -s, then make confinement-page ARGS=FILE"
 
 
-def _stable(line: str) -> list[str]:
-    cells = [cell.strip() for cell in line.strip("|").split("|")]
-    return cells if cells[1] == "shim" else [*cells[:2], *cells[5:]]
+def _stable(
+    seen: dict[confinement_page.Owner, confinement_page.Seen],
+) -> dict[confinement_page.Owner, tuple[tuple[str, ...], set[tuple[str, str]]]]:
+    return {
+        owner: (found.numbers if owner[0] == "shim" else (), {*found.reach}) for owner, found in seen.items()
+    }

@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from kata_runtime.confinement.facts import UNLIMITED
 from kata_runtime.confinement.reach import VERBS
@@ -111,29 +111,57 @@ def kind_of(report: dict[str, Any]) -> str:
     return IN_PROCESS if "virtiofsd" in roles else UNIKERNEL
 
 
-def seen_lines(report: dict[str, Any]) -> list[str]:
-    """What a guest reaches in the pod of a report: one line for each process that it may own."""
-    lines = []
+class Seen(NamedTuple):
+    """What a guest reaches that owns a process of a pod.
+
+    numbers: as NUMBERS says. reach: what others do for it, each with the word of VERBS for it.
+    """
+
+    numbers: tuple[str, ...]
+    reach: tuple[tuple[str, str], ...]
+
+
+Owner = tuple[str, str]
+"""A process that a guest may own: its role, and what its pod runs in."""
+NUMBERS = ("calls", "score by itself", "score of the union")
+_HEAD, _YES = "a guest that owns", "yes"
+
+
+def seen_of(report: dict[str, Any]) -> dict[Owner, Seen]:
+    """What a guest reaches in the pod of a report, by the process that it owns."""
+    found = {}
     for owned in report["owned"]:
-        reach = [";<br>".join(owned["reach"].get(verb, ["nothing"])) for verb in VERBS]
-        numbers = [str(owned["calls"]), f"{owned['alone']:g}", f"{owned['score']:g}"]
-        lines.append(_line([kind_of(report), owned["role"], *numbers, *reach]))
-    return lines
+        numbers = (str(owned["calls"]), f"{owned['alone']:g}", f"{owned['score']:g}")
+        reach = tuple((verb, what) for verb in VERBS for what in owned["reach"].get(verb, ()))
+        found[owned["role"], kind_of(report)] = Seen(numbers, reach)
+    return found
 
 
-def lines_of(table: str, kind: str) -> list[str]:
-    """The lines that a table of pods has of one kind."""
-    return [line for line in table.splitlines() if line.startswith(f"| {kind} |")]
+def read_seen(table: str) -> dict[Owner, Seen]:
+    """What a page's table says. Raises ValueError: it is no such table."""
+    head, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+    numbers, reach = lines[: len(NUMBERS)], lines[len(NUMBERS) :]
+    found = {}
+    for column, title in enumerate(head[1:], 1):
+        role, _, kind = title.partition(" of ")
+        said = [line[0].removeprefix("can ").partition(": ") for line in reach if line[column] == _YES]
+        found[role, kind] = Seen(
+            tuple(line[column] for line in numbers), tuple((verb, what) for verb, _, what in said)
+        )
+    return found
 
 
-def seen_table(table: str, reports: Iterable[dict[str, Any]]) -> str:
-    """The table of pods, in which those of the reports take the place of those of their kind."""
-    head = ["pod on", "a guest that owns", "calls", "score by itself", "score of the union"]
-    lines = [_line([*head, *(f"can {verb}" for verb in VERBS)]), _line(["---"] * (len(head) + len(VERBS)))]
-    seen = {kind_of(report): seen_lines(report) for report in reports}
-    for kind in KINDS:
-        lines += seen.get(kind) or lines_of(table, kind)
-    return "\n".join(lines)
+def seen_table(seen: Mapping[Owner, Seen]) -> str:
+    """A column for each process that a guest may own: its numbers, and whether it reaches what any does."""
+    owners = sorted(seen, key=lambda owner: KINDS.index(owner[1]))  # the shim stays the first of its pod
+    rows = [[_HEAD, *(f"{role} of {kind}" for role, kind in owners)], ["---"] * (1 + len(owners))]
+    rows += ([title, *(seen[o].numbers[place] for o in owners)] for place, title in enumerate(NUMBERS))
+    reached = dict.fromkeys(one for owner in owners for one in seen[owner].reach)
+    for verb in VERBS:
+        for what in (what for one, what in reached if one == verb):
+            answers = (_YES if (verb, what) in seen[owner].reach else "-" for owner in owners)
+            rows.append([f"can {verb}: {what}", *answers])
+    return "\n".join(map(_line, rows))
 
 
 def _line(parts: Sequence[str]) -> str:
@@ -161,7 +189,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     reports = [one for path in arguments.reports for one in json.loads(path.read_text(encoding="utf-8"))]
     text = replace(arguments.page.read_text(encoding="utf-8"), ROWS_BLOCK, expected_table())
-    text = replace(text, SEEN_BLOCK, seen_table(block(text, SEEN_BLOCK), reports))
+    seen = {owner: found for report in reports for owner, found in seen_of(report).items()}
+    kinds = {kind for _, kind in seen}
+    kept = {o: found for o, found in read_seen(block(text, SEEN_BLOCK)).items() if o[1] not in kinds}
+    text = replace(text, SEEN_BLOCK, seen_table(kept | seen))
     lines = [line for report in reports for line in differences(report)]
     arguments.page.write_text(text, encoding="utf-8")
     for line in lines:
