@@ -128,6 +128,24 @@ def test_what_cannot_be_used_is_a_sentence(
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("containerd configure --remove --handler kata=/x", "leave out --handler"),
+        (
+            "seccomp diff trace.json policy.toml --driver qemu",
+            "of the shipped policy: leave them out",
+        ),
+        ("seccomp diff trace.json policy.toml --kind vcpu", "of the shipped policy: leave them out"),
+    ],
+)
+def test_an_option_without_effect_beside_another_is_refused(
+    words: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert front_door.main(words.split()) == front_door.COULD_NOT_RUN
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("error", "user", "said"),
     [
         (PermissionError(errno.EACCES, "Denied", "/x"), 1000, "/x: denied (run kata-ctl as root)"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kata_configuration.tell import whole_file
-from kata_runtime.ctl.errors import sentence
+from kata_runtime.ctl.errors import CommandError, sentence
 from kata_runtime.ctl.shim import NAMES
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="NAME=CONFIGURATION",
         help=f"a handler, and this runtime's configuration for it; may be repeated (default: {HANDLER})",
     )
-    configure.add_argument("--remove", action="store_true", help="take out what this command has written")
+    configure.add_argument("--remove", action="store_true", help="take out all that this command has written")
     configure.add_argument("--dry-run", action="store_true", help="print the difference, and write nothing")
     configure.set_defaults(run=run)
 
@@ -53,6 +53,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Change the file and return the exit status."""
     from kata_runtime.ctl.containerd_config import ContainerdConfigError, add, remove
 
+    if arguments.remove and arguments.handler:
+        raise CommandError("--remove takes out every handler that this command wrote: leave out --handler")
     path: Path = arguments.config
     try:
         text = path.read_text(encoding="utf-8") if path.exists() else ""

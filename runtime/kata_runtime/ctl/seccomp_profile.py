@@ -14,6 +14,7 @@ from kata_hypervisor.seccomp.policy import PROCESS, THREADS
 from kata_hypervisor.seccomp.rules import Rule
 from kata_hypervisor.seccomp.trace import Observation
 from kata_hypervisor.seccomp.trace_arguments import spell
+from kata_runtime.ctl.errors import CommandError
 from kata_runtime.ctl.seccomp import FAULTS, GOOD, reporting
 
 
@@ -36,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     diff.add_argument("--driver", choices=NAMES, help="of the shipped policy, what this driver needs")
     diff.add_argument(
-        "--kind", choices=THREADS, default=PROCESS, help=f"of which threads; default: {PROCESS}"
+        "--kind", choices=THREADS, help=f"of the shipped policy, for which threads; default: {PROCESS}"
     )
     _add_choice(diff)
     diff.set_defaults(run=reporting(_diff))
@@ -65,12 +66,14 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
 
 
 def _diff(arguments: argparse.Namespace) -> int:
+    if arguments.policy and (arguments.driver or arguments.kind):
+        raise CommandError("--driver and --kind are of the shipped policy: leave them out, or POLICY")
     trace = traces.load(arguments.trace).of(arguments.program, arguments.thread)
     if arguments.policy:
         rules, source = profile.read(arguments.policy), str(arguments.policy)
     else:
         policy = policy_of(arguments.driver, trace.arch)
-        rules, source = rules_of(policy, arguments.driver, arguments.kind), policy.source
+        rules, source = rules_of(policy, arguments.driver, arguments.kind or PROCESS), policy.source
     found = compare(trace, rules)
     print(f"missing in {source}: {len(found.missing) or 'nothing'}")
     width = max(map(len, map(_call, found.missing)), default=0)
