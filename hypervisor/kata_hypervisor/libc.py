@@ -55,7 +55,6 @@ _prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 _syscall = _libc.syscall
 _syscall.argtypes = [ctypes.c_long, *[ctypes.c_uint64] * 6]
 _syscall.restype = ctypes.c_long
-_mallopt = getattr(_libc, "mallopt", None)
 
 
 def _number(name: str) -> int:
@@ -207,9 +206,9 @@ def call(number: int, arguments: tuple[int, ...]) -> tuple[int, int]:
 
 def limit_arenas() -> None:
     """Have malloc make no arenas for threads; without effect in a C library that has none."""
-    if _mallopt is not None:
+    if hasattr(_libc, "mallopt"):
         # SAFETY: no argument is a pointer.
-        _mallopt(_M_ARENA_MAX, 1)
+        _libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def load_unwinder() -> None:

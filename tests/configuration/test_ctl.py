@@ -88,8 +88,8 @@ except SystemExit:
 def test_help_imports_no_command() -> None:
     wide = {**os.environ, "COLUMNS": "200"}
     run = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True, env=wide)
-    modules = ["kata_runtime", "kata_runtime.ctl", "kata_runtime.ctl.errors", "kata_runtime.ctl.main"]
-    assert run.stderr.split() == modules
+    modules = ["kata_runtime", "kata_runtime.ctl", "kata_runtime.ctl.errors", "kata_runtime.version"]
+    assert run.stderr.split() == [*modules, "kata_runtime.ctl.main"]
     assert all(command.summary in run.stdout for command in COMMANDS.values())
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kata_agent.ttrpc.status import Code, RpcError
 from kata_runtime.broker.log_sink import LogSink, take_fatal_message
-from kata_runtime.ctl import log_level, seccomp_provoke, seccomp_status
+from kata_runtime.ctl import log_level, running, seccomp_provoke
 from kata_runtime.ctl.main import main
 from kata_runtime.ctl.running import RecordedProcess, RecordedSandbox
 from kata_runtime.errors import SandboxError
@@ -61,8 +61,9 @@ def test_what_a_shim_says_to_a_command_is_printable(
     async def answer(*_: object) -> NoReturn:
         raise RpcError(Code.UNKNOWN, ATTACK)
 
+    sandbox = RecordedSandbox("pod", "test", "/nowhere", "", ())
+    monkeypatch.setattr(running, "running_sandboxes", lambda: iter([sandbox]))
     for command in (log_level, seccomp_provoke):
-        monkeypatch.setattr(command, "socket_of", lambda _: "/nowhere")
         monkeypatch.setattr(command, "call_shim", answer)
     assert main(list(words)) == 1
     assert SHOWN in capsys.readouterr().err
@@ -83,7 +84,7 @@ def test_the_name_that_a_vmm_gives_a_thread_is_printable(
         assert owned.stdout is not None
         assert owned.stdout.readline() == b"named\n"
         sandbox = RecordedSandbox("pod", "test", "/nowhere", "", (RecordedProcess("qemu", owned.pid),))
-        monkeypatch.setattr(seccomp_status, "running_sandboxes", lambda: iter([sandbox]))
+        monkeypatch.setattr(running, "running_sandboxes", lambda: iter([sandbox]))
         assert main(["seccomp", "status"]) == 0
         owned.kill()
     assert "\\x1b[2Jowned" in capsys.readouterr().out

@@ -172,56 +172,6 @@ class TestLoading:
             del sys.modules["of_this_test_too"]
 
 
-REHEARSAL = """
-import json, logging, os, signal, sys, threading
-from pathlib import Path
-from kata_configuration import kept
-from kata_runtime.zygote import rehearsal
-
-def facts():
-    names = sorted(os.listdir("/proc/self/fd"))
-    handlers = [str(signal.getsignal(number)) for number in signal.valid_signals()]
-    levels = [logging.getLogger(name).level for name in ("", "kata_hypervisor")]
-    levels.append(logging.root.manager.disable)
-    threads = [thread.name for thread in threading.enumerate()]
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
-    return [names, handlers, levels, threads, children, os.getcwd(), os.umask(0o22)]
-
-kept.ROOT = Path(sys.argv[1])
-before = facts()
-rehearsal.rehearse()
-after = facts()
-rehearsal.work_as_broker()
-played = [rehearsal.play(unikernel=kind) for kind in (False, True)]
-print(json.dumps({"before": before, "after": after, "played": played}))
-"""
-
-
-class TestRehearsal:
-    def test_a_unikernel_gets_as_far_as_its_machine_and_nothing_is_left(self, tmp_path: Path) -> None:
-        table = tmp_path / "configuration.toml"
-        text = (
-            '[hypervisor.dragonball]\nkernel = ""\n[agent.kata]\n[runtime]\nhypervisor_name = "dragonball"\n'
-        )
-        table.write_text(text + "enable_debug = true\n")
-        environment = {**os.environ, "KATA_CONF_FILE": str(table)}
-        command = [sys.executable, "-c", REHEARSAL, str(tmp_path / "kept")]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        found = json.loads(done.stdout)
-        assert found["before"] == found["after"]
-        refused, unikernel = found["played"]
-        assert refused == ["Shutdown"]
-        assert unikernel == ["Create", "State", "Wait", "Delete", "Shutdown"]
-
-    def test_without_a_configuration_it_is_refused_as_shims_are(self, tmp_path: Path) -> None:
-        environment = {**os.environ, "KATA_CONF_FILE": str(tmp_path / "none.toml")}
-        command = [sys.executable, "-c", REHEARSAL, str(tmp_path / "kept")]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
-        found = json.loads(done.stdout)
-        assert found["before"] == found["after"]
-        assert found["played"] == [["Shutdown"], ["Shutdown"]]
-
-
 GAPS = """
 import gc
 from kata_runtime.zygote import heap

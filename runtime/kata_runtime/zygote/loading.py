@@ -48,9 +48,8 @@ def load(environment: Mapping[str, str]) -> None:
     preload.load_modules()
     _load_policies()
     _rehearse(environment)
-    from kata_runtime.zygote import heap, rehearsal
+    from kata_runtime.zygote import heap
 
-    rehearsal.rehearse()
     gc.collect()
     heap.fill_gaps()
     gc.freeze()
