@@ -202,7 +202,7 @@ def test_others_change_no_file_and_no_directory(
         load(base, check_host=False, source=source, trusted=trusted)
     (found,) = caught.value.diagnostics
     assert (found.code, found.path, found.security) == (code, str(changed), True)
-    assert found.message.startswith(f"its mode {mode:04o} lets others")
+    assert found.message.startswith(f"has the mode {mode:04o}, which lets others")
     assert lint(base, check_host=False, trusted=trusted) == (found,)
     changed.chmod(0o755)
 

@@ -51,7 +51,8 @@ def test_files_that_others_may_write(write: Write, text: str, guest: Path, mode:
     [found, *_] = lint(write(text))
     assert found.security
     assert (
-        found.message == f"{guest} its mode {mode:04o} lets others write: who may do that changes what runs"
+        found.message
+        == f"{guest} has the mode {mode:04o}, which lets others write: who may do that changes what runs"
     )
     assert found.hint == f"chmod go-w {guest}"
 

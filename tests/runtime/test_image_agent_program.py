@@ -105,12 +105,14 @@ def test_what_others_may_change_is_refused(tmp_path: Path, written: Callable[[by
         path.chmod(mode)
         for name in (path, link):
             with pytest.raises(
-                ContentError, match=f"its mode {mode:04o} lets others write: copy it to where"
+                ContentError, match=f"has the mode {mode:04o}, which lets others write: copy it to where"
             ):
                 AgentProgram.read(name, X86)
     path.chmod(0o755)
     tmp_path.chmod(0o777)
-    with pytest.raises(ContentError, match=f"{tmp_path} its mode 0777 lets others put files into it"):
+    with pytest.raises(
+        ContentError, match=f"{tmp_path} has the mode 0777, which lets others put files into it"
+    ):
         AgentProgram.read(path, X86)
 
 

@@ -121,11 +121,15 @@ def test_sources_that_others_may_change_are_refused(tmp_path: Path) -> None:
     """Who writes them names the mirror, and may trust it without a signature: he is root in every guest."""
     (sources := tmp_path / "ubuntu.sources").write_text(NOBLE)
     sources.chmod(0o664)
-    with pytest.raises(PackageError, match=f"{sources} its mode 0664 lets others write: copy them to where"):
+    with pytest.raises(
+        PackageError, match=f"{sources} has the mode 0664, which lets others write: copy them to where"
+    ):
         Apt.of(sources, tmp_path / "cache")
     sources.chmod(0o644)
     tmp_path.chmod(0o777)
-    with pytest.raises(PackageError, match=f"{tmp_path} its mode 0777 lets others put files into it"):
+    with pytest.raises(
+        PackageError, match=f"{tmp_path} has the mode 0777, which lets others put files into it"
+    ):
         Apt.of(sources, tmp_path / "cache")
 
 

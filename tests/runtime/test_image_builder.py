@@ -142,7 +142,9 @@ def test_a_cache_that_others_may_change_is_refused(tmp_path: Path, name: str) ->
     (tmp_path / "cache").mkdir()
     (tmp_path / name).chmod(0o777)
     request = builder.Build(tmp_path / "image", tmp_path / "cache", agent=Agent(tmp_path, tmp_path))
-    with pytest.raises(OutputError, match=r"cannot use the cache .* its mode 0777 lets others put files"):
+    with pytest.raises(
+        OutputError, match=r"cannot use the cache .* has the mode 0777, which lets others put files"
+    ):
         builder.build(request, Silent())
 
 

@@ -112,7 +112,7 @@ def _host(files: Mapping[str, str]) -> Iterator[None]:
         if str(path).startswith(tempfile.gettempdir()):
             return real_stat(path, follow_symlinks=follow_symlinks)
         if str(path) in modes:
-            return os.stat_result((modes[str(path)], *(0,) * 9))
+            return os.stat_result((modes[str(path)], 1 + list(modes).index(str(path)), *(0,) * 8))
         raise FileNotFoundError(2, "No such file or directory", str(path))
 
     def access(path: Path, mode: int) -> bool:

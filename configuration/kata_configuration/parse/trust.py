@@ -34,7 +34,7 @@ def directories_of(path: Path) -> Iterator[Place]:
     """Yield the directory that a file's name is in, and the one of the file that it is a link to."""
     for directory in dict.fromkeys((path.absolute().parent, Path(os.path.realpath(path)).parent)):
         try:
-            yield Place(directory, os.stat(directory))
+            yield Place(directory, directory.stat())
         except OSError:
             continue  # the file could be read: its directory went since
 
@@ -60,6 +60,6 @@ def fault_of(place: Place, trusted: Uids) -> Diagnostic | None:
     # In a sticky directory, a file is replaced by its owner only.
     if status.st_mode & _OTHERS_WRITE and not (directory and status.st_mode & stat.S_ISVTX):
         what = "lets others put files into it" if directory else "lets others write"
-        message = f"its mode {stat.S_IMODE(status.st_mode):04o} {what}"
+        message = f"has the mode {stat.S_IMODE(status.st_mode):04o}, which {what}"
         return Diagnostic.of(code, str(path), message, f"chmod go-w {path}")
     return None
