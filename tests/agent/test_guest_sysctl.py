@@ -1,4 +1,4 @@
-"""Sysctls of the network, which the agent sets for containers that share the guest's."""
+"""Sysctls that the agent sets: of the network for containers that share the guest's, and of memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kata_agent.guest.errors import InvalidRequestError
-from kata_agent.guest.system import set_network_parameters
+from kata_agent.guest.system import promise_memory, set_network_parameters
 
 
 @pytest.fixture
@@ -35,3 +35,9 @@ def test_nothing_else_is(root: Path, name: str) -> None:
 def test_a_parameter_that_does_not_exist_is_named(root: Path) -> None:
     with pytest.raises(FileNotFoundError, match="net/ipv4/absent"):
         set_network_parameters({"net.ipv4.absent": "1"}, str(root))
+
+
+def test_the_kernel_promises_any_amount_of_memory(tmp_path: Path) -> None:
+    (tmp_path / "overcommit_memory").write_text("0\n")
+    promise_memory(str(tmp_path / "overcommit_memory"))
+    assert (tmp_path / "overcommit_memory").read_text() == "1"

@@ -323,6 +323,16 @@ async def test_a_container_that_eats_its_memory_is_killed_and_told_of(shim_pod: 
     assert (await shim_pod.exec("echo", "alive")).text == "alive\n"
 
 
+async def test_a_container_may_ask_for_more_than_the_machine_has_and_use_some_of_it(shim_pod: Pod) -> None:
+    """As on a kubelet's node: what is written to is what counts, and too much of that is killed."""
+    linux = {"resources": {"memory": {"limit": 32 * MIB, "swap": 32 * MIB}}}
+    program = ("dd", "if=/dev/zero", "of=/dev/null", "bs=8G", "count=1")
+    process = await shim_pod.start_container(*program, linux=linux)
+    assert (await process.finish()).status == 137
+    process = await shim_pod.start_container("dd", "if=/dev/null", *program[2:], linux=linux)
+    assert (await process.finish()).status == 0
+
+
 async def test_processes_killed_for_memory_are_counted(shim_pod: Pod) -> None:
     linux = {"resources": {"memory": {"limit": 32 * MIB, "swap": 32 * MIB}}}
     script = "tail /dev/zero; exec sleep 1000"

@@ -16,7 +16,7 @@ from typing import NamedTuple, NoReturn
 
 from kata_agent import reserved_ports
 from kata_agent.constants import AGENT_PORT, FORWARD_PORT, STREAM_PORT
-from kata_agent.guest import VERSION, cgroup, forwarding, log, mounts, syscalls
+from kata_agent.guest import VERSION, cgroup, forwarding, log, mounts, syscalls, system
 from kata_agent.guest.errors import InvalidRequestError
 from kata_agent.guest.reaper import Reaper
 from kata_agent.guest.runtime import Crun
@@ -94,6 +94,7 @@ def _run() -> NoReturn:
         options = parse_options(file.read())
     log.set_verbose(options.verbose)
     cgroup.prepare()
+    system.promise_memory()
     bring_up_loopback()
     os.makedirs(SCRATCH, mode=0o700, exist_ok=True)
     os.makedirs(BASE, exist_ok=True)

@@ -151,6 +151,17 @@ def probe_memory(addresses: Iterable[int], path: str = _PROBE) -> None:
             file.write(f"{address:#x}")
 
 
+def promise_memory(path: str = "/proc/sys/vm/overcommit_memory") -> None:
+    """Let the kernel promise whatever is asked of it, as it does on a kubelet's node.
+
+    Otherwise an allocation of more than the machine has fails, although little of it is ever written to.
+    What is written to the containers' cgroups limit. Source: setupKernelTunables in Kubernetes'
+    pkg/kubelet/cm/container_manager_linux.go, and the kernel's Documentation/mm/overcommit-accounting.rst.
+    """
+    with open(path, "w", encoding="ascii") as file:
+        file.write("1")
+
+
 def add_entropy(data: bytes, device: str = "/dev/random") -> None:
     """Mix secret random data into the kernel's pool, and let all that is random from now on depend on it.
 
