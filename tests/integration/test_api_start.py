@@ -270,3 +270,14 @@ async def test_a_shim_without_a_container_ends_with_its_bundle(lab: Lab) -> None
     shutil.rmtree(shim.bundle)
     await shim.ended()
     await shim.close()
+
+
+async def test_a_shim_whose_last_container_was_deleted_ends_without_being_asked(lab: Lab) -> None:
+    """containerd was killed between Delete and Shutdown, and does not know any more that the task is gone."""
+    name = lab.new_id("lingers")
+    shim = await lab.start_shim(name, make_spec(make_process("true")))
+    process: Process = await shim.create(container_id=name)
+    await process.start()
+    assert (await process.finish()).status == 0
+    await shim.ended()
+    await shim.close()

@@ -302,6 +302,34 @@ def test_the_streams_in_a_later_bundle_are_had_once_its_specification_was_read(h
     open_fifo(sealed, fifo)
 
 
+def test_containerds_log_of_the_sandbox_is_no_stream(host: Host) -> None:
+    """Who reads it takes from containerd what the broker says there."""
+    sealed = host.sealed()
+    with pytest.raises(RequestRefusedError, match="cannot open the FIFO"):
+        open_fifo(sealed, make_fifo(host.bundle / "log"))
+    open_fifo(sealed, make_fifo(host.state / "fifo" / "1" / "log"))
+
+
+def test_the_file_that_names_the_sandbox_is_closed_again(host: Host) -> None:
+    sealed, bundle = host.sealed(), host.add_bundle("app")
+    (bundle / "sandbox").write_text(ID)
+    os.close(sealed.open_spec(str(bundle)))  # from here on the bundle's directory is held
+    before = len(os.listdir("/proc/self/fd"))
+    os.close(sealed.open_spec(str(bundle)))
+    (bundle / "sandbox").write_text("another")
+    with pytest.raises(RequestRefusedError):
+        sealed.open_spec(str(bundle))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_sandbox_whose_bundles_are_nowhere_has_none_read(tmp_path: Path) -> None:
+    bundle = tmp_path / "nowhere" / "first"
+    authorization = Authorization(str(bundle), ID)
+    authorization.seal()
+    with pytest.raises(RequestRefusedError, match="cannot read the bundle"):
+        authorization.open_spec(str(bundle))
+
+
 def test_streams_of_a_bundle_are_in_it_where_no_containerd_made_it(tmp_path: Path) -> None:
     for name in ("first", "later"):
         (tmp_path / name).mkdir()

@@ -71,6 +71,11 @@ class SandboxService:
             for method, function in functions.items()
         }
 
+    @property
+    def created(self) -> bool:
+        """Whether somebody has created the sandbox here, who also says when the shim ends."""
+        return self._created
+
     async def create(self, request: sandbox_pb2.CreateSandboxRequest) -> sandbox_pb2.CreateSandboxResponse:
         """Remember what the sandbox is to be; StartSandbox makes it."""
         self._check(request.sandbox_id)

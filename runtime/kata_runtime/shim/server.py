@@ -30,6 +30,10 @@ _log = logging.getLogger(__name__)
 FLUSH_BUDGET = 1.0
 """Seconds for which a client gets that reads none of the answers which it waits for."""
 
+LINGER = 15.0
+"""Seconds after which a shim whose pod is over looks whether it has a container still; it ends at the second
+look without one."""
+
 
 async def serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> None:
     """Serve containerd until Shutdown."""
@@ -82,7 +86,9 @@ async def serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> 
             await sandbox.fail(broker.fault)
 
         async def watch_bundle() -> None:
-            await _until_forgotten(broker, manager)
+            await race(
+                lambda: _until_forgotten(broker, manager), lambda: _until_over(sandbox, manager, sandboxes)
+            )
             await shut_down()
 
         tasks.start_soon(watch_broker)
@@ -91,6 +97,19 @@ async def serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> 
         with anyio.move_on_after(FLUSH_BUDGET):  # for a client that reads no answers
             await server.answered()
         tasks.cancel_scope.cancel()
+
+
+async def _until_over(sandbox: Sandbox, manager: Tasks, sandboxes: SandboxService) -> None:
+    """Return when the pod is over, and who deleted its last container does not ask for the shim's end.
+
+    A containerd that is killed between the two has a task then that its shim does not know, and neither
+    deletes it nor ends the shim. When the shim ends, it clears up.
+    """
+    await sandbox.wait_ended()
+    was_empty = False
+    while not (was_empty and manager.empty and not sandboxes.created):
+        was_empty = manager.empty
+        await anyio.sleep(LINGER)
 
 
 async def _until_forgotten(broker: Broker, manager: Tasks) -> None:
