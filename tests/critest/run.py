@@ -142,6 +142,7 @@ def _run(arguments: argparse.Namespace, program: str, images: list[Path]) -> tup
             argv = _command(arguments, program, endpoint, report, _done(earlier))
             log = report.with_suffix(".log")
             _run_to_its_end([*bed.inside, *argv], log)
+            bed.node.until(lambda: _all_made(bed.node.log()), "the end of a pod that was being made")
             shutil.copy(bed.node.containerd.log_path, report.with_suffix(".containerd.log"))
             if not report.exists():
                 raise UnfitError(f"critest wrote no report: {_end_of(log)}")
@@ -176,6 +177,13 @@ def _run_to_its_end(argv: list[str], log: Path) -> None:
         except KeyboardInterrupt:
             process.send_signal(signal.SIGINT)
             process.wait()
+
+
+def _all_made(log: str) -> bool:
+    """Whether containerd has answered for each pod: killed before, it leaves a network namespace behind."""
+    lines = [line for line in log.splitlines() if 'msg="RunPodSandbox for ' in line]
+    answers = sum(" returns sandbox id " in line or " failed, error" in line for line in lines)
+    return len(lines) == 2 * answers
 
 
 @contextmanager
