@@ -91,7 +91,7 @@ def main() -> int:
     except (UnfitError, containerd_versions.NotAvailableError) as error:
         print(f"run.py: {error}", file=sys.stderr)
         return UNFIT
-    known = critest_report.read_list(LIST.read_text()) if arguments.runtime == "kata" else {}
+    known = critest_report.read_list(LIST.read_text(), version) if arguments.runtime == "kata" else {}
     specs = critest_report.merge(map(critest_report.read, reports))
     text, as_listed = critest_report.describe(specs, known)
     print(f"critest with {arguments.runtime} on containerd {version}\n\n{text}")
@@ -140,10 +140,12 @@ def _run(arguments: argparse.Namespace, program: str, images: list[Path]) -> tup
             report = directory / f"report-{len(earlier) + 1:03}.json"
             endpoint = f"unix://{bed.node.containerd.address}"
             argv = _command(arguments, program, endpoint, report, _done(earlier))
-            _run_to_its_end([*bed.inside, *argv], directory / "critest.log")
-            shutil.copy(bed.node.containerd.log_path, directory / "containerd.log")
+            log = report.with_suffix(".log")
+            _run_to_its_end([*bed.inside, *argv], log)
+            bed.node.until(lambda: _all_made(bed.node.log()), "the end of a pod that was being made")
+            shutil.copy(bed.node.containerd.log_path, report.with_suffix(".containerd.log"))
             if not report.exists():
-                raise UnfitError(f"critest wrote no report: {_end_of(directory / 'critest.log')}")
+                raise UnfitError(f"critest wrote no report: {_end_of(log)}")
             version = ".".join(map(str, bed.node.programs.version))
             return [*earlier, report.read_text()], version
         finally:
@@ -175,6 +177,13 @@ def _run_to_its_end(argv: list[str], log: Path) -> None:
         except KeyboardInterrupt:
             process.send_signal(signal.SIGINT)
             process.wait()
+
+
+def _all_made(log: str) -> bool:
+    """Whether containerd has answered for each pod: killed before, it leaves a network namespace behind."""
+    lines = [line for line in log.splitlines() if 'msg="RunPodSandbox for ' in line]
+    answers = sum(" returns sandbox id " in line or " failed, error" in line for line in lines)
+    return len(lines) == 2 * answers
 
 
 @contextmanager

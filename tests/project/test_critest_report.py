@@ -11,7 +11,13 @@ import pytest
 import critest_report
 from critest_report import Spec
 
-PAGE = "| spec | why |\n|---|---|\n| `A known one` | it has no host |\n| not in quotes | x |\n"
+PAGE = """\
+| spec | why |
+|---|---|
+| `A known one` | it has no host |
+| `An old one` | containerd 1.6: it says no |
+| not in quotes | x |
+"""
 
 
 def report(*specs: dict[str, Any], reasons: list[str] | None = None) -> str:
@@ -61,7 +67,7 @@ def test_a_report_names_what_was_run() -> None:
     ],
 )
 def test_only_what_is_listed_may_fail(specs: list[Spec], says: str, as_listed: bool) -> None:
-    text, found = critest_report.describe(specs, critest_report.read_list(PAGE))
+    text, found = critest_report.describe(specs, critest_report.read_list(PAGE, "2.1"))
     assert says in text
     assert found is as_listed
 
@@ -88,4 +94,12 @@ def test_a_run_that_was_broken_off_is_gone_on_with() -> None:
         "A [a+b] runs": "passed",
         "A fails": "passed",
         "A never began": "passed",
+    }
+
+
+def test_a_reason_may_be_that_of_one_containerd() -> None:
+    assert critest_report.read_list(PAGE, "2.1") == {"A known one": "it has no host"}
+    assert critest_report.read_list(PAGE, "1.6") == {
+        "A known one": "it has no host",
+        "An old one": "containerd 1.6: it says no",
     }
