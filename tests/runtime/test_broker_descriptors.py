@@ -91,12 +91,14 @@ def test_one_that_is_closed_is_nothing() -> None:
 
 def test_a_kind_on_no_list_is_found_with_what_it_is(tmp_path: Path) -> None:
     number = os.open(tmp_path, os.O_PATH)
-    quiet = subprocess.DEVNULL
-    process = subprocess.Popen(
-        ["sleep", "1000"], pass_fds=[number], stdin=quiet, stdout=quiet, stderr=quiet, close_fds=True
-    )
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(["cat"], pass_fds=[number], stdin=pipe, stdout=pipe, bufsize=0)
     os.close(number)
     with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"!")
+        assert process.stdout.read(1) == b"!"  # it has started, and opens nothing more
         others = set(descriptors.kinds(process.pid).values()) - {"directory"}
         nothing = find_unlisted(process.pid, {*others, "directory"})
         found = find_unlisted(process.pid, others)
