@@ -23,6 +23,7 @@ from kata_runtime.broker import cgroups
 from patience import PATIENCE
 from shim_harness import Lab
 from shim_pod import Pod
+from thread_cpus import cpus_of
 
 pytestmark = [
     pytest.mark.integration,
@@ -58,17 +59,6 @@ def confine(channel: socket.socket, features: list[str]) -> dict[str, Any]:
     broker = int.from_bytes(channel.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], "little")
     code = seal.build_broker(features, "enforce", broker).code
     return ask(channel, "confine_broker", features=features, code=base64.b64encode(code).decode())
-
-
-def cpus_of(pid: int) -> dict[str, str]:
-    """The CPUs that each thread of a process may run on, by its name."""
-    found = {}
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        status = (task / "status").read_text()
-        allowed = re.search(r"^Cpus_allowed_list:\t(.*)$", status, re.MULTILINE)
-        assert allowed
-        found[(task / "comm").read_text().strip()] = allowed[1]
-    return found
 
 
 def groups() -> list[str]:
