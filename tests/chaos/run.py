@@ -186,6 +186,9 @@ def run_matrix(count: int, seed: int, only: str) -> int:
         return 1
     rounds = [one for one in matrix(quiet.steps) if only in f"{one[0]}: {one[1]}"]
     size = len(rounds)
+    if not rounds:
+        print(f"no round's name has {only!r}", file=sys.stderr)
+        return 2
     if count:
         draw = random.Random(seed)
         rounds = [one for _ in range(-(-count // size)) for one in draw.sample(rounds, size)]

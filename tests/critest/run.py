@@ -93,6 +93,9 @@ def main() -> int:
         return UNFIT
     known = critest_report.read_list(LIST.read_text(), version) if arguments.runtime == "kata" else {}
     specs = critest_report.merge(map(critest_report.read, reports))
+    if not specs:
+        print(f"run.py: no spec's name matches {arguments.focus!r}", file=sys.stderr)
+        return UNFIT
     text, as_listed = critest_report.describe(specs, known)
     print(f"critest with {arguments.runtime} on containerd {version}\n\n{text}")
     if reason := critest_report.broken_off(reports[-1]):

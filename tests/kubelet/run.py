@@ -55,6 +55,8 @@ def main() -> int:
             for one in TOPICS
             if re.search(arguments.focus, one.name) and (arguments.runtime == "kata" or not one.machine)
         ]
+        if not chosen:
+            raise UnfitError(f"no topic's name matches {arguments.focus!r}")
         return _run(arguments, program, chosen)
     except (UnfitError, containerd_versions.NotAvailableError) as error:
         print(f"run.py: {error}", file=sys.stderr)

@@ -61,6 +61,9 @@ def main() -> int:
     except (ImageError, containerd_versions.NotAvailableError) as error:
         print(f"run.py: {error}", file=sys.stderr)
         return UNFIT
+    if not any(one.alike or one.differences for one in found):
+        print("run.py: no test was run: no suite is there, or has one of that name", file=sys.stderr)
+        return UNFIT
     text, explained = like_runc_report.describe(found, like_runc_report.read_list(PAGE.read_text()))
     print(text)
     return 0 if explained else FAILED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -24,6 +25,9 @@ def run(version: str, image: Path | None, rounds: int, seed: int, only: str) -> 
             found = machines(node, Path(directory))
         draw = random.Random(seed)
         every = [plan for plan in matrix(found, draw) if only in str(plan)]
+        if not every:
+            print(f"no round's name has {only!r}", file=sys.stderr)
+            return 2
         plans = list(every)
         while rounds > len(plans):
             plans += [plan for plan in matrix(found, draw) if only in str(plan)]
