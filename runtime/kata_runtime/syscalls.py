@@ -17,7 +17,7 @@ import os
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Iterable, Sequence
     from typing import Any
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -27,6 +27,7 @@ _libc.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_u
 _libc.syscall.restype = ctypes.c_long
 _libc.sbrk.argtypes, _libc.sbrk.restype = [ctypes.c_ssize_t], ctypes.c_size_t
 
+_LAST_FD = 0xFFFFFFFF
 _OPEN_TREE, _MOVE_MOUNT, _CLOSE_RANGE, _OPENAT2, _PIDFD_GETFD, _MOUNT_SETATTR = 428, 429, 436, 437, 438, 442
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x20000, 0x4000000, 0x8000000
 _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -538,8 +539,17 @@ def die_with_parent(number: int) -> None:
     _call(_libc.prctl, _PR_SET_PDEATHSIG, number, 0, 0, 0)
 
 
-def close_range(first: int, last: int) -> None:
-    """Close every descriptor from `first` to `last`, both included."""
+def close_all_but(kept: Iterable[int]) -> None:
+    """Close every descriptor but these: a fork holds nothing of its parent's that it has no use for."""
+    first = 0
+    for fd in sorted(kept):
+        if first < fd:
+            _close_range(first, fd - 1)
+        first = fd + 1
+    _close_range(first, _LAST_FD)
+
+
+def _close_range(first: int, last: int) -> None:
     # SAFETY: no argument is a pointer.
     _system_call(_CLOSE_RANGE, ctypes.c_uint(first), ctypes.c_uint(last), ctypes.c_uint(0))
 

@@ -22,6 +22,7 @@ from kata_runtime.broker.client import Broker
 from kata_runtime.broker.operations import files
 from kata_runtime.broker.process import fork_broker
 from kata_runtime.pod import giving_up
+from kata_runtime.stdio import moving
 
 PYTHON = "/usr/bin/python3"
 
@@ -121,6 +122,8 @@ async def test_a_container_s_log_is_made_no_program_of_its_owner(world: World, b
     descriptor = await broker.open_log(str(log))
     await pass_on(broker, world, descriptor)
     os.write(descriptor, b"another\n")
+    while moving.queued(descriptor):  # noqa: ASYNC110 - what is awaited has no event
+        await asyncio.sleep(0.01)
     os.close(descriptor)
     await broker.settle_logs()
     assert log.read_text() == "line\nanother\n"

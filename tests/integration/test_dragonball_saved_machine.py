@@ -230,6 +230,8 @@ def test_the_process_that_makes_a_template_is_sealed(
     configuration = load(directory / "configuration.toml", check_host=False, source="test", annotations={})
     monkeypatch.setattr(vsock.Socket, "connect", lambda device, context: None)
     monkeypatch.setattr(vhost_vsock, "open_device", lambda: (os.memfd_create("vsock", os.MFD_CLOEXEC), 3))
+    log = os.open(directory / "log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    inherited = (log, *os.openpty())  # as who starts kata-ctl gives them to it
     for function, call in ((_nothing, ""), (reach, "newfstatat")):
         monkeypatch.setattr(maker, "_wait_for_agent", function)
         made = directory / function.__name__
@@ -238,6 +240,8 @@ def test_the_process_that_makes_a_template_is_sealed(
         assert call in reason
         assert bool(reason) is bool(call)
     assert sorted(path.name for path in (directory / "_nothing").iterdir()) == ["memory", "state"]
+    for descriptor in inherited:
+        os.close(descriptor)
 
 
 async def _nothing(configuration: object, machine: object) -> None:

@@ -137,14 +137,18 @@ def test_a_missing_configuration_is_said_to_be(tmp_path: Path, capsys: pytest.Ca
     assert "none.toml" in capsys.readouterr().err
 
 
-def test_a_process_that_only_dies_is_reported(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_only_dies_is_reported(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     place.mkdir(parents=True)
     configuration = load(write(place), check_host=False)
 
-    def live(configuration: object, directory: Path, messages: int) -> None:
+    def live(configuration: object, directory: Path, messages: int, log: int) -> None:
         import os
 
+        os.write(log, b"a line of \x1b[2Jits log\n")
         os._exit(3)
 
     monkeypatch.setattr(maker, "_live", live)
     assert maker.make(configuration, place) == "the process that makes it exited with status 3"
+    assert capsys.readouterr().err == "a line of \\x1b[2Jits log\n"

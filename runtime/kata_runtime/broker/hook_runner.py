@@ -50,19 +50,10 @@ def live(channel: socket.socket, declared: Declared, origin: Origin, begun: int)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         origin.enter_host()
-        _keep_only({channel.fileno(), begun})
+        syscalls.close_all_but({0, 1, 2, channel.fileno(), *([begun] if begun >= 0 else [])})
         _serve(channel, declared, None if begun < 0 else begun)
     finally:
         os._exit(0)
-
-
-def _keep_only(descriptors: set[int]) -> None:
-    first = 3
-    for descriptor in sorted(descriptors):
-        if first < descriptor:
-            syscalls.close_range(first, descriptor - 1)
-        first = max(first, descriptor + 1)
-    syscalls.close_range(first, 0xFFFFFFFF)
 
 
 def _serve(channel: socket.socket, declared: Declared, begun: int | None) -> None:

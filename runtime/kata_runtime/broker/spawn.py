@@ -26,7 +26,6 @@ GO, LISTENER, USERS, FAILED, UNCONFINED = b"g", b"listener", b"users", b"failed"
 """What parent and child send each other; the child's end of file says that it runs, or is at its gate."""
 
 NOT_RUN = 127
-MAX_FD = 0xFFFFFFFF
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -277,15 +276,6 @@ def _place(fds: Mapping[int, int], *kept: int) -> list[int]:
         os.dup2(sources.get(target, null), target, inheritable=True)
     for target, source in sources.items():
         os.dup2(source, target, inheritable=True)
-    _close_all_but({0, 1, 2, *fds, *moved})
+    # A child that waits holds nothing of the broker's: not its channel, and no listener.
+    syscalls.close_all_but({0, 1, 2, *fds, *moved})
     return moved
-
-
-def _close_all_but(kept: set[int]) -> None:
-    """A child that waits holds nothing of the broker's: not its channel, and no listener."""
-    first = 0
-    for fd in sorted(kept):
-        if first < fd:
-            syscalls.close_range(first, fd - 1)
-        first = fd + 1
-    syscalls.close_range(first, MAX_FD)

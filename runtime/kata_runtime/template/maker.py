@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from kata_hypervisor.contract import Disk, Hypervisor
 from kata_runtime.errors import SandboxError
 from kata_runtime.identity import SandboxIdentity
+from kata_runtime.logging import printable
 
 if TYPE_CHECKING:
     import socket
@@ -30,10 +32,14 @@ FAILED = 1
 def make(configuration: Configuration, directory: Path) -> str:
     """Make a template in an empty directory; return why that failed, or nothing. Forks, and blocks."""
     reader, writer = os.pipe2(os.O_CLOEXEC)
+    log_reader, log_writer = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if not pid:
-        _live(configuration, directory, writer)
+        _live(configuration, directory, writer, log_writer)
     os.close(writer)
+    os.close(log_writer)
+    shown = threading.Thread(target=_show, args=(log_reader,))
+    shown.start()
     try:
         with os.fdopen(reader, encoding="utf-8", errors="replace") as file:
             message = file.read().strip()
@@ -42,28 +48,45 @@ def make(configuration: Configuration, directory: Path) -> str:
         raise
     finally:
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        shown.join()
     from kata_runtime.broker.log_sink import take_fatal_message
 
     message = take_fatal_message(os.fspath(directory)) or message
     return "" if status == 0 else message or f"the process that makes it exited with status {status}"
 
 
-def _live(configuration: Configuration, directory: Path, messages: int) -> None:
-    """Be the process that makes it; never returns."""
+def _show(log: int) -> None:
+    """Pass its log on to our standard error."""
+    with os.fdopen(log, encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            sys.stderr.write(printable(line))
+
+
+def _live(configuration: Configuration, directory: Path, messages: int, log: int) -> None:
+    """Be the process that makes it; never returns.
+
+    Nothing that we were started with is left in it, a terminal or a file: what a guest may own has no file of
+    the host's.
+    """
     status = FAILED
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # which asyncio could not restore, once it is sealed
     try:
         from kata_runtime import syscalls
         from kata_runtime.broker.process import fork_broker
 
+        null = os.open(os.devnull, os.O_RDWR)
+        for number, source in enumerate((null, null, log)):
+            os.dup2(source, number)
+        syscalls.close_all_but({0, 1, 2, messages})
         identity = SandboxIdentity(OWNER, "factory", f"template-{os.getpid()}")
         channel, broker = fork_broker(identity, os.fspath(directory))
         syscalls.gain_nothing()  # before there is a second thread, which could not be changed later
         import anyio
 
         level = logging.DEBUG if configuration.hypervisor.enable_debug else logging.WARNING
-        logging.basicConfig(stream=sys.stderr, level=level, format="%(message)s")
-        anyio.run(_make, configuration, directory, identity, channel, broker)
+        with open(2, "w", encoding="utf-8", closefd=False) as stream:
+            logging.basicConfig(stream=stream, level=level, format="%(message)s")
+            anyio.run(_make, configuration, directory, identity, channel, broker)
         status = 0
     except Exception as error:  # noqa: BLE001 - the parent process reports it
         os.write(messages, (str(error) or type(error).__name__).encode())
