@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+import broker_cgroup
 from broker_bed import Bed, Shim, ask, make_bed, wait_for_end
 from forked import in_child
 from kata_hypervisor.privileges import Privileges
@@ -80,7 +81,7 @@ def work(bed: Bed, features: list[str]) -> Callable[[socket.socket], dict[str, A
     os.chown(streams / "late", OTHER, OTHER)
 
     def act(channel: socket.socket) -> dict[str, Any]:
-        do(channel, "prepare", cgroup="/broker-test/confined", pinning=True)
+        do(channel, "prepare", cgroup=f"/{broker_cgroup.NAME}/confined", pinning=True)
         do(channel, "take_user", base=60000, count=1000)
         init = do(channel, "learn_network", path=None, outside=False)["pid"]
         optional = dict.fromkeys(("environment", "gate", "seccomp"))
@@ -146,7 +147,7 @@ def work(bed: Bed, features: list[str]) -> Callable[[socket.socket], dict[str, A
             replies[f"unmount {target}"] = ask(channel, "unmount", target=f"{bed.shared}/{target}")
         replies["remove"] = ask(channel, "remove", path=f"{bed.shared}/c2/root")
         with open(f"/proc/{os.getpid()}/cgroup", encoding="ascii") as file:
-            assert "/broker-test/confined" in file.read()
+            assert f"/{broker_cgroup.NAME}/confined" in file.read()
         if replies["late_interfaces"].get("result") != {"names": [LATE]}:
             replies["late_interfaces"]["error"] = "it was not seen"
         return {op: reply.get("error") for op, reply in replies.items()}
@@ -183,7 +184,7 @@ def test_all_of_its_work_is_done_confined(bed: Bed, features: list[str], end: st
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
         assert str(bed.root) not in file.read()
     for hierarchy in cgroups.hierarchies():
-        assert not os.path.exists(f"{hierarchy.mountpoint}/broker-test")
+        assert not os.path.exists(f"{hierarchy.mountpoint}/{broker_cgroup.NAME}")
 
 
 # -- what it is then -----------------------------------------------------------------------------------------
@@ -464,7 +465,7 @@ def test_a_pods_processes_open_its_devices_and_no_others(bed: Bed) -> None:
     os.mknod(disk, 0o600 | stat.S_IFBLK, os.makedev(7, 255))
 
     def act(channel: socket.socket) -> dict[str, int]:
-        do(channel, "prepare", cgroup="/broker-test/devices", pinning=False)
+        do(channel, "prepare", cgroup=f"/{broker_cgroup.NAME}/devices", pinning=False)
         do(channel, "take_user", base=60000, count=1000)
         before = opened(log)
         assert confine(channel, []) == {"id": 1, "result": {"lacking": ""}}

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import broker_cgroup
 from broker_bed import Bed, Shim, ask, make_bed, wait_for_end
 from kata_hypervisor.errors import HostUnfitError
 from kata_hypervisor.host import ExitStatus
@@ -32,7 +33,7 @@ pytestmark = [
 
 def remains(bed: Bed) -> list[str]:
     """Mounts and cgroups of this test that the host has; other sandboxes may come and go meanwhile."""
-    names = ("broker-test", "broker.slice", bed.identity.key)
+    names = (broker_cgroup.NAME, f"{broker_cgroup.OUTER}.slice", bed.identity.key)
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
         found = [line for line in file if str(bed.root) in line]
     for hierarchy in cgroups.hierarchies():
@@ -309,9 +310,13 @@ async def test_a_link_in_the_place_of_a_target_is_refused(bed: Bed) -> None:
 @pytest.mark.parametrize(
     ("given", "path"),
     [
-        ("/broker-test/one", "/broker-test/one"),
-        ("broker-test.slice:kata:one", "/broker.slice/broker-test.slice/kata-one.scope"),
+        (f"/{broker_cgroup.NAME}/one", f"/{broker_cgroup.NAME}/one"),
+        (
+            f"{broker_cgroup.NAME}.slice:kata:one",
+            f"/{broker_cgroup.OUTER}.slice/{broker_cgroup.NAME}.slice/kata-one.scope",
+        ),
     ],
+    ids=["a path", "a slice"],
 )
 async def test_all_of_a_sandbox_is_in_its_cgroup(bed: Bed, given: str, path: str) -> None:
     async with broker_of(bed) as broker:
@@ -340,12 +345,12 @@ async def test_a_cgroup_path_that_leads_elsewhere_is_refused(bed: Bed, given: st
 
 async def test_a_process_killed_for_want_of_memory_is_told_apart(bed: Bed) -> None:
     leaf = next(
-        f"{h.mountpoint}/broker-test/oom"
+        f"{h.mountpoint}/{broker_cgroup.NAME}/oom"
         for h in cgroups.hierarchies()
         if "memory" in h.controllers or h.version == 2
     )
     async with broker_of(bed) as broker:
-        await broker.prepare("/broker-test/oom", pinning=False)
+        await broker.prepare(f"/{broker_cgroup.NAME}/oom", pinning=False)
         below = Path(
             leaf, "memory.limit_in_bytes" if Path(leaf, "memory.limit_in_bytes").exists() else "memory.max"
         )
@@ -389,7 +394,7 @@ def busy_sandbox(bed: Bed) -> Callable[[socket.socket], list[int]]:
             reply = do("spawn", name=name, argv=argv, fds=[], **optional)
             return int(reply["pid"])
 
-        do("prepare", cgroup="/broker-test/busy", pinning=False)
+        do("prepare", cgroup=f"/{broker_cgroup.NAME}/busy", pinning=False)
         pids = [spawn("virtiofsd", "sleep 100 & sleep 100")]
         for name, readonly in (("rw", False), ("ro", True)):
             do(

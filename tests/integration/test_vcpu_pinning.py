@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 import pytest
 
+import broker_cgroup
 from broker_bed import Bed, Shim, ask, make_bed, wait_for_end
 from growing import end, update
 from kata_agent.ttrpc.status import RpcError
@@ -83,7 +84,7 @@ def play(bed: Bed, names: list[str], asked: list[list[int]], *, pinning: bool = 
     """
 
     def act(channel: socket.socket) -> list[Seen]:
-        do(channel, "prepare", cgroup="/broker-test/pinned", pinning=pinning)
+        do(channel, "prepare", cgroup=f"/{broker_cgroup.NAME}/pinned", pinning=pinning)
         argv = [*NOBODY, "/usr/bin/python3", "-c", THREADS, *names]
         optional = dict.fromkeys(("environment", "gate", "seccomp", "privileges"))
         pid = do(channel, "spawn", name="qemu", argv=argv, fds=[], **optional)["pid"]
