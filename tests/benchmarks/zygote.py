@@ -43,7 +43,7 @@ from zygote_process import Zygote
 
 GROUP = "kata-benchmark"
 CALM = 0.002
-"""CPU seconds in half a second: what containerds spend that have nothing to do."""
+"""CPU seconds in half a second, beside what a containerd spends that has nothing to do."""
 COLD, WARM, URUNC = "without the zygote", "with the zygote", "urunc"
 URUNC_RUNTIME = "io.containerd.urunc.v2"
 # The kind of unikernel whose command line urunc passes on as it is; ours reads no kind.
@@ -81,11 +81,14 @@ def spent(group: Path) -> float:
     return int((group / "cpu.stat").read_text().split()[1]) / 1e6
 
 
-def await_calm(group: Path) -> None:
-    """Return when a cgroup has spent next to nothing for a while: what ended in it, has ended."""
+def await_calm(group: Path, idle: float) -> None:
+    """Return when a cgroup has spent next to nothing for a while: what ended in it, has ended.
+
+    idle: CPU seconds in half a second of a containerd that has nothing to do.
+    """
     deadline = time.monotonic() + PATIENCE
     before, now = -1.0, spent(group)
-    while now - before > CALM:
+    while now - before > CALM + 2 * idle:
         assert time.monotonic() < deadline, "what was ended goes on"
         time.sleep(0.5)
         before, now = now, spent(group)
@@ -106,6 +109,10 @@ class Contender:
         self._group = group
         self._clients: dict[str, subprocess.Popen[bytes]] = {}
         (group / "cgroup.procs").write_text(str(node.containerd.pid))
+        time.sleep(2)  # it is done with its start
+        before = spent(group)
+        time.sleep(2)
+        self._idle = (spent(group) - before) / 4
 
     def start(self) -> tuple[str, Sample]:
         """A unikernel that goes on running after its first line; its id, and what it took until then."""
@@ -136,7 +143,7 @@ class Contender:
         client.wait()
         assert client.stdout is not None
         client.stdout.close()
-        await_calm(self._group)
+        await_calm(self._group, self._idle)
 
 
 def memory_of_last(contender: Contender, pods: int) -> float:
