@@ -44,8 +44,10 @@ def load_socket_option_tables(spec: dict[str, Any], reaper: Reaper) -> None:
     is no error: programs are told so when they ask.
     """
     capabilities = (spec.get("process") or {}).get("capabilities") or {}
+    if "CAP_NET_ADMIN" not in (capabilities.get("bounding") or ()):
+        return
     missing = [name for name in _TABLES if not _is_loaded(name)]
-    if not missing or "CAP_NET_ADMIN" not in (capabilities.get("bounding") or ()):
+    if not missing:
         return
     try:
         _run_modprobe(["-a", *missing], reaper)

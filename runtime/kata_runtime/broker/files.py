@@ -133,16 +133,11 @@ class Files:
         Returns a descriptor of the view, the caller's to close: a shim that a guest owns may unmount the view
         before it is read, and mount something else in its place.
         """
-        if not self._journal.find("unmount", target):
-            raise RequestRefusedError(f"{target} was not mounted by this broker")
+        self._own_mounts(target)
         self._check_free(target, 1)
         attributes = syscalls.MOUNT_ATTR_RDONLY | syscalls.MOUNT_ATTR_NODEV | syscalls.MOUNT_ATTR_NOSYMFOLLOW
         with self._directory.scope.reach(target) as place:
-            mounted = place.open()
-            try:
-                tree = syscalls.clone_tree(mounted, recursive=True)
-            finally:
-                os.close(mounted)
+            tree = _copy(place, recursive=True)
             try:
                 self._attach(tree, f"a view of {target}", place, attributes, recursive=True)
             except BaseException:
@@ -156,14 +151,9 @@ class Files:
         For clients that copy a container's files by /proc/PID/root. They look where a path leads, and then go
         there: a link that a guest puts there in between would lead through the host, so none is followed.
         """
-        if not self._journal.find("unmount", target):
-            raise RequestRefusedError(f"{target} was not mounted by this broker")
+        self._own_mounts(target)
         with self._directory.scope.reach(target) as place:
-            mounted = place.open()
-        try:
-            tree = syscalls.clone_tree(mounted, recursive=False)
-        finally:
-            os.close(mounted)
+            tree = _copy(place, recursive=False)
         try:
             attributes = syscalls.MOUNT_ATTR_NOSYMFOLLOW
             syscalls.set_attributes(tree, attributes, recursive=False, propagation=syscalls.MS_PRIVATE)
@@ -226,10 +216,14 @@ class Files:
 
     def unmount(self, target: str) -> None:
         """Undo what `mount` and `bind` have stacked there."""
+        for _ in self._own_mounts(target):
+            self._unmount_one(target)
+
+    def _own_mounts(self, target: str) -> list[int]:
+        """Entries of what is stacked there. Raises RequestRefusedError where this broker mounted nothing."""
         if not (entries := self._journal.find("unmount", target)):
             raise RequestRefusedError(f"{target} was not mounted by this broker")
-        for _ in entries:
-            self._unmount_one(target)
+        return entries
 
     def _unmount_one(self, target: str) -> None:
         number = self._journal.find("unmount", target)[-1]
@@ -244,3 +238,12 @@ class Files:
         with self._directory.scope.reach(path) as place:
             place.remove()
         self._journal.drop(entries[-1])
+
+
+def _copy(place: Place, *, recursive: bool) -> int:
+    """A detached copy of what is mounted there; the caller's to close."""
+    mounted = place.open()
+    try:
+        return syscalls.clone_tree(mounted, recursive=recursive)
+    finally:
+        os.close(mounted)

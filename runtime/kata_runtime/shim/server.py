@@ -74,8 +74,7 @@ async def serve(setup: Setup, broker_socket: socket.socket, broker_pid: int) -> 
         sandboxes = SandboxService(sandbox, manager, broker, shut_down, setup.config_path)
         service = TaskService(manager, sandbox, shut_down, setup.config_path)
         handlers = {**service.handlers(), **sandboxes.handlers(), **NetworkService(sandbox).handlers()}
-        handlers.update(DebugService(sandbox).handlers())
-        handlers.update(LogService().handlers())
+        handlers |= {**DebugService(sandbox).handlers(), **LogService().handlers()}
         server = Server(handlers, on_error=to_rpc_error)
         listener = socket.socket(fileno=setup.listener_fd)
         listener.setblocking(False)
